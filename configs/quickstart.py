@@ -1,0 +1,44 @@
+"""A small Llama with random weights learns five attributes of generated text.
+
+    python -m rmjax.train --config=configs/quickstart.py
+
+The data are generated (rmjax/data/generated.py): sentences whose attributes follow from the text by
+simple rules. Nothing is downloaded. The code is that of the 70B config.
+"""
+
+from rmjax.config import Config, DataConfig, EveryConfig
+from rmjax.llama import LlamaConfig
+from rmjax.optimizer import OptimizerConfig
+
+
+def get_config(arg: str | None = None) -> Config:
+    return Config(
+        workdir="runs/quickstart",
+        data=DataConfig(
+            train="generated:8000",
+            validation="generated:400",
+            max_length=256,
+            row_length=512,
+        ),
+        tokenizer="bytes",
+        model=LlamaConfig(
+            vocab_size=262,
+            hidden_size=96,
+            intermediate_size=256,
+            num_hidden_layers=3,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            head_dim=16,
+            max_position_embeddings=512,
+            rms_norm_eps=1e-5,
+        ),
+        batch_size=32,
+        epochs=1,
+        rows_per_device=8,
+        remat="none",
+        optimizer=OptimizerConfig(
+            learning_rate=2e-3, schedule="cosine", warmup_steps=20, clip_norm=1.0
+        ),
+        eval=EveryConfig(100),
+        checkpoint=EveryConfig(100),
+    )

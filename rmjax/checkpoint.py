@@ -1,0 +1,159 @@
+"""A run's checkpoints: state, data position and config together, the best and the last kept."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from orbax.checkpoint import v1 as ocp
+
+from rmjax.errors import UserError, disk_errors
+from rmjax.modelfiles import FORMAT_VERSION
+from rmjax.step import TrainState
+
+DIRECTORY = "checkpoints"
+_policies = ocp.training.preservation_policies
+
+
+def _loss(metrics: Any) -> float:
+    return metrics["validation_loss"]
+
+
+class Checkpoints:
+    """The checkpoints of one run. Saving is asynchronous and atomic: a step is there or it is not.
+
+    Each holds `params`, `optimizer` (with the step) and, as metadata, the data's position, the
+    config and the format version.
+    """
+
+    def __init__(self, workdir: Path, *, clean: bool = True):
+        """Opens them; `clean` removes what a killed save left, so only the run itself may."""
+        self.directory = workdir / DIRECTORY
+        self._orbax = ocp.training.Checkpointer(
+            self.directory.absolute(),
+            # The loop decides when to save; Orbax would skip what its own policy does not like.
+            save_decision_policy=_Always(),
+            preservation_policy=_policies.AnyPreservationPolicy(
+                [
+                    _policies.LatestN(1),
+                    _policies.BestN(
+                        get_metric_fn=_loss,
+                        reverse=True,
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+            cleanup_tmp_directories=clean,
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """The last step saved."""
+        latest = self._orbax.latest
+        return None if latest is None else latest.step
+
+    @property
+    def evaluations(self) -> dict[int, dict[str, Any]]:
+        """What was saved as the evaluation of each step kept, where there was one."""
+        return {c.step: c.metrics for c in self._orbax.checkpoints if c.metrics}
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        *,
+        position: dict[str, Any],
+        config: dict[str, Any],
+        evaluation: dict[str, Any] | None,
+    ) -> None:
+        """Starts saving; waits for an earlier save first.
+
+        Args:
+          step: number of optimizer steps done.
+          state: as it is after them; it may be donated as soon as this returns.
+          position: of the data.
+          config: the resolved config.
+          evaluation: `validation_loss` and more, if this step was evaluated.
+        """
+        with disk_errors(f"checkpoint {step} in {self.directory}"):
+            self._orbax.save_checkpointables_async(
+                step,
+                {
+                    "params": state.params,
+                    "optimizer": {"step": state.step, "state": state.opt_state},
+                },
+                metrics=evaluation,
+                custom_metadata={
+                    "format_version": FORMAT_VERSION,
+                    "position": position,
+                    "config": config,
+                },
+            )
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """Format version, position and config of a checkpoint."""
+        metadata = self._orbax.checkpointables_metadata(step).custom_metadata
+        found = (metadata or {}).get("format_version")
+        if found != FORMAT_VERSION:
+            raise UserError(
+                f"{self.directory / str(step)}: format version {found!r}; this version of rmjax "
+                f"reads {FORMAT_VERSION!r}"
+            )
+        return metadata
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """The state of a step, placed as `abstract` says, on whatever mesh that is."""
+        wanted = {
+            "params": abstract.params,
+            "optimizer": {"step": abstract.step, "state": abstract.opt_state},
+        }
+        try:
+            saved = self._orbax.load_checkpointables(step, wanted)
+        except Exception as error:  # Orbax lets through whatever its storage raises
+            raise UserError(
+                f"{self.directory / str(step)}: incomplete or damaged checkpoint "
+                f"({str(error)[:300]}). Delete that directory to continue from an earlier one"
+            ) from error
+        optimizer = saved["optimizer"]
+        return TrainState(optimizer["step"], saved["params"], optimizer["state"])
+
+    def close(self) -> None:
+        """Waits for the last save and lets errors of saving be seen."""
+        with disk_errors(f"a checkpoint in {self.directory}"):
+            self._orbax.close()
+
+
+class _Always:
+    def should_save(self, step: Any, previous_steps: Any, *, context: Any) -> bool:
+        return True
+
+
+def best_params(workdir: Path) -> Path:
+    """The directory of a run's checkpoint with the lowest validation loss (else its last)."""
+    checkpoints = Checkpoints(workdir, clean=False)
+    try:
+        losses = {s: e["validation_loss"] for s, e in checkpoints.evaluations.items()}
+        step = min(losses, key=losses.__getitem__) if losses else checkpoints.latest
+    finally:
+        checkpoints.close()
+    if step is None:
+        raise UserError(f"{workdir / DIRECTORY}: there is no complete checkpoint in this run yet")
+    return workdir / DIRECTORY / str(step)
+
+
+class Preemption:
+    """Notices SIGTERM, so that the loop can save and end; use as a context manager."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+
+    def __enter__(self) -> "Preemption":
+        self._before = signal.signal(signal.SIGTERM, self._request)
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)

@@ -1,0 +1,39 @@
+"""`--config=FILE.py[:arg] --config.field=value`, with errors a user can read."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from rmjax.config import Config
+from rmjax.errors import UserError, exit_with_message
+
+
+def run_with_config(run: Callable[[Config], None]) -> None:
+    """Parses the command line and calls `run` with the config."""
+    flag = config_flags.DEFINE_config_file("config", None, "The experiment: configs/NAME.py[:arg].")
+
+    def parse(argv: list[str]) -> list[str]:
+        named = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+        if not named:
+            raise UserError("which experiment? --config=configs/NAME.py")
+        if not Path(named[0].split(":")[0]).is_file():
+            raise UserError(f"--config={named[0]}: there is no such file")
+        try:
+            return flags.FLAGS(argv)
+        except (KeyError, ValueError, TypeError, AttributeError, flags.Error) as error:
+            message = error.args[0] if error.args else error
+            raise UserError(f"the command line does not fit the config: {message}") from error
+
+    def main(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise UserError(f"unexpected argument {argv[1]!r}; fields are --config.field=value")
+        logging.set_verbosity(logging.ERROR)
+        config = flag.value
+        if not isinstance(config, Config):
+            raise UserError("get_config() of the config file must return an rmjax.config.Config")
+        exit_with_message(lambda: run(config))
+
+    exit_with_message(lambda: app.run(main, argv=sys.argv, flags_parser=parse))

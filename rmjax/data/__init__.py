@@ -1,0 +1,1 @@
+"""From rated responses on disk to batches: sources, tokenise, pack, batches."""

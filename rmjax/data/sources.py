@@ -1,0 +1,193 @@
+"""Rated responses from the hub, from local files of the same layout, or generated."""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from rmjax.data.conversation import parse_prompt
+from rmjax.data.generated import generate
+from rmjax.errors import UserError
+from rmjax.tokenizer import Message
+
+GENERATED = "generated:"
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+_MASKED = -100  # what NeMo's files put where a label is missing
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One rated response.
+
+    Attributes:
+      prompt: the conversation up to the response.
+      response: the text that was rated.
+      labels: one rating an attribute; NaN where there is none.
+      where: file and row, from 1, for messages.
+    """
+
+    prompt: list[Message]
+    response: str
+    labels: tuple[float, ...]
+    where: str
+
+
+def read_samples(
+    source: str, split: str, attributes: Sequence[str], label_range: tuple[float, float]
+) -> list[Sample]:
+    """All samples of a source, checked.
+
+    Args:
+      source: a `.jsonl`, `.jsonl.gz` or `.parquet` file; a directory that holds
+        `<split>.jsonl[.gz]` or `<split>.parquet`; a hub id such as `nvidia/HelpSteer2`; or
+        `generated:COUNT`.
+      split: `train` or `validation`.
+      attributes: the columns that hold the ratings.
+      label_range: the lowest and highest rating there may be.
+
+    Raises:
+      UserError: naming file, row and field.
+    """
+    samples = []
+    for number, row in enumerate(_read_rows(source, split), start=1):
+        where = f"{source} row {number}"
+        samples.append(_check_row(row, attributes, label_range, where))
+    if not samples:
+        raise UserError(f"{source}: there is no row in it")
+    return samples
+
+
+def _check_row(
+    row: dict[str, Any], attributes: Sequence[str], label_range: tuple[float, float], where: str
+) -> Sample:
+    for field in ("prompt", "response", *attributes):
+        if field not in row:
+            raise UserError(
+                f"{where}: field {field!r} is missing; the row has {', '.join(sorted(row))}"
+            )
+    try:
+        prompt = parse_prompt(row["prompt"])
+    except ValueError as error:
+        raise UserError(f"{where}: field 'prompt' {error}") from error
+    response = row["response"]
+    if not isinstance(response, str):
+        raise UserError(f"{where}: field 'response' is {type(response).__name__}, not a string")
+    if not response.strip():
+        raise UserError(f"{where}: field 'response' is empty")
+    labels = tuple(_check_label(row[name], name, label_range, where) for name in attributes)
+    return Sample(prompt, response, labels, where)
+
+
+def _check_label(value: Any, field: str, limits: tuple[float, float], where: str) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{where}: field {field!r} is {value!r}, expected a number")
+    if math.isnan(value) or value == _MASKED:
+        return math.nan
+    if not limits[0] <= value <= limits[1]:
+        raise UserError(
+            f"{where}: field {field!r} is {value:g}, outside {limits[0]:g} to {limits[1]:g} "
+            "(--config.data.label_range)"
+        )
+    return float(value)
+
+
+def _read_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
+    if source.startswith(GENERATED):
+        return _generated_rows(source, split)
+    path = Path(source)
+    file = path if path.is_file() else _split_file(path, split) if path.is_dir() else None
+    if file is None:
+        return _hub_rows(source, split)
+    if not file.name.endswith(_SUFFIXES):
+        raise UserError(f"{file}: unknown kind of file; supported: {', '.join(_SUFFIXES)}")
+    if file.stat().st_size == 0:
+        raise UserError(f"{file}: the file is empty")
+    kind = "parquet" if file.suffix == ".parquet" else "json"
+    try:
+        rows = datasets.load_dataset(kind, data_files=str(file), split="train")
+    except Exception as error:  # datasets wraps what pyarrow and the codecs raise
+        if kind == "json":
+            _find_bad_line(file)
+        raise UserError(f"{file}: cannot be read ({error.__cause__ or error})") from error
+    return iter(rows)
+
+
+def _split_file(directory: Path, split: str) -> Path:
+    found = [directory / f"{split}{suffix}" for suffix in _SUFFIXES]
+    found = [file for file in found if file.exists()]
+    if len(found) != 1:
+        names = ", ".join(f"{split}{suffix}" for suffix in _SUFFIXES)
+        raise UserError(f"{directory}: expected one of {names}, found {len(found)} of them")
+    return found[0]
+
+
+def _hub_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
+    if source.startswith((".", "/", "~")) or source.endswith(_SUFFIXES) or source.count("/") != 1:
+        raise UserError(f"{source}: there is no such file or directory")
+    try:
+        return iter(datasets.load_dataset(source, split=split))
+    except Exception as error:  # no network, no such data set, no such split: datasets says which
+        raise UserError(
+            f"{source}: not a local path, and the hub does not give it ({error})"
+        ) from error
+
+
+def _generated_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
+    count = source.removeprefix(GENERATED)
+    if not count.isdigit() or int(count) < 2:
+        raise UserError(f"{source}: expected generated:COUNT with COUNT at least 2")
+    return generate(int(count), split)
+
+
+def _find_bad_line(file: Path) -> None:
+    """Raises a `UserError` for the first line of a JSON-lines file that is not a plain object."""
+    opened = gzip.open if file.suffix == ".gz" else open
+    kinds: dict[str, type] = {}
+    try:
+        with opened(file, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    _check_line(line, kinds, f"{file} row {number}")
+    except (OSError, EOFError) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from error
+
+
+def _check_line(line: bytes, kinds: dict[str, type], where: str) -> None:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 (byte {error.start} of the line)") from error
+    except ValueError as error:
+        raise UserError(f"{where}: broken JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    for field, value in row.items():
+        if value is None:
+            continue
+        kind = float if isinstance(value, int | float) else type(value)
+        if kinds.setdefault(field, kind) is not kind:
+            raise UserError(
+                f"{where}: field {field!r} is {kind.__name__}, in earlier rows "
+                f"{kinds[field].__name__}"
+            )
+
+
+def fingerprint(source: str, split: str) -> str:
+    """Changes when the data behind `source` change: the file's bytes, or the hub id and split."""
+    path = Path(source)
+    file = _split_file(path, split) if path.is_dir() else path
+    if source.startswith(GENERATED) or not file.is_file():
+        return hashlib.sha256(f"{source} {split}".encode()).hexdigest()
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+datasets.disable_progress_bars()

@@ -1,0 +1,236 @@
+"""Samples to tokens, once: the result is cached on disk, keyed by everything that made it."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int32, Int64
+
+from rmjax.data.sources import Sample, fingerprint, read_samples
+from rmjax.errors import UserError, disk_errors
+from rmjax.tokenizer import Tokenizer, encode
+
+OVER_LONG = ("drop", "truncate_left", "error")
+_VERSION = 1  # of this module's result; part of the cache's key
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizedData:
+    """Tokenised samples; siblings, the responses to one prompt, are adjacent.
+
+    Attributes:
+      attributes: names of the label columns.
+      tokens: all samples' tokens, one after the other.
+      offsets: sample i is `tokens[offsets[i] : offsets[i + 1]]`.
+      labels: ratings; NaN where there is none.
+      groups: number of the sample's prompt, from 0 and ascending.
+      rows: the sample's row in its source, from 1.
+      counts: samples by what became of them: read, kept, and reasons.
+      source: where they came from.
+      key: fingerprint of everything that made them.
+    """
+
+    attributes: tuple[str, ...]
+    tokens: Int32[np.ndarray, "T"]
+    offsets: Int64[np.ndarray, "N+1"]
+    labels: Float32[np.ndarray, "N A"]
+    groups: Int32[np.ndarray, "N"]
+    rows: Int32[np.ndarray, "N"]
+    counts: dict[str, int]
+    source: str
+    key: str
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, "N"]:
+        """Tokens of each sample."""
+        return np.diff(self.offsets)
+
+    def sequence(self, sample: int) -> Int32[np.ndarray, "L"]:
+        """Tokens of one sample."""
+        return self.tokens[self.offsets[sample] : self.offsets[sample + 1]]
+
+    def where(self, sample: int) -> str:
+        """File and row of a sample, for messages."""
+        return f"{self.source} row {self.rows[sample]}"
+
+
+def load_tokenized(
+    source: str,
+    split: str,
+    tokenizer: Tokenizer,
+    *,
+    attributes: Sequence[str],
+    label_range: tuple[float, float],
+    max_length: int,
+    over_long: str,
+) -> TokenizedData:
+    """The tokenised samples of a source, from the cache if it has them.
+
+    The cache is `$RMJAX_CACHE`, else `~/.cache/rmjax`; its entries can be deleted at any time.
+
+    Raises:
+      UserError: bad data, naming file, row and field; or nothing is left after the length policy.
+    """
+    made_by = {
+        "version": _VERSION,
+        "data": fingerprint(source, split),
+        "tokenizer": _tokenizer_fingerprint(tokenizer),
+        "attributes": list(attributes),
+        "label_range": list(label_range),
+        "max_length": max_length,
+        "over_long": over_long,
+    }
+    key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
+    root = Path(os.environ.get("RMJAX_CACHE", Path.home() / ".cache" / "rmjax"))
+    entry = root / "tokens" / key
+    if not (entry / "counts.json").exists():
+        samples = read_samples(source, split, attributes, label_range)
+        with disk_errors(f"the cache in {root}"):
+            _write(entry, *_tokenize(samples, tokenizer, max_length, over_long))
+    return _read(entry, tuple(attributes), source, key)
+
+
+def _tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    made_of = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
+    return hashlib.sha256((made_of + tokenizer.chat_template).encode()).hexdigest()
+
+
+def _tokenize(
+    samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, over_long: str
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    counts: Counter[str] = Counter(read=len(samples))
+    groups: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for number, sample in enumerate(samples):
+        messages = [*sample.prompt, {"role": "assistant", "content": sample.response}]
+        try:
+            tokens = encode(tokenizer, messages)
+        except UserError as error:
+            raise UserError(f"{sample.where}: {error}") from error
+        if all(np.isnan(sample.labels)):
+            counts["dropped: no label"] += 1
+            continue
+        if len(tokens) > max_length:
+            if over_long == "error":
+                raise UserError(
+                    f"{sample.where}: {len(tokens)} tokens, more than data.max_length = "
+                    f"{max_length} (and data.over_long is 'error')"
+                )
+            if over_long == "drop":
+                counts["dropped: too long"] += 1
+                continue
+            counts["truncated on the left"] += 1
+            tokens = truncate_left(tokens, max_length, tokenizer.bos_token_id)
+        prompt = json.dumps(sample.prompt, sort_keys=True)
+        groups.setdefault(prompt, []).append((number, tokens))
+    kept = [(g, *member) for g, members in enumerate(groups.values()) for member in members]
+    counts["kept"] = len(kept)
+    counts["prompts"] = len(groups)
+    if not kept:
+        raise UserError(
+            f"{samples[0].where.rsplit(' row ', 1)[0]}: no sample is left of {len(samples)} "
+            f"({', '.join(f'{n} {reason}' for reason, n in counts.items() if n)})"
+        )
+    arrays = {
+        "tokens": np.concatenate([tokens for _, _, tokens in kept]),
+        "offsets": np.cumsum([0] + [len(tokens) for _, _, tokens in kept], dtype=np.int64),
+        "labels": np.asarray([samples[n].labels for _, n, _ in kept], np.float32),
+        "groups": np.asarray([g for g, _, _ in kept], np.int32),
+        "rows": np.asarray([n + 1 for _, n, _ in kept], np.int32),
+    }
+    return arrays, dict(counts)
+
+
+def truncate_left(tokens: np.ndarray, max_length: int, bos: int | None) -> np.ndarray:
+    """The last `max_length` tokens, with the BOS that stood in front kept in front.
+
+    The end stays whole, since the reward is read there.
+    """
+    if len(tokens) <= max_length:
+        return tokens
+    if bos is not None and tokens[0] == bos and max_length > 1:
+        return np.concatenate([tokens[:1], tokens[-(max_length - 1) :]])
+    return tokens[-max_length:]
+
+
+def _write(entry: Path, arrays: dict[str, np.ndarray], counts: dict[str, int]) -> None:
+    partial = entry.with_name(f"{entry.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        np.save(partial / f"{name}.npy", array, allow_pickle=False)
+    (partial / "counts.json").write_text(json.dumps(counts))
+    try:
+        partial.rename(entry)
+    except OSError:  # another process was first with the same result
+        if not (entry / "counts.json").exists():
+            raise
+        shutil.rmtree(partial)
+
+
+def _read(entry: Path, attributes: tuple[str, ...], source: str, key: str) -> TokenizedData:
+    def array(name: str) -> np.ndarray:
+        return np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+    return TokenizedData(
+        attributes=attributes,
+        tokens=array("tokens"),
+        offsets=np.asarray(array("offsets")),
+        labels=np.asarray(array("labels")),
+        groups=np.asarray(array("groups")),
+        rows=np.asarray(array("rows")),
+        counts=json.loads((entry / "counts.json").read_text()),
+        source=source,
+        key=key,
+    )
+
+
+def subset(data: TokenizedData, samples: np.ndarray) -> TokenizedData:
+    """The named samples, in ascending order; their prompts are numbered anew."""
+    samples = np.sort(samples)
+    lengths = data.lengths[samples]
+    pieces = [data.sequence(i) for i in samples]
+    digest = hashlib.sha256(data.key.encode() + samples.astype(np.int64).tobytes())
+    groups = np.unique(data.groups[samples], return_inverse=True)[1].astype(np.int32)
+    return dataclasses.replace(
+        data,
+        tokens=np.concatenate(pieces) if pieces else data.tokens[:0],
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        labels=data.labels[samples],
+        groups=groups,
+        rows=data.rows[samples],
+        counts=data.counts | {"kept": len(samples), "prompts": int(groups.max(initial=-1)) + 1},
+        key=digest.hexdigest()[:32],
+    )
+
+
+def hold_out(data: TokenizedData, share: float) -> tuple[TokenizedData, TokenizedData]:
+    """Splits by prompt, never by row, into what stays and what is held out.
+
+    Prompts are ordered by a hash of their samples' tokens, so the split depends neither on the
+    seed nor on the order of the file.
+
+    Args:
+      data: all samples.
+      share: of the prompts, more than 0 and less than 1.
+    """
+    digests: dict[int, bytes] = {}
+    for i, group in enumerate(data.groups.tolist()):
+        digest = hashlib.sha256(data.sequence(i).tobytes()).digest()
+        digests[group] = min(digest, digests.get(group, digest))
+    order = sorted(digests, key=digests.__getitem__)
+    count = round(share * len(order))
+    if not 0 < count < len(order):
+        raise UserError(
+            f"{data.source}: holding out {share:g} of {len(order)} prompts leaves one side empty"
+        )
+    held = np.isin(data.groups, order[:count])
+    return subset(data, np.flatnonzero(~held)), subset(data, np.flatnonzero(held))

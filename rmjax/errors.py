@@ -1,0 +1,40 @@
+"""What a user can mend, said in one message and without a traceback."""
+
+import contextlib
+import errno
+import sys
+from collections.abc import Callable, Iterator
+
+_FULL_DISK_SIGNS = ("No space left on device", "RESOURCE_EXHAUSTED", "Disk quota exceeded")
+
+
+class UserError(Exception):
+    """A mistake outside the code: the message says what was found, where, and what to do."""
+
+
+@contextlib.contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Turns a full disk, from whichever library it comes, into a `UserError` about `what`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or any(sign in str(error) for sign in _FULL_DISK_SIGNS):
+            raise UserError(
+                f"the disk is full while writing {what}: free some room and run the command again"
+            ) from error
+        raise
+
+
+def exit_with_message(main: Callable[[], None]) -> None:
+    """Runs `main`; a `UserError` becomes one line on stderr and exit status 1."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,200 @@
+"""From a config to the parts of a run: directory, model, tokenizer, data, first weights."""
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rmjax.config import Config, as_flat_dict, check_continues
+from rmjax.data.tokenise import TokenizedData, hold_out, load_tokenized
+from rmjax.errors import UserError
+from rmjax.llama import LlamaConfig
+from rmjax.model import ModelOptions, RewardModel
+from rmjax.modelfiles import FORMAT_VERSION, ModelCard, write_model_files
+from rmjax.parameters import Params
+from rmjax.pretrained import Pretrained, load_params
+from rmjax.sharding import Sharding
+from rmjax.step import random_params
+from rmjax.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
+from rmjax.weights import read_json
+
+MODEL_DIRECTORY = "model"
+RECORD = "config.json"
+
+
+def open_workdir(config: Config) -> Path:
+    """The run's directory: new, empty, or of a run that this config continues.
+
+    Raises:
+      UserError: something else is there, or a run that this config cannot continue.
+    """
+    workdir = Path(config.workdir).expanduser()
+    if (workdir / RECORD).exists():
+        before = read_json(workdir / RECORD)
+        if before.get("format") != "rmjax-run":
+            raise UserError(f"{workdir / RECORD}: not of an rmjax run; choose another workdir")
+        check_continues(before["config"], config)
+    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise UserError(
+            f"{workdir}: not empty, and not an rmjax run; choose another --config.workdir"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    return workdir
+
+
+def make_model(config: Config, source: Pretrained | None, sharding: Sharding) -> RewardModel:
+    """The model to train: the architecture of `source`, else the one the config states.
+
+    Raises:
+      UserError: both are there and differ.
+    """
+    llama = source.llama if source else config.model
+    assert llama is not None  # validated
+    if source and config.model is not None and config.model != llama:
+        raise UserError(
+            f"config.model is not the architecture of config.init = {config.init!r}: "
+            + _differences(config.model, llama)
+        )
+    options = ModelOptions(sharding, dtype=compute_dtype(config.dtype), remat=config.remat)
+    return RewardModel(llama, options, len(config.data.attributes))
+
+
+def _differences(stated: LlamaConfig, found: LlamaConfig) -> str:
+    return ", ".join(
+        f"{name} is stated as {value!r} but is {getattr(found, name)!r}"
+        for name, value in vars(stated).items()
+        if value != getattr(found, name)
+    )
+
+
+def compute_dtype(name: str) -> Any:
+    """`auto` is bfloat16 on accelerators and float32 on CPUs."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def pick_tokenizer(config: Config, source: Pretrained | None, vocab_size: int) -> Tokenizer:
+    """The tokenizer the config names, else the one of `source`."""
+    if config.tokenizer == "bytes":
+        return byte_tokenizer()
+    if config.tokenizer:
+        return load_tokenizer(Path(config.tokenizer), vocab_size)
+    assert source is not None  # validated
+    return source.tokenizer()
+
+
+def load_data(
+    config: Config, tokenizer: Tokenizer
+) -> tuple[TokenizedData, TokenizedData | None]:
+    """Training and validation samples, tokenised; None where the config names no validation."""
+    data = config.data
+
+    def load(source: str, split: str) -> TokenizedData:
+        return load_tokenized(
+            source,
+            split,
+            tokenizer,
+            attributes=data.attributes,
+            label_range=data.label_range,
+            max_length=data.max_length,
+            over_long=data.over_long,
+        )
+
+    train = load(data.train, "train")
+    if data.hold_out:
+        return hold_out(train, data.hold_out)
+    return train, load(data.validation, "validation") if data.validation else None
+
+
+def first_params(
+    config: Config, source: Pretrained | None, model: RewardModel
+) -> tuple[Params, str]:
+    """The weights before the first step, and what to say about them."""
+    if source is None:
+        return random_params(model, config.seed), f"random weights, seed {config.seed}"
+    head = f"a fresh head, seed {config.seed}"
+    if source.card and source.card.attributes == config.data.attributes:
+        head = "its head"
+    elif source.card:
+        # A head for other attributes cannot be continued; say so, and start a new one.
+        head += f" (its own is for {', '.join(source.card.attributes)})"
+        source = source.without_head()
+    params = load_params(source, model, seed=config.seed, dtype=jnp.float32)
+    return params, f"{source.name} with {head}"
+
+
+def record_run(
+    workdir: Path,
+    config: Config,
+    model: RewardModel,
+    tokenizer: Tokenizer,
+    data: TokenizedData,
+    validation: TokenizedData | None,
+) -> None:
+    """Stores the resolved config, what the data came to, and the model's files with the run."""
+    card = ModelCard(
+        attributes=config.data.attributes,
+        scalar={config.data.attributes[0]: 1.0},
+        max_length=config.data.max_length,
+        seed=config.seed,
+        source=config.init,
+        data=data.key,
+    )
+    write_model_files(workdir / MODEL_DIRECTORY, model.config, tokenizer, card)
+    _write(workdir / "data.json", {"train": describe_data(data)}
+           | ({"validation": describe_data(validation)} if validation else {}))
+    packages = ("rmjax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+    record = {
+        "format": "rmjax-run",
+        "format_version": FORMAT_VERSION,
+        "config": as_flat_dict(config),
+        "versions": {name: importlib.metadata.version(name) for name in packages}
+        | {"python": platform.python_version()},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+    _write(workdir / RECORD, record)
+
+
+def describe_data(data: TokenizedData) -> dict[str, Any]:
+    """Counts by reason, lengths and label statistics, in JSON's types."""
+    labels = data.labels.astype(np.float64)
+    return {
+        "source": data.source,
+        "fingerprint": data.key,
+        "samples": data.counts,
+        "tokens": {
+            "mean": float(data.lengths.mean()),
+            "max": int(data.lengths.max()),
+            "total": int(data.lengths.sum()),
+        },
+        "labels": {
+            name: {
+                "count": int((~np.isnan(labels[:, i])).sum()),
+                "mean": float(np.nanmean(labels[:, i])),
+                "sd": float(np.nanstd(labels[:, i])),
+            }
+            for i, name in enumerate(data.attributes)
+            if not np.isnan(labels[:, i]).all()
+        },
+    }
+
+
+def check_position(position: dict[str, Any], step: int, data: TokenizedData) -> None:
+    """Raises a `UserError` unless a checkpoint's data position is `step` of these very data."""
+    if position["data"] != data.key:
+        raise UserError(
+            f"{data.source}: the data, the tokenizer or their settings are not those the run was "
+            "started with; give those back, or choose another --config.workdir"
+        )
+    if position["next_step"] != step:
+        raise UserError(f"checkpoint {step} has its data at step {position['next_step']}")
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,29 @@
+"""Names to local paths: what is not on disk is asked of the Hugging Face hub."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from rmjax.errors import UserError
+
+# Weights only as safetensors: a pickle is never even downloaded.
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+
+
+def local_path(name: str) -> Path:
+    """The path `name` if it exists, else the hub's snapshot of the model `name`.
+
+    Raises:
+      UserError: neither a path nor a model the hub gives.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if name.startswith((".", "/", "~")) or name.count("/") != 1 or path.suffix == ".gguf":
+        raise UserError(f"{name}: there is no such file or directory")
+    try:
+        return Path(snapshot_download(name, allow_patterns=_WANTED))
+    except Exception as error:  # no network, no such model, no licence accepted: the hub says
+        raise UserError(
+            f"{name}: not a local path, and the hub does not give it ({error})"
+        ) from error

@@ -1,0 +1,149 @@
+"""A Llama with a linear head that reads one vector of attributes at the end of each sample.
+
+    B row, L token, S sample slot, D embed, N heads, K kv_heads, H head_dim, F mlp, A attribute
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
+
+from rmjax.attention import Layout, attention
+from rmjax.llama import LlamaConfig
+from rmjax.parameters import PARAMETERS, axis_sizes, initializer
+from rmjax.rope import angles, dynamic_frequencies, inverse_frequencies, rotate
+from rmjax.rows import Rows
+from rmjax.sharding import Sharding
+
+# What the backward pass finds stored and what it computes again.
+_POLICIES = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+REMAT = tuple(_POLICIES)
+_ROWS = {row.path: row for row in PARAMETERS}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """How a model is computed; none of it changes what the model is.
+
+    Attributes:
+      sharding: the mesh and its tables.
+      dtype: of activations and matrix products; head, norms' statistics and softmax are float32.
+      remat: `none` stores every activation, `dots` the products with weights, `full` only each
+        layer's input.
+    """
+
+    sharding: Sharding
+    dtype: Any = jnp.float32
+    remat: str = "none"
+
+
+def _rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    normal = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return (normal * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class _Table(nn.Module):
+    """A module whose parameters are rows of the table."""
+
+    config: LlamaConfig
+    options: ModelOptions
+    attributes: int
+
+    def weight(self, path: str) -> jax.Array:
+        row = _ROWS[path]
+        sizes = axis_sizes(self.config, self.attributes)
+        shape = tuple(sizes[axis] for axis in row.axes.split())
+        name = path.removeprefix("layers/")
+        return self.param(name, initializer(row, self.config), shape, jnp.float32)
+
+    def linear(self, equation: str, x: jax.Array, path: str, bias: bool = False) -> jax.Array:
+        y = jnp.einsum(equation, x, self.weight(path).astype(x.dtype))
+        return y + self.weight(f"{path}_bias").astype(x.dtype) if bias else y
+
+    def place(self, x: jax.Array, *axes: str) -> jax.Array:
+        return self.options.sharding.constrain(x, axes)
+
+
+class Block(_Table):
+    """One decoder layer."""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L D"], layout: Layout, cos: jax.Array, sin: jax.Array
+    ) -> tuple[Float[Array, "B L D"], None]:
+        """Returns the residual stream after this layer, as `nn.scan` wants its carry."""
+        config = self.config
+        with jax.named_scope("attention"):
+            y = _rms_norm(x, self.weight("layers/attention_norm"), config.rms_norm_eps)
+            bias = config.attention_bias
+            q = self.linear("bld,dnh->blnh", y, "layers/q", bias)
+            k = self.linear("bld,dkh->blkh", y, "layers/k", bias)
+            v = self.linear("bld,dkh->blkh", y, "layers/v", bias)
+            q = self.place(rotate(q, cos, sin), "row", "length", "heads", "head_dim")
+            k = self.place(rotate(k, cos, sin), "row", "length", "kv_heads", "head_dim")
+            v = self.place(v, "row", "length", "kv_heads", "head_dim")
+            y = self.linear("blnh,nhd->bld", attention(q, k, v, layout), "layers/o", bias)
+            x = self.place(x + y, "row", "length", "embed")
+        with jax.named_scope("mlp"):
+            y = _rms_norm(x, self.weight("layers/mlp_norm"), config.rms_norm_eps)
+            gate = self.linear("bld,df->blf", y, "layers/gate", config.mlp_bias)
+            up = self.linear("bld,df->blf", y, "layers/up", config.mlp_bias)
+            y = self.place(jax.nn.silu(gate) * up, "row", "length", "mlp")
+            y = self.linear("blf,fd->bld", y, "layers/down", config.mlp_bias)
+            x = self.place(x + y, "row", "length", "embed")
+        return x, None
+
+
+class RewardModel(_Table):
+    """Rows of tokens to attributes: embed, layers, norm, head."""
+
+    @nn.compact
+    def __call__(self, rows: Rows) -> Float32[Array, "B S A"]:
+        """Scores of every sample slot; slots without a sample hold arbitrary finite numbers."""
+        config, options = self.config, self.options
+        x = self.weight("embed").astype(options.dtype)[rows.tokens]
+        x = self.place(x, "row", "length", "embed")
+        cos, sin = angles(rows.positions, self._frequencies(rows))
+
+        block = Block
+        if options.remat != "none":
+            block = nn.remat(Block, policy=_POLICIES[options.remat], prevent_cse=False)
+        layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=config.num_hidden_layers,
+        )
+        x, _ = layers(config, options, self.attributes, name="layers")(
+            x, Layout(rows.segments), cos, sin
+        )
+
+        with jax.named_scope("head"):
+            last = jnp.take_along_axis(x, rows.ends[:, :, None], axis=1)
+            last = _rms_norm(last, self.weight("final_norm"), config.rms_norm_eps)
+            # Full float32: accelerators otherwise round the factors to bfloat16 or tf32.
+            return jnp.einsum(
+                "bsd,da->bsa",
+                last.astype(jnp.float32),
+                self.weight("head").astype(jnp.float32),
+                precision=jax.lax.Precision.HIGHEST,
+            )
+
+    def _frequencies(self, rows: Rows) -> Any:
+        config = self.config
+        if config.rope.type != "dynamic":
+            return inverse_frequencies(config.rope, config.head_dim)
+        counts = jnp.take_along_axis(rows.positions, rows.ends, axis=1) + 1
+        lengths = jnp.take_along_axis(counts, jnp.maximum(rows.segments - 1, 0), axis=1)
+        return dynamic_frequencies(
+            config.rope, config.head_dim, config.max_position_embeddings, lengths
+        )

@@ -1,0 +1,100 @@
+"""What a model is besides its weights: `config.json`, the tokenizer's files and `rmjax.json`.
+
+A run, a converted Orbax model and an exported Hugging Face directory carry the same files.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from rmjax.errors import UserError
+from rmjax.llama import LlamaConfig, llama_config_to_hf
+from rmjax.tokenizer import Tokenizer, pad_token_id
+from rmjax.weights import read_json
+
+FORMAT_VERSION = "0.1"
+FILE = "rmjax.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """Contents of `rmjax.json`.
+
+    Attributes:
+      attributes: names of the head's outputs, in order.
+      scalar: weights by attribute of the scalar reward.
+      max_length: most tokens of a sample in training; 0 if the model was not trained here.
+      seed: of the head or of all weights; None if the weights came with a head.
+      source: what the weights were made from.
+      data: fingerprint of the training data; empty if there was none.
+    """
+
+    attributes: tuple[str, ...]
+    scalar: dict[str, float]
+    max_length: int = 0
+    seed: int | None = None
+    source: str = ""
+    data: str = ""
+
+
+def write_model_files(
+    directory: Path, llama: LlamaConfig, tokenizer: Tokenizer, card: ModelCard
+) -> None:
+    """Writes `config.json`, the tokenizer with its frozen template, and `rmjax.json`.
+
+    `config.json` is that of a plain `LlamaForSequenceClassification`. `problem_type` makes servers
+    return raw numbers: without it five labels are served as a softmax.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    names = dict(enumerate(card.attributes))
+    config = {
+        "architectures": ["LlamaForSequenceClassification"],
+        **llama_config_to_hf(llama),
+        "num_labels": len(names),
+        "id2label": {str(i): name for i, name in names.items()},
+        "label2id": {name: i for i, name in names.items()},
+        "problem_type": "regression",
+        "pad_token_id": pad_token_id(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "torch_dtype": "float32",
+    }
+    _write_json(directory / "config.json", config)
+    tokenizer.save_pretrained(directory)
+    card_fields = {"format": "rmjax", "format_version": FORMAT_VERSION} | dataclasses.asdict(card)
+    _write_json(directory / FILE, card_fields)
+
+
+def read_card(directory: Path) -> ModelCard:
+    """Reads `rmjax.json`.
+
+    Raises:
+      UserError: it is missing, broken, or of another format version.
+    """
+    raw = read_json(directory / FILE)
+    if raw.pop("format", None) != "rmjax" or raw.pop("format_version", None) != FORMAT_VERSION:
+        raise UserError(
+            f"{directory / FILE}: not of format version {FORMAT_VERSION}, the one this version of "
+            "rmjax reads"
+        )
+    try:
+        card = ModelCard(**raw)
+    except TypeError as error:
+        raise UserError(f"{directory / FILE}: {error}") from error
+    return dataclasses.replace(card, attributes=tuple(card.attributes))
+
+
+def hf_attributes(raw: dict[str, Any], where: Path) -> tuple[str, ...]:
+    """The labels' names of a classification model's `config.json`, in order."""
+    labels = raw.get("id2label")
+    if not isinstance(labels, dict):
+        return tuple(f"LABEL_{i}" for i in range(int(raw.get("num_labels", 2))))
+    try:
+        return tuple(str(labels[str(i)]) for i in range(len(labels)))
+    except KeyError as error:
+        raise UserError(f"{where}: field 'id2label' has no label {error}") from error
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,129 @@
+"""AdamW, its schedule, what decays and what is trained at all."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rmjax.errors import UserError
+from rmjax.parameters import Params, flatten, nest
+
+# Which parameters decay: the first pattern that matches decides, and one must.
+DECAY: tuple[tuple[str, bool], ...] = (
+    (r".*norm", False),
+    (r".*_bias", False),
+    (r"embed", True),
+    (r"layers/(q|k|v|o|gate|up|down)", True),
+    (r"head", True),
+)
+
+SCHEDULES = ("constant", "cosine", "linear")
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    """AdamW. The learning rate rises linearly over `warmup_steps`, reaching its value at the last
+    of them, then follows the schedule; `cosine` and `linear` end at `final_fraction` of it.
+    """  # noqa: D205
+
+    learning_rate: float
+    schedule: str = "constant"
+    warmup_steps: int = 10
+    final_fraction: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], jax.Array]:
+    """The learning rate of each step, from step 0; the first step already moves the weights."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if config.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    elif config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(1, steps - warmup), config.final_fraction)
+    else:
+        final = peak * config.final_fraction
+        after = optax.linear_schedule(peak, final, max(1, steps - warmup))
+
+    def schedule(step: jax.Array) -> jax.Array:
+        rising = peak * (step + 1) / max(1, warmup)
+        return jnp.where(step < warmup, rising, after(step - warmup))
+
+    return schedule
+
+
+def decay_mask(params: Params) -> Params:
+    """True where weight decay applies; raises `ValueError` for a parameter no rule covers."""
+
+    def decays(path: str) -> bool:
+        for pattern, value in DECAY:
+            if re.fullmatch(pattern, path):
+                return value
+        raise ValueError(f"no weight-decay rule covers parameter {path!r}: add one to DECAY")
+
+    return nest({path: decays(path) for path in flatten(params)})
+
+
+def make_optimizer(
+    config: OptimizerConfig, schedule: Callable[[jax.Array], jax.Array]
+) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW with decay where the rules say so."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            schedule,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=decay_mask,
+        ),
+    )
+
+
+def partition(params: Params, trainable: tuple[str, ...]) -> tuple[Params, Params]:
+    """Splits parameters into those whose path fully matches one of the patterns, and the rest.
+
+    Raises:
+      UserError: a pattern matches nothing.
+    """
+    leaves = flatten(params)
+    for pattern in trainable:
+        if not any(re.fullmatch(pattern, path) for path in leaves):
+            raise UserError(
+                f"trainable: pattern {pattern!r} matches no parameter; there are "
+                + ", ".join(sorted(leaves))
+            )
+    chosen = {p for p in leaves if any(re.fullmatch(pattern, p) for pattern in trainable)}
+    return (
+        nest({p: leaf for p, leaf in leaves.items() if p in chosen}),
+        nest({p: leaf for p, leaf in leaves.items() if p not in chosen}),
+    )
+
+
+def merge(first: Params, second: Params) -> Params:
+    """The inverse of `partition`."""
+    return nest(flatten(first) | flatten(second))
+
+
+def abstract_opt_state(
+    optimizer: optax.GradientTransformation, trainable: Params, replicated: Any
+) -> Any:
+    """Shapes and shardings of the optimizer's state: moments lie where their parameters do."""
+    state = jax.eval_shape(optimizer.init, trainable)
+    return optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda leaf, param: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding),
+        state,
+        trainable,
+        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=replicated
+        ),
+    )

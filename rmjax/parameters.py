@@ -1,0 +1,147 @@
+"""The one table of parameters: our path and axes, the Hugging Face key and its axes.
+
+Shapes, shardings, initial values and conversion in both directions all read this table. The
+layout is frozen for format version 0.1: changing a row means a new format version.
+
+    B row, L token, D embed, N heads, K kv_heads, H head_dim, F mlp, V vocab, A attribute
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from rmjax.llama import LlamaConfig
+from rmjax.sharding import Sharding, check_divisible
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One row: a parameter here, and the tensor (or one tensor a layer) it is in HF's format.
+
+    Attributes:
+      path: where it is in our tree; rows under `layers/` are stacked over layers on axis 0.
+      axes: our axes, by the names of `sharding.PARAMETER_AXES`, without the leading `layers`.
+      hf_key: the HF key; `{}` is the layer's number.
+      hf_axes: the HF tensor's axes, in einops' notation with the same names.
+      init: how a model without weights starts.
+      only_if: the field of `LlamaConfig` that must be true for this parameter to exist.
+    """
+
+    path: str
+    axes: str
+    hf_key: str
+    hf_axes: str
+    init: Literal["normal", "ones", "zeros"] = "normal"
+    only_if: str = ""
+
+    @property
+    def stacked(self) -> bool:
+        """Whether axis 0 is the layer."""
+        return self.path.startswith("layers/")
+
+    @property
+    def all_axes(self) -> tuple[str, ...]:
+        """Our axes, with `layers` in front where the parameter is stacked."""
+        return (("layers",) if self.stacked else ()) + tuple(self.axes.split())
+
+
+_LAYER = "model.layers.{}."
+_ATTENTION = _LAYER + "self_attn."
+_MLP = _LAYER + "mlp."
+
+# fmt: off
+PARAMETERS: tuple[Parameter, ...] = (
+    Parameter("embed", "vocab embed", "model.embed_tokens.weight", "vocab embed"),
+    Parameter("layers/attention_norm", "norm", _LAYER + "input_layernorm.weight", "norm", "ones"),
+    Parameter("layers/q", "embed heads head_dim", _ATTENTION + "q_proj.weight", "(heads head_dim) embed"),  # noqa: E501
+    Parameter("layers/k", "embed kv_heads head_dim", _ATTENTION + "k_proj.weight", "(kv_heads head_dim) embed"),  # noqa: E501
+    Parameter("layers/v", "embed kv_heads head_dim", _ATTENTION + "v_proj.weight", "(kv_heads head_dim) embed"),  # noqa: E501
+    Parameter("layers/o", "heads head_dim embed", _ATTENTION + "o_proj.weight", "embed (heads head_dim)"),  # noqa: E501
+    Parameter("layers/q_bias", "heads head_dim", _ATTENTION + "q_proj.bias", "(heads head_dim)", "zeros", "attention_bias"),  # noqa: E501
+    Parameter("layers/k_bias", "kv_heads head_dim", _ATTENTION + "k_proj.bias", "(kv_heads head_dim)", "zeros", "attention_bias"),  # noqa: E501
+    Parameter("layers/v_bias", "kv_heads head_dim", _ATTENTION + "v_proj.bias", "(kv_heads head_dim)", "zeros", "attention_bias"),  # noqa: E501
+    Parameter("layers/o_bias", "norm", _ATTENTION + "o_proj.bias", "norm", "zeros", "attention_bias"),  # noqa: E501
+    Parameter("layers/mlp_norm", "norm", _LAYER + "post_attention_layernorm.weight", "norm", "ones"),  # noqa: E501
+    Parameter("layers/gate", "embed mlp", _MLP + "gate_proj.weight", "mlp embed"),
+    Parameter("layers/up", "embed mlp", _MLP + "up_proj.weight", "mlp embed"),
+    Parameter("layers/down", "mlp embed", _MLP + "down_proj.weight", "embed mlp"),
+    Parameter("layers/gate_bias", "mlp", _MLP + "gate_proj.bias", "mlp", "zeros", "mlp_bias"),
+    Parameter("layers/up_bias", "mlp", _MLP + "up_proj.bias", "mlp", "zeros", "mlp_bias"),
+    Parameter("layers/down_bias", "norm", _MLP + "down_proj.bias", "norm", "zeros", "mlp_bias"),
+    Parameter("final_norm", "norm", "model.norm.weight", "norm", "ones"),
+    Parameter("head", "embed attribute", "score.weight", "attribute embed"),
+)
+# fmt: on
+
+
+def model_parameters(config: LlamaConfig) -> Iterator[Parameter]:
+    """The rows of the table that a model of this config has."""
+    return (p for p in PARAMETERS if not p.only_if or getattr(config, p.only_if))
+
+
+def axis_sizes(config: LlamaConfig, attributes: int) -> dict[str, int]:
+    """The size of every axis name of the table."""
+    return {
+        "layers": config.num_hidden_layers,
+        "vocab": config.vocab_size,
+        "embed": config.hidden_size,
+        "norm": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "mlp": config.intermediate_size,
+        "attribute": attributes,
+    }
+
+
+def abstract_params(
+    config: LlamaConfig, attributes: int, sharding: Sharding, dtype: Any = jnp.float32
+) -> Params:
+    """Shapes, dtypes and shardings of a model's parameters, without any array.
+
+    Raises:
+      UserError: an axis does not divide over its mesh axes.
+    """
+    sizes = axis_sizes(config, attributes)
+    leaves = {}
+    for row in model_parameters(config):
+        shape = tuple(sizes[axis] for axis in row.all_axes)
+        placed = sharding.parameter(row.all_axes)
+        check_divisible(f"parameter {row.path}", shape, placed)
+        leaves[row.path] = jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
+    return nest(leaves)
+
+
+def nest(leaves: dict[str, Any]) -> Params:
+    """`{"layers/q": x}` to `{"layers": {"q": x}}`."""
+    tree: Params = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
+    """`{"layers": {"q": x}}` to `{"layers/q": x}`, the inverse of `nest`."""
+    leaves: dict[str, Any] = {}
+    for name, node in tree.items():
+        path = f"{prefix}{name}"
+        leaves |= flatten(node, path + "/") if isinstance(node, dict) else {path: node}
+    return leaves
+
+
+def initializer(row: Parameter, config: LlamaConfig) -> Callable[..., jax.Array]:
+    """`init(key, shape, dtype)` for a parameter that no checkpoint gives."""
+    if row.init == "ones":
+        return jax.nn.initializers.ones
+    if row.init == "zeros":
+        return jax.nn.initializers.zeros
+    return jax.nn.initializers.normal(config.initializer_range)

@@ -1,0 +1,228 @@
+"""Finding a model on disk, whatever its form, and reading its parameters onto a mesh."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from rmjax import checkpoint
+from rmjax.errors import UserError
+from rmjax.hub import local_path
+from rmjax.llama import LlamaConfig, llama_config_from_hf
+from rmjax.model import RewardModel
+from rmjax.modelfiles import FILE, ModelCard, hf_attributes, read_card
+from rmjax.parameters import (
+    Parameter,
+    Params,
+    abstract_params,
+    axis_sizes,
+    flatten,
+    model_parameters,
+    nest,
+)
+from rmjax.step import random_head
+from rmjax.store import array_paths, open_array
+from rmjax.tokenizer import Tokenizer, load_tokenizer
+from rmjax.weights import (
+    GGUFWeights,
+    SafetensorsWeights,
+    TensorCheck,
+    Weights,
+    check_tensors,
+    from_hf,
+    hf_keys,
+    read_json,
+)
+
+# A model whose own head is not wanted is loaded without it.
+_PARTIAL = ocp.options.PyTreeOptions(
+    loading=ocp.options.PyTreeOptions.Loading(partial_load=True)
+)
+WEIGHTS = "checkpoint"  # a converted model's Orbax checkpoint, inside its directory
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model on disk.
+
+    Attributes:
+      name: as the user gave it.
+      files: where `config.json` and the tokenizer are (a GGUF file is its own).
+      llama: the architecture.
+      card: names of the head's outputs and more; None for a causal model without a head.
+      weights: tensors by HF key, or the Orbax checkpoint that holds `params`.
+      check: what was found out about tensors in HF's naming.
+    """
+
+    name: str
+    files: Path
+    llama: LlamaConfig
+    card: ModelCard | None
+    weights: Weights | Path
+    check: TensorCheck | None
+
+    def tokenizer(self) -> Tokenizer:
+        """The model's own tokenizer, its date frozen."""
+        return load_tokenizer(self.files, self.llama.vocab_size)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether `load_params` finds a head, or makes one."""
+        return self.card is not None
+
+    def without_head(self) -> "Pretrained":
+        """The same model, whose head is to be a fresh one."""
+        return dataclasses.replace(self, card=None)
+
+
+def open_pretrained(name: str) -> Pretrained:
+    """Opens a Hugging Face directory or hub id, a GGUF file, an Orbax model or a run.
+
+    A run stands for its checkpoint with the lowest validation loss.
+
+    Raises:
+      UserError: nothing of the kind, or something incomplete; it says what.
+    """
+    path = local_path(name)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UserError(f"{path}: a file, but not a .gguf one; name the model's directory")
+        weights = GGUFWeights(path)
+        llama = llama_config_from_hf(weights.config, str(path))
+        return Pretrained(name, path, llama, None, weights, check_tensors(weights, llama, 1))
+    if (path / checkpoint.DIRECTORY).is_dir():
+        files = path / "model"
+        return _open_orbax(name, files, checkpoint.best_params(path))
+    if (path / WEIGHTS).is_dir():
+        return _open_orbax(name, path, path / WEIGHTS)
+    if not (path / "config.json").exists():
+        raise UserError(
+            f"{path}: no model here. Looked for config.json (Hugging Face), {WEIGHTS}/ (a "
+            f"converted model) and {checkpoint.DIRECTORY}/ (a run)"
+        )
+    return _open_huggingface(name, path)
+
+
+def _open_huggingface(name: str, path: Path) -> Pretrained:
+    raw = read_json(path / "config.json")
+    llama = llama_config_from_hf(raw, str(path / "config.json"))
+    weights = SafetensorsWeights(path)
+    architectures = raw.get("architectures") or []
+    card = None
+    if "LlamaForSequenceClassification" in architectures:
+        attributes = hf_attributes(raw, path / "config.json")
+        if (path / FILE).exists():
+            card = read_card(path)
+            if card.attributes != attributes:
+                raise UserError(f"{path}: {FILE} and config.json name other attributes")
+        else:
+            card = ModelCard(attributes, {attributes[0]: 1.0}, source=name)
+    check = check_tensors(weights, llama, len(card.attributes) if card else 1)
+    if card and not check.has_head:
+        raise UserError(f"{path}: a classification model whose head 'score.weight' is missing")
+    if check.has_head and not card:
+        raise UserError(
+            f"{path}: 'score.weight' is there, but config.json's 'architectures' is "
+            f"{architectures}, expected LlamaForSequenceClassification"
+        )
+    return Pretrained(name, path, llama, card, weights, check)
+
+
+def _open_orbax(name: str, files: Path, weights: Path) -> Pretrained:
+    card = read_card(files)
+    where = files / "config.json"
+    llama = llama_config_from_hf(read_json(where), str(where))
+    paths = array_paths(weights / "params")
+    expected = {row.path for row in model_parameters(llama)}
+    if paths != expected:
+        raise UserError(
+            f"{weights}: parameters do not match config.json; missing: "
+            f"{sorted(expected - paths) or 'none'}, unknown: {sorted(paths - expected) or 'none'}"
+        )
+    return Pretrained(name, files, llama, card, weights, None)
+
+
+def load_params(source: Pretrained, model: RewardModel, *, seed: int, dtype: Any) -> Params:
+    """Reads a model's parameters onto `model`'s mesh; each process reads its own shards.
+
+    Args:
+      source: what to read.
+      model: what to read it for; the head is a fresh one if `source` has none.
+      seed: of a fresh head.
+      dtype: of the parameters; norms and head are float32 always.
+
+    Raises:
+      UserError: something is missing, damaged or of another shape.
+    """
+    abstract = flatten(abstract_params(model.config, model.attributes, model.options.sharding))
+    wanted = {
+        path: jax.ShapeDtypeStruct(
+            leaf.shape,
+            jnp.float32 if path == "head" or "norm" in path else dtype,
+            sharding=leaf.sharding,
+        )
+        for path, leaf in abstract.items()
+    }
+    if not source.has_head:
+        del wanted["head"]
+    if isinstance(source.weights, Path):
+        leaves = _load_orbax(source.weights, wanted)
+    else:
+        sizes = axis_sizes(model.config, model.attributes)
+        rows = {row.path: row for row in model_parameters(model.config)}
+        leaves = {
+            path: _load_hf(source.weights, rows[path], leaf, source.llama, sizes)
+            for path, leaf in wanted.items()
+        }
+    if not source.has_head:
+        leaves["head"] = random_head(model, seed)
+    return nest(leaves)
+
+
+def _load_hf(
+    weights: Weights,
+    row: Parameter,
+    wanted: jax.ShapeDtypeStruct,
+    llama: LlamaConfig,
+    sizes: dict[str, int],
+) -> jax.Array:
+    keys = hf_keys(row, llama)
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        if not row.stacked:
+            return from_hf(row, weights.read(keys[0]), sizes)[index].astype(wanted.dtype)
+        layers = range(*index[0].indices(len(keys)))
+        first = from_hf(row, weights.read(keys[layers[0]]), sizes)[index[1:]]
+        out = np.empty((len(layers), *first.shape), wanted.dtype)
+        out[0] = first
+        for place, layer in enumerate(layers[1:], start=1):
+            out[place] = from_hf(row, weights.read(keys[layer]), sizes)[index[1:]]
+        return out
+
+    return jax.make_array_from_callback(wanted.shape, wanted.sharding, shard)
+
+
+def _load_orbax(
+    directory: Path, wanted: dict[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+    for path, leaf in wanted.items():
+        found = tuple(open_array(directory / "params", path).shape)
+        if found != leaf.shape:
+            raise UserError(
+                f"{directory}: parameter {path!r} has shape {found}, but config.json calls for "
+                f"{leaf.shape}"
+            )
+    tree = {"params": nest(dict(wanted))}
+    try:
+        with ocp.Context(pytree_options=_PARTIAL):
+            return flatten(ocp.load_checkpointables(directory.absolute(), tree)["params"])
+    except Exception as error:  # Orbax lets through whatever its storage raises
+        raise UserError(
+            f"{directory}: incomplete or damaged checkpoint ({str(error)[:300]})"
+        ) from error
+
+

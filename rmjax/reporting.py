@@ -1,0 +1,230 @@
+"""What a run says: terminal, JSON lines, TensorBoard, and W&B if asked."""
+
+import collections
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from tensorboardX import SummaryWriter
+
+from rmjax.data.batches import Batches
+from rmjax.errors import UserError
+from rmjax.metrics import AttributeMetrics
+from rmjax.model import RewardModel
+from rmjax.parameters import abstract_params
+
+METRICS_FILE = "metrics.jsonl"
+_WINDOW = 20  # steps over which tokens per second are averaged
+_LINES = 20  # lines a run prints where there is no terminal to draw a bar in
+
+
+class Reporter:
+    """Writes a run's metrics everywhere; silent on every process but the first."""
+
+    def __init__(self, workdir: Path, *, start: int, total: int, wandb: str, config: dict[str, Any]):
+        """Opens the run's files; what was written beyond step `start` is taken out."""
+        self._active = jax.process_index() == 0
+        self.console = Console(quiet=not self._active, highlight=False, soft_wrap=True)
+        self._total = total
+        self._every = max(1, total // _LINES)
+        self._times: collections.deque[tuple[float, int]] = collections.deque(maxlen=_WINDOW + 1)
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=total, completed=start, status="compiling")
+        self._wandb = _start_wandb(wandb, workdir, config) if wandb and self._active else None
+        if self._active:
+            self._jsonl = _reopen(workdir / METRICS_FILE, start)
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+
+    def __enter__(self) -> "Reporter":
+        self._progress.start()
+        self._times.append((time.monotonic(), 0))
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._progress.stop()
+        if self._active:
+            self._jsonl.close()
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def step(self, step: int, metrics: Mapping[str, float], tokens: int, places: int) -> None:
+        """Reports optimizer step `step` (from 1).
+
+        Args:
+          step: its number.
+          metrics: loss, gradient norm, learning rate.
+          tokens: real tokens in it.
+          places: token places computed, padding included.
+        """
+        self._times.append((time.monotonic(), tokens))
+        elapsed = self._times[-1][0] - self._times[0][0]
+        rate = sum(n for _, n in list(self._times)[1:]) / max(elapsed, 1e-9)
+        padding = 1 - tokens / places
+        self._write(
+            step, {**metrics, "tokens": tokens, "tokens_per_second": rate, "padding": padding}
+        )
+        status = (
+            f"loss {metrics['loss']:.4f}  grad norm {metrics['grad_norm']:.3g}  "
+            f"{_short(rate)} tokens/s  padding {padding:.0%}"
+        )
+        self._progress.update(self._task, completed=step, status=status)
+        if not self.console.is_terminal and (step % self._every == 0 or step == self._total):
+            self.console.print(f"step {step}/{self._total}  {status}")
+
+    def evaluation(
+        self, step: int, loss: float, table: Mapping[str, AttributeMetrics], seconds: float
+    ) -> None:
+        """Reports an evaluation after step `step`; its time does not count as training."""
+        flat = {
+            f"{name}/{field}": value
+            for name, metrics in table.items()
+            for field, value in dataclasses.asdict(metrics).items()
+        }
+        self._write(step, {"validation_loss": loss, "evaluation_seconds": seconds, **flat})
+        self.console.print(f"step {step}: validation loss {loss:.4f} ({seconds:.1f} s)")
+        self._times.clear()
+        self._times.append((time.monotonic(), 0))
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        if not self._active:
+            return
+        finite = {k: None if math.isnan(v) else v for k, v in values.items()}
+        print(json.dumps({"step": step, **finite}), file=self._jsonl, flush=True)
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
+
+
+def announce(
+    console: Console,
+    *,
+    workdir: Path,
+    model: RewardModel,
+    origin: str,
+    batches: Batches,
+    held_out: Batches | None,
+) -> None:
+    """Says what is about to run: model, mesh, data by reason, rows."""
+    devices, options = jax.devices(), model.options
+    mesh = ", ".join(f"{axis} {size}" for axis, size in options.sharding.mesh.shape.items())
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(
+        abstract_params(model.config, model.attributes, options.sharding)
+    ))
+    console.print(f"run         {workdir}")
+    console.print(f"devices     {len(devices)} x {devices[0].device_kind}; mesh {mesh}")
+    console.print(
+        f"model       {count / 1e6:,.1f} M parameters, float32; computed in {options.dtype.name}, "
+        f"remat {options.remat}"
+    )
+    console.print(f"weights     {origin}")
+    for name, part in (("training", batches), ("validation", held_out)):
+        if part is not None:
+            data = part.data
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in data.counts.items())
+            console.print(
+                f"{name:<11} {data.source}: {reasons}; {data.lengths.mean():.0f} tokens a sample"
+            )
+    steps = range(len(batches))
+    padding = 1 - sum(map(batches.tokens, steps)) / sum(map(batches.places, steps))
+    shape = batches.shape
+    console.print(
+        f"rows        {shape.length} places, up to {shape.slots} samples; {shape.rows} rows at "
+        f"once, up to {batches.microbatches} micro-batches a step; padding {padding:.1%}"
+    )
+
+
+def conclude(console: Console, workdir: Path, evaluations: Mapping[int, Mapping[str, Any]]) -> None:
+    """Prints the table of the best checkpoint and the commands to type next."""
+    if evaluations:
+        best = min(evaluations, key=lambda step: evaluations[step]["validation_loss"])
+        table = {
+            name: AttributeMetrics(**{k: math.nan if v is None else v for k, v in row.items()})
+            for name, row in evaluations[best]["attributes"].items()
+        }
+        loss = evaluations[best]["validation_loss"]
+        console.print()
+        console.print(
+            attribute_table(f"held-out data, step {best} (best validation loss, {loss:.4f})", table)
+        )
+    console.print(
+        f"""
+Next:
+  python -m rmjax.convert orbax-to-hf {workdir} {workdir}-hf
+  tensorboard --logdir {workdir}/tensorboard
+  python
+  >>> import rmjax
+  >>> rm = rmjax.load("{workdir}")
+  >>> rm.compare("tell me about tea", "tea: do this: it is so.", "tea: pigs fly! uh um uh,")"""
+    )
+
+
+def _short(number: float) -> str:
+    return f"{number / 1000:.1f}k" if number >= 1000 else f"{number:.0f}"
+
+
+def _reopen(path: Path, start: int) -> Any:
+    """Opens a JSON-lines file for appending, without the lines of steps after `start`."""
+    kept = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= start:
+                    kept.append(line)
+            except (ValueError, KeyError):  # the half line of a killed run
+                continue
+    path.write_text("".join(line + "\n" for line in kept))
+    return open(path, "a")
+
+
+def _start_wandb(project: str, workdir: Path, config: dict[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(
+            f"config.wandb = {project!r} needs `pip install 'rmjax[wandb]'`"
+        ) from error
+    return wandb.init(project=project, dir=str(workdir), config=config, resume="allow")
+
+
+def attribute_table(title: str, table: Mapping[str, AttributeMetrics]) -> Table:
+    """The table of attributes on held-out data."""
+    view = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    view.add_column("attribute", no_wrap=True)
+    for name in ("ratings", "MSE", "MSE of\nmean", "Pearson", "Spear-\nman", "pair\nacc.", "pairs"):
+        view.add_column(name, justify="right", no_wrap=True)
+    for name, metrics in table.items():
+        view.add_row(
+            name,
+            str(metrics.count),
+            *(
+                "-" if math.isnan(value) else f"{value:.3f}"
+                for value in (
+                    metrics.mse,
+                    metrics.mse_constant,
+                    metrics.pearson,
+                    metrics.spearman,
+                    metrics.pair_accuracy,
+                )
+            ),
+            str(metrics.pairs),
+        )
+    return view

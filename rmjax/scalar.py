@@ -1,0 +1,68 @@
+"""From attributes to one number: a named rule, never a hidden one."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from rmjax.errors import UserError
+
+# Weights that were published for HelpSteer2's attributes. The two RewardBench vectors were searched
+# on that benchmark itself (model cards of Llama3-70B-SteerLM-RM and Nemotron-4-340B-Reward); the
+# third is the one those cards used for DPO and PPO.
+PUBLISHED: dict[str, dict[str, float]] = {
+    "llama3_70b_rewardbench": {
+        "helpfulness": 0.65,
+        "correctness": 0.8,
+        "coherence": 0.45,
+        "complexity": 0.55,
+        "verbosity": -0.4,
+    },
+    "nemotron4_340b_rewardbench": {
+        "helpfulness": 0.3,
+        "correctness": 0.74,
+        "coherence": 0.46,
+        "complexity": 0.47,
+        "verbosity": -0.33,
+    },
+    "goodness": {"helpfulness": 0.65, "correctness": 0.8, "coherence": 0.45},
+}
+
+
+class ScalarRule(NamedTuple):
+    """How a model's attributes become one number: their weighted sum, without an offset."""
+
+    name: str
+    weights: dict[str, float]
+
+    def vector(self, attributes: Sequence[str]) -> Float32[np.ndarray, "A"]:
+        """One weight an attribute, in order; 0 where the rule names none."""
+        return np.asarray([self.weights.get(name, 0.0) for name in attributes], np.float32)
+
+
+def scalar_rule(rule: str | Mapping[str, float], attributes: Sequence[str]) -> ScalarRule:
+    """Reads a rule: an attribute's name, a published vector's name, or weights by attribute.
+
+    Raises:
+      UserError: it names something that the model does not have.
+    """
+    if isinstance(rule, str):
+        if rule in attributes:
+            return ScalarRule(rule, {rule: 1.0})
+        if rule not in PUBLISHED:
+            raise UserError(
+                f"scalar rule {rule!r}: neither an attribute ({', '.join(attributes)}) nor a "
+                f"published vector ({', '.join(PUBLISHED)})"
+            )
+        name, weights = rule, dict(PUBLISHED[rule])
+    else:
+        weights = {key: float(value) for key, value in rule.items()}
+        name = " ".join(f"{value:+g}*{key}" for key, value in weights.items())
+    unknown = [key for key in weights if key not in attributes]
+    if unknown or not weights:
+        raise UserError(
+            f"scalar rule {name!r}: the model has no attribute {unknown[0] if unknown else ''!r}; "
+            f"it has {', '.join(attributes)}"
+        )
+    return ScalarRule(name, weights)

@@ -1,0 +1,143 @@
+"""The state of a run and the two compiled functions: one step of training, and scoring."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float32, Int32
+
+from rmjax.model import RewardModel
+from rmjax.objectives import Objective
+from rmjax.optimizer import abstract_opt_state, merge, partition
+from rmjax.parameters import Params, abstract_params
+from rmjax.rows import Batch, Rows
+from rmjax.sharding import Sharding
+
+
+class TrainState(NamedTuple):
+    """Everything a step changes. Randomness, where needed, is `fold_in(seed, step)`."""
+
+    step: Int32[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+
+
+class Metrics(NamedTuple):
+    """What a step reports; the gradient's norm is taken before clipping."""
+
+    loss: Float32[Array, ""]
+    grad_norm: Float32[Array, ""]
+    learning_rate: Float32[Array, ""]
+
+
+def abstract_state(
+    model: RewardModel, optimizer: optax.GradientTransformation, trainable: tuple[str, ...]
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state, float32, without any array."""
+    sharding = model.options.sharding
+    params = abstract_params(model.config, model.attributes, sharding)
+    return TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated),
+        params=params,
+        opt_state=abstract_opt_state(
+            optimizer, partition(params, trainable)[0], sharding.replicated
+        ),
+    )
+
+
+def init_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    trainable: tuple[str, ...],
+    abstract: TrainState,
+) -> TrainState:
+    """The state before the first step, placed as `abstract` says."""
+    init = jax.jit(optimizer.init, out_shardings=_shardings(abstract.opt_state))
+    step = jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding)
+    return TrainState(step, params, init(partition(params, trainable)[0]))
+
+
+def random_params(model: RewardModel, seed: int) -> Params:
+    """All weights from their initial distributions; the same numbers on every mesh."""
+    abstract = abstract_params(model.config, model.attributes, model.options.sharding)
+    init = jax.jit(_initializer(model), out_shardings=_shardings(abstract))
+    return init(jax.random.key(seed))
+
+
+def random_head(model: RewardModel, seed: int) -> Float32[Array, "D A"]:
+    """The head that `random_params` would give; the other weights are never made."""
+    abstract = abstract_params(model.config, model.attributes, model.options.sharding)
+    init = jax.jit(
+        lambda key: _initializer(model)(key)["head"], out_shardings=abstract["head"].sharding
+    )
+    return init(jax.random.key(seed))
+
+
+def _initializer(model: RewardModel) -> Callable[[jax.Array], Params]:
+    sharding = model.options.sharding
+    length = sharding.mesh.shape["context"]
+    tokens = jnp.zeros((sharding.row_shards, length), jnp.int32)
+    rows = Rows(tokens, tokens, tokens, tokens[:, :1])
+    return lambda key: model.init(key, rows)["params"]
+
+
+def _shardings(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def make_train_step(
+    model: RewardModel,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], jax.Array],
+    trainable: tuple[str, ...],
+    abstract: TrainState,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """One optimizer step, compiled once: its state is donated, its batch's shape static.
+
+    Gradients are summed over the micro-batches that hold anything; how many that is may differ
+    from step to step without another compilation.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        free, frozen = partition(state.params, trainable)
+        weight = jnp.maximum(objective.weight(batch.weights), 1.0)
+
+        def loss_of(free: Params, index: Any) -> jax.Array:
+            micro = jax.tree.map(lambda x: x[index], batch._replace(microbatches=None))
+            scores = model.apply({"params": merge(free, frozen)}, micro.rows)
+            return objective.loss(scores, micro.labels, micro.weights) / weight
+
+        gradient = jax.value_and_grad(loss_of)
+        if batch.samples.shape[0] == 1:
+            loss, grads = gradient(free, 0)
+        else:
+            zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, free))
+            loss, grads = jax.lax.fori_loop(
+                0,
+                batch.microbatches,
+                lambda i, total: jax.tree.map(jnp.add, total, gradient(free, i)),
+                zero,
+            )
+        updates, opt_state = optimizer.update(grads, state.opt_state, free)
+        metrics = Metrics(loss, optax.global_norm(grads), jnp.asarray(schedule(state.step)))
+        params = merge(optax.apply_updates(free, updates), frozen)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    replicated = model.options.sharding.replicated
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=(_shardings(abstract), Metrics(replicated, replicated, replicated)),
+    )
+
+
+def make_score(model: RewardModel) -> Callable[[Params, Rows], Float32[Array, "B S A"]]:
+    """Scores of rows, whole on every process: the one scoring function of REPL and trainer."""
+
+    def score(params: Params, rows: Rows) -> jax.Array:
+        return model.apply({"params": params}, rows)
+
+    return jax.jit(score, out_shardings=model.options.sharding.replicated)

@@ -1,0 +1,169 @@
+"""Conversations to tokens: one path for training, scoring and export.
+
+The reward is read at the last token of the templated conversation. The template is the tokenizer's
+own, except that today's date is taken out of it, and there is exactly one BOS.
+"""
+
+import datetime
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from rmjax.errors import UserError
+
+Message = dict[str, str]
+Tokenizer = Any  # transformers has no public type for "a tokenizer, fast or slow"
+
+# Llama 3.1's template falls back to this very day when nobody tells it the date.
+FROZEN_DATE = datetime.date(2024, 7, 26)
+_STRFTIME = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+
+
+def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
+    """Loads the tokenizer of a directory or a GGUF file, with its date frozen.
+
+    Args:
+      path: a directory with `tokenizer.json` or `tokenizer.model`, or a `.gguf` file.
+      vocab_size: rows of the embedding that must hold every token.
+
+    Raises:
+      UserError: no tokenizer, no chat template, or a token that has no embedding.
+    """
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(path)}
+    if path.suffix == ".gguf":
+        beside = path.parent
+        if (beside / "tokenizer.json").exists():
+            source["pretrained_model_name_or_path"] = str(beside)
+        else:
+            source = {"pretrained_model_name_or_path": str(beside), "gguf_file": path.name}
+    elif not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        raise UserError(f"{path}: no tokenizer here (tokenizer.json or tokenizer.model)")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    except ImportError as error:
+        raise UserError(
+            f"{path}: transformers needs torch to read a tokenizer out of a GGUF file: "
+            "`pip install 'rmjax[gguf]'`, or put tokenizer.json beside the file"
+        ) from error
+    except Exception as error:  # whatever a broken file makes transformers raise
+        raise UserError(f"{path}: the tokenizer cannot be read ({error})") from error
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"{path}: the tokenizer has no chat template. A reward is defined on a templated "
+            "conversation: add chat_template.jinja to the directory, or use an Instruct model's"
+        )
+    if not isinstance(tokenizer.chat_template, str):
+        raise UserError(f"{path}: several named chat templates; keep the one to use")
+    tokenizer.chat_template = freeze_date(tokenizer.chat_template)
+    if vocab_size is not None and len(tokenizer) > vocab_size:
+        raise UserError(
+            f"{path}: the tokenizer has {len(tokenizer)} tokens but the model's embedding only "
+            f"{vocab_size} rows; they do not belong together"
+        )
+    return tokenizer
+
+
+def freeze_date(template: str) -> str:
+    """The template with every `strftime_now("...")` replaced by that format of a fixed day.
+
+    A score must not depend on the day it was computed (templates of Llama 3.1 and later print
+    the date). The exported template is this one, so that servers see the same tokens.
+    """
+
+    def fixed(match: re.Match[str]) -> str:
+        return json.dumps(FROZEN_DATE.strftime(match.group(2)))
+
+    frozen = _STRFTIME.sub(fixed, template)
+    if "strftime_now(" in frozen:
+        raise UserError("the chat template computes a date in a way that cannot be frozen")
+    return frozen
+
+
+def encode(tokenizer: Tokenizer, messages: list[Message]) -> np.ndarray:
+    """Token ids [length] int32 of a conversation that ends with the response to be judged.
+
+    Raises:
+      UserError: the template refuses the conversation.
+    """
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception as error:  # jinja's and the template's own complaints
+        raise UserError(f"the chat template refuses this conversation ({error})") from error
+    ids = tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    bos = tokenizer.bos_token_id
+    if bos is not None:
+        if ids[:1] != [bos] and _adds_bos(tokenizer):
+            ids = [bos, *ids]
+        if ids[:2] == [bos, bos]:
+            raise UserError(
+                "the conversation starts with two BOS tokens: the chat template writes one more "
+                "than it should"
+            )
+    return np.asarray(ids, np.int32)
+
+
+def _adds_bos(tokenizer: Tokenizer) -> bool:
+    return tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def pad_token_id(tokenizer: Tokenizer) -> int:
+    """A pad id for the exported config that no conversation ends with.
+
+    transformers and vLLM find the last real token by comparing with this id, so it must be neither
+    eos nor bos. Llama 3 reserves `<|finetune_right_pad_id|>`; else the tokenizer's own pad, its
+    unk, or any special token that is none of these.
+    """
+    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    probe = encode(tokenizer, [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])
+    taken |= {int(token) for token in probe}
+    names = ["<|finetune_right_pad_id|>", "<pad>", "[PAD]"]
+    candidates = [tokenizer.get_vocab().get(name) for name in names]
+    candidates += [tokenizer.pad_token_id, tokenizer.unk_token_id, *tokenizer.all_special_ids]
+    for candidate in candidates:
+        if candidate is not None and candidate not in taken:
+            return int(candidate)
+    raise UserError(
+        "the tokenizer has no special token free to serve as padding (not eos, not bos, not in the "
+        "chat template): add one, for example <pad>"
+    )
+
+
+BYTES_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """A tokenizer whose tokens are the 256 bytes, with roles as special tokens and a template.
+
+    It needs no file and no hub; a model trained from nothing on generated text uses it.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|bos|>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    vocab = {token: i for i, token in enumerate(special + alphabet)}
+    backend = Backend(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|bos|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=special[3:],
+        chat_template=BYTES_TEMPLATE,
+    )
+
+
+transformers_logging.set_verbosity_error()

@@ -1,0 +1,162 @@
+"""Trains a reward model: `python -m rmjax.train --config=configs/NAME.py [--config.field=value]`.
+
+Running the same command again continues the run.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from rmjax.checkpoint import Checkpoints, Preemption
+from rmjax.commandline import run_with_config
+from rmjax.config import Config, as_flat_dict, validate
+from rmjax.data.batches import Batches, evaluation_batches, iterate, plan_steps, row_shape
+from rmjax.errors import UserError
+from rmjax.experiment import (
+    check_position,
+    first_params,
+    load_data,
+    make_model,
+    open_workdir,
+    pick_tokenizer,
+    record_run,
+)
+from rmjax.objectives import OBJECTIVES
+from rmjax.optimizer import make_optimizer, make_schedule
+from rmjax.pretrained import open_pretrained
+from rmjax.reporting import Reporter, announce, conclude
+from rmjax.scoring import evaluate
+from rmjax.sharding import Sharding, make_mesh
+from rmjax.step import Metrics, abstract_state, init_state, make_score, make_train_step
+
+
+def train(config: Config) -> None:
+    """Runs the experiment from where it is to its end.
+
+    Raises:
+      UserError: something that the user can mend.
+    """
+    console = Console(quiet=jax.process_index() != 0, highlight=False, soft_wrap=True)
+    workdir = open_workdir(validate(config))
+
+    # ---- mesh, model, tokenizer --------------------------------------------------------------
+    sharding = Sharding(make_mesh(config.mesh))
+    source = open_pretrained(config.init) if config.init else None
+    model = make_model(config, source, sharding)
+    tokenizer = pick_tokenizer(config, source, model.config.vocab_size)
+
+    # ---- data --------------------------------------------------------------------------------
+    data, validation = load_data(config, tokenizer)
+    rows = config.rows_per_device * sharding.row_shards
+    shape = row_shape(data, rows=rows, length=config.row_length, packing=config.data.packing)
+    plan = plan_steps(
+        data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        steps=config.steps,
+        epochs=config.epochs,
+    )
+    batches = Batches(data, plan, shape)
+    held_out = evaluation_batches(validation, shape) if validation else None
+    constants = np.nanmean(data.labels, axis=0)
+
+    # ---- step --------------------------------------------------------------------------------
+    schedule = make_schedule(config.optimizer, len(batches))
+    optimizer = make_optimizer(config.optimizer, schedule)
+    abstract = abstract_state(model, optimizer, config.trainable)
+    objective = OBJECTIVES[config.objective]
+    train_step = make_train_step(
+        model, objective, optimizer, schedule, config.trainable, abstract
+    )
+    score = make_score(model)
+
+    # ---- state: 1. the run's last checkpoint, 2. the weights of `init`, 3. random weights ------
+    checkpoints = Checkpoints(workdir)
+    start, total = checkpoints.latest or 0, len(batches)
+    if start:
+        check_position(checkpoints.metadata(start)["position"], start, data)
+        state, origin = checkpoints.restore(start, abstract), f"this run's, after step {start}"
+    else:
+        params, origin = first_params(config, source, model)
+        state = init_state(params, optimizer, config.trainable, abstract)
+        del params  # donated with the state
+    record_run(workdir, config, model, tokenizer, data, validation)
+    announce(
+        console, workdir=workdir, model=model, origin=origin, batches=batches, held_out=held_out
+    )
+
+    # ---- loop --------------------------------------------------------------------------------
+    flat_config = as_flat_dict(config)
+    best = min((e["validation_loss"] for e in checkpoints.evaluations.values()), default=np.inf)
+    stopped = False
+    with (
+        Reporter(workdir, start=start, total=total, wandb=config.wandb, config=flat_config) as report,
+        Preemption() as preemption,
+    ):
+        unseen: tuple[int, Metrics] | None = None  # the newest step, whose numbers nobody saw yet
+        for step, batch in enumerate(iterate(batches, start, sharding), start=start + 1):
+            state, metrics = train_step(state, batch)
+            if unseen:  # one step late, so that the device never waits for the host
+                finish_step(*unseen, batches, report)
+            unseen = (step, metrics)
+
+            stopped = preemption.requested
+            evaluating = held_out is not None and is_due(step, config.eval.every, total)
+            saving = stopped or is_due(step, config.checkpoint.every, total)
+            if not (evaluating or saving):
+                continue
+            finish_step(*unseen, batches, report)
+            unseen, evaluation = None, None
+            if evaluating:
+                began = time.monotonic()
+                loss, table = evaluate(score, state.params, held_out, constants, sharding)
+                report.evaluation(step, loss, table, time.monotonic() - began)
+                evaluation = {
+                    "validation_loss": loss,
+                    "attributes": {name: dataclasses.asdict(row) for name, row in table.items()},
+                }
+                saving, best = saving or loss < best, min(best, loss)
+            if saving:
+                checkpoints.save(
+                    step,
+                    state,
+                    position=batches.position(step),
+                    config=flat_config,
+                    evaluation=evaluation,
+                )
+            if stopped:
+                break
+        checkpoints.close()
+
+    if stopped and step < total:
+        console.print(f"stopped by SIGTERM, step {step} of {total} is saved; run again to continue")
+    else:
+        conclude(console, workdir, checkpoints.evaluations)
+
+
+def is_due(step: int, every: int, total: int) -> bool:
+    """Whether something done every so many steps (0: never) and at the end is done now."""
+    return step == total or (every > 0 and step % every == 0)
+
+
+def finish_step(step: int, metrics: Metrics, batches: Batches, report: Reporter) -> None:
+    """Waits for a step, looks at its numbers and reports them.
+
+    Raises:
+      UserError: they are not finite; it names the step and its samples.
+    """
+    values: dict[str, Any] = {name: float(value) for name, value in metrics._asdict().items()}
+    if not np.isfinite(list(values.values())).all():
+        raise UserError(
+            f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}. Stopped "
+            f"before anything was saved. The step's samples: {batches.describe(step - 1)}"
+        )
+    report.step(step, values, batches.tokens(step - 1), batches.places(step - 1))
+
+
+if __name__ == "__main__":
+    run_with_config(train)
