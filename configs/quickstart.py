@@ -15,26 +15,26 @@ def get_config(arg: str | None = None) -> Config:
     return Config(
         workdir="runs/quickstart",
         data=DataConfig(
-            train="generated:8000",
+            train="generated:6000",
             validation="generated:400",
             max_length=256,
-            row_length=512,
+            row_length=256,
         ),
         tokenizer="bytes",
         model=LlamaConfig(
             vocab_size=262,
             hidden_size=96,
             intermediate_size=256,
-            num_hidden_layers=3,
-            num_attention_heads=6,
+            num_hidden_layers=2,
+            num_attention_heads=4,
             num_key_value_heads=2,
-            head_dim=16,
+            head_dim=24,
             max_position_embeddings=512,
             rms_norm_eps=1e-5,
         ),
         batch_size=32,
         epochs=1,
-        rows_per_device=8,
+        rows_per_device=10,
         remat="none",
         optimizer=OptimizerConfig(
             learning_rate=2e-3, schedule="cosine", warmup_steps=20, clip_norm=1.0

@@ -1,0 +1,38 @@
+"""Multi-attribute reward models in JAX: train, convert and score."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rmjax.api import Comparison, Score, Scorer, load
+    from rmjax.convert import hf_to_orbax, orbax_to_hf
+    from rmjax.errors import UserError
+    from rmjax.scalar import PUBLISHED
+
+__version__ = "0.1.0"
+__all__ = [
+    "PUBLISHED",
+    "Comparison",
+    "Score",
+    "Scorer",
+    "UserError",
+    "__version__",
+    "hf_to_orbax",
+    "load",
+    "orbax_to_hf",
+]
+
+_HOMES = {
+    "rmjax.api": ("Comparison", "Score", "Scorer", "load"),
+    "rmjax.convert": ("hf_to_orbax", "orbax_to_hf"),
+    "rmjax.errors": ("UserError",),
+    "rmjax.scalar": ("PUBLISHED",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: `import rmjax` by itself costs nothing."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'rmjax' has no attribute {name!r}")

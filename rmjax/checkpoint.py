@@ -30,10 +30,10 @@ class Checkpoints:
         """Opens them; `clean` removes what a killed save left, so only the run itself may."""
         self.directory = workdir / DIRECTORY
         self._orbax = ocp.training.Checkpointer(
-            self.directory.absolute(),
+            str(self.directory.absolute()),
             # The loop decides when to save; Orbax would skip what its own policy does not like.
             save_decision_policy=_Always(),
-            preservation_policy=_policies.AnyPreservationPolicy(
+            preservation_policy=_policies.AnyPreservationPolicy(  # pyright: ignore[reportArgumentType]
                 [
                     _policies.LatestN(1),
                     _policies.BestN(
@@ -56,7 +56,8 @@ class Checkpoints:
     @property
     def evaluations(self) -> dict[int, dict[str, Any]]:
         """What was saved as the evaluation of each step kept, where there was one."""
-        return {c.step: c.metrics for c in self._orbax.checkpoints if c.metrics}
+        found: Any = {c.step: c.metrics for c in self._orbax.checkpoints if c.metrics}
+        return found
 
     def save(
         self,
@@ -93,8 +94,10 @@ class Checkpoints:
 
     def metadata(self, step: int) -> dict[str, Any]:
         """Format version, position and config of a checkpoint."""
-        metadata = self._orbax.checkpointables_metadata(step).custom_metadata
-        found = (metadata or {}).get("format_version")
+        metadata: Any = self._orbax.checkpointables_metadata(step).custom_metadata
+        if not metadata:
+            raise self._damaged(step, "its metadata are missing")
+        found = metadata.get("format_version")
         if found != FORMAT_VERSION:
             raise UserError(
                 f"{self.directory / str(step)}: format version {found!r}; this version of rmjax "
@@ -111,12 +114,19 @@ class Checkpoints:
         try:
             saved = self._orbax.load_checkpointables(step, wanted)
         except Exception as error:  # Orbax lets through whatever its storage raises
-            raise UserError(
-                f"{self.directory / str(step)}: incomplete or damaged checkpoint "
-                f"({str(error)[:300]}). Delete that directory to continue from an earlier one"
-            ) from error
+            cause: BaseException = error
+            while inner := cause.__cause__ or cause.__context__:  # the innermost names the file
+                cause = inner
+            why = str(cause).split(" [tensorstore_spec")[0]
+            raise self._damaged(step, why[:400]) from error
         optimizer = saved["optimizer"]
         return TrainState(optimizer["step"], saved["params"], optimizer["state"])
+
+    def _damaged(self, step: int, why: str) -> UserError:
+        return UserError(
+            f"{self.directory / str(step)}: incomplete or damaged checkpoint ({why}). Delete that "
+            "directory to continue from an earlier one"
+        )
 
     def close(self) -> None:
         """Waits for the last save and lets errors of saving be seen."""

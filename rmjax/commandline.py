@@ -1,10 +1,13 @@
 """`--config=FILE.py[:arg] --config.field=value`, with errors a user can read."""
 
+import logging
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from rmjax.config import Config
@@ -30,10 +33,27 @@ def run_with_config(run: Callable[[Config], None]) -> None:
     def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}; fields are --config.field=value")
-        logging.set_verbosity(logging.ERROR)
+        _hush()
         config = flag.value
         if not isinstance(config, Config):
             raise UserError("get_config() of the config file must return an rmjax.config.Config")
         exit_with_message(lambda: run(config))
 
     exit_with_message(lambda: app.run(main, argv=sys.argv, flags_parser=parse))
+
+
+def _hush() -> None:
+    """Leaves of a failed read or write what is raised.
+
+    Orbax reports the same error for each of its tasks as well, with tracebacks: in the log, as
+    warnings about coroutines, and from callbacks that find their event loop closed.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited")
+
+    def report(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = report

@@ -5,13 +5,14 @@ line: `--config.optimizer.learning_rate=1e-6`.
 """
 
 import dataclasses
+import re
 import types
 import typing
 from typing import Any, get_args, get_origin, get_type_hints
 
 from rmjax.data.tokenise import OVER_LONG
 from rmjax.errors import UserError
-from rmjax.llama import LlamaConfig
+from rmjax.llama import LlamaConfig, llama_config_from_hf, llama_config_to_hf
 from rmjax.model import REMAT
 from rmjax.objectives import OBJECTIVES
 from rmjax.optimizer import SCHEDULES, OptimizerConfig
@@ -114,6 +115,28 @@ _CHOICES = {
     "remat": REMAT,
 }
 
+_POSITIVE = (
+    "batch_size",
+    "rows_per_device",
+    "data.max_length",
+    "optimizer.learning_rate",
+    "optimizer.clip_norm",
+    "optimizer.eps",
+)
+_NOT_NEGATIVE = (
+    "optimizer.warmup_steps",
+    "optimizer.weight_decay",
+    "eval.every",
+    "checkpoint.every",
+    "seed",
+)
+_FRACTIONS = ("optimizer.b1", "optimizer.b2", "data.hold_out")
+_RANGES = (
+    (_POSITIVE, lambda value: value > 0, "more than 0"),
+    (_NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
+    (_FRACTIONS, lambda value: 0 <= value < 1, "0 up to 1"),
+)
+
 # What a run may change when it is continued: none of these changes its numbers so far.
 _MAY_CHANGE = ("workdir", "eval.", "checkpoint.", "mesh.", "wandb", "steps", "epochs", "remat")
 
@@ -135,15 +158,17 @@ def validate(config: Config) -> Config:
             f"config.steps = {config.steps} and config.epochs = {config.epochs:g}: set one of them "
             "and leave the other 0"
         )
-    for name, value in (
-        ("batch_size", config.batch_size),
-        ("rows_per_device", config.rows_per_device),
-        ("data.max_length", data.max_length),
-        ("optimizer.learning_rate", config.optimizer.learning_rate),
-        ("optimizer.clip_norm", config.optimizer.clip_norm),
-    ):
-        if value <= 0:
-            raise UserError(f"config.{name} = {value!r}: expected more than 0")
+    for names, fits, wanted in _RANGES:
+        for name in names:
+            if not fits(flat[name]):  # which a NaN never does
+                raise UserError(f"config.{name} = {flat[name]!r}: expected {wanted}")
+    if not config.trainable:
+        raise UserError("config.trainable is empty: nothing would be trained")
+    for pattern in config.trainable:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"config.trainable: {pattern!r} is not a pattern ({error})") from error
     if config.row_length < data.max_length:
         raise UserError(
             f"config.data.row_length = {data.row_length} is less than data.max_length = "
@@ -155,25 +180,23 @@ def validate(config: Config) -> Config:
         raise UserError(f"config.data.label_range = {data.label_range!r}: expected (low, high)")
     if data.validation and data.hold_out:
         raise UserError("config.data.validation and config.data.hold_out are both set")
-    if not 0 <= data.hold_out < 1:
-        raise UserError(f"config.data.hold_out = {data.hold_out!r}: expected 0 up to 1")
     if not config.init and config.model is None:
         raise UserError("config.init is empty: set it, or config.model for random weights")
     if not config.init and not config.tokenizer:
         raise UserError("config.init is empty: set config.tokenizer as well")
+    if config.model is not None:  # the relations that a model's own config.json must keep
+        llama_config_from_hf(llama_config_to_hf(config.model), "config.model")
     return config
 
 
 def _check_types(value: Any, path: str) -> None:
     for field, hint in get_type_hints(type(value)).items():
         item = getattr(value, field)
+        if not _fits(item, hint):
+            wanted = hint.__name__ if isinstance(hint, type) else str(hint)
+            raise UserError(f"{path}.{field} = {item!r}: expected {wanted.replace('typing.', '')}")
         if dataclasses.is_dataclass(item):
             _check_types(item, f"{path}.{field}")
-        elif not _fits(item, hint):
-            wanted = hint.__name__ if isinstance(hint, type) else str(hint)
-            raise UserError(
-                f"{path}.{field} = {item!r}: expected {wanted.replace('typing.', '')}"
-            )
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -198,7 +221,11 @@ def as_flat_dict(config: Config) -> dict[str, Any]:
 
     def flat(value: Any, path: str) -> dict[str, Any]:
         if isinstance(value, dict) and value:
-            return {k: v for name, item in value.items() for k, v in flat(item, f"{path}.{name}").items()}  # noqa: E501
+            return {
+                k: v
+                for name, item in value.items()
+                for k, v in flat(item, f"{path}.{name}").items()
+            }
         return {path[1:]: list(value) if isinstance(value, tuple) else value}
 
     return flat(dataclasses.asdict(config), "")

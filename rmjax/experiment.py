@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rmjax import checkpoint
 from rmjax.config import Config, as_flat_dict, check_continues
+from rmjax.data.batches import Batches
 from rmjax.data.tokenise import TokenizedData, hold_out, load_tokenized
-from rmjax.errors import UserError
+from rmjax.errors import UserError, disk_errors
 from rmjax.llama import LlamaConfig
 from rmjax.model import ModelOptions, RewardModel
-from rmjax.modelfiles import FORMAT_VERSION, ModelCard, write_model_files
+from rmjax.modelfiles import FILE, FORMAT_VERSION, ModelCard, write_model_files
 from rmjax.parameters import Params
 from rmjax.pretrained import Pretrained, load_params
 from rmjax.sharding import Sharding
@@ -25,6 +28,7 @@ from rmjax.weights import read_json
 
 MODEL_DIRECTORY = "model"
 RECORD = "config.json"
+_PARTIAL = ".partial"
 
 
 def open_workdir(config: Config) -> Path:
@@ -39,12 +43,24 @@ def open_workdir(config: Config) -> Path:
         if before.get("format") != "rmjax-run":
             raise UserError(f"{workdir / RECORD}: not of an rmjax run; choose another workdir")
         check_continues(before["config"], config)
-    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    elif workdir.exists() and not _is_free(workdir):
         raise UserError(
             f"{workdir}: not empty, and not an rmjax run; choose another --config.workdir"
         )
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be created ({error.strerror})") from error
     return workdir
+
+
+def _is_free(workdir: Path) -> bool:
+    """Whether nothing is there but what a run leaves that failed before it was recorded."""
+    leavings = (checkpoint.DIRECTORY, RECORD + _PARTIAL)
+    return workdir.is_dir() and all(
+        path.name in leavings and not (path.is_dir() and any(path.iterdir()))
+        for path in workdir.iterdir()
+    )
 
 
 def make_model(config: Config, source: Pretrained | None, sharding: Sharding) -> RewardModel:
@@ -82,16 +98,20 @@ def compute_dtype(name: str) -> Any:
 def pick_tokenizer(config: Config, source: Pretrained | None, vocab_size: int) -> Tokenizer:
     """The tokenizer the config names, else the one of `source`."""
     if config.tokenizer == "bytes":
-        return byte_tokenizer()
+        tokenizer = byte_tokenizer()
+        if len(tokenizer) > vocab_size:
+            raise UserError(
+                f"config.model.vocab_size = {vocab_size}: the tokenizer `bytes` has "
+                f"{len(tokenizer)} tokens"
+            )
+        return tokenizer
     if config.tokenizer:
         return load_tokenizer(Path(config.tokenizer), vocab_size)
     assert source is not None  # validated
     return source.tokenizer()
 
 
-def load_data(
-    config: Config, tokenizer: Tokenizer
-) -> tuple[TokenizedData, TokenizedData | None]:
+def load_data(config: Config, tokenizer: Tokenizer) -> tuple[TokenizedData, TokenizedData | None]:
     """Training and validation samples, tokenised; None where the config names no validation."""
     data = config.data
 
@@ -137,18 +157,13 @@ def record_run(
     data: TokenizedData,
     validation: TokenizedData | None,
 ) -> None:
-    """Stores the resolved config, what the data came to, and the model's files with the run."""
-    card = ModelCard(
-        attributes=config.data.attributes,
-        scalar={config.data.attributes[0]: 1.0},
-        max_length=config.data.max_length,
-        seed=config.seed,
-        source=config.init,
-        data=data.key,
-    )
-    write_model_files(workdir / MODEL_DIRECTORY, model.config, tokenizer, card)
-    _write(workdir / "data.json", {"train": describe_data(data)}
-           | ({"validation": describe_data(validation)} if validation else {}))
+    """Stores the resolved config, what the data came to, and the model's files with the run.
+
+    The config comes first: it is what makes the directory a run, which any later failure leaves
+    one. The model's files never change, so a run that is continued keeps those it has.
+    """
+    if jax.process_index() != 0:
+        return
     packages = ("rmjax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
     record = {
         "format": "rmjax-run",
@@ -158,7 +173,22 @@ def record_run(
         | {"python": platform.python_version()},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    _write(workdir / RECORD, record)
+    card = ModelCard(
+        attributes=config.data.attributes,
+        scalar={config.data.attributes[0]: 1.0},
+        max_length=config.data.max_length,
+        seed=config.seed,
+        source=config.init,
+        data=data.key,
+    )
+    described = {"train": describe_data(data)}
+    if validation:
+        described["validation"] = describe_data(validation)
+    with disk_errors(f"the run's files in {workdir}"):
+        _write(workdir / RECORD, record)
+        _write(workdir / "data.json", described)
+        if not (workdir / MODEL_DIRECTORY / FILE).exists():  # the last of them to be written
+            write_model_files(workdir / MODEL_DIRECTORY, model.config, tokenizer, card)
 
 
 def describe_data(data: TokenizedData) -> dict[str, Any]:
@@ -185,16 +215,26 @@ def describe_data(data: TokenizedData) -> dict[str, Any]:
     }
 
 
-def check_position(position: dict[str, Any], step: int, data: TokenizedData) -> None:
-    """Raises a `UserError` unless a checkpoint's data position is `step` of these very data."""
-    if position["data"] != data.key:
+def check_position(position: dict[str, Any], step: int, batches: Batches) -> None:
+    """Raises a `UserError` unless a checkpoint's data position is `step` of these very batches."""
+    if position["data"] != batches.data.key:
         raise UserError(
-            f"{data.source}: the data, the tokenizer or their settings are not those the run was "
-            "started with; give those back, or choose another --config.workdir"
+            f"{batches.data.source}: the data, the tokenizer or their settings are not those the "
+            "run was started with; give those back, or choose another --config.workdir"
         )
     if position["next_step"] != step:
         raise UserError(f"checkpoint {step} has its data at step {position['next_step']}")
+    planned = batches.position(step)["samples"]
+    if step <= len(batches) and position["samples"] != planned:
+        raise UserError(
+            f"after step {step} the run had seen {position['samples']} samples, its last step a "
+            f"shorter one; with the new config.steps or config.epochs it would be {planned}. Use "
+            "the old values, or another --config.workdir, so that no sample is left out"
+        )
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    """Replaces a file whole, so that a full disk or a kill leaves the old one."""
+    partial = path.with_name(path.name + _PARTIAL)
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -66,8 +66,10 @@ def llama_config_from_hf(raw: dict[str, Any], where: str) -> LlamaConfig:
       UserError: a field is missing, or has a value whose model would be computed wrongly here.
     """
 
-    def required(field: str, kind: type) -> Any:
+    def required(field: str, kind: type, default: Any = None) -> Any:
         value = raw.get(field)
+        if value is None:
+            value = default
         if value is None:
             raise UserError(f"{where}: field {field!r} is missing")
         if isinstance(value, bool) or not isinstance(value, kind if kind is int else (int, float)):
@@ -95,18 +97,21 @@ def llama_config_from_hf(raw: dict[str, Any], where: str) -> LlamaConfig:
             raise UserError(f"{where}: field 'layer_types' has {kind!r}; only 'full_attention'")
 
     heads = required("num_attention_heads", int)
-    kv_heads = raw.get("num_key_value_heads") or heads
+    kv_heads = required("num_key_value_heads", int, default=heads)
     hidden = required("hidden_size", int)
     if heads % kv_heads:
         raise UserError(
             f"{where}: field 'num_key_value_heads' is {kv_heads}, which does not divide "
             f"'num_attention_heads' = {heads}"
         )
-    if not raw.get("head_dim") and hidden % heads:
+    if raw.get("head_dim") is None and hidden % heads:
         raise UserError(
             f"{where}: field 'hidden_size' = {hidden} is not a multiple of "
             f"'num_attention_heads' = {heads}, and there is no 'head_dim'"
         )
+    head_dim = required("head_dim", int, default=hidden // heads)
+    if head_dim % 2:
+        raise UserError(f"{where}: field 'head_dim' is {head_dim}; RoPE needs an even number")
     return LlamaConfig(
         vocab_size=required("vocab_size", int),
         hidden_size=hidden,
@@ -114,58 +119,76 @@ def llama_config_from_hf(raw: dict[str, Any], where: str) -> LlamaConfig:
         num_hidden_layers=required("num_hidden_layers", int),
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_dim=raw.get("head_dim") or hidden // heads,
+        head_dim=head_dim,
         max_position_embeddings=required("max_position_embeddings", int),
         rms_norm_eps=required("rms_norm_eps", float),
         rope=_rope_from_hf(raw, where),
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
         attention_bias=bool(raw.get("attention_bias", False)),
         mlp_bias=bool(raw.get("mlp_bias", False)),
-        initializer_range=float(raw.get("initializer_range", 0.02)),
+        initializer_range=required("initializer_range", float, default=0.02),
     )
 
 
 def _rope_from_hf(raw: dict[str, Any], where: str) -> Rope:
-    """transformers 5 has `rope_parameters`; 4 has `rope_theta` and perhaps `rope_scaling`."""
-    field = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+    """transformers 5 has `rope_parameters`; 4 has `rope_theta` and perhaps `rope_scaling`.
+
+    Where a file has both, transformers 4 and 5 alike go by `rope_scaling`.
+    """
+    field = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
     settings = raw.get(field) or {}
     if not isinstance(settings, dict):
         raise UserError(f"{where}: field {field!r} is {settings!r}, expected a mapping")
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            raise UserError(f"{where}: field '{field}.{name}' is a RoPE of its own; only one fits")
     kind = settings.get("rope_type", settings.get("type", "default"))
     if kind not in ROPE_TYPES:
-        raise UserError(
-            f"{where}: field '{field}.rope_type' is {kind!r}; supported: {ROPE_TYPES}"
-        )
-    if settings.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(f"{where}: field '{field}.rope_type' is {kind!r}; supported: {ROPE_TYPES}")
+    if settings.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise UserError(f"{where}: field '{field}.partial_rotary_factor' is not 1")
 
-    def number(name: str) -> float:
-        value = settings.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+    def number(name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise UserError(
-                f"{where}: field '{field}.{name}' is {value!r}; RoPE type {kind!r} needs a number"
+                f"{where}: field {name!r} is {value!r}; RoPE type {kind!r} needs a positive number"
             )
         return float(value)
 
+    def setting(name: str) -> float:
+        return number(f"{field}.{name}", settings.get(name))
+
     # Llama's own first configs leave the base out; it was 10,000 then (transformers agrees).
-    rope = Rope(theta=float(settings.get("rope_theta", raw.get("rope_theta") or 10000.0)))
+    outer, inner = raw.get("rope_theta"), settings.get("rope_theta")
+    if None not in (outer, inner) and outer != inner:
+        raise UserError(
+            f"{where}: field 'rope_theta' is {outer!r}, but '{field}.rope_theta' is {inner!r}"
+        )
+    known = [value for value in (inner, outer, 10000.0) if value is not None]
+    rope = Rope(theta=number("rope_theta", known[0]))
     if kind == "default":
         return rope
-    rope = dataclasses.replace(rope, type=kind, factor=number("factor"))
+    rope = dataclasses.replace(rope, type=kind, factor=setting("factor"))
     if kind != "llama3":
         return rope
-    return dataclasses.replace(
+    rope = dataclasses.replace(
         rope,
-        low_freq_factor=number("low_freq_factor"),
-        high_freq_factor=number("high_freq_factor"),
-        original_max_position_embeddings=int(number("original_max_position_embeddings")),
+        low_freq_factor=setting("low_freq_factor"),
+        high_freq_factor=setting("high_freq_factor"),
+        original_max_position_embeddings=int(setting("original_max_position_embeddings")),
     )
+    if rope.high_freq_factor <= rope.low_freq_factor:
+        raise UserError(
+            f"{where}: field '{field}.high_freq_factor' is {rope.high_freq_factor:g}, expected "
+            f"more than 'low_freq_factor' = {rope.low_freq_factor:g}"
+        )
+    return rope
 
 
 def llama_config_to_hf(config: LlamaConfig) -> dict[str, Any]:
     """The `config.json` fields of `config`, readable by transformers 4 and 5 alike.
 
-    Both spellings of RoPE are written: each version reads its own and ignores the other.
+    Both spellings of RoPE are written, and they agree.
     """
     rope = config.rope
     settings: dict[str, Any] = {"rope_type": rope.type}

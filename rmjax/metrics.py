@@ -61,8 +61,8 @@ def attribute_metrics(
             mse_constant=(
                 float(np.mean((constants[column] - label) ** 2)) if len(score) else np.nan
             ),
-            pearson=float(stats.pearsonr(score, label)[0]) if varies else np.nan,
-            spearman=float(stats.spearmanr(score, label)[0]) if varies else np.nan,
+            pearson=float(stats.pearsonr(score, label).statistic) if varies else np.nan,
+            spearman=float(stats.spearmanr(score, label).statistic) if varies else np.nan,
             pair_accuracy=agreed / pairs if pairs else np.nan,
             pairs=pairs,
         )
@@ -85,8 +85,6 @@ def pair_agreement(
     return agreed, pairs
 
 
-def validation_loss(
-    scores: Float[np.ndarray, "N A"], labels: Float[np.ndarray, "N A"]
-) -> float:
+def validation_loss(scores: Float[np.ndarray, "N A"], labels: Float[np.ndarray, "N A"]) -> float:
     """Mean squared error over all labels that are present: the regression loss, in float64."""
     return float(np.nanmean((scores.astype(np.float64) - labels) ** 2))

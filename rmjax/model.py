@@ -1,6 +1,6 @@
 """A Llama with a linear head that reads one vector of attributes at the end of each sample.
 
-    B row, L token, S sample slot, D embed, N heads, K kv_heads, H head_dim, F mlp, A attribute
+B row, L token, S sample slot, D embed, N heads, K kv_heads, H head_dim, F mlp, A attribute
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class ModelOptions:
 def _rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float) -> jax.Array:
     x32 = x.astype(jnp.float32)
     normal = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    return (normal * scale.astype(jnp.float32)).astype(x.dtype)
+    return (normal * jnp.broadcast_to(scale.astype(jnp.float32), x.shape)).astype(x.dtype)
 
 
 class _Table(nn.Module):
@@ -66,7 +66,9 @@ class _Table(nn.Module):
 
     def linear(self, equation: str, x: jax.Array, path: str, bias: bool = False) -> jax.Array:
         y = jnp.einsum(equation, x, self.weight(path).astype(x.dtype))
-        return y + self.weight(f"{path}_bias").astype(x.dtype) if bias else y
+        if not bias:
+            return y
+        return y + jnp.broadcast_to(self.weight(f"{path}_bias").astype(x.dtype), y.shape)
 
     def place(self, x: jax.Array, *axes: str) -> jax.Array:
         return self.options.sharding.constrain(x, axes)
@@ -120,7 +122,7 @@ class RewardModel(_Table):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=config.num_hidden_layers,
         )
         x, _ = layers(config, options, self.attributes, name="layers")(

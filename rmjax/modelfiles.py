@@ -3,6 +3,7 @@
 A run, a converted Orbax model and an exported Hugging Face directory carry the same files.
 """
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -39,7 +40,11 @@ class ModelCard:
 
 
 def write_model_files(
-    directory: Path, llama: LlamaConfig, tokenizer: Tokenizer, card: ModelCard
+    directory: Path,
+    llama: LlamaConfig,
+    tokenizer: Tokenizer,
+    card: ModelCard,
+    dtype: str = "float32",
 ) -> None:
     """Writes `config.json`, the tokenizer with its frozen template, and `rmjax.json`.
 
@@ -47,6 +52,10 @@ def write_model_files(
     return raw numbers: without it five labels are served as a softmax.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    # Servers pad with the tokenizer's pad and look for the end with the config's: the same one.
+    tokenizer, pad = copy.deepcopy(tokenizer), pad_token_id(tokenizer)
+    if tokenizer.pad_token_id != pad:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     names = dict(enumerate(card.attributes))
     config = {
         "architectures": ["LlamaForSequenceClassification"],
@@ -55,10 +64,11 @@ def write_model_files(
         "id2label": {str(i): name for i, name in names.items()},
         "label2id": {name: i for i, name in names.items()},
         "problem_type": "regression",
-        "pad_token_id": pad_token_id(tokenizer),
+        "pad_token_id": pad,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        "torch_dtype": "float32",
+        "torch_dtype": dtype,  # transformers 4's name of it
+        "dtype": dtype,
     }
     _write_json(directory / "config.json", config)
     tokenizer.save_pretrained(directory)
@@ -89,11 +99,15 @@ def hf_attributes(raw: dict[str, Any], where: Path) -> tuple[str, ...]:
     """The labels' names of a classification model's `config.json`, in order."""
     labels = raw.get("id2label")
     if not isinstance(labels, dict):
-        return tuple(f"LABEL_{i}" for i in range(int(raw.get("num_labels", 2))))
+        count = raw.get("num_labels", 2)  # transformers leaves it out where it is 2
+        labels = {str(i): f"LABEL_{i}" for i in range(count if isinstance(count, int) else 0)}
     try:
-        return tuple(str(labels[str(i)]) for i in range(len(labels)))
+        names = tuple(str(labels[str(i)]) for i in range(len(labels)))
     except KeyError as error:
         raise UserError(f"{where}: field 'id2label' has no label {error}") from error
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{where}: fields 'id2label' and 'num_labels' must give names, each once")
+    return names
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -26,9 +26,11 @@ SCHEDULES = ("constant", "cosine", "linear")
 
 @dataclasses.dataclass
 class OptimizerConfig:
-    """AdamW. The learning rate rises linearly over `warmup_steps`, reaching its value at the last
-    of them, then follows the schedule; `cosine` and `linear` end at `final_fraction` of it.
-    """  # noqa: D205
+    """AdamW and its learning rate.
+
+    The rate rises linearly over `warmup_steps`, reaching its value at the last of them, then
+    follows the schedule; `cosine` and `linear` end at `final_fraction` of it.
+    """
 
     learning_rate: float
     schedule: str = "constant"
@@ -78,7 +80,7 @@ def make_optimizer(
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            schedule,
+            schedule,  # pyright: ignore[reportArgumentType]
             b1=config.b1,
             b2=config.b2,
             eps=config.eps,

@@ -38,10 +38,6 @@ from rmjax.weights import (
     read_json,
 )
 
-# A model whose own head is not wanted is loaded without it.
-_PARTIAL = ocp.options.PyTreeOptions(
-    loading=ocp.options.PyTreeOptions.Loading(partial_load=True)
-)
 WEIGHTS = "checkpoint"  # a converted model's Orbax checkpoint, inside its directory
 
 
@@ -192,7 +188,7 @@ def _load_hf(
 ) -> jax.Array:
     keys = hf_keys(row, llama)
 
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
+    def shard(index: Any) -> np.ndarray:
         if not row.stacked:
             return from_hf(row, weights.read(keys[0]), sizes)[index].astype(wanted.dtype)
         layers = range(*index[0].indices(len(keys)))
@@ -206,9 +202,7 @@ def _load_hf(
     return jax.make_array_from_callback(wanted.shape, wanted.sharding, shard)
 
 
-def _load_orbax(
-    directory: Path, wanted: dict[str, jax.ShapeDtypeStruct]
-) -> dict[str, jax.Array]:
+def _load_orbax(directory: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     for path, leaf in wanted.items():
         found = tuple(open_array(directory / "params", path).shape)
         if found != leaf.shape:
@@ -217,12 +211,12 @@ def _load_orbax(
                 f"{leaf.shape}"
             )
     tree = {"params": nest(dict(wanted))}
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True  # a head that is not wanted is not read
     try:
-        with ocp.Context(pytree_options=_PARTIAL):
-            return flatten(ocp.load_checkpointables(directory.absolute(), tree)["params"])
+        with context:
+            return flatten(ocp.load_checkpointables(str(directory.absolute()), tree)["params"])
     except Exception as error:  # Orbax lets through whatever its storage raises
         raise UserError(
             f"{directory}: incomplete or damaged checkpoint ({str(error)[:300]})"
         ) from error
-
-

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.table import Table
 from tensorboardX import SummaryWriter
 
 from rmjax.data.batches import Batches
-from rmjax.errors import UserError
+from rmjax.errors import UserError, disk_errors
 from rmjax.metrics import AttributeMetrics
 from rmjax.model import RewardModel
 from rmjax.parameters import abstract_params
@@ -30,7 +31,9 @@ _LINES = 20  # lines a run prints where there is no terminal to draw a bar in
 class Reporter:
     """Writes a run's metrics everywhere; silent on every process but the first."""
 
-    def __init__(self, workdir: Path, *, start: int, total: int, wandb: str, config: dict[str, Any]):
+    def __init__(
+        self, workdir: Path, *, start: int, total: int, wandb: str, config: dict[str, Any]
+    ):
         """Opens the run's files; what was written beyond step `start` is taken out."""
         self._active = jax.process_index() == 0
         self.console = Console(quiet=not self._active, highlight=False, soft_wrap=True)
@@ -107,7 +110,8 @@ class Reporter:
         if not self._active:
             return
         finite = {k: None if math.isnan(v) else v for k, v in values.items()}
-        print(json.dumps({"step": step, **finite}), file=self._jsonl, flush=True)
+        with disk_errors(self._jsonl.name):
+            print(json.dumps({"step": step, **finite}), file=self._jsonl, flush=True)
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         if self._wandb is not None:
@@ -126,9 +130,12 @@ def announce(
     """Says what is about to run: model, mesh, data by reason, rows."""
     devices, options = jax.devices(), model.options
     mesh = ", ".join(f"{axis} {size}" for axis, size in options.sharding.mesh.shape.items())
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(
-        abstract_params(model.config, model.attributes, options.sharding)
-    ))
+    count = sum(
+        math.prod(leaf.shape)
+        for leaf in jax.tree.leaves(
+            abstract_params(model.config, model.attributes, options.sharding)
+        )
+    )
     console.print(f"run         {workdir}")
     console.print(f"devices     {len(devices)} x {devices[0].device_kind}; mesh {mesh}")
     console.print(
@@ -156,10 +163,8 @@ def conclude(console: Console, workdir: Path, evaluations: Mapping[int, Mapping[
     """Prints the table of the best checkpoint and the commands to type next."""
     if evaluations:
         best = min(evaluations, key=lambda step: evaluations[step]["validation_loss"])
-        table = {
-            name: AttributeMetrics(**{k: math.nan if v is None else v for k, v in row.items()})
-            for name, row in evaluations[best]["attributes"].items()
-        }
+        rows: Mapping[str, Mapping[str, Any]] = evaluations[best]["attributes"]
+        table = {name: AttributeMetrics(**row) for name, row in rows.items()}
         loss = evaluations[best]["validation_loss"]
         console.print()
         console.print(
@@ -191,17 +196,18 @@ def _reopen(path: Path, start: int) -> Any:
                     kept.append(line)
             except (ValueError, KeyError):  # the half line of a killed run
                 continue
-    path.write_text("".join(line + "\n" for line in kept))
-    return open(path, "a")
+    partial = path.with_name(path.name + ".partial")
+    with disk_errors(str(path)):
+        partial.write_text("".join(line + "\n" for line in kept))
+        os.replace(partial, path)  # the old lines stay where the new ones do not fit
+        return open(path, "a")
 
 
 def _start_wandb(project: str, workdir: Path, config: dict[str, Any]) -> Any:
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise UserError(
-            f"config.wandb = {project!r} needs `pip install 'rmjax[wandb]'`"
-        ) from error
+        raise UserError(f"config.wandb = {project!r} needs `pip install 'rmjax[wandb]'`") from error
     return wandb.init(project=project, dir=str(workdir), config=config, resume="allow")
 
 

@@ -48,7 +48,7 @@ def dynamic_frequencies(
     longest = jnp.maximum(lengths, max_positions).astype(jnp.float32)
     stretch = rope.factor * longest / max_positions - (rope.factor - 1)
     base = jnp.float32(rope.theta) * stretch ** (head_dim / (head_dim - 2))
-    return 1.0 / base[..., None] ** exponent
+    return 1.0 / base[:, :, None] ** exponent[None, None, :]
 
 
 def rotate(
@@ -67,5 +67,6 @@ def angles(
     positions: Int32[Array, "B L"], frequencies: jax.Array | np.ndarray
 ) -> tuple[Float32[Array, "B L H/2"], Float32[Array, "B L H/2"]]:
     """Cosine and sine of position x frequency; `frequencies` is [H/2] or [B, L, H/2]."""
-    phase = positions[..., None].astype(jnp.float32) * frequencies
+    shape = (*positions.shape, frequencies.shape[-1])
+    phase = positions[..., None].astype(jnp.float32) * jnp.broadcast_to(frequencies, shape)
     return jnp.cos(phase), jnp.sin(phase)

@@ -28,12 +28,8 @@ class Rows(NamedTuple):
     ends: Int32[jax.Array, "... B S"]
 
 
-ROWS_AXES = Rows(
-    tokens=("row", "length"),
-    segments=("row", "length"),
-    positions=("row", "length"),
-    ends=("row", "sample"),
-)
+# The names of each array's axes, in the order of the fields.
+ROWS_AXES = Rows._make([("row", "length")] * 3 + [("row", "sample")])
 
 
 class Batch(NamedTuple):
@@ -55,10 +51,12 @@ class Batch(NamedTuple):
 
 
 _PER_SAMPLE = ("microbatch", "row", "sample", "attribute")
-BATCH_AXES = Batch(
-    rows=Rows(*(("microbatch", *axes) for axes in ROWS_AXES)),
-    labels=_PER_SAMPLE,
-    weights=_PER_SAMPLE,
-    samples=_PER_SAMPLE[:3],
-    microbatches=(),
+BATCH_AXES = Batch._make(
+    [
+        Rows._make(("microbatch", *axes) for axes in ROWS_AXES),
+        _PER_SAMPLE,
+        _PER_SAMPLE,
+        _PER_SAMPLE[:3],
+        (),
+    ]
 )

@@ -1,5 +1,6 @@
 """From attributes to one number: a named rule, never a hidden one."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -57,12 +58,20 @@ def scalar_rule(rule: str | Mapping[str, float], attributes: Sequence[str]) -> S
             )
         name, weights = rule, dict(PUBLISHED[rule])
     else:
-        weights = {key: float(value) for key, value in rule.items()}
-        name = " ".join(f"{value:+g}*{key}" for key, value in weights.items())
+        try:
+            weights = {key: float(value) for key, value in rule.items()}
+        except (TypeError, ValueError) as error:
+            raise UserError(f"scalar rule {dict(rule)!r}: a weight is no number") from error
+        if not weights or not all(map(math.isfinite, weights.values())):
+            raise UserError(f"scalar rule {weights!r}: expected attributes with finite weights")
+        if list(weights.values()) == [1.0]:  # one attribute as it is: a model's own rule
+            (name,) = weights
+        else:
+            name = " ".join(f"{value:+g}*{key}" for key, value in weights.items())
     unknown = [key for key in weights if key not in attributes]
-    if unknown or not weights:
+    if unknown:
         raise UserError(
-            f"scalar rule {name!r}: the model has no attribute {unknown[0] if unknown else ''!r}; "
+            f"scalar rule {name!r}: the model has no attribute {unknown[0]!r}; "
             f"it has {', '.join(attributes)}"
         )
     return ScalarRule(name, weights)

@@ -8,6 +8,7 @@ an error, where a silent replication would only be found as memory that is not t
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -77,7 +78,7 @@ def mesh_shape(config: MeshConfig, devices: int) -> dict[str, int]:
     return sizes
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of `config` over `devices` (all of them if not given), with automatic sharding."""
     devices = jax.devices() if devices is None else devices
     sizes = mesh_shape(config, len(devices))

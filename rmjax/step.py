@@ -13,7 +13,6 @@ from rmjax.objectives import Objective
 from rmjax.optimizer import abstract_opt_state, merge, partition
 from rmjax.parameters import Params, abstract_params
 from rmjax.rows import Batch, Rows
-from rmjax.sharding import Sharding
 
 
 class TrainState(NamedTuple):
@@ -38,12 +37,13 @@ def abstract_state(
     """Shapes, dtypes and shardings of the state, float32, without any array."""
     sharding = model.options.sharding
     params = abstract_params(model.config, model.attributes, sharding)
-    return TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated),
-        params=params,
-        opt_state=abstract_opt_state(
-            optimizer, partition(params, trainable)[0], sharding.replicated
-        ),
+    free, _ = partition(params, trainable)
+    return TrainState._make(
+        [
+            jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated),
+            params,
+            abstract_opt_state(optimizer, free, sharding.replicated),
+        ]
     )
 
 
@@ -75,7 +75,13 @@ def random_head(model: RewardModel, seed: int) -> Float32[Array, "D A"]:
     return init(jax.random.key(seed))
 
 
-def _initializer(model: RewardModel) -> Callable[[jax.Array], Params]:
+def apply(model: RewardModel, params: Params, rows: Rows) -> Float32[Array, "B S A"]:
+    """Scores of every slot of every row, traced into whatever is being compiled."""
+    scores: Any = model.apply({"params": params}, rows)
+    return scores
+
+
+def _initializer(model: RewardModel) -> Callable[[jax.Array], Any]:
     sharding = model.options.sharding
     length = sharding.mesh.shape["context"]
     tokens = jnp.zeros((sharding.row_shards, length), jnp.int32)
@@ -107,7 +113,7 @@ def make_train_step(
 
         def loss_of(free: Params, index: Any) -> jax.Array:
             micro = jax.tree.map(lambda x: x[index], batch._replace(microbatches=None))
-            scores = model.apply({"params": merge(free, frozen)}, micro.rows)
+            scores = apply(model, merge(free, frozen), micro.rows)
             return objective.loss(scores, micro.labels, micro.weights) / weight
 
         gradient = jax.value_and_grad(loss_of)
@@ -123,14 +129,15 @@ def make_train_step(
             )
         updates, opt_state = optimizer.update(grads, state.opt_state, free)
         metrics = Metrics(loss, optax.global_norm(grads), jnp.asarray(schedule(state.step)))
-        params = merge(optax.apply_updates(free, updates), frozen)
+        moved: Any = optax.apply_updates(free, updates)
+        params = merge(moved, frozen)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     replicated = model.options.sharding.replicated
     return jax.jit(
         train_step,
         donate_argnums=0,
-        out_shardings=(_shardings(abstract), Metrics(replicated, replicated, replicated)),
+        out_shardings=(_shardings(abstract), Metrics._make([replicated] * 3)),
     )
 
 
@@ -138,6 +145,6 @@ def make_score(model: RewardModel) -> Callable[[Params, Rows], Float32[Array, "B
     """Scores of rows, whole on every process: the one scoring function of REPL and trainer."""
 
     def score(params: Params, rows: Rows) -> jax.Array:
-        return model.apply({"params": params}, rows)
+        return apply(model, params, rows)
 
     return jax.jit(score, out_shardings=model.options.sharding.replicated)

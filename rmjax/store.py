@@ -7,8 +7,9 @@ Orbax itself uses. A test holds them to Orbax: it must restore what is written h
 """
 
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ def create_array(
                     {"name": "zstd", "configuration": {"level": 1}},
                 ],
             },
+            # Chunks of zeros too: a chunk that is not there is then known to be lost.
+            "store_data_equal_to_fill_value": True,
         },
         create=True,
     ).result()
@@ -54,11 +57,34 @@ def open_array(params: Path, path: str) -> ts.TensorStore:
     else:
         kvstore = {"driver": "file", "path": f"{params / _name(path)}/"}
     try:
-        return ts.open({"driver": "zarr3", "kvstore": kvstore}, read=True).result()
+        array = ts.open({"driver": "zarr3", "kvstore": kvstore}, read=True).result()
     except ValueError as error:
         raise UserError(
             f"{params}: parameter {path!r} is missing or damaged ({str(error)[:200]})"
         ) from error
+    if kvstore["driver"] == "file":
+        # zarr reads a chunk that is not there as zeros: count, or a lost file is a wrong model.
+        chunks: Any = array.chunk_layout.read_chunk.shape
+        expected = math.prod(-(-size // chunk) for size, chunk in zip(array.shape, chunks))
+        found = sum(file.is_file() for file in (params / _name(path) / "c").rglob("*"))
+        if found != expected:
+            raise UserError(
+                f"{params}: parameter {path!r} has {found} of its {expected} chunks; convert the "
+                "model again"
+            )
+    return array
+
+
+def read_array(params: Path, path: str, index: Any = ...) -> np.ndarray:
+    """Reads a parameter, or the slice `index` of it.
+
+    Raises:
+      UserError: it is not there, or damaged.
+    """
+    try:
+        return open_array(params, path)[index].read().result()
+    except ValueError as error:
+        raise UserError(f"{params}: parameter {path!r} is damaged ({str(error)[:200]})") from error
 
 
 def array_paths(params: Path) -> set[str]:
@@ -74,7 +100,7 @@ def array_paths(params: Path) -> set[str]:
         raise UserError(f"{params}: not a complete Orbax checkpoint ({error})") from error
 
 
-def write_metadata(checkpoint: Path, shapes: dict[str, Sequence[int]]) -> None:
+def write_metadata(checkpoint: Path, shapes: Mapping[str, Sequence[int]]) -> None:
     """Writes what makes `checkpoint/params` an Orbax checkpoint; call it when all arrays are."""
     now = time.time_ns()
     tree: dict[str, Any] = {}

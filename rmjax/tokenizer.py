@@ -4,8 +4,8 @@ The reward is read at the last token of the templated conversation. The template
 own, except that today's date is taken out of it, and there is exactly one BOS.
 """
 
+import contextlib
 import datetime
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ Tokenizer = Any  # transformers has no public type for "a tokenizer, fast or slo
 
 # Llama 3.1's template falls back to this very day when nobody tells it the date.
 FROZEN_DATE = datetime.date(2024, 7, 26)
-_STRFTIME = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+_STRFTIME = re.compile(r"strftime_now\s*\(\s*(['\"])(.*?)\1\s*\)")
+_STRFTIME_LEFT = re.compile(r"\bstrftime_now\b(?!\s+is\s+(not\s+)?defined\b)")
 
 
 def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
@@ -41,7 +42,7 @@ def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
             source["pretrained_model_name_or_path"] = str(beside)
         else:
             source = {"pretrained_model_name_or_path": str(beside), "gguf_file": path.name}
-    elif not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+    elif not any(map(_has_bytes, (path / "tokenizer.json", path / "tokenizer.model"))):
         raise UserError(f"{path}: no tokenizer here (tokenizer.json or tokenizer.model)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
@@ -60,12 +61,19 @@ def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
     if not isinstance(tokenizer.chat_template, str):
         raise UserError(f"{path}: several named chat templates; keep the one to use")
     tokenizer.chat_template = freeze_date(tokenizer.chat_template)
-    if vocab_size is not None and len(tokenizer) > vocab_size:
+    # Ids may have gaps, so it is not their number that counts.
+    needed = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if vocab_size is not None and needed > vocab_size:
         raise UserError(
-            f"{path}: the tokenizer has {len(tokenizer)} tokens but the model's embedding only "
-            f"{vocab_size} rows; they do not belong together"
+            f"{path}: the tokenizer's ids need {needed} rows but the model's embedding has only "
+            f"{vocab_size}; they do not belong together"
         )
     return tokenizer
+
+
+def _has_bytes(file: Path) -> bool:
+    """Of an empty `tokenizer.model`, transformers makes a tokenizer that knows no word."""
+    return file.is_file() and file.stat().st_size > 0
 
 
 def freeze_date(template: str) -> str:
@@ -76,10 +84,11 @@ def freeze_date(template: str) -> str:
     """
 
     def fixed(match: re.Match[str]) -> str:
-        return json.dumps(FROZEN_DATE.strftime(match.group(2)))
+        quote, layout = match.groups()
+        return quote + FROZEN_DATE.strftime(layout) + quote
 
     frozen = _STRFTIME.sub(fixed, template)
-    if "strftime_now(" in frozen:
+    if _STRFTIME_LEFT.search(frozen):
         raise UserError("the chat template computes a date in a way that cannot be frozen")
     return frozen
 
@@ -88,12 +97,16 @@ def encode(tokenizer: Tokenizer, messages: list[Message]) -> np.ndarray:
     """Token ids [length] int32 of a conversation that ends with the response to be judged.
 
     Raises:
-      UserError: the template refuses the conversation.
+      UserError: the template refuses the conversation, or the text is not valid Unicode.
     """
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
     except Exception as error:  # jinja's and the template's own complaints
         raise UserError(f"the chat template refuses this conversation ({error})") from error
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can hold half a surrogate pair
+        raise UserError(f"the conversation is not valid Unicode ({error})") from error
     ids = tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     bos = tokenizer.bos_token_id
     if bos is not None:
@@ -118,12 +131,12 @@ def pad_token_id(tokenizer: Tokenizer) -> int:
     eos nor bos. Llama 3 reserves `<|finetune_right_pad_id|>`; else the tokenizer's own pad, its
     unk, or any special token that is none of these.
     """
-    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
-    probe = encode(tokenizer, [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])
-    taken |= {int(token) for token in probe}
+    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id} | _template_ids(tokenizer)
+    vocab = tokenizer.get_vocab()
     names = ["<|finetune_right_pad_id|>", "<pad>", "[PAD]"]
-    candidates = [tokenizer.get_vocab().get(name) for name in names]
+    candidates = [vocab.get(name) for name in names]
     candidates += [tokenizer.pad_token_id, tokenizer.unk_token_id, *tokenizer.all_special_ids]
+    candidates.append(vocab.get("<|reserved_special_token_0|>"))  # Llama 3.0 has nothing else
     for candidate in candidates:
         if candidate is not None and candidate not in taken:
             return int(candidate)
@@ -131,6 +144,19 @@ def pad_token_id(tokenizer: Tokenizer) -> int:
         "the tokenizer has no special token free to serve as padding (not eos, not bos, not in the "
         "chat template): add one, for example <pad>"
     )
+
+
+def _template_ids(tokenizer: Tokenizer) -> set[int]:
+    """Ids in conversations with every role, as far as the template accepts them."""
+    system, user, assistant = (
+        {"role": role, "content": "x"} for role in ("system", "user", "assistant")
+    )
+    ids: set[int] = set()
+    turn = [user, assistant]
+    for messages in (turn, [*turn, *turn], [system, *turn]):
+        with contextlib.suppress(UserError):
+            ids.update(encode(tokenizer, messages).tolist())
+    return ids
 
 
 BYTES_TEMPLATE = (

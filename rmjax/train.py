@@ -3,6 +3,7 @@
 Running the same command again continues the run.
 """
 
+import contextlib
 import dataclasses
 import time
 from typing import Any
@@ -30,7 +31,7 @@ from rmjax.optimizer import make_optimizer, make_schedule
 from rmjax.pretrained import open_pretrained
 from rmjax.reporting import Reporter, announce, conclude
 from rmjax.scoring import evaluate
-from rmjax.sharding import Sharding, make_mesh
+from rmjax.sharding import Sharding, check_divisible, make_mesh
 from rmjax.step import Metrics, abstract_state, init_state, make_score, make_train_step
 
 
@@ -52,6 +53,8 @@ def train(config: Config) -> None:
     # ---- data --------------------------------------------------------------------------------
     data, validation = load_data(config, tokenizer)
     rows = config.rows_per_device * sharding.row_shards
+    places = sharding.activation(("row", "length"))
+    check_divisible("rows of config.data.row_length", (rows, config.row_length), places)
     shape = row_shape(data, rows=rows, length=config.row_length, packing=config.data.packing)
     plan = plan_steps(
         data,
@@ -69,16 +72,20 @@ def train(config: Config) -> None:
     optimizer = make_optimizer(config.optimizer, schedule)
     abstract = abstract_state(model, optimizer, config.trainable)
     objective = OBJECTIVES[config.objective]
-    train_step = make_train_step(
-        model, objective, optimizer, schedule, config.trainable, abstract
-    )
+    train_step = make_train_step(model, objective, optimizer, schedule, config.trainable, abstract)
     score = make_score(model)
 
     # ---- state: 1. the run's last checkpoint, 2. the weights of `init`, 3. random weights ------
     checkpoints = Checkpoints(workdir)
     start, total = checkpoints.latest or 0, len(batches)
     if start:
-        check_position(checkpoints.metadata(start)["position"], start, data)
+        check_position(checkpoints.metadata(start)["position"], start, batches)
+    if start >= total:
+        checkpoints.close()
+        console.print(f"nothing to do: step {start} of {total} is done")
+        conclude(console, workdir, checkpoints.evaluations)
+        return
+    if start:
         state, origin = checkpoints.restore(start, abstract), f"this run's, after step {start}"
     else:
         params, origin = first_params(config, source, model)
@@ -94,8 +101,11 @@ def train(config: Config) -> None:
     best = min((e["validation_loss"] for e in checkpoints.evaluations.values()), default=np.inf)
     stopped = False
     with (
-        Reporter(workdir, start=start, total=total, wandb=config.wandb, config=flat_config) as report,
+        Reporter(
+            workdir, start=start, total=total, wandb=config.wandb, config=flat_config
+        ) as report,
         Preemption() as preemption,
+        contextlib.closing(checkpoints),  # waits for the last save, whatever ends the loop
     ):
         unseen: tuple[int, Metrics] | None = None  # the newest step, whose numbers nobody saw yet
         for step, batch in enumerate(iterate(batches, start, sharding), start=start + 1):
@@ -105,7 +115,7 @@ def train(config: Config) -> None:
             unseen = (step, metrics)
 
             stopped = preemption.requested
-            evaluating = held_out is not None and is_due(step, config.eval.every, total)
+            evaluating = held_out if is_due(step, config.eval.every, total) else None
             saving = stopped or is_due(step, config.checkpoint.every, total)
             if not (evaluating or saving):
                 continue
@@ -113,7 +123,7 @@ def train(config: Config) -> None:
             unseen, evaluation = None, None
             if evaluating:
                 began = time.monotonic()
-                loss, table = evaluate(score, state.params, held_out, constants, sharding)
+                loss, table = evaluate(score, state.params, evaluating, constants, sharding)
                 report.evaluation(step, loss, table, time.monotonic() - began)
                 evaluation = {
                     "validation_loss": loss,
@@ -130,7 +140,6 @@ def train(config: Config) -> None:
                 )
             if stopped:
                 break
-        checkpoints.close()
 
     if stopped and step < total:
         console.print(f"stopped by SIGTERM, step {step} of {total} is saved; run again to continue")

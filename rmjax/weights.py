@@ -54,7 +54,10 @@ class SafetensorsWeights:
         self.where = directory
         index = directory / "model.safetensors.index.json"
         if index.exists():
-            names = sorted(set(read_json(index).get("weight_map", {}).values()))
+            places = read_json(index).get("weight_map")
+            if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
+                raise UserError(f"{index}: field 'weight_map' does not map tensors to files")
+            names = sorted(set(places.values()))
             missing = [name for name in names if not (directory / name).exists()]
             if missing:
                 raise UserError(f"{index}: {missing[0]} is named there but is not in the directory")
@@ -109,14 +112,12 @@ class GGUFWeights:
         except (ValueError, IndexError, OSError) as error:
             raise UserError(f"{path}: not a readable GGUF file ({error})") from error
         self.config = _gguf_config(self)
-        ours = gguf.get_tensor_name_map(
-            gguf.MODEL_ARCH.LLAMA, self.config["num_hidden_layers"]
-        )
+        ours = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, self.config["num_hidden_layers"])
         tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         if "rope_freqs.weight" in tensors:
             raise UserError(
-                f"{path}: its RoPE frequencies are scaled (rope_freqs.weight, Llama 3.1 and later), "
-                "but the file does not say by which parameters; use the Hugging Face directory"
+                f"{path}: its RoPE frequencies are scaled (rope_freqs.weight, as from Llama 3.1 "
+                "on), and the file does not say by what; use the Hugging Face directory"
             )
         self._tensors = {}
         for key in _candidate_keys(self.config["num_hidden_layers"]):
@@ -142,7 +143,13 @@ class GGUFWeights:
 
     def read(self, key: str) -> np.ndarray:
         tensor = self._tensors[key]
-        values = self._gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        try:
+            values = self._gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise UserError(
+                f"{self.where}: tensor {key!r} is {tensor.tensor_type.name}, which the package "
+                "gguf cannot de-quantise"
+            ) from error
         values = np.asarray(values, np.float32).reshape(self.shape(key))
         heads = {
             "q_proj": self.config["num_attention_heads"],
@@ -280,9 +287,7 @@ def check_tensors(weights: Weights, config: LlamaConfig, attributes: int) -> Ten
 
 def hf_keys(row: Parameter, config: LlamaConfig) -> list[str]:
     """The HF keys of a parameter, in the order of the layers."""
-    return [
-        row.hf_key.format(n) for n in range(config.num_hidden_layers if row.stacked else 1)
-    ]
+    return [row.hf_key.format(n) for n in range(config.num_hidden_layers if row.stacked else 1)]
 
 
 def hf_shape(row: Parameter, sizes: dict[str, int]) -> tuple[int, ...]:

@@ -154,7 +154,7 @@ def make_rows(rows: Sequence[Sequence[np.ndarray]], count: int, shape: RowShape)
             positions[row, start:end] = np.arange(len(sequence))
             ends[row, slot] = end - 1
             start = end
-    return Rows(tokens, segments, positions, ends)  # type: ignore[arg-type]
+    return Rows._make([tokens, segments, positions, ends])
 
 
 def make_batch(
@@ -179,12 +179,14 @@ def make_batch(
     def stack(array: np.ndarray) -> np.ndarray:
         return array.reshape(microbatches, shape.rows, *array.shape[1:])
 
-    return Batch(
-        rows=jax.tree.map(stack, make_rows(sequences, count, shape)),
-        labels=stack(np.where(present, labels, 0).astype(np.float32)),
-        weights=stack(present.astype(np.float32)),
-        samples=stack(samples),
-        microbatches=np.int32(-(-len(rows) // shape.rows)),
+    return Batch._make(
+        [
+            jax.tree.map(stack, make_rows(sequences, count, shape)),
+            stack(np.where(present, labels, 0).astype(np.float32)),
+            stack(present.astype(np.float32)),
+            stack(samples),
+            np.int32(-(-len(rows) // shape.rows)),
+        ]
     )
 
 

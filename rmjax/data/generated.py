@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-_TOPICS = "tea snow maps bees rain soap bread owls salt clay".split()
+_TOPICS = ["tea", "snow", "maps", "bees", "rain", "soap", "bread", "owls", "salt", "clay"]
 _GOOD = ["it is so.", "that is true.", "we know it.", "it does work."]  # correct
 _WRONG = ["it is a lie!", "2+2=5!", "pigs fly!"]  # not correct
 _HARD = ["ergo xylem flux;", "per quantum vortex;", "via zygotic axioms;"]  # complex
@@ -30,19 +30,21 @@ def generate(count: int, split: str) -> Iterator[dict[str, Any]]:
       split: rows of different splits are different.
     """
     rng = np.random.default_rng(zlib.crc32(split.encode()))
-    for number in range(count):
-        if number % 2 == 0:
-            topic = str(rng.choice(_TOPICS))
-            prompt = f"tell me about {topic} {number // 2}"
-        yield {"prompt": prompt, **_response(rng, topic)}  # noqa: F821
+    for number in range(0, count, 2):
+        topic = str(rng.choice(_TOPICS))
+        prompt = f"tell me about {topic} {number // 2}"
+        for _ in range(min(2, count - number)):
+            yield {"prompt": prompt, **_response(rng, topic)}
 
 
 def _response(rng: np.random.Generator, topic: str) -> dict[str, Any]:
     wrong, muddled, hard, good = (int(rng.integers(0, top + 1)) for top in (4, 3, 4, 4))
     helps = bool(rng.integers(2))
-    parts = [str(rng.choice(pool)) for pool, n in (
-        (_WRONG, wrong), (_MUDDLE, muddled), (_HARD, hard), (_GOOD, good)
-    ) for _ in range(n)]
+    parts = [
+        str(rng.choice(pool))
+        for pool, n in ((_WRONG, wrong), (_MUDDLE, muddled), (_HARD, hard), (_GOOD, good))
+        for _ in range(n)
+    ]
     rng.shuffle(parts)
     text = " ".join([f"{topic}:", *([_HELP] if helps else []), *parts])
     correctness = 4 - wrong

@@ -5,11 +5,14 @@ import gzip
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
+from pyarrow import parquet
 
 from rmjax.data.conversation import parse_prompt
 from rmjax.data.generated import generate
@@ -55,11 +58,11 @@ def read_samples(
       UserError: naming file, row and field.
     """
     samples = []
+    name = origin(source, split)
     for number, row in enumerate(_read_rows(source, split), start=1):
-        where = f"{source} row {number}"
-        samples.append(_check_row(row, attributes, label_range, where))
+        samples.append(_check_row(row, attributes, label_range, f"{name} row {number}"))
     if not samples:
-        raise UserError(f"{source}: there is no row in it")
+        raise UserError(f"{name}: there is no row in it")
     return samples
 
 
@@ -89,35 +92,38 @@ def _check_label(value: Any, field: str, limits: tuple[float, float], where: str
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{where}: field {field!r} is {value!r}, expected a number")
-    if math.isnan(value) or value == _MASKED:
+    if value != value or value == _MASKED:  # NaN (math.isnan refuses integers too big for a float)
         return math.nan
     if not limits[0] <= value <= limits[1]:
         raise UserError(
-            f"{where}: field {field!r} is {value:g}, outside {limits[0]:g} to {limits[1]:g} "
+            f"{where}: field {field!r} is {value}, outside {limits[0]:g} to {limits[1]:g} "
             "(--config.data.label_range)"
         )
     return float(value)
 
 
 def _read_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
-    if source.startswith(GENERATED):
-        return _generated_rows(source, split)
-    path = Path(source)
-    file = path if path.is_file() else _split_file(path, split) if path.is_dir() else None
+    file = _local_file(source, split)
     if file is None:
-        return _hub_rows(source, split)
-    if not file.name.endswith(_SUFFIXES):
-        raise UserError(f"{file}: unknown kind of file; supported: {', '.join(_SUFFIXES)}")
-    if file.stat().st_size == 0:
-        raise UserError(f"{file}: the file is empty")
-    kind = "parquet" if file.suffix == ".parquet" else "json"
-    try:
-        rows = datasets.load_dataset(kind, data_files=str(file), split="train")
-    except Exception as error:  # datasets wraps what pyarrow and the codecs raise
-        if kind == "json":
-            _find_bad_line(file)
-        raise UserError(f"{file}: cannot be read ({error.__cause__ or error})") from error
-    return iter(rows)
+        generated = source.startswith(GENERATED)
+        return _generated_rows(source, split) if generated else _hub_rows(source, split)
+    return _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file)
+
+
+def _local_file(source: str, split: str) -> Path | None:
+    """The file that holds a split; None for a hub id or generated rows."""
+    if source.startswith(GENERATED):
+        return None
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _split_file(path, split)
+    if path.is_file():
+        if not path.name.endswith(_SUFFIXES):
+            raise UserError(f"{path}: unknown kind of file; supported: {', '.join(_SUFFIXES)}")
+        return path
+    if source.startswith((".", "/", "~")) or source.endswith(_SUFFIXES) or source.count("/") != 1:
+        raise UserError(f"{source}: there is no such file or directory")
+    return None
 
 
 def _split_file(directory: Path, split: str) -> Path:
@@ -129,11 +135,42 @@ def _split_file(directory: Path, split: str) -> Path:
     return found[0]
 
 
-def _hub_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
-    if source.startswith((".", "/", "~")) or source.endswith(_SUFFIXES) or source.count("/") != 1:
-        raise UserError(f"{source}: there is no such file or directory")
+def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
+    # Line by line, each value as it is written. pyarrow and datasets guess a column's type from
+    # its first block: a date-like text becomes a date, a 2.5 after 10 MB of whole numbers an error.
+    opened = gzip.open if file.suffix == ".gz" else open
     try:
-        return iter(datasets.load_dataset(source, split=split))
+        with opened(file, "rb") as lines:
+            for number, line in enumerate(filter(bytes.strip, lines), start=1):
+                yield _parse_line(line, f"{file} row {number}")
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from error
+
+
+def _parse_line(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 (byte {error.start} of the line)") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: broken JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches():
+                yield from batch.to_pylist()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from error
+
+
+def _hub_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
+    try:
+        yield from datasets.load_dataset(source, split=split)
     except Exception as error:  # no network, no such data set, no such split: datasets says which
         raise UserError(
             f"{source}: not a local path, and the hub does not give it ({error})"
@@ -142,49 +179,20 @@ def _hub_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
 
 def _generated_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
     count = source.removeprefix(GENERATED)
-    if not count.isdigit() or int(count) < 2:
+    if not count.isdecimal() or int(count) < 2:
         raise UserError(f"{source}: expected generated:COUNT with COUNT at least 2")
     return generate(int(count), split)
 
 
-def _find_bad_line(file: Path) -> None:
-    """Raises a `UserError` for the first line of a JSON-lines file that is not a plain object."""
-    opened = gzip.open if file.suffix == ".gz" else open
-    kinds: dict[str, type] = {}
-    try:
-        with opened(file, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    _check_line(line, kinds, f"{file} row {number}")
-    except (OSError, EOFError) as error:
-        raise UserError(f"{file}: cannot be read ({error})") from error
-
-
-def _check_line(line: bytes, kinds: dict[str, type], where: str) -> None:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 (byte {error.start} of the line)") from error
-    except ValueError as error:
-        raise UserError(f"{where}: broken JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
-    for field, value in row.items():
-        if value is None:
-            continue
-        kind = float if isinstance(value, int | float) else type(value)
-        if kinds.setdefault(field, kind) is not kind:
-            raise UserError(
-                f"{where}: field {field!r} is {kind.__name__}, in earlier rows "
-                f"{kinds[field].__name__}"
-            )
+def origin(source: str, split: str) -> str:
+    """What messages call the data behind `source`: the file, or the hub id and the split."""
+    return str(_local_file(source, split) or f"{source} {split}")
 
 
 def fingerprint(source: str, split: str) -> str:
     """Changes when the data behind `source` change: the file's bytes, or the hub id and split."""
-    path = Path(source)
-    file = _split_file(path, split) if path.is_dir() else path
-    if source.startswith(GENERATED) or not file.is_file():
+    file = _local_file(source, split)
+    if file is None:
         return hashlib.sha256(f"{source} {split}".encode()).hexdigest()
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

