@@ -89,7 +89,7 @@ class Comparison:
 
 
 def _width(names: Iterable[str]) -> int:
-    return max(16, *(len(name) + 1 for name in names))
+    return max([16, *(len(name) + 1 for name in names)])
 
 
 class Scorer:

@@ -119,8 +119,8 @@ def _write_stacked(
     dtype = dtypes.pop() if len(dtypes) == 1 else _widest(dtypes)
     target = create_array(params, row.path, shape, dtype, chunk_shape(row, shape, dtype))
     for layer, key in enumerate(keys):
-        array = np.ascontiguousarray(from_hf(row, weights.read(key), sizes).astype(dtype, copy=False))
-        (target[layer] if row.stacked else target).write(array).result()
+        array = from_hf(row, weights.read(key), sizes).astype(dtype, copy=False)
+        (target[layer] if row.stacked else target).write(np.ascontiguousarray(array)).result()
 
 
 def _widest(dtypes: set[np.dtype]) -> np.dtype:

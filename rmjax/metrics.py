@@ -1,7 +1,8 @@
 """How good scores are: per attribute, against the constant mean, and on pairs."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -54,19 +55,26 @@ def attribute_metrics(
         score = scores[present, column].astype(np.float64)
         label = labels[present, column].astype(np.float64)
         agreed, pairs = pair_agreement(score, label, groups[present])
-        varies = len(score) > 1 and np.ptp(score) > 0 and np.ptp(label) > 0
         table[name] = AttributeMetrics(
             count=len(score),
             mse=float(np.mean((score - label) ** 2)) if len(score) else np.nan,
             mse_constant=(
                 float(np.mean((constants[column] - label) ** 2)) if len(score) else np.nan
             ),
-            pearson=float(stats.pearsonr(score, label).statistic) if varies else np.nan,
-            spearman=float(stats.spearmanr(score, label).statistic) if varies else np.nan,
+            pearson=_correlation(stats.pearsonr, score, label),
+            spearman=_correlation(stats.spearmanr, score, label),
             pair_accuracy=agreed / pairs if pairs else np.nan,
             pairs=pairs,
         )
     return table
+
+
+def _correlation(
+    method: Callable[..., Any], score: Float[np.ndarray, "N"], label: Float[np.ndarray, "N"]
+) -> float:
+    if len(score) < 2 or np.ptp(score) == 0 or np.ptp(label) == 0:
+        return np.nan
+    return float(method(score, label).statistic)
 
 
 def pair_agreement(
@@ -74,8 +82,9 @@ def pair_agreement(
 ) -> tuple[float, int]:
     """Pairs of one group with different labels: how many are ordered alike, and how many."""
     agreed, pairs = 0.0, 0
-    for group in np.unique(groups):
-        members = np.flatnonzero(groups == group)
+    order_by_group = np.argsort(groups, kind="stable")
+    bounds = np.flatnonzero(np.diff(groups[order_by_group])) + 1
+    for members in np.split(order_by_group, bounds):
         first, second = np.triu_indices(len(members), k=1)
         order = np.sign(label[members][first] - label[members][second])
         found = np.sign(score[members][first] - score[members][second])

@@ -25,7 +25,7 @@ from rmjax.parameters import (
     nest,
 )
 from rmjax.step import random_head
-from rmjax.store import array_paths, open_array
+from rmjax.store import array_paths, cause, open_array
 from rmjax.tokenizer import Tokenizer, load_tokenizer
 from rmjax.weights import (
     GGUFWeights,
@@ -117,14 +117,14 @@ def _open_huggingface(name: str, path: Path) -> Pretrained:
                 raise UserError(f"{path}: {FILE} and config.json name other attributes")
         else:
             card = ModelCard(attributes, {attributes[0]: 1.0}, source=name)
-    check = check_tensors(weights, llama, len(card.attributes) if card else 1)
-    if card and not check.has_head:
-        raise UserError(f"{path}: a classification model whose head 'score.weight' is missing")
-    if check.has_head and not card:
+    elif "score.weight" in weights.keys():  # noqa: SIM118  (not a mapping)
         raise UserError(
             f"{path}: 'score.weight' is there, but config.json's 'architectures' is "
             f"{architectures}, expected LlamaForSequenceClassification"
         )
+    check = check_tensors(weights, llama, len(card.attributes) if card else 1)
+    if card and not check.has_head:
+        raise UserError(f"{path}: a classification model whose head 'score.weight' is missing")
     return Pretrained(name, path, llama, card, weights, check)
 
 
@@ -218,5 +218,5 @@ def _load_orbax(directory: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dic
             return flatten(ocp.load_checkpointables(str(directory.absolute()), tree)["params"])
     except Exception as error:  # Orbax lets through whatever its storage raises
         raise UserError(
-            f"{directory}: incomplete or damaged checkpoint ({str(error)[:300]})"
+            f"{directory}: incomplete or damaged checkpoint ({cause(error)})"
         ) from error

@@ -15,7 +15,9 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from rmjax.data.batches import Batches
 from rmjax.errors import UserError, disk_errors
@@ -25,6 +27,7 @@ from rmjax.parameters import abstract_params
 
 METRICS_FILE = "metrics.jsonl"
 _WINDOW = 20  # steps over which tokens per second are averaged
+_FLUSH_SECONDS = 30.0
 _LINES = 20  # lines a run prints where there is no terminal to draw a bar in
 
 
@@ -53,7 +56,7 @@ class Reporter:
         self._wandb = _start_wandb(wandb, workdir, config) if wandb and self._active else None
         if self._active:
             self._jsonl = _reopen(workdir / METRICS_FILE, start)
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+            self._board = _Board(workdir / "tensorboard", start)
 
     def __enter__(self) -> "Reporter":
         self._progress.start()
@@ -63,8 +66,9 @@ class Reporter:
     def __exit__(self, *unused: object) -> None:
         self._progress.stop()
         if self._active:
-            self._jsonl.close()
-            self._board.close()
+            with disk_errors("the run's metrics"):
+                self._jsonl.close()
+                self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -110,12 +114,45 @@ class Reporter:
         if not self._active:
             return
         finite = {k: None if math.isnan(v) else v for k, v in values.items()}
-        with disk_errors(self._jsonl.name):
+        with disk_errors("the run's metrics"):
             print(json.dumps({"step": step, **finite}), file=self._jsonl, flush=True)
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            self._board.write(step, values)
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
+
+
+class _Board:
+    """TensorBoard's file of a run's numbers, written by the loop itself.
+
+    `SummaryWriter` leaves that to a thread, which a full disk ends; the loop then waits for it
+    without end.
+    """
+
+    def __init__(self, directory: Path, start: int):
+        """Opens a new file, before which steps after `start` do not count."""
+        with disk_errors(str(directory)):
+            directory.mkdir(parents=True, exist_ok=True)
+            self._events = EventsWriter(str(directory / "events"))
+            begin = SessionLog(status=SessionLog.START)
+            self._add(Event(step=start + 1, session_log=begin))
+            self._flush()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._add(Event(step=step, summary=scalar(name, value)))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._events.write_event(event)
+
+    def _flush(self) -> None:
+        self._events.flush()
+        self._flushed = time.monotonic()
 
 
 def announce(

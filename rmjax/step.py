@@ -128,7 +128,7 @@ def make_train_step(
                 zero,
             )
         updates, opt_state = optimizer.update(grads, state.opt_state, free)
-        metrics = Metrics(loss, optax.global_norm(grads), jnp.asarray(schedule(state.step)))
+        metrics = Metrics(loss, optax.tree.norm(grads), jnp.asarray(schedule(state.step)))
         moved: Any = optax.apply_updates(free, updates)
         params = merge(moved, frozen)
         return TrainState(state.step + 1, params, opt_state), metrics

@@ -87,6 +87,13 @@ def read_array(params: Path, path: str, index: Any = ...) -> np.ndarray:
         raise UserError(f"{params}: parameter {path!r} is damaged ({str(error)[:200]})") from error
 
 
+def cause(error: BaseException) -> str:
+    """What TensorStore said, out of all that Orbax wraps around it; it names the file."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return str(error).split(" [tensorstore_spec")[0][:400]
+
+
 def array_paths(params: Path) -> set[str]:
     """The parameters that the checkpoint's metadata name.
 

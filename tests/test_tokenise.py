@@ -300,17 +300,13 @@ def test_hold_out_does_not_depend_on_the_files_order(tmp_path, rng):
 
 
 def test_hold_out_tells_prompts_apart_that_truncation_made_alike(tmp_path):
-    """Two questions end alike, so one of their answers became the same sample."""
-    rows = [
-        row(f"{letter}{'x' * 200}", answer)
-        for letter, answers in (("A", "st"), ("B", "su"), ("C", "sv"))
-        for answer in answers
-    ]
+    """The questions end alike, so that one answer to each became the same sample."""
+    rows = [row(chr(65 + i) + "x" * 200, answer) for i in range(12) for answer in ("t", f"{i}")]
     sides = []
-    for name, order in (("1", rows), ("2", rows[::-1]), ("3", rows[2:] + rows[:2])):
-        data = load(write(tmp_path / f"{name}.jsonl", order), over_long="truncate_left")
-        assert data.counts["prompts"] == 3
-        sides.append([sorted(contents(side)) for side in hold_out(data, 0.4)])
+    for n, order in enumerate((rows, rows[::-1], rows[10:] + rows[:10])):
+        data = load(write(tmp_path / f"{n}.jsonl", order), over_long="truncate_left")
+        assert data.counts["prompts"] == 12
+        sides.append([sorted(contents(side)) for side in hold_out(data, 0.5)])
     assert sides[0] == sides[1] == sides[2]
 
 

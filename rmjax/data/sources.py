@@ -106,7 +106,7 @@ def _read_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
     file = _local_file(source, split)
     if file is None:
         generated = source.startswith(GENERATED)
-        return _generated_rows(source, split) if generated else _hub_rows(source, split)
+        return _generated_rows(source, split) if generated else iter(_hub_data(source, split))
     return _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file)
 
 
@@ -168,9 +168,9 @@ def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{file}: cannot be read ({error})") from error
 
 
-def _hub_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
+def _hub_data(source: str, split: str) -> Any:
     try:
-        yield from datasets.load_dataset(source, split=split)
+        return datasets.load_dataset(source, split=split)
     except Exception as error:  # no network, no such data set, no such split: datasets says which
         raise UserError(
             f"{source}: not a local path, and the hub does not give it ({error})"
@@ -190,10 +190,14 @@ def origin(source: str, split: str) -> str:
 
 
 def fingerprint(source: str, split: str) -> str:
-    """Changes when the data behind `source` change: the file's bytes, or the hub id and split."""
+    """Changes when the data behind `source` change: a file's bytes, a hub data set's contents."""
     file = _local_file(source, split)
     if file is None:
-        return hashlib.sha256(f"{source} {split}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{source} {split}".encode())
+        if not source.startswith(GENERATED):
+            for batch in _hub_data(source, split).data.to_batches():
+                digest.update(batch.serialize())
+        return digest.hexdigest()
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
