@@ -26,7 +26,7 @@ from rmjax.tokenizer import Message, Tokenizer, encode
 
 _PLACES = 8192  # token places computed at once, more or less
 _SHORTEST = 64  # the shortest row
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_DTYPES = ("auto", "float32", "bfloat16")
 _BAR_FROM = 8  # batches from which on there is a progress bar
 
 
@@ -48,8 +48,8 @@ class Score:
 
     def __repr__(self) -> str:
         width = _width(self.attributes)
-        lines = [f"{name:<{width}}{value:9.4f}" for name, value in self.attributes.items()]
-        lines.append(f"{'value':<{width}}{self.value:9.4f}   ({self.rule}; {self.tokens} tokens)")
+        lines = [f"{name:<{width}} {value:8.4f}" for name, value in self.attributes.items()]
+        lines.append(f"{'value':<{width}} {self.value:8.4f}   ({self.rule}; {self.tokens} tokens)")
         return "\n".join(lines)
 
 
@@ -83,13 +83,13 @@ class Comparison:
         }
         rows += [(n, f"{a:.4f}", f"{b:.4f}", f"{a - b:+.4f}") for n, (a, b) in pairs.items()]
         width = _width(pairs)
-        lines = [f"{n:<{width}}{a:>9}{b:>9}{d:>9}" for n, a, b, d in rows]
+        lines = [f"{n:<{width}} {a:>8} {b:>8} {d:>8}" for n, a, b, d in rows]
         lines.append(f"preferred: {self.preferred}   (value: {self.a.rule})")
         return "\n".join(lines)
 
 
 def _width(names: Iterable[str]) -> int:
-    return max([16, *(len(name) + 1 for name in names)])
+    return max([16, *map(len, names)])
 
 
 class Scorer:
@@ -183,7 +183,10 @@ class Scorer:
         response = messages[-1].get("content")
         if not isinstance(response, str) or not response.strip():
             raise UserError(f"{where}: the response is empty")
-        tokens = encode(self.tokenizer, messages)
+        try:
+            tokens = encode(self.tokenizer, messages)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
         if len(tokens) > self.max_length:
             if self.over_long != "truncate_left":
                 raise UserError(

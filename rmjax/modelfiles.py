@@ -52,10 +52,7 @@ def write_model_files(
     return raw numbers: without it five labels are served as a softmax.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    # Servers pad with the tokenizer's pad and look for the end with the config's: the same one.
-    tokenizer, pad = copy.deepcopy(tokenizer), pad_token_id(tokenizer)
-    if tokenizer.pad_token_id != pad:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    pad = pad_token_id(tokenizer)
     names = dict(enumerate(card.attributes))
     config = {
         "architectures": ["LlamaForSequenceClassification"],
@@ -71,9 +68,27 @@ def write_model_files(
         "dtype": dtype,
     }
     _write_json(directory / "config.json", config)
-    tokenizer.save_pretrained(directory)
+    _save_tokenizer(directory, tokenizer, pad)
     card_fields = {"format": "rmjax", "format_version": FORMAT_VERSION} | dataclasses.asdict(card)
     _write_json(directory / FILE, card_fields)
+
+
+def _save_tokenizer(directory: Path, tokenizer: Tokenizer, pad: int) -> None:
+    """Saves a tokenizer as servers need it.
+
+    They pad with the tokenizer's pad and find the end by the config's: it must be the same one. And
+    transformers 5 renamed a class and a field, by whose new names transformers 4 cannot read it.
+    """
+    if tokenizer.pad_token_id != pad:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    tokenizer.save_pretrained(directory)
+    fields = read_json(directory / "tokenizer_config.json")
+    if fields.get("tokenizer_class") == "TokenizersBackend":
+        fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(fields.get("extra_special_tokens"), list):
+        fields["additional_special_tokens"] = fields.pop("extra_special_tokens")
+    _write_json(directory / "tokenizer_config.json", fields)
 
 
 def read_card(directory: Path) -> ModelCard:

@@ -55,8 +55,9 @@ def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], 
         after = optax.linear_schedule(peak, final, max(1, steps - warmup))
 
     def schedule(step: jax.Array) -> jax.Array:
-        rising = peak * (step + 1) / max(1, warmup)
-        return jnp.where(step < warmup, rising, after(step - warmup))
+        count = jnp.asarray(step, jnp.float32)
+        rising = peak * (count + 1) / max(1, warmup)
+        return jnp.where(count < warmup, rising, after(count - warmup))
 
     return schedule
 

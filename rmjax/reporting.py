@@ -215,7 +215,7 @@ Next:
   python
   >>> import rmjax
   >>> rm = rmjax.load("{workdir}")
-  >>> rm.compare("tell me about tea", "tea: do this: it is so.", "tea: pigs fly! uh um uh,")"""
+  >>> rm.compare("a prompt", "one response", "another response")"""
     )
 
 

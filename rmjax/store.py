@@ -53,7 +53,8 @@ def open_array(params: Path, path: str) -> ts.TensorStore:
       UserError: it is not there, or damaged.
     """
     if (params / "manifest.ocdbt").exists():
-        kvstore = {"driver": "ocdbt", "base": f"file://{params}/", "path": f"{_name(path)}/"}
+        base = {"driver": "file", "path": f"{params}/"}  # as a URL it would have to be absolute
+        kvstore = {"driver": "ocdbt", "base": base, "path": f"{_name(path)}/"}
     else:
         kvstore = {"driver": "file", "path": f"{params / _name(path)}/"}
     try:

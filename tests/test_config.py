@@ -213,7 +213,11 @@ for number, command in enumerate(json.loads(sys.argv[1])):
         out = os.open(f"{number}.txt", os.O_CREAT | os.O_WRONLY)
         os.dup2(out, 1), os.dup2(out, 2)
         sys.argv = ["rmjax.train", *command]
-        run_with_config(train)
+        try:
+            run_with_config(train)
+        except SystemExit as end:  # an interpreter takes its time to end by itself
+            sys.stdout.flush()
+            os._exit(end.code)
 for number, child in enumerate(children):
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     open(f"{number}.code", "w").write(str(code))

@@ -182,6 +182,16 @@ def test_a_hub_id_is_its_snapshot(tmp_path, monkeypatch):
         assert not wanted(name)
 
 
+@pytest.mark.parametrize("name", ["a b", "50%", "a%20b", "q?x#y", "[x]"])
+def test_any_path_will_do_relative_or_not(name, models, tmp_path, monkeypatch):
+    shutil.copytree(models["orbax"], tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path / name, name, f"./{name}/"):
+        source = open_pretrained(str(place))
+        params = load_params(source, make_model(LLAMA, len(NAMES)), seed=0, dtype=jnp.float32)
+        assert same_bits(params["final_norm"], hf_arrays(models["hf"])["final_norm"].astype("f4"))
+
+
 def test_one_device_reads_what_eight_do(models):
     source = open_pretrained(str(models["orbax"]))
     eight = make_model(source.llama, len(NAMES), Sharding(make_mesh(MeshConfig())))

@@ -4,12 +4,13 @@ import math
 import os
 import time
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from rmjax.data.sources import origin, read_samples
+from rmjax.data.sources import fingerprint, origin, read_samples
 from rmjax.errors import UserError
 
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -322,3 +323,23 @@ def test_real_ratings(shared_data):
     assert [s.response for s in samples] == [r["response"] for r in raw]
     with pytest.raises(UserError, match=r"field 'overall' is .*, outside 1 to 3"):
         read(path, attributes=names, label_range=(1.0, 3.0))
+
+
+def test_a_hub_data_set_is_read_by_split_and_known_by_its_contents(monkeypatch):
+    rows = [{"prompt": "p", "response": "r", "helpfulness": 3, "verbosity": None}]
+    asked = []
+
+    def load_dataset(name, split):
+        asked.append((name, split))
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    (sample,) = read_samples(
+        "nvidia/HelpSteer2", "validation", ("helpfulness", "verbosity"), (0, 4)
+    )
+    assert asked == [("nvidia/HelpSteer2", "validation")]
+    assert sample.labels[0] == 3 and math.isnan(sample.labels[1])
+    before = fingerprint("nvidia/HelpSteer2", "train")
+    assert before == fingerprint("nvidia/HelpSteer2", "train")
+    rows[0]["helpfulness"] = 2
+    assert before != fingerprint("nvidia/HelpSteer2", "train")

@@ -106,6 +106,19 @@ def test_what_orbax_saved_is_read_slice_by_slice(saved):
             assert same_bits(read_array(params, path, layer), expected[layer]), path
 
 
+@pytest.mark.parametrize("name", ["a b", "50%", "a%20b", "q?x#y", "ünï", "[x]"])
+def test_any_path_will_do_relative_or_not(name, saved, tmp_path, monkeypatch):
+    params, arrays = saved
+    copy = Path(shutil.copytree(params, tmp_path / name / "params"))
+    monkeypatch.chdir(tmp_path)
+    for place in (copy, Path(name) / "params"):
+        assert same_bits(read_array(place, "layers/q"), arrays["layers/q"])
+    for place in (tmp_path / name / "absolute", Path(name) / "relative"):
+        create_array(place, "x", [2, 3], np.dtype("int32"), [1, 3]).write(7).result()
+        assert (place / "x" / "zarr.json").exists()
+        assert (read_array(place, "x") == 7).all()
+
+
 def test_orbax_files_that_are_gone_are_noticed(saved, tmp_path):
     params, arrays = saved
     with pytest.raises(UserError, match="'layers/nonsense' is missing or damaged"):

@@ -324,3 +324,12 @@ def test_real_gguf_tokens_are_transformers(smollm2):
     for messages in conversations:
         expected = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)
         assert encode(ours, messages).tolist() == expected
+
+
+def test_gguf_types_that_cannot_be_read_are_named(causal_state, tmp_path):
+    llama, state = causal_state
+    key = "model.layers.1.mlp.up_proj.weight"
+    integers = state | {key: np.ones(state[key].shape, np.int8)}
+    weights = GGUFWeights(write_gguf(tmp_path / "m.gguf", llama, integers))
+    with pytest.raises(UserError, match=f"m.gguf: tensor '{key}' is I8, which"):
+        weights.read(key)

@@ -1,0 +1,204 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import make_model, one_device, tiny_llama
+
+from rmjax.data.batches import Batches, RowShape, plan_steps, put
+from rmjax.data.tokenise import load_tokenized
+from rmjax.errors import UserError
+from rmjax.objectives import regression
+from rmjax.optimizer import (
+    OptimizerConfig,
+    decay_mask,
+    make_optimizer,
+    make_schedule,
+    merge,
+    partition,
+)
+from rmjax.parameters import PARAMETERS, abstract_params, flatten, nest
+from rmjax.rows import BATCH_AXES
+from rmjax.step import abstract_state, init_state, make_train_step
+from rmjax.tokenizer import byte_tokenizer
+
+ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+
+
+def rates(config: OptimizerConfig, steps: int) -> np.ndarray:
+    schedule = make_schedule(config, steps)
+    return np.asarray([schedule(jnp.int32(step)) for step in range(steps + 3)])
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_learning_rate_by_hand(schedule, warmup):
+    peak, steps, final = 0.5, 12, 0.1
+    config = OptimizerConfig(peak, schedule, warmup_steps=warmup, final_fraction=final)
+
+    def expected(step):
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        done = min(1.0, (step - warmup) / (steps - warmup))
+        fraction = {
+            "constant": 1.0,
+            "cosine": final + (1 - final) * (1 + math.cos(math.pi * done)) / 2,
+            "linear": 1 - done * (1 - final),
+        }[schedule]
+        return peak * fraction
+
+    found = rates(config, steps)
+    np.testing.assert_allclose(found, [expected(s) for s in range(steps + 3)], rtol=1e-6)
+    assert found[0] > 0
+    assert found[max(0, warmup - 1)] == np.float32(peak)
+    assert found.max() == np.float32(peak)
+
+
+def test_a_run_shorter_than_its_warm_up_only_rises():
+    found = rates(OptimizerConfig(1.0, "cosine", warmup_steps=10), 4)
+    np.testing.assert_allclose(found[:4], [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
+
+
+def adamw_by_hand(params, grads, config, rate, moments, count):
+    """One step in float64, as arXiv 1711.05101 has it, after clipping."""
+    norm = math.sqrt(sum(float(np.sum(g * g)) for g in grads.values()))
+    after = {}
+    for path, grad in grads.items():
+        grad = grad * min(1.0, config.clip_norm / norm)
+        m, v = moments.get(path, (0.0, 0.0))
+        m = config.b1 * m + (1 - config.b1) * grad
+        v = config.b2 * v + (1 - config.b2) * grad**2
+        moments[path] = m, v
+        step = (m / (1 - config.b1**count)) / (np.sqrt(v / (1 - config.b2**count)) + config.eps)
+        decays = "norm" not in path and "bias" not in path
+        after[path] = params[path] - rate * (step + config.weight_decay * decays * params[path])
+    return after
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 1e9])
+def test_adamw_by_hand(clip_norm, rng):
+    config = OptimizerConfig(
+        0.1, "linear", warmup_steps=2, weight_decay=0.3, clip_norm=clip_norm, eps=1e-6
+    )
+    schedule = make_schedule(config, 5)
+    optimizer = make_optimizer(config, schedule)
+    leaves = flatten(
+        abstract_params(tiny_llama(attention_bias=True, mlp_bias=True), 5, one_device())
+    )
+    params = {path: rng.normal(size=leaf.shape) for path, leaf in leaves.items()}
+    ours = nest({path: jnp.asarray(value, jnp.float32) for path, value in params.items()})
+    state, moments = optimizer.init(ours), {}
+    update = jax.jit(optimizer.update)
+    for step in range(5):
+        grads = {
+            p: rng.normal(size=v.shape) * 10.0 ** rng.integers(-3, 1) for p, v in params.items()
+        }
+        tree = nest({p: jnp.asarray(g, jnp.float32) for p, g in grads.items()})
+        updates, state = update(tree, state, ours)
+        ours = optax.apply_updates(ours, updates)
+        rate = float(schedule(jnp.int32(step)))
+        params = adamw_by_hand(params, grads, config, rate, moments, step + 1)
+        for path, value in flatten(ours).items():
+            np.testing.assert_allclose(value, params[path], rtol=2e-5, atol=2e-6, err_msg=path)
+
+
+def test_decay_covers_every_parameter_and_spares_norms_and_biases():
+    mask = flatten(decay_mask(nest({row.path: 0 for row in PARAMETERS})))
+    assert set(mask) == {row.path for row in PARAMETERS}
+    assert {path for path, decays in mask.items() if not decays} == {
+        path for path in mask if "norm" in path or path.endswith("_bias")
+    }
+    assert mask["embed"] and mask["head"] and mask["layers/down"]
+
+
+@pytest.mark.parametrize("path", ["layers/router", "heads", "embeds", "layers/qkv"])
+def test_a_parameter_no_decay_rule_covers_raises(path):
+    with pytest.raises(ValueError, match=f"{path!r}"):
+        decay_mask(nest({"head": 0, path: 0}))
+
+
+def test_partition_and_merge_are_inverse():
+    params = nest({row.path: row.path for row in PARAMETERS})
+    free, frozen = partition(params, ("layers/(q|k)", "head"))
+    assert set(flatten(free)) == {"layers/q", "layers/k", "head"}
+    assert not set(flatten(free)) & set(flatten(frozen))
+    assert merge(free, frozen) == params
+
+
+@pytest.mark.parametrize("pattern", ["layers", "q", "layers/q.", "score"])
+def test_a_pattern_must_match_a_whole_path(pattern):
+    params = nest({row.path: row.path for row in PARAMETERS})
+    with pytest.raises(UserError, match=f"pattern {pattern!r} matches no parameter; .*layers/q"):
+        partition(params, (".*norm", pattern))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_tokenized(
+        "generated:32",
+        "train",
+        byte_tokenizer(),
+        attributes=ATTRIBUTES,
+        label_range=(0, 4),
+        max_length=256,
+        over_long="drop",
+    )
+
+
+def trained(data, trainable, config, steps=3):
+    """State before and after some steps of a tiny model."""
+    model = make_model(tiny_llama())
+    sharding = model.options.sharding
+    batches = Batches(
+        data, plan_steps(data, batch_size=8, seed=0, steps=steps), RowShape(2, 256, 4)
+    )
+    schedule = make_schedule(config, steps)
+    optimizer = make_optimizer(config, schedule)
+    abstract = abstract_state(model, optimizer, trainable)
+    rng = np.random.default_rng(0)
+    kept = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(x.dtype), abstract.params)
+    before = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), kept, abstract.params)
+    state = init_state(before, optimizer, trainable, abstract)
+    step = make_train_step(model, regression, optimizer, schedule, trainable, abstract)
+    metrics = []
+    for number in range(steps):
+        state, found = step(state, put(batches[number], BATCH_AXES, sharding))
+        metrics.append(jax.tree.map(float, found))
+    return flatten(kept), state, metrics
+
+
+HEAD, LAYERS = ("head",), ("layers/.*", "head")
+
+
+@pytest.fixture(scope="module")
+def runs(data):
+    config = OptimizerConfig(0.1, warmup_steps=2, weight_decay=0.5, clip_norm=1e-3)
+    return {trainable: trained(data, trainable, config) for trainable in (HEAD, LAYERS)}
+
+
+@pytest.mark.parametrize("trainable", [HEAD, LAYERS])
+def test_frozen_parameters_stay_to_the_bit_and_have_no_state(runs, trainable):
+    before, state, _ = runs[trainable]
+    free = {p for p in before if p == "head" or (trainable == LAYERS and p.startswith("layers/"))}
+    after = flatten(state.params)
+    assert {p for p in before if not np.array_equal(before[p], after[p])} == free
+    moments = [leaf.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert sorted(moments) == sorted(2 * [before[path].shape for path in free])
+
+
+def test_the_reported_norm_is_the_gradients_before_clipping(runs):
+    for _, _, metrics in runs.values():
+        assert all(step.grad_norm > 1 for step in metrics)
+
+
+def test_the_reported_rate_is_the_schedules(runs):
+    for _, _, metrics in runs.values():
+        assert [step.learning_rate for step in metrics] == pytest.approx([0.05, 0.1, 0.1])
+
+
+def test_step_number_counts(runs):
+    for _, state, _ in runs.values():
+        counters = [int(leaf) for leaf in jax.tree.leaves(state.opt_state) if not leaf.ndim]
+        assert [int(state.step), *counters] == [3, 3, 3]

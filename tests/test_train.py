@@ -1,0 +1,408 @@
+import json
+import math
+import os
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+from jax.experimental.compilation_cache import compilation_cache
+from test_config import QUICKSTART, load_config
+
+import rmjax.train
+from rmjax.checkpoint import Checkpoints
+from rmjax.config import Config
+from rmjax.data.batches import (
+    Batches,
+    RowShape,
+    evaluation_batches,
+    make_rows,
+    plan_steps,
+    put,
+)
+from rmjax.errors import UserError
+from rmjax.experiment import load_data, make_model, pick_tokenizer
+from rmjax.metrics import validation_loss
+from rmjax.objectives import regression
+from rmjax.optimizer import make_optimizer, make_schedule
+from rmjax.reporting import Reporter
+from rmjax.rows import BATCH_AXES
+from rmjax.scoring import evaluate, score_data
+from rmjax.sharding import MeshConfig, Sharding, make_mesh
+from rmjax.step import abstract_state, init_state, make_score, make_train_step, random_params
+
+
+@pytest.fixture(scope="session")
+def compilations(tmp_path_factory):
+    """Programs compiled once for all tests here and their subprocesses: most of them are the same.
+
+    Returns the environment that subprocesses need.
+    """
+    directory = str(tmp_path_factory.mktemp("compilations"))
+    values = {
+        "jax_compilation_cache_dir": directory,
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    before = {name: getattr(jax.config, name) for name in values}
+    for name, value in values.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield {name.upper(): str(value) for name, value in values.items()}
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def tiny_config(workdir, **changes) -> Config:
+    """The quickstart, so small that a step takes milliseconds: `data__train=...` sets a field."""
+    config = load_config(QUICKSTART)
+    defaults = dict(
+        data__train="generated:64",
+        data__validation="generated:16",
+        model__hidden_size=32,
+        model__intermediate_size=64,
+        model__head_dim=8,
+        batch_size=8,
+        epochs=0,
+        steps=6,
+        rows_per_device=2,
+        optimizer__schedule="constant",
+        optimizer__warmup_steps=2,
+        eval__every=3,
+        checkpoint__every=3,
+    )
+    for field, value in (defaults | {"workdir": str(workdir)} | changes).items():
+        *parents, name = field.split("__")
+        owner = config
+        for parent in parents:
+            owner = getattr(owner, parent)
+        assert hasattr(owner, name), field
+        setattr(owner, name, value)
+    return config
+
+
+def on_one_device(config: MeshConfig):
+    return make_mesh(config, jax.devices()[:1])
+
+
+def run(config: Config, **patches) -> None:
+    """Trains in this process on one device; `patches` replace names of `rmjax.train`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ({"make_mesh": on_one_device} | patches).items():
+            patch.setattr(rmjax.train, name, value)
+        rmjax.train.train(config)
+
+
+def metrics(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers(workdir) -> list[dict]:
+    """The lines of `metrics.jsonl` without what the clock says."""
+    clock = ("tokens_per_second", "evaluation_seconds")
+    return [{k: v for k, v in line.items() if k not in clock} for line in metrics(workdir)]
+
+
+def steps_kept(workdir) -> list[str]:
+    return sorted(path.name for path in (workdir / "checkpoints").iterdir())
+
+
+def contents(directory) -> dict[str, tuple[bytes, int]]:
+    return {
+        str(path.relative_to(directory)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def parts(config: Config):
+    """Model, training and validation data of a config, on one device."""
+    model = make_model(config, None, Sharding(on_one_device(config.mesh)))
+    return model, *load_data(config, pick_tokenizer(config, None, config.model.vocab_size))
+
+
+def seen_samples(into: list):
+    """A replacement of `iterate` that writes down the samples of each batch."""
+    original = rmjax.train.iterate
+
+    def iterate(batches, start, sharding):
+        for batch in original(batches, start, sharding):
+            samples = np.asarray(batch.samples)
+            into.append(sorted(samples[samples >= 0].tolist()))
+            yield batch
+
+    return iterate
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, compilations):
+    """A run from its first to its last step, in nine steps over 64 samples."""
+    workdir = tmp_path_factory.mktemp("finished")
+    samples: list = []
+    config = tiny_config(workdir, steps=0, epochs=1.0, batch_size=10, eval__every=2)
+    run(config, iterate=seen_samples(samples))
+    return config, workdir, samples
+
+
+def test_an_epoch_shows_every_sample_once(finished):
+    _, _, samples = finished
+    assert sorted(sample for step in samples for sample in step) == list(range(64))
+    assert all(len(step) <= 10 for step in samples)
+
+
+def test_every_step_is_reported_once(finished):
+    config, workdir, samples = finished
+    training = [line for line in metrics(workdir) if "loss" in line]
+    assert [line["step"] for line in training] == list(range(1, len(samples) + 1))
+    evaluations = [line["step"] for line in metrics(workdir) if "validation_loss" in line]
+    assert evaluations == [2, 4, 6, len(samples)]
+    _, data, _ = parts(config)
+    assert [line["tokens"] for line in training] == [int(data.lengths[s].sum()) for s in samples]
+    events = list((workdir / "tensorboard").iterdir())
+    assert len(events) == 1 and events[0].stat().st_size > 1000
+
+
+def test_it_learns(finished):
+    _, workdir, _ = finished
+    losses = [line["validation_loss"] for line in metrics(workdir) if "validation_loss" in line]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_run_is_on_record(finished):
+    config, workdir, _ = finished
+    record = json.loads((workdir / "config.json").read_text())
+    assert record["config"]["batch_size"] == 10
+    assert record["versions"]["jax"] == jax.__version__
+    data = json.loads((workdir / "data.json").read_text())
+    assert data["train"]["samples"]["kept"] == 64
+    assert data["validation"]["samples"]["kept"] == 16
+    card = json.loads((workdir / "model" / "rmjax.json").read_text())
+    assert card["attributes"] == list(config.data.attributes)
+
+
+def test_a_finished_run_stays_as_it_is(finished, capsys):
+    config, workdir, samples = finished
+    before = contents(workdir)
+    capsys.readouterr()
+    run(config, make_train_step=lambda *_: None)  # nothing is computed
+    assert contents(workdir) == before
+    shown = capsys.readouterr().out
+    assert f"step {len(samples)} of {len(samples)} is done" in shown
+    assert "helpfulness" in shown and "Next:" in shown
+
+
+def test_a_longer_last_epoch_cannot_leave_samples_out(finished):
+    """The last step had what was left of its epoch; another plan has a full one there."""
+    _, workdir, samples = finished
+    assert len(samples[-1]) < 10
+    before = contents(workdir)
+    changed = tiny_config(workdir, steps=0, epochs=2.0, batch_size=10, eval__every=2)
+    with pytest.raises(UserError, match="had seen 64 samples"):
+        run(changed)
+    assert contents(workdir) == before
+
+
+def test_a_run_longer_than_its_steps_is_done(finished, capsys):
+    _, workdir, samples = finished
+    before = contents(workdir)
+    run(tiny_config(workdir, steps=2, batch_size=10))
+    assert f"step {len(samples)} of 2 is done" in capsys.readouterr().out
+    assert contents(workdir) == before
+
+
+def test_wandb_is_neither_imported_nor_needed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it raises
+    with Reporter(tmp_path, start=0, total=1, wandb="", config={}) as report:
+        report.step(1, {"loss": 1.0, "grad_norm": 1.0}, 10, 20)
+    assert metrics(tmp_path)[0]["padding"] == 0.5
+    with pytest.raises(UserError, match=r"rmjax\[wandb\]"):
+        Reporter(tmp_path, start=0, total=1, wandb="project", config={})
+
+
+def test_wandb_gets_what_the_file_gets(tmp_path, monkeypatch):
+    logged: list = []
+    run = types.SimpleNamespace(
+        log=lambda values, step: logged.append((step, values)), finish=lambda: logged.append("end")
+    )
+    fake = types.SimpleNamespace(init=lambda **options: logged.append(options) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with Reporter(tmp_path, start=0, total=1, wandb="project", config={"seed": 0}) as report:
+        report.step(1, {"loss": 1.0, "grad_norm": 1.0}, 10, 20)
+    options, (step, values), end = logged
+    assert options["project"] == "project" and options["config"] == {"seed": 0}
+    assert {"step": step, **values} == metrics(tmp_path)[0]
+    assert end == "end"
+
+
+def test_a_half_line_of_a_killed_run_is_taken_out(tmp_path):
+    with Reporter(tmp_path, start=0, total=9, wandb="", config={}) as report:
+        for step in (1, 2, 3):
+            report.step(step, {"loss": 1.0, "grad_norm": math.nan}, 10, 20)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')
+    with Reporter(tmp_path, start=2, total=9, wandb="", config={}) as report:
+        report.step(3, {"loss": 2.0, "grad_norm": 1.0}, 10, 20)
+    lines = metrics(tmp_path)
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+    assert lines[0]["grad_norm"] is None
+
+
+def spoil(at: int):
+    """A replacement of `make_train_step` whose loss is infinite at one step."""
+    original = rmjax.train.make_train_step
+
+    def make(*args):
+        step = original(*args)
+
+        def spoiled(state, batch):
+            if int(state.step) + 1 == at:
+                head = state.params["head"]
+                params = state.params | {"head": jax.device_put(head * np.inf, head.sharding)}
+                state = state._replace(params=params)
+            return step(state, batch)
+
+        return spoiled
+
+    return make
+
+
+@pytest.mark.parametrize("at", [3, 5, 6])
+def test_a_loss_that_is_not_finite_stops_the_run(at, tmp_path, compilations):
+    """At a step that would be saved, between two, and at the last."""
+    samples: list = []
+    config = tiny_config(tmp_path / "run")
+    with pytest.raises(UserError) as error:
+        run(config, make_train_step=spoil(at), iterate=seen_samples(samples))
+    message = str(error.value)
+    assert f"step {at}: " in message
+    _, data, _ = parts(config)
+    named = message.split(" rows ")[-1]
+    rows = sorted(int(data.rows[sample]) for sample in samples[at - 1])
+    assert named == ", ".join(map(str, rows))
+    assert steps_kept(tmp_path / "run") == ([] if at == 3 else ["3"])
+    assert max(line["step"] for line in metrics(tmp_path / "run")) == at - 1
+
+
+def test_a_learning_rate_too_large_saves_no_broken_weights(tmp_path, compilations):
+    workdir = tmp_path / "run"
+    config = tiny_config(workdir, optimizer__learning_rate=1e38, checkpoint__every=1)
+    with pytest.raises(UserError, match=r"not finite|step \d+: loss"):
+        run(config)
+    for step in steps_kept(workdir):
+        state, _ = restore(config, int(step))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)), step
+
+
+def restore(config: Config, step: int | None = None, sharding: Sharding | None = None):
+    """The state of a checkpoint (the last one) and what was stored beside it."""
+    sharding = sharding or Sharding(on_one_device(config.mesh))
+    model = make_model(config, None, sharding)
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1))
+    checkpoints = Checkpoints(rmjax.experiment.Path(config.workdir), clean=False)
+    try:
+        step = step or checkpoints.latest
+        abstract = abstract_state(model, optimizer, config.trainable)
+        return checkpoints.restore(step, abstract), checkpoints.metadata(step)
+    finally:
+        checkpoints.close()
+
+
+def assert_same_bits(ours, theirs) -> None:
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True
+    ):
+        np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+
+
+def test_the_step_compiles_once(compilations):
+    """However many micro-batches a batch has."""
+    config = tiny_config("unused")
+    model, data, _ = parts(config)
+    # Few long samples, then many: one, two and three micro-batches of two rows.
+    plan = [np.arange(n) for n in (2, 6, 12, 4, 9)]
+    batches = Batches(data, plan, RowShape(2, 256, 4))
+    schedule = make_schedule(config.optimizer, 5)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    abstract = abstract_state(model, optimizer, (".*",))
+    step = make_train_step(model, regression, optimizer, schedule, (".*",), abstract)
+    state = init_state(random_params(model, 0), optimizer, (".*",), abstract)
+    counts, losses = [], []
+    for number in range(len(batches)):
+        batch = put(batches[number], BATCH_AXES, model.options.sharding)
+        state, found = step(state, batch)
+        counts.append(int(batch.microbatches))
+        losses.append(float(found.loss))
+    assert len(set(counts)) >= 3 and np.isfinite(losses).all()
+    assert step._cache_size() == 1
+
+
+def test_micro_batches_do_not_change_the_step(compilations):
+    """One micro-batch of many rows, or many of one: the same gradient."""
+    config = tiny_config("unused")
+    model, data, _ = parts(config)
+    schedule = make_schedule(config.optimizer, 5)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    abstract = abstract_state(model, optimizer, (".*",))
+    found = []
+    for rows in (12, 1):
+        step = make_train_step(model, regression, optimizer, schedule, (".*",), abstract)
+        batches = Batches(data, [np.arange(16)], RowShape(rows, 256, 4))
+        state = init_state(random_params(model, 0), optimizer, (".*",), abstract)
+        _, metrics = step(state, put(batches[0], BATCH_AXES, model.options.sharding))
+        found.append([float(metrics.loss), float(metrics.grad_norm)])
+    assert Batches(data, [np.arange(16)], RowShape(12, 256, 4)).microbatches == 1
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+
+
+def test_evaluation_is_exact_on_an_uneven_last_batch(compilations):
+    config = tiny_config("unused", data__validation="generated:15")
+    model, _, held_out = parts(config)
+    batches = evaluation_batches(held_out, RowShape(4, 256, 4))
+    rows = [sum(1 for row in range(4) if (b.samples[0, row] >= 0).any()) for b in batches]
+    assert rows[-1] < 4 and len(rows) > 1
+    params, score = random_params(model, 1), make_score(model)
+    sharding = model.options.sharding
+    found = score_data(score, params, batches, sharding)
+    alone = np.concatenate(
+        [
+            np.asarray(score(params, make_rows([[held_out.sequence(i)]], 1, RowShape(1, 256, 1))))
+            for i in range(15)
+        ]
+    )[:, 0]
+    np.testing.assert_allclose(found, alone, atol=1e-5)
+    loss, table = evaluate(score, params, batches, np.zeros(5), sharding)
+    expected = np.mean((alone.astype(np.float64) - held_out.labels) ** 2)
+    assert loss == pytest.approx(expected, rel=1e-6)
+    assert loss == validation_loss(found, held_out.labels)
+    assert all(row.count == 15 for row in table.values())
+
+
+def test_scores_that_are_not_finite_name_the_sample(compilations):
+    config = tiny_config("unused")
+    model, _, held_out = parts(config)
+    batches = evaluation_batches(held_out, RowShape(4, 256, 4))
+    params = random_params(model, 1)
+    params["head"] = params["head"] * np.nan
+    with pytest.raises(UserError, match=r"16 held-out samples .* validation row 1;"):
+        evaluate(make_score(model), params, batches, np.zeros(5), model.options.sharding)
+
+
+def test_rows_must_divide_over_the_context_axis(tmp_path):
+    config = tiny_config(tmp_path / "run", mesh=MeshConfig(fsdp=1, context=8), data__row_length=260)
+    with pytest.raises(UserError, match=r"row_length: axis 1 has size 260.*context = 8"):
+        run(config, make_mesh=make_mesh)
+
+
+def test_nothing_is_read_twice_in_a_plan():
+    """Steps that follow each other over epochs; see test_batches for the rest."""
+    config = tiny_config("unused")
+    _, data, _ = parts(config)
+    steps = plan_steps(data, batch_size=8, seed=1, epochs=2.0)
+    counts = np.bincount(np.concatenate(steps), minlength=64)
+    assert set(counts) == {2}
+
+
+def subprocess_environment(compilations: dict[str, str], **more: str) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""} | compilations | more
