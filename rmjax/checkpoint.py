@@ -5,18 +5,31 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from rmjax.errors import UserError, disk_errors
 from rmjax.modelfiles import FORMAT_VERSION
 from rmjax.step import TrainState
+from rmjax.store import cause
 
 DIRECTORY = "checkpoints"
+_CHUNK_BYTES = 16 << 20
 _policies = ocp.training.preservation_policies
 
 
 def _loss(metrics: Any) -> float:
     return metrics["validation_loss"]
+
+
+def _chunks(key: Any, value: Any) -> Any:
+    """How an array is cut for storage: along its first axis, the layers, before any other.
+
+    Left alone, Orbax makes one chunk of all that a device holds, and whoever wants one layer, as
+    conversion does, decodes them all.
+    """
+    options = ocp.options.ArrayOptions.Saving.StorageOptions
+    return options(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,)) if np.ndim(value) else None
 
 
 class Checkpoints:
@@ -29,8 +42,11 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, clean: bool = True):
         """Opens them; `clean` removes what a killed save left, so only the run itself may."""
         self.directory = workdir / DIRECTORY
+        context = ocp.Context()
+        context.array.saving.scoped_storage_options_creator = _chunks
         self._orbax = ocp.training.Checkpointer(
             str(self.directory.absolute()),
+            context=context,
             # The loop decides when to save; Orbax would skip what its own policy does not like.
             save_decision_policy=_Always(),
             preservation_policy=_policies.AnyPreservationPolicy(  # pyright: ignore[reportArgumentType]
@@ -114,11 +130,7 @@ class Checkpoints:
         try:
             saved = self._orbax.load_checkpointables(step, wanted)
         except Exception as error:  # Orbax lets through whatever its storage raises
-            cause: BaseException = error
-            while inner := cause.__cause__ or cause.__context__:  # the innermost names the file
-                cause = inner
-            why = str(cause).split(" [tensorstore_spec")[0]
-            raise self._damaged(step, why[:400]) from error
+            raise self._damaged(step, cause(error)) from error
         optimizer = saved["optimizer"]
         return TrainState(optimizer["step"], saved["params"], optimizer["state"])
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 import ml_dtypes  # noqa: F401  (numpy knows bfloat16 through it)
 import numpy as np
-from rich.progress import track
+from rich.progress import Progress, track
 
 from rmjax.config import HELPSTEER2
 from rmjax.errors import UserError, disk_errors, exit_with_message
@@ -27,7 +27,7 @@ from rmjax.llama import LlamaConfig
 from rmjax.model import ModelOptions, RewardModel
 from rmjax.modelfiles import FILE, ModelCard, write_model_files
 from rmjax.parameters import Parameter, axis_sizes, model_parameters
-from rmjax.pretrained import WEIGHTS, Pretrained, open_pretrained
+from rmjax.pretrained import WEIGHTS, Pretrained, open_pretrained, public_name
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import random_head
 from rmjax.store import create_array, open_array, read_array, write_metadata
@@ -64,10 +64,12 @@ def hf_to_orbax(
         raise UserError(f"{src}: already an Orbax model or a run; the other way is orbax-to-hf")
     tokenizer, notes = source.tokenizer(), []
     if source.card:
-        card = dataclasses.replace(source.card, source=src)
+        card = dataclasses.replace(source.card, source=public_name(src))
         notes.append(f"head kept: {', '.join(card.attributes)}")
     else:
-        card = ModelCard(tuple(attributes), {attributes[0]: 1.0}, seed=seed, source=src)
+        card = ModelCard(
+            tuple(attributes), {attributes[0]: 1.0}, seed=seed, source=public_name(src)
+        )
         notes.append(f"fresh head, seed {seed}: {', '.join(card.attributes)}")
     if source.check and source.check.unused:
         shown = ", ".join(source.check.unused[:3])
@@ -182,8 +184,14 @@ def orbax_to_hf(
                 "weight_map": {t.key: n for n, shard in zip(names, shards) for t in shard},
             }
             (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-        for name, shard in zip(names, track(shards, description="orbax-to-hf")):
-            _write_safetensors(partial / name, shard, source, source.weights / "params")
+        with Progress() as progress:
+            task = progress.add_task("orbax-to-hf", total=len(tensors))
+            for name, shard in zip(names, shards):
+                written = _write_safetensors(
+                    partial / name, shard, source, source.weights / "params"
+                )
+                for _ in written:
+                    progress.advance(task)
     kept = ", ".join(source.card.attributes)
     return [f"{main.name}, {len(tensors)} tensors in {len(shards)} file(s); head: {kept}"]
 
@@ -220,11 +228,11 @@ def _hf_tensors(source: Pretrained, params: Path, dtype: str | None) -> Iterator
 
 def _write_safetensors(
     path: Path, tensors: Sequence[_Tensor], source: Pretrained, params: Path
-) -> None:
+) -> Iterator[None]:
     """Writes one file tensor by tensor; the library's own writer wants all of them in memory.
 
-    The format (huggingface.co/docs/safetensors): 8 bytes of header length, a JSON header padded to
-    8 bytes, the tensors' bytes in order.
+    Yields after each tensor. The format, from safetensors' documentation: 8 bytes of header
+    length, a JSON header padded to 8 bytes, the tensors' bytes in order.
     """
     assert source.card is not None
     sizes = axis_sizes(source.llama, len(source.card.attributes))
@@ -245,6 +253,7 @@ def _write_safetensors(
             array = read_array(params, tensor.row.path, tensor.layer if tensor.row.stacked else ...)
             array = to_hf(tensor.row, array, sizes).astype(tensor.dtype, copy=False)
             file.write(np.ascontiguousarray(array).view(np.uint8).data)
+            yield
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from rmjax.llama import LlamaConfig
 from rmjax.model import ModelOptions, RewardModel
 from rmjax.modelfiles import FILE, FORMAT_VERSION, ModelCard, write_model_files
 from rmjax.parameters import Params
-from rmjax.pretrained import Pretrained, load_params
+from rmjax.pretrained import Pretrained, load_params, public_name
 from rmjax.sharding import Sharding
 from rmjax.step import random_params
 from rmjax.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
@@ -43,6 +43,8 @@ def open_workdir(config: Config) -> Path:
         if before.get("format") != "rmjax-run":
             raise UserError(f"{workdir / RECORD}: not of an rmjax run; choose another workdir")
         check_continues(before["config"], config)
+    elif "[" in str(workdir.absolute()):  # Orbax would fail to save there, without saying so
+        raise UserError(f"{workdir}: Orbax cannot save under a path with '['; choose another")
     elif workdir.exists() and not _is_free(workdir):
         raise UserError(
             f"{workdir}: not empty, and not an rmjax run; choose another --config.workdir"
@@ -178,7 +180,7 @@ def record_run(
         scalar={config.data.attributes[0]: 1.0},
         max_length=config.data.max_length,
         seed=config.seed,
-        source=config.init,
+        source=public_name(config.init) if config.init else "",
         data=data.key,
     )
     described = {"train": describe_data(data)}

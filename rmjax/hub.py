@@ -16,6 +16,8 @@ def local_path(name: str) -> Path:
     Raises:
       UserError: neither a path nor a model the hub gives.
     """
+    if not name:
+        raise UserError("which model? The name is empty")
     path = Path(name).expanduser()
     if path.exists():
         return path

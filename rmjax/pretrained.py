@@ -75,6 +75,12 @@ class Pretrained:
         return dataclasses.replace(self, card=None)
 
 
+def public_name(name: str) -> str:
+    """What an exported model says of its source: a hub id, or the last part of a local path."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() else name
+
+
 def open_pretrained(name: str) -> Pretrained:
     """Opens a Hugging Face directory or hub id, a GGUF file, an Orbax model or a run.
 
@@ -116,7 +122,7 @@ def _open_huggingface(name: str, path: Path) -> Pretrained:
             if card.attributes != attributes:
                 raise UserError(f"{path}: {FILE} and config.json name other attributes")
         else:
-            card = ModelCard(attributes, {attributes[0]: 1.0}, source=name)
+            card = ModelCard(attributes, {attributes[0]: 1.0}, source=public_name(name))
     elif "score.weight" in weights.keys():  # noqa: SIM118  (not a mapping)
         raise UserError(
             f"{path}: 'score.weight' is there, but config.json's 'architectures' is "

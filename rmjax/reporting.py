@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
 
 from rmjax.data.batches import Batches
@@ -28,6 +28,7 @@ from rmjax.parameters import abstract_params
 METRICS_FILE = "metrics.jsonl"
 _WINDOW = 20  # steps over which tokens per second are averaged
 _FLUSH_SECONDS = 30.0
+_PROTO: Any = event_pb2  # whose classes are made at run time
 _LINES = 20  # lines a run prints where there is no terminal to draw a bar in
 
 
@@ -133,20 +134,20 @@ class _Board:
         with disk_errors(str(directory)):
             directory.mkdir(parents=True, exist_ok=True)
             self._events = EventsWriter(str(directory / "events"))
-            begin = SessionLog(status=SessionLog.START)
-            self._add(Event(step=start + 1, session_log=begin))
+            begin = _PROTO.SessionLog(status=_PROTO.SessionLog.START)
+            self._add(_PROTO.Event(step=start + 1, session_log=begin))
             self._flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._add(Event(step=step, summary=scalar(name, value)))
+            self._add(_PROTO.Event(step=step, summary=scalar(name, value)))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush()
 
     def close(self) -> None:
         self._events.close()
 
-    def _add(self, event: Event) -> None:
+    def _add(self, event: Any) -> None:
         event.wall_time = time.time()
         self._events.write_event(event)
 

@@ -45,7 +45,7 @@ def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
     elif not any(map(_has_bytes, (path / "tokenizer.json", path / "tokenizer.model"))):
         raise UserError(f"{path}: no tokenizer here (tokenizer.json or tokenizer.model)")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**source)
+        tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
     except ImportError as error:
         raise UserError(
             f"{path}: transformers needs torch to read a tokenizer out of a GGUF file: "

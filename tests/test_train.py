@@ -1,13 +1,12 @@
 import json
 import math
-import os
 import sys
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
 from jax.experimental.compilation_cache import compilation_cache
 from test_config import QUICKSTART, load_config
 
@@ -34,15 +33,14 @@ from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import abstract_state, init_state, make_score, make_train_step, random_params
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def compilations(tmp_path_factory):
-    """Programs compiled once for all tests here and their subprocesses: most of them are the same.
+    """Programs compiled once for all tests that ask for this, and for their subprocesses.
 
-    Returns the environment that subprocesses need.
+    Most runs here are of one program. Yields the environment that subprocesses need.
     """
-    directory = str(tmp_path_factory.mktemp("compilations"))
     values = {
-        "jax_compilation_cache_dir": directory,
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compilations"),
         "jax_persistent_cache_min_compile_time_secs": 0.1,
     }
     before = {name: getattr(jax.config, name) for name in values}
@@ -138,18 +136,18 @@ def seen_samples(into: list):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, compilations):
-    """A run from its first to its last step, in nine steps over 64 samples."""
+    """A run from its first to its last step: 60 samples in eight steps, the last of four."""
     workdir = tmp_path_factory.mktemp("finished")
     samples: list = []
-    config = tiny_config(workdir, steps=0, epochs=1.0, batch_size=10, eval__every=2)
+    config = tiny_config(workdir, steps=0, epochs=1.0, data__train="generated:60", eval__every=2)
     run(config, iterate=seen_samples(samples))
     return config, workdir, samples
 
 
 def test_an_epoch_shows_every_sample_once(finished):
     _, _, samples = finished
-    assert sorted(sample for step in samples for sample in step) == list(range(64))
-    assert all(len(step) <= 10 for step in samples)
+    assert sorted(sample for step in samples for sample in step) == list(range(60))
+    assert [len(step) for step in samples] == [8] * 7 + [4]
 
 
 def test_every_step_is_reported_once(finished):
@@ -157,7 +155,7 @@ def test_every_step_is_reported_once(finished):
     training = [line for line in metrics(workdir) if "loss" in line]
     assert [line["step"] for line in training] == list(range(1, len(samples) + 1))
     evaluations = [line["step"] for line in metrics(workdir) if "validation_loss" in line]
-    assert evaluations == [2, 4, 6, len(samples)]
+    assert evaluations == [2, 4, 6, 8]
     _, data, _ = parts(config)
     assert [line["tokens"] for line in training] == [int(data.lengths[s].sum()) for s in samples]
     events = list((workdir / "tensorboard").iterdir())
@@ -173,42 +171,41 @@ def test_it_learns(finished):
 def test_the_run_is_on_record(finished):
     config, workdir, _ = finished
     record = json.loads((workdir / "config.json").read_text())
-    assert record["config"]["batch_size"] == 10
+    assert record["config"]["batch_size"] == 8
     assert record["versions"]["jax"] == jax.__version__
     data = json.loads((workdir / "data.json").read_text())
-    assert data["train"]["samples"]["kept"] == 64
+    assert data["train"]["samples"]["kept"] == 60
     assert data["validation"]["samples"]["kept"] == 16
     card = json.loads((workdir / "model" / "rmjax.json").read_text())
     assert card["attributes"] == list(config.data.attributes)
 
 
 def test_a_finished_run_stays_as_it_is(finished, capsys):
-    config, workdir, samples = finished
+    config, workdir, _ = finished
     before = contents(workdir)
     capsys.readouterr()
     run(config, make_train_step=lambda *_: None)  # nothing is computed
     assert contents(workdir) == before
     shown = capsys.readouterr().out
-    assert f"step {len(samples)} of {len(samples)} is done" in shown
+    assert "step 8 of 8 is done" in shown
     assert "helpfulness" in shown and "Next:" in shown
 
 
 def test_a_longer_last_epoch_cannot_leave_samples_out(finished):
     """The last step had what was left of its epoch; another plan has a full one there."""
-    _, workdir, samples = finished
-    assert len(samples[-1]) < 10
+    _, workdir, _ = finished
     before = contents(workdir)
-    changed = tiny_config(workdir, steps=0, epochs=2.0, batch_size=10, eval__every=2)
-    with pytest.raises(UserError, match="had seen 64 samples"):
+    changed = tiny_config(workdir, steps=0, epochs=2.0, data__train="generated:60")
+    with pytest.raises(UserError, match="had seen 60 samples"):
         run(changed)
     assert contents(workdir) == before
 
 
 def test_a_run_longer_than_its_steps_is_done(finished, capsys):
-    _, workdir, samples = finished
+    _, workdir, _ = finished
     before = contents(workdir)
-    run(tiny_config(workdir, steps=2, batch_size=10))
-    assert f"step {len(samples)} of 2 is done" in capsys.readouterr().out
+    run(tiny_config(workdir, steps=2, data__train="generated:60"))
+    assert "step 8 of 2 is done" in capsys.readouterr().out
     assert contents(workdir) == before
 
 
@@ -300,7 +297,7 @@ def restore(config: Config, step: int | None = None, sharding: Sharding | None =
     sharding = sharding or Sharding(on_one_device(config.mesh))
     model = make_model(config, None, sharding)
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1))
-    checkpoints = Checkpoints(rmjax.experiment.Path(config.workdir), clean=False)
+    checkpoints = Checkpoints(Path(config.workdir), clean=False)
     try:
         step = step or checkpoints.latest
         abstract = abstract_state(model, optimizer, config.trainable)
@@ -339,36 +336,36 @@ def test_the_step_compiles_once(compilations):
 
 
 def test_micro_batches_do_not_change_the_step(compilations):
-    """One micro-batch of many rows, or many of one: the same gradient."""
+    """One micro-batch of eight rows, or three of two: the same gradient."""
     config = tiny_config("unused")
     model, data, _ = parts(config)
     schedule = make_schedule(config.optimizer, 5)
     optimizer = make_optimizer(config.optimizer, schedule)
     abstract = abstract_state(model, optimizer, (".*",))
-    found = []
-    for rows in (12, 1):
+    plan, found = plan_steps(data, batch_size=8, seed=0, steps=6), []
+    for rows in (8, 2):
         step = make_train_step(model, regression, optimizer, schedule, (".*",), abstract)
-        batches = Batches(data, [np.arange(16)], RowShape(rows, 256, 4))
+        batches = Batches(data, plan, RowShape(rows, 256, 4))
+        assert batches.microbatches == {8: 1, 2: 3}[rows]
         state = init_state(random_params(model, 0), optimizer, (".*",), abstract)
         _, metrics = step(state, put(batches[0], BATCH_AXES, model.options.sharding))
         found.append([float(metrics.loss), float(metrics.grad_norm)])
-    assert Batches(data, [np.arange(16)], RowShape(12, 256, 4)).microbatches == 1
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
 
 
 def test_evaluation_is_exact_on_an_uneven_last_batch(compilations):
-    config = tiny_config("unused", data__validation="generated:15")
+    config = tiny_config("unused", data__validation="generated:14")
     model, _, held_out = parts(config)
-    batches = evaluation_batches(held_out, RowShape(4, 256, 4))
-    rows = [sum(1 for row in range(4) if (b.samples[0, row] >= 0).any()) for b in batches]
-    assert rows[-1] < 4 and len(rows) > 1
+    batches = evaluation_batches(held_out, RowShape(2, 256, 4))
+    rows = [int((batch.samples[0] >= 0).any(axis=1).sum()) for batch in batches]
+    assert rows[-1] == 1 and len(rows) > 1
     params, score = random_params(model, 1), make_score(model)
     sharding = model.options.sharding
     found = score_data(score, params, batches, sharding)
     alone = np.concatenate(
         [
             np.asarray(score(params, make_rows([[held_out.sequence(i)]], 1, RowShape(1, 256, 1))))
-            for i in range(15)
+            for i in range(14)
         ]
     )[:, 0]
     np.testing.assert_allclose(found, alone, atol=1e-5)
@@ -376,13 +373,13 @@ def test_evaluation_is_exact_on_an_uneven_last_batch(compilations):
     expected = np.mean((alone.astype(np.float64) - held_out.labels) ** 2)
     assert loss == pytest.approx(expected, rel=1e-6)
     assert loss == validation_loss(found, held_out.labels)
-    assert all(row.count == 15 for row in table.values())
+    assert all(row.count == 14 for row in table.values())
 
 
 def test_scores_that_are_not_finite_name_the_sample(compilations):
     config = tiny_config("unused")
     model, _, held_out = parts(config)
-    batches = evaluation_batches(held_out, RowShape(4, 256, 4))
+    batches = evaluation_batches(held_out, RowShape(2, 256, 4))
     params = random_params(model, 1)
     params["head"] = params["head"] * np.nan
     with pytest.raises(UserError, match=r"16 held-out samples .* validation row 1;"):
@@ -402,7 +399,3 @@ def test_nothing_is_read_twice_in_a_plan():
     steps = plan_steps(data, batch_size=8, seed=1, epochs=2.0)
     counts = np.bincount(np.concatenate(steps), minlength=64)
     assert set(counts) == {2}
-
-
-def subprocess_environment(compilations: dict[str, str], **more: str) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""} | compilations | more
