@@ -251,7 +251,7 @@ def _start_wandb(project: str, workdir: Path, config: dict[str, Any]) -> Any:
 
 def attribute_table(title: str, table: Mapping[str, AttributeMetrics]) -> Table:
     """The table of attributes on held-out data."""
-    view = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    view = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     view.add_column("attribute", no_wrap=True)
     for name in ("ratings", "MSE", "MSE of\nmean", "Pearson", "Spear-\nman", "pair\nacc.", "pairs"):
         view.add_column(name, justify="right", no_wrap=True)
