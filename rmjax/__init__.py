@@ -1,6 +1,7 @@
 """Multi-attribute reward models in JAX: train, convert and score."""
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -8,6 +9,9 @@ if TYPE_CHECKING:
     from rmjax.convert import hf_to_orbax, orbax_to_hf
     from rmjax.errors import UserError
     from rmjax.scalar import PUBLISHED
+
+# transformers advises to install torch, which nothing here needs.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 __version__ = "0.1.0"
 __all__ = [

@@ -50,6 +50,8 @@ def _hush() -> None:
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # absl turns on jax's remarks about backends that are not there.
+    logging.getLogger("jax").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")
 
     def report(unraisable: Any) -> None:
