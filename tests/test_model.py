@@ -212,7 +212,7 @@ def test_bfloat16_keeps_head_and_scores_in_float32(rng):
     llama = tiny_llama()
     model = make_model(llama, dtype=jnp.dtype("bfloat16"))
     params = random_params(model, seed=0)
-    rows, places = packed(sequences(rng, [20, 30]), 64)
+    rows, _ = packed(sequences(rng, [20, 30]), 64)
     found = make_score(model)(params, rows)
     assert found.dtype == jnp.float32
     expected = make_score(make_model(llama))(params, rows)
