@@ -44,24 +44,29 @@ class Checkpoints:
         self.directory = workdir / DIRECTORY
         context = ocp.Context()
         context.array.saving.scoped_storage_options_creator = _chunks
-        self._orbax = ocp.training.Checkpointer(
-            str(self.directory.absolute()),
-            context=context,
-            # The loop decides when to save; Orbax would skip what its own policy does not like.
-            save_decision_policy=_Always(),
-            preservation_policy=_policies.AnyPreservationPolicy(  # pyright: ignore[reportArgumentType]
-                [
-                    _policies.LatestN(1),
-                    _policies.BestN(
-                        get_metric_fn=_loss,
-                        reverse=True,
-                        n=1,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
-            cleanup_tmp_directories=clean,
-        )
+        try:  # it reads what was stored of every step
+            self._orbax = ocp.training.Checkpointer(
+                str(self.directory.absolute()),
+                context=context,
+                # The loop decides when to save; Orbax would skip what its own policy does not like.
+                save_decision_policy=_Always(),
+                preservation_policy=_policies.AnyPreservationPolicy(  # pyright: ignore[reportArgumentType]
+                    [
+                        _policies.LatestN(1),
+                        _policies.BestN(
+                            get_metric_fn=_loss,
+                            reverse=True,
+                            n=1,
+                            keep_checkpoints_without_metrics=False,
+                        ),
+                    ]
+                ),
+                cleanup_tmp_directories=clean,
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.directory}: the checkpoints there cannot be read ({cause(error)})"
+            ) from error
 
     @property
     def latest(self) -> int | None:

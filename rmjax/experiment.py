@@ -40,7 +40,7 @@ def open_workdir(config: Config) -> Path:
     workdir = Path(config.workdir).expanduser()
     if (workdir / RECORD).exists():
         before = read_json(workdir / RECORD)
-        if before.get("format") != "rmjax-run":
+        if before.get("format") != "rmjax-run" or not isinstance(before.get("config"), dict):
             raise UserError(f"{workdir / RECORD}: not of an rmjax run; choose another workdir")
         check_continues(before["config"], config)
     elif "[" in str(workdir.absolute()):  # Orbax would fail to save there, without saying so

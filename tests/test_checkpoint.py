@@ -297,6 +297,20 @@ def test_another_format_version_is_refused(copy):
         run(tiny_config(copy))
 
 
+@pytest.mark.filterwarnings("ignore:coroutine", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "file", ["_CHECKPOINT_METADATA", "metrics/metrics", "params/_METADATA", "params/manifest.ocdbt"]
+)
+def test_a_file_cut_in_half_is_a_damaged_checkpoint(copy, file):
+    cut = copy / "checkpoints" / "3" / file
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    before = contents(copy)
+    with pytest.raises(UserError, match=r"checkpoints.*(damaged|cannot be read)"):
+        run(tiny_config(copy))
+    assert contents(copy) == before
+    gc.collect()
+
+
 def test_no_checkpoint_yet_is_said(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="no complete checkpoint"):
@@ -317,7 +331,9 @@ def test_a_directory_with_something_else_is_refused_and_left(tmp_path, name):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("text", ['{"model_type": "llama"}', "[]", "{", ""])
+@pytest.mark.parametrize(
+    "text", ['{"model_type": "llama"}', '{"format": "rmjax-run"}', "[]", "{", ""]
+)
 def test_another_programs_config_json_is_refused_and_left(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json: "):

@@ -314,7 +314,7 @@ def assert_same_bits(ours, theirs) -> None:
 
 
 def test_the_step_compiles_once(compilations):
-    """However many micro-batches a batch has."""
+    """However many micro-batches a batch has; and it writes over the state it is given."""
     config = tiny_config("unused")
     model, data, _ = parts(config)
     # Few long samples, then many: one, two and three micro-batches of two rows.
@@ -328,7 +328,9 @@ def test_the_step_compiles_once(compilations):
     counts, losses = [], []
     for number in range(len(batches)):
         batch = put(batches[number], BATCH_AXES, model.options.sharding)
-        state, found = step(state, batch)
+        given = state
+        state, found = step(given, batch)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
         counts.append(int(batch.microbatches))
         losses.append(float(found.loss))
     assert len(set(counts)) >= 3 and np.isfinite(losses).all()
