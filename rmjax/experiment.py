@@ -78,6 +78,11 @@ def make_model(config: Config, source: Pretrained | None, sharding: Sharding) ->
             f"config.model is not the architecture of config.init = {config.init!r}: "
             + _differences(config.model, llama)
         )
+    if config.data.max_length > llama.max_position_embeddings and llama.rope.type != "dynamic":
+        raise UserError(
+            f"config.data.max_length = {config.data.max_length}: the model was made for up to "
+            f"{llama.max_position_embeddings} tokens (max_position_embeddings)"
+        )
     options = ModelOptions(sharding, dtype=compute_dtype(config.dtype), remat=config.remat)
     return RewardModel(llama, options, len(config.data.attributes))
 
@@ -129,6 +134,9 @@ def load_data(config: Config, tokenizer: Tokenizer) -> tuple[TokenizedData, Toke
         )
 
     train = load(data.train, "train")
+    for name, labels in zip(data.attributes, train.labels.T):
+        if np.isnan(labels).all():
+            raise UserError(f"{train.source}: attribute {name!r} has no label in any sample")
     if data.hold_out:
         return hold_out(train, data.hold_out)
     return train, load(data.validation, "validation") if data.validation else None
@@ -217,16 +225,26 @@ def describe_data(data: TokenizedData) -> dict[str, Any]:
     }
 
 
-def check_position(position: dict[str, Any], step: int, batches: Batches) -> None:
-    """Raises a `UserError` unless a checkpoint's data position is `step` of these very batches."""
-    if position["data"] != batches.data.key:
-        raise UserError(
-            f"{batches.data.source}: the data, the tokenizer or their settings are not those the "
-            "run was started with; give those back, or choose another --config.workdir"
-        )
+def data_position(step: int, batches: Batches, validation: TokenizedData | None) -> dict[str, Any]:
+    """Where a run is in its data after a step, and which data these are: part of a checkpoint."""
+    return batches.position(step) | {"validation": validation.key if validation else ""}
+
+
+def check_position(
+    position: dict[str, Any], step: int, batches: Batches, validation: TokenizedData | None
+) -> None:
+    """Raises a `UserError` unless a checkpoint's data position is `step` of these very data."""
+    now = data_position(step, batches, validation)
+    for data, key in ((batches.data, "data"), (validation, "validation")):
+        if position[key] != now[key]:
+            raise UserError(
+                f"{data.source if data else 'validation'}: the data, the tokenizer or their "
+                "settings are not those the run was started with; give those back, or choose "
+                "another --config.workdir"
+            )
     if position["next_step"] != step:
         raise UserError(f"checkpoint {step} has its data at step {position['next_step']}")
-    planned = batches.position(step)["samples"]
+    planned = now["samples"]
     if step <= len(batches) and position["samples"] != planned:
         raise UserError(
             f"after step {step} the run had seen {position['samples']} samples, its last step a "

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -246,7 +247,9 @@ def _start_wandb(project: str, workdir: Path, config: dict[str, Any]) -> Any:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(f"config.wandb = {project!r} needs `pip install 'rmjax[wandb]'`") from error
-    return wandb.init(project=project, dir=str(workdir), config=config, resume="allow")
+    # The same directory is the same run there too, also when it is continued.
+    name = f"{workdir.name}-{zlib.crc32(str(workdir.absolute()).encode()):08x}"
+    return wandb.init(id=name, project=project, dir=str(workdir), config=config, resume="allow")
 
 
 def attribute_table(title: str, table: Mapping[str, AttributeMetrics]) -> Table:

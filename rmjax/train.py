@@ -19,6 +19,7 @@ from rmjax.data.batches import Batches, evaluation_batches, iterate, plan_steps,
 from rmjax.errors import UserError
 from rmjax.experiment import (
     check_position,
+    data_position,
     first_params,
     load_data,
     make_model,
@@ -79,7 +80,7 @@ def train(config: Config) -> None:
     checkpoints = Checkpoints(workdir)
     start, total = checkpoints.latest or 0, len(batches)
     if start:
-        check_position(checkpoints.metadata(start)["position"], start, batches)
+        check_position(checkpoints.metadata(start)["position"], start, batches, validation)
     if start >= total:
         checkpoints.close()
         console.print(f"nothing to do: step {start} of {total} is done")
@@ -134,7 +135,7 @@ def train(config: Config) -> None:
                 checkpoints.save(
                     step,
                     state,
-                    position=batches.position(step),
+                    position=data_position(step, batches, validation),
                     config=flat_config,
                     evaluation=evaluation,
                 )

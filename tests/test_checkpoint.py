@@ -30,7 +30,7 @@ from test_train import (
 
 import rmjax.train
 from rmjax.checkpoint import Checkpoints, Preemption, best_params
-from rmjax.config import as_flat_dict
+from rmjax.config import HELPSTEER2, as_flat_dict
 from rmjax.data.batches import Batches, RowShape, plan_steps, put
 from rmjax.data.generated import generate
 from rmjax.errors import UserError
@@ -561,3 +561,20 @@ def test_a_full_disk_destroys_nothing(small_disk, copy, six, room):
     assert_same_bits(restore(tiny_config(workdir))[0], restore(tiny_config(six))[0])
     lines = [line for line in numbers(workdir) if "loss" in line]
     assert lines == [line for line in numbers(six) if "loss" in line]
+
+
+def test_other_validation_data_are_refused(tmp_path):
+    """The best checkpoint is found by comparing losses, which must be of the same data."""
+    rows = [
+        {"prompt": f"p {n}", "response": f"r {n}", **dict.fromkeys(HELPSTEER2, n % 5)}
+        for n in range(4)
+    ]
+    file = tmp_path / "validation.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = tiny_config(tmp_path / "run")
+    config.data.validation, config.steps = str(file), 2
+    run(config)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    config.steps = 4
+    with pytest.raises(UserError, match=r"validation\.jsonl: the data"):
+        run(config)
