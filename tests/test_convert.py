@@ -412,7 +412,7 @@ def test_causal_models_get_a_fresh_head_and_say_so(tmp_path):
     # Training from the same source with the same seed starts from the same head, on any mesh.
     config = Config(
         workdir=str(tmp_path / "run"),
-        data=DataConfig(train="generated:8", attributes=names),
+        data=DataConfig(train="generated:8", attributes=names, max_length=64),
         optimizer=OptimizerConfig(learning_rate=1e-3),
         batch_size=8,
         init=str(untied),
