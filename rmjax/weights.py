@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from rmjax.errors import UserError
 from rmjax.llama import LlamaConfig
-from rmjax.parameters import Parameter, axis_sizes, model_parameters
+from rmjax.parameters import PARAMETERS, Parameter, axis_sizes, model_parameters
 
 # Tensors that a Llama checkpoint may carry and a reward model has no use for.
 _UNUSED = re.compile(r"lm_head\.weight|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
@@ -74,7 +74,7 @@ class SafetensorsWeights:
                     else ""
                 )
             )
-        self._files, self._slices = {}, {}
+        self._files = {}
         for name in names:
             try:
                 file = safe_open(directory / name, framework="np")
@@ -172,8 +172,6 @@ def _import_gguf(path: Path) -> Any:
 
 
 def _candidate_keys(layers: int) -> Iterator[str]:
-    from rmjax.parameters import PARAMETERS
-
     yield "lm_head.weight"
     for row in PARAMETERS:
         if row.path != "head":
