@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rmjax.errors import UserError
@@ -19,10 +20,11 @@ from rmjax.errors import UserError
 MeshAxes = str | tuple[str, ...] | None
 
 # Parameters: sharded over fsdp along the residual stream, over tensor along heads, mlp and vocab.
+# Devices that share a row through context would hold the same parameters: they share those too.
 PARAMETER_AXES: dict[str, MeshAxes] = {
     "layers": None,
     "vocab": "tensor",
-    "embed": "fsdp",
+    "embed": ("fsdp", "context"),
     "norm": None,
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -51,8 +53,8 @@ class MeshConfig:
     """How many devices each axis takes; one of them may be -1, the rest of the devices.
 
     `data` replicates the parameters and is the one axis for slow networks; `fsdp` shards
-    parameters and optimizer state; `context` shards the tokens of a row; `tensor` shards heads,
-    mlp and vocabulary.
+    parameters and optimizer state; `context` shards the tokens of a row, and parameters as `fsdp`
+    does; `tensor` shards heads, mlp and vocabulary, and so cannot exceed the kv heads.
     """
 
     data: int = 1
@@ -79,15 +81,35 @@ def mesh_shape(config: MeshConfig, devices: int) -> dict[str, int]:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of `config` over `devices` (all of them if not given), with automatic sharding."""
+    """The mesh of `config` over `devices` (all of them if not given), with automatic sharding.
+
+    Neighbours on the mesh are neighbours on the torus, `tensor` the closest. Between TPU slices
+    there is a slow network, which only `data` may cross. Hosts of GPUs are not slices in that
+    sense: sharding over them is common, and their devices follow each other host by host.
+
+    Raises:
+      UserError: the sizes do not multiply to the devices, or `data` is not a multiple of the
+        number of slices.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_shape(config, len(devices))
-    return jax.make_mesh(
-        tuple(sizes.values()),
-        tuple(sizes),
-        axis_types=(AxisType.Auto,) * len(sizes),
-        devices=devices,
-    )
+    shape = tuple(sizes.values())
+    slices = len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"})
+    if slices > 1:
+        if sizes["data"] % slices:
+            raise UserError(
+                f"mesh {sizes}: there are {slices} slices, and only `data` may cross the slow "
+                f"network between them: set --config.mesh.data to a multiple of {slices}"
+            )
+        placed = mesh_utils.create_hybrid_device_mesh(
+            (sizes["data"] // slices, *shape[1:]),
+            (slices, 1, 1, 1),
+            devices,
+            allow_split_physical_axes=True,
+        )
+    else:
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:

@@ -38,16 +38,20 @@ class RowShape:
 
 
 def row_shape(data: TokenizedData, *, rows: int, length: int, packing: bool) -> RowShape:
-    """A row's shape for `data`: as many slots as short samples could ever make use of, nearly.
+    """A row's shape for `data`: as many slots as short samples could ever make use of, nearly."""
+    if not packing:
+        return RowShape(rows, length, 1)
+    slots = slots_for(length, float(data.lengths.mean()))
+    return RowShape(rows, length, max(1, min(slots, length // max(1, int(data.lengths.min())))))
+
+
+def slots_for(length: int, mean: float) -> int:
+    """Slots of a row of `length` places for samples of `mean` tokens.
 
     Twice the mean fill is enough for all but runs of very short samples, which then start a new
     row; a slot costs little, but a hundred of them would not be free.
     """
-    if not packing:
-        return RowShape(rows, length, 1)
-    mean = max(1.0, float(data.lengths.mean()))
-    slots = int(np.ceil(2 * length / mean / _SLOTS_MULTIPLE)) * _SLOTS_MULTIPLE
-    return RowShape(rows, length, max(1, min(slots, length // max(1, int(data.lengths.min())))))
+    return int(np.ceil(2 * length / max(1.0, mean) / _SLOTS_MULTIPLE)) * _SLOTS_MULTIPLE
 
 
 def epoch_order(data: TokenizedData, seed: int, epoch: int) -> list[Int64[np.ndarray, "..."]]:

@@ -1,0 +1,111 @@
+"""A training step's bytes and seconds by arithmetic, without a compiler.
+
+Rough: it only ranks meshes, of which the best are then compiled.
+"""
+
+import dataclasses
+import math
+
+from rmjax.flops import model_flops
+from rmjax.hardware import Chip
+from rmjax.llama import LlamaConfig
+from rmjax.parameters import axis_sizes, model_parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """One step of one device.
+
+    Attributes:
+      temporaries: bytes beside parameters, optimizer state and gradients.
+      compute: seconds of matrix products at the chip's peak, empty rows and what is computed twice
+        included.
+      networks: seconds by mesh axis.
+    """
+
+    temporaries: float
+    compute: float
+    networks: dict[str, float]
+
+    @property
+    def floor(self) -> float:
+        """The largest part: nothing can be faster."""
+        return max(self.compute, *self.networks.values())
+
+    @property
+    def serial(self) -> float:
+        """Everything one after the other."""
+        return self.compute + sum(self.networks.values())
+
+
+def estimate(
+    llama: LlamaConfig,
+    attributes: int,
+    *,
+    mesh: dict[str, int],
+    chip: Chip,
+    chips_per_host: int,
+    rows: int,
+    microbatches: int,
+    length: int,
+    tokens: int,
+    remat: str,
+) -> Estimate:
+    """Estimates a step in which every micro-batch computes all of its rows.
+
+    Args:
+      llama: the architecture.
+      attributes: outputs of the head.
+      mesh: sizes of the axes.
+      chip: what computes.
+      chips_per_host: devices behind one switch; whatever spans more is on the slow network. Only
+        for chips without a torus.
+      rows: rows computed at once on a row shard.
+      microbatches: of a step.
+      length: places of a row.
+      tokens: of a sample.
+      remat: policy.
+    """
+    data, fsdp, context, tensor = (mesh[axis] for axis in ("data", "fsdp", "context", "tensor"))
+    sizes = axis_sizes(llama, attributes)
+    count = sum(math.prod(sizes[axis] for axis in row.all_axes) for row in model_parameters(llama))
+    layers, embed = llama.num_hidden_layers, llama.hidden_size
+    heads = llama.num_attention_heads * llama.head_dim
+    wide = heads + 2 * llama.num_key_value_heads * llama.head_dim + 2 * llama.intermediate_size
+    places = rows * length / context  # of one device
+
+    # ---- bytes: what each layer keeps, and what one layer and the embeddings need while they run
+    kept = 2 * places * embed
+    if remat != "full":
+        kept += 2 * places * (wide / tensor + 2 * embed)
+    gathered = 2 * (count - llama.vocab_size * embed) / layers / tensor
+    running = 2 * gathered + 2 * 3 * places * wide / tensor + 4 * 4 * places * embed
+    embeddings = 2 * llama.vocab_size * embed / tensor
+
+    # ---- seconds
+    computed = microbatches * rows * data * fsdp
+    flops = model_flops(
+        llama, attributes, [tokens] * (computed * max(1, length // tokens)), training=True
+    )
+    again = 4 / 3 if remat == "full" else 1.0
+    compute = again * flops / (data * fsdp * context * tensor * chip.flops)
+
+    shards = fsdp * context
+    weights = 2 * count / tensor * (shards - 1) / shards
+    # Gathered for forward and backward, and the gradients summed and scattered, in bfloat16 each.
+    sharded = 3 * microbatches * weights
+    # Four sums of the residual stream a layer, two more where the forward pass runs twice.
+    sums = (6 if remat == "full" else 4) * layers * microbatches
+    exchanged = sums * 2 * (tensor - 1) / tensor * 2 * places * embed
+    # Keys and values of the other parts of the row, forward and backward.
+    keys = 2 * 2 * llama.num_key_value_heads * llama.head_dim / tensor
+    passed = 3 * layers * microbatches * keys * places * (context - 1)
+    replicas = 2 * 4 * count / (tensor * shards) * (data - 1) / data
+    moved = {"tensor": exchanged, "context": passed, "fsdp": sharded, "data": replicas}
+    networks, inner = {}, 1
+    for axis in ("tensor", "context", "fsdp", "data"):
+        inner *= mesh[axis]
+        slow = axis == "data" if chip.torus else inner > chips_per_host
+        fast = (4 if chip.torus else 1) * chip.link
+        networks[axis] = moved[axis] / (chip.slow if slow and mesh[axis] > 1 else fast)
+    return Estimate(layers * kept + running + embeddings, compute, networks)

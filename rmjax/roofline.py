@@ -1,0 +1,185 @@
+"""How long a program should take: work over what the chip and its networks can do at best.
+
+A prediction, with everything it assumes in `predict`; what a chip can do is in `hardware.py`.
+"""
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from rmjax.hardware import Chip
+from rmjax.hlo import Collective, Work
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The way between the devices of a group.
+
+    Attributes:
+      name: the mesh axes along which they lie, and `slow` if between slices or hosts.
+      bandwidth: bytes/s at which each of them can send.
+    """
+
+    name: str
+    bandwidth: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """One kind of collective on one network, in total over all loop iterations of a step.
+
+    Attributes:
+      kind: as in `hlo.Collective`.
+      network: see `Network.name`.
+      count: executions.
+      bytes: that each device sends.
+      seconds: bytes over bandwidth.
+      asynchronous: share of the bytes that the compiler moves beside computation.
+    """
+
+    kind: str
+    network: str
+    count: float
+    bytes: float
+    seconds: float
+    asynchronous: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """One step on one device, seconds unless said otherwise.
+
+    Attributes:
+      flops: of matrix products, what is computed twice included.
+      bytes: read from and written to main memory.
+      compute: flops at the chip's peak.
+      memory: bytes at the memory's peak.
+      operations: the compiler's own estimate of every operation, one after the other.
+      networks: bytes of each network at its bandwidth.
+      traffic: the same by kind of collective.
+      step: what is predicted; see `predict`.
+      floor: the largest of compute, memory and each network: nothing can be faster.
+      serial: operations and all networks one after the other: nothing overlaps.
+    """
+
+    flops: float
+    bytes: float
+    compute: float
+    memory: float
+    operations: float
+    networks: dict[str, float]
+    traffic: tuple[Traffic, ...]
+    step: float
+
+    @property
+    def floor(self) -> float:
+        """The largest of compute, memory and each network."""
+        return max(self.compute, self.memory, *self.networks.values(), 0.0)
+
+    @property
+    def serial(self) -> float:
+        """Everything one after the other."""
+        return self.operations + sum(self.networks.values())
+
+
+def predict(work: Iterable[Work], mesh: Mesh, chip: Chip) -> Prediction:
+    """The time of one step from the program's work.
+
+    An operation takes the cycles the TPU compiler estimates for it, which include reading and
+    writing main memory; the GPU compiler states none, so there it is the larger of FLOPs at the
+    chip's peak and bytes at the memory's. A collective takes its bytes over the bandwidth of its
+    network. Those the compiler made asynchronous hide behind the operations of the same loop body,
+    the others behind nothing. Left out: latency, starting and ending loops, the host, and two
+    collectives on the same link.
+    """
+    flops = memory = operations = step = 0.0
+    traffic: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0] * 4)
+    bodies: dict[tuple[str, float], list[float]] = defaultdict(lambda: [0.0] * 3)
+    for item in work:
+        flops += item.times * item.flops
+        memory += item.times * item.bytes
+        body = bodies[item.computation, item.times]
+        if not item.collectives:
+            seconds = operation_seconds(item, chip)
+            operations += item.times * seconds
+            body[0] += seconds
+        for moved in item.collectives:
+            way = network(moved, mesh, chip)
+            seconds = moved.bytes / way.bandwidth
+            body[2 if moved.asynchronous else 1] += seconds
+            total = traffic[moved.kind, way.name]
+            total[0] += item.times
+            total[1] += item.times * moved.bytes
+            total[2] += item.times * seconds
+            total[3] += item.times * moved.bytes * moved.asynchronous
+    for (_, times), (local, waiting, beside) in bodies.items():
+        step += times * (waiting + max(local, beside))
+    networks: dict[str, float] = defaultdict(float)
+    for (_, name), (_, _, seconds, _) in traffic.items():
+        networks[name] += seconds
+    rows = (
+        Traffic(kind, name, count, size, seconds, hidden / size if size else 0.0)
+        for (kind, name), (count, size, seconds, hidden) in traffic.items()
+    )
+    return Prediction(
+        flops=flops,
+        bytes=memory,
+        compute=flops / chip.flops,
+        memory=memory / chip.memory_bandwidth,
+        operations=operations,
+        networks=dict(networks),
+        traffic=tuple(sorted(rows, key=lambda row: -row.bytes)),
+        step=step,
+    )
+
+
+def operation_seconds(item: Work, chip: Chip) -> float:
+    """Time of one operation: the compiler's estimate, or its roofline if there is none."""
+    if chip.clock:
+        return item.cycles / chip.clock
+    return max(item.flops / chip.flops, item.bytes / chip.memory_bandwidth)
+
+
+def network(moved: Collective, mesh: Mesh, chip: Chip) -> Network:
+    """On which network a collective runs, and how fast each device can send there at best.
+
+    On a torus a group spans some dimensions; it has two links a dimension if it goes once around
+    it, else one. A permutation has the two directions of one dimension. Behind a switch, all of a
+    device's links.
+    """
+    devices = [mesh.devices.flat[i] for i in moved.group]
+    axes = _axes(moved.group, mesh)
+    name = " x ".join(axes) or "itself"
+    if len({_host_or_slice(device, chip) for device in devices}) > 1:
+        return Network(f"{name} (slow)", chip.slow)
+    if not chip.torus:
+        return Network(name, chip.link)
+    if moved.kind == "permute":
+        return Network(name, 2 * chip.link)
+    everywhere = [device.coords for device in mesh.devices.flat]
+    links = 0
+    for dimension in range(len(everywhere[0])):
+        extent = len({coords[dimension] for coords in everywhere})
+        spanned = len({device.coords[dimension] for device in devices})
+        if spanned > 1:
+            around = spanned == extent and extent % chip.torus == 0
+            links += 2 if around else 1
+    return Network(name, max(1, links) * chip.link)
+
+
+def _host_or_slice(device: Any, chip: Chip) -> int:
+    return getattr(device, "slice_index", 0) if chip.torus else device.process_index
+
+
+def _axes(group: Sequence[int], mesh: Mesh) -> list[str]:
+    """The mesh axes along which the devices of a group differ."""
+    sizes, found = list(mesh.shape.values()), []
+    for place, name in enumerate(mesh.shape):
+        stride = math.prod(sizes[place + 1 :])
+        if len({number // stride % sizes[place] for number in group}) > 1:
+            found.append(name)
+    return found
