@@ -167,6 +167,7 @@ def check_divisible(name: str, shape: Sequence[int], sharding: NamedSharding) ->
     """Raises a `UserError` that names the array, the axis and the sizes if one does not divide."""
     for axis, (size, entry) in enumerate(zip(shape, sharding.spec)):
         names = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+        names = tuple(name for name in names if sharding.mesh.shape[name] > 1)
         parts = int(np.prod([sharding.mesh.shape[n] for n in names]))
         if size % parts:
             raise UserError(
