@@ -305,7 +305,13 @@ def search(
     """
     end = time.monotonic() + minutes * 60
     ranked = sorted(_estimated(config, devices, chip, load), key=lambda pair: pair[0])
-    order = [config, *(candidate for _, candidate in ranked if candidate != config)]
+    order, seen = [config], set()
+    for _, candidate in ranked:
+        # To arithmetic a row split over two devices is half a row on one: compile only the best.
+        split = candidate.mesh.tensor, candidate.remat, _places(candidate)
+        if split not in seen and candidate != config:
+            order.append(candidate)
+        seen.add(split)
     reports: list[Report] = []
     longest = 0.0
     for candidate in order:
@@ -352,6 +358,11 @@ def _estimated(
                 divides = config.row_length % sizes["context"] == 0
                 if divides and sum(state.values()) + guess.temporaries < chip.memory:
                     yield guess.serial, candidate
+
+
+def _places(config: Config) -> float:
+    """Rows computed at once on one device."""
+    return config.rows_per_device / config.mesh.context
 
 
 def _meshes(devices: int, slices: int) -> Iterator[MeshConfig]:
