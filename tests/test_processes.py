@@ -195,6 +195,18 @@ def test_a_broken_run_ends_where_a_whole_one_does(tmp_path, two, compilations):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_hangs_does_not_hang_the_others(victim, tmp_path, compilations):
+    """Its connections stay open; only its heartbeats stop, as those of a lost machine do."""
+    config = config_of(tmp_path / "run")
+    plan = {"SABOTEUR": f"{victim} kill {signal.SIGSTOP} 1", "SABOTEUR_HEARTBEAT": "10"}
+    with started(arguments(config), environment=compilations | plan) as running:
+        left = running[1 - victim].wait()
+        assert left.code not in (0, None)
+        assert "another task died" in left.err or "does not answer" in left.err, left.err
+
+
 # ---- failures ------------------------------------------------------------------------------------
 
 
