@@ -11,12 +11,17 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from rmjax.config import Config
+from rmjax.distributed import initialize
 from rmjax.errors import UserError, exit_with_message
 
 
 def run_with_config(run: Callable[[Config], None]) -> None:
     """Parses the command line and calls `run` with the config."""
     flag = config_flags.DEFINE_config_file("config", None, "The experiment: configs/NAME.py[:arg].")
+    # Not needed on a TPU pod, nor below srun or mpirun.
+    coordinator = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+    processes = flags.DEFINE_integer("processes", None, "How many processes the run has.")
+    process = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 
     def parse(argv: list[str]) -> list[str]:
         named = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
@@ -37,6 +42,7 @@ def run_with_config(run: Callable[[Config], None]) -> None:
         config = flag.value
         if not isinstance(config, Config):
             raise UserError("get_config() of the config file must return an rmjax.config.Config")
+        initialize(coordinator=coordinator.value, processes=processes.value, process=process.value)
         exit_with_message(lambda: run(config))
 
     exit_with_message(lambda: app.run(main, argv=sys.argv, flags_parser=parse))

@@ -1,0 +1,242 @@
+"""Many processes as one run: how they find each other.
+
+Nothing here is needed, or done, for a single process.
+"""
+
+import dataclasses
+import os
+import re
+import socket
+import sys
+import threading
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from rmjax.errors import UserError
+
+JOIN_SECONDS = 300  # in which all processes must have started
+HEARTBEAT_SECONDS = 100  # after which a process that is not heard of is dead, to all others
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """One process among many.
+
+    Attributes:
+      found: who says so.
+      processes: how many there are.
+      process: which of them this is, from 0.
+      coordinator: HOST:PORT of process 0, where all meet.
+      devices: the local devices this process takes, by number; None for all it sees.
+    """
+
+    found: str
+    processes: int
+    process: int
+    coordinator: str
+    devices: list[int] | None = None
+
+
+def initialize(
+    *,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    join_seconds: float = JOIN_SECONDS,
+    heartbeat_seconds: int = HEARTBEAT_SECONDS,
+) -> None:
+    """Joins this process with the others of the run, if there are any; before JAX is used.
+
+    Where SLURM (`srun`), Open MPI (`mpirun`) or a TPU pod started the processes, they say which is
+    which; elsewhere the arguments do, all three of them, on every process.
+
+    Args:
+      coordinator: HOST:PORT of process 0; with SLURM or Open MPI it may be given alone.
+      processes: how many there are.
+      process: which of them this is, from 0.
+      join_seconds: how long to wait for the others before this process ends.
+      heartbeat_seconds: how long the others may be silent before this process ends.
+
+    Raises:
+      UserError: the arguments are incomplete, or contradict each other or the environment.
+    """
+    place = find_place(os.environ, coordinator, processes, process)
+    if place is None:
+        return
+    if place.process == 0:
+        _check_port(int(place.coordinator.rsplit(":", 1)[1]))
+    late = threading.Timer(join_seconds, _end_alone, (place, join_seconds))
+    late.daemon = True
+    late.start()
+    try:
+        jax.distributed.initialize(
+            place.coordinator,
+            place.processes,
+            place.process,
+            place.devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=int(join_seconds) + 60,  # which aborts: we end before
+            heartbeat_timeout_seconds=heartbeat_seconds,
+        )
+    finally:
+        late.cancel()
+    if place.process == 0:
+        print(f"processes   {place.processes} ({place.found})", flush=True)
+
+
+def _check_port(port: int) -> None:
+    """Raises a `UserError` if this process cannot listen there; JAX might crash instead."""
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"process 0 cannot listen on port {port} ({error}): choose another with "
+            "--coordinator=HOST:PORT, the same for every process"
+        ) from error
+
+
+def _end_alone(place: Place, seconds: float) -> None:
+    """Ends a process that waits in vain; JAX itself would abort with a stack trace."""
+    try:
+        host, port = place.coordinator.rsplit(":", 1)
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        why = f"not all of the {place.processes} processes were there"
+    except OSError as error:
+        why = f"process 0 could not be reached at {place.coordinator} ({error})"
+    print(
+        f"error: process {place.process} waited {seconds:g} s for the others; {why} "
+        f"(started by {place.found})",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
+
+
+def find_place(
+    environment: Mapping[str, str],
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+) -> Place | None:
+    """Which process of how many this is; None where there is one alone.
+
+    Raises:
+      UserError: see `initialize`.
+    """
+    if coordinator is not None and not re.fullmatch(r"[^\s/]+:\d{1,5}", coordinator):
+        raise UserError(f"--coordinator={coordinator}: expected HOST:PORT of process 0")
+    if processes is not None and processes < 1:
+        raise UserError(f"--processes={processes}: expected 1 or more")
+    if process is not None and not 0 <= process < (processes or process + 1):
+        raise UserError(f"--process={process}: of {processes} processes they are numbered from 0")
+    given = {"coordinator": coordinator, "processes": processes, "process": process}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    found = _of_slurm(environment) or _of_open_mpi(environment) or (_of_tpu() if missing else None)
+    if found is not None:
+        return _confirmed(found, given)
+    if processes == 1 or len(missing) == len(given):
+        return None
+    if missing:
+        raise UserError(
+            f"{' and '.join(missing)} missing: without SLURM, Open MPI or a TPU pod each process "
+            "needs --coordinator=HOST:PORT --processes=N --process=I"
+        )
+    return Place("flags", processes or 0, process or 0, coordinator or "")
+
+
+def _confirmed(found: Place, given: dict[str, Any]) -> Place:
+    """What the environment says, unless the flags say otherwise; they may name the coordinator."""
+    for name in ("processes", "process"):
+        if given[name] not in (None, getattr(found, name)):
+            raise UserError(
+                f"--{name}={given[name]}, but {found.found} started this as process "
+                f"{found.process} of {found.processes}; leave the flag out"
+            )
+    if given["coordinator"] is not None:
+        return dataclasses.replace(found, coordinator=given["coordinator"])
+    if not found.coordinator:
+        raise UserError(
+            f"{found.found} does not say where process 0 runs; add --coordinator=HOST:PORT of it"
+        )
+    return found
+
+
+def _of_slurm(environment: Mapping[str, str]) -> Place | None:
+    """A task of a job step; an allocation or a batch script by itself is not one."""
+    processes = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
+    if processes == 1:
+        return None
+    # The first node of "node1", "node1,node2", "node[01-04,07]" or "rack[1-2]n3".
+    first = re.match(
+        r"([^,\[]+)(?:\[([^],-]+)[^]]*\]([^,\[]*))?", environment["SLURM_STEP_NODELIST"]
+    )
+    assert first is not None
+    host = "".join(part or "" for part in first.groups())
+    job, step = int(environment["SLURM_JOB_ID"]), int(environment.get("SLURM_STEP_ID", 0))
+    # Tasks that share a node share its devices, unless SLURM gave each its own.
+    own = "SLURM_GPUS_PER_TASK" in environment or environment.get("SLURM_STEP_NUM_NODES") == str(
+        processes
+    )
+    return Place(
+        "SLURM",
+        processes,
+        int(environment["SLURM_PROCID"]),
+        f"{host}:{_port(job + step)}",
+        None if own else [int(environment["SLURM_LOCALID"])],
+    )
+
+
+def _of_open_mpi(environment: Mapping[str, str]) -> Place | None:
+    processes = int(environment.get("OMPI_COMM_WORLD_SIZE", 1))
+    if processes == 1:
+        return None
+    local = int(environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", processes))
+    launcher = environment.get("OMPI_MCA_orte_hnp_uri", "")  # until Open MPI 5
+    address = re.search(r"tcp://([^,:]+)|tcp6://\[([^],]+)", launcher)
+    host = (address[1] or f"[{address[2]}]") if address else ""
+    if local == processes:
+        host = "127.0.0.1"
+    job = environment.get("PMIX_NAMESPACE", launcher)
+    return Place(
+        "Open MPI",
+        processes,
+        int(environment["OMPI_COMM_WORLD_RANK"]),
+        f"{host}:{_port(zlib.crc32(job.encode()))}" if host else "",
+        None if local == 1 else [int(environment["OMPI_COMM_WORLD_LOCAL_RANK"])],
+    )
+
+
+def _of_tpu() -> Place | None:
+    """A host of a TPU pod, of several slices too, on Compute Engine or Kubernetes."""
+    # JAX knows, but only tells whoever lets it initialise even what is a single process.
+    from jax._src.clusters import cloud_tpu_cluster as tpu
+
+    for cluster in (tpu.GkeTpuCluster, tpu.GceTpuCluster):
+        kind: Any = cluster
+        try:
+            if not kind.is_env_present():
+                continue
+        except OSError:  # no metadata server: not on Compute Engine
+            continue
+        try:
+            processes = kind.get_process_count()
+            if processes == 1:
+                return None
+            address = kind.get_coordinator_address(JOIN_SECONDS, None)
+            return Place("TPU pod", processes, kind.get_process_id(), address)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"the hosts of this TPU pod cannot be found ({error}); name them on each with "
+                "--coordinator=HOST:PORT --processes=N --process=I"
+            ) from error
+    return None
+
+
+def _port(job: int) -> int:
+    """A port that all processes of a job derive alike, and other jobs on the node hardly."""
+    return 61440 + job % 4096
