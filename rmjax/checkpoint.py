@@ -1,8 +1,6 @@
 """A run's checkpoints: state, data position and config together, the best and the last kept."""
 
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -167,20 +165,3 @@ def best_params(workdir: Path) -> Path:
     if step is None:
         raise UserError(f"{workdir / DIRECTORY}: there is no complete checkpoint in this run yet")
     return workdir / DIRECTORY / str(step)
-
-
-class Preemption:
-    """Notices SIGTERM, so that the loop can save and end; use as a context manager."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-
-    def __enter__(self) -> "Preemption":
-        self._before = signal.signal(signal.SIGTERM, self._request)
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)

@@ -13,6 +13,7 @@ from ml_collections import config_flags
 from rmjax.config import Config
 from rmjax.distributed import initialize
 from rmjax.errors import UserError, exit_with_message
+from rmjax.processes import run_together
 
 
 def run_with_config(run: Callable[[Config], None]) -> None:
@@ -43,7 +44,7 @@ def run_with_config(run: Callable[[Config], None]) -> None:
         if not isinstance(config, Config):
             raise UserError("get_config() of the config file must return an rmjax.config.Config")
         initialize(coordinator=coordinator.value, processes=processes.value, process=process.value)
-        exit_with_message(lambda: run(config))
+        run_together(lambda: run(config))
 
     exit_with_message(lambda: app.run(main, argv=sys.argv, flags_parser=parse))
 

@@ -1,9 +1,5 @@
-"""From a config to the parts of a run: directory, model, tokenizer, data, first weights."""
+"""From a config to the parts of a run: model, tokenizer, data, first weights."""
 
-import importlib.metadata
-import json
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -11,58 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmjax import checkpoint
-from rmjax.config import Config, as_flat_dict, check_continues
+from rmjax.config import Config
 from rmjax.data.batches import Batches
 from rmjax.data.tokenise import TokenizedData, hold_out, load_tokenized
-from rmjax.errors import UserError, disk_errors
+from rmjax.errors import UserError
 from rmjax.llama import LlamaConfig
 from rmjax.model import ModelOptions, RewardModel
-from rmjax.modelfiles import FILE, FORMAT_VERSION, ModelCard, write_model_files
 from rmjax.parameters import Params
-from rmjax.pretrained import Pretrained, load_params, public_name
+from rmjax.pretrained import Pretrained, load_params
 from rmjax.sharding import Sharding
 from rmjax.step import random_params
 from rmjax.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
-from rmjax.weights import read_json
-
-MODEL_DIRECTORY = "model"
-RECORD = "config.json"
-_PARTIAL = ".partial"
-
-
-def open_workdir(config: Config) -> Path:
-    """The run's directory: new, empty, or of a run that this config continues.
-
-    Raises:
-      UserError: something else is there, or a run that this config cannot continue.
-    """
-    workdir = Path(config.workdir).expanduser()
-    if (workdir / RECORD).exists():
-        before = read_json(workdir / RECORD)
-        if before.get("format") != "rmjax-run" or not isinstance(before.get("config"), dict):
-            raise UserError(f"{workdir / RECORD}: not of an rmjax run; choose another workdir")
-        check_continues(before["config"], config)
-    elif "[" in str(workdir.absolute()):  # Orbax would fail to save there, without saying so
-        raise UserError(f"{workdir}: Orbax cannot save under a path with '['; choose another")
-    elif workdir.exists() and not _is_free(workdir):
-        raise UserError(
-            f"{workdir}: not empty, and not an rmjax run; choose another --config.workdir"
-        )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{workdir}: cannot be created ({error.strerror})") from error
-    return workdir
-
-
-def _is_free(workdir: Path) -> bool:
-    """Whether nothing is there but what a run leaves that failed before it was recorded."""
-    leavings = (checkpoint.DIRECTORY, RECORD + _PARTIAL)
-    return workdir.is_dir() and all(
-        path.name in leavings and not (path.is_dir() and any(path.iterdir()))
-        for path in workdir.iterdir()
-    )
 
 
 def make_model(config: Config, source: Pretrained | None, sharding: Sharding) -> RewardModel:
@@ -159,72 +114,6 @@ def first_params(
     return params, f"{source.name} with {head}"
 
 
-def record_run(
-    workdir: Path,
-    config: Config,
-    model: RewardModel,
-    tokenizer: Tokenizer,
-    data: TokenizedData,
-    validation: TokenizedData | None,
-) -> None:
-    """Stores the resolved config, what the data came to, and the model's files with the run.
-
-    The config comes first: it is what makes the directory a run, which any later failure leaves
-    one. The model's files never change, so a run that is continued keeps those it has.
-    """
-    if jax.process_index() != 0:
-        return
-    packages = ("rmjax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
-    record = {
-        "format": "rmjax-run",
-        "format_version": FORMAT_VERSION,
-        "config": as_flat_dict(config),
-        "versions": {name: importlib.metadata.version(name) for name in packages}
-        | {"python": platform.python_version()},
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    }
-    card = ModelCard(
-        attributes=config.data.attributes,
-        scalar={config.data.attributes[0]: 1.0},
-        max_length=config.data.max_length,
-        seed=config.seed,
-        source=public_name(config.init) if config.init else "",
-        data=data.key,
-    )
-    described = {"train": describe_data(data)}
-    if validation:
-        described["validation"] = describe_data(validation)
-    with disk_errors(f"the run's files in {workdir}"):
-        _write(workdir / RECORD, record)
-        _write(workdir / "data.json", described)
-        if not (workdir / MODEL_DIRECTORY / FILE).exists():  # the last of them to be written
-            write_model_files(workdir / MODEL_DIRECTORY, model.config, tokenizer, card)
-
-
-def describe_data(data: TokenizedData) -> dict[str, Any]:
-    """Counts by reason, lengths and label statistics, in JSON's types."""
-    labels = data.labels.astype(np.float64)
-    return {
-        "source": data.source,
-        "fingerprint": data.key,
-        "samples": data.counts,
-        "tokens": {
-            "mean": float(data.lengths.mean()),
-            "max": int(data.lengths.max()),
-            "total": int(data.lengths.sum()),
-        },
-        "labels": {
-            name: {
-                "count": int((~np.isnan(labels[:, i])).sum()),
-                "mean": float(np.nanmean(labels[:, i])),
-                "sd": float(np.nanstd(labels[:, i])),
-            }
-            for i, name in enumerate(data.attributes)
-            if not np.isnan(labels[:, i]).all()
-        },
-    }
-
-
 def data_position(step: int, batches: Batches, validation: TokenizedData | None) -> dict[str, Any]:
     """Where a run is in its data after a step, and which data these are: part of a checkpoint."""
     return batches.position(step) | {"validation": validation.key if validation else ""}
@@ -251,10 +140,3 @@ def check_position(
             f"shorter one; with the new config.steps or config.epochs it would be {planned}. Use "
             "the old values, or another --config.workdir, so that no sample is left out"
         )
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    """Replaces a file whole, so that a full disk or a kill leaves the old one."""
-    partial = path.with_name(path.name + _PARTIAL)
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)

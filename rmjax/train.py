@@ -6,13 +6,14 @@ Running the same command again continues the run.
 import contextlib
 import dataclasses
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
 
-from rmjax.checkpoint import Checkpoints, Preemption
+from rmjax.checkpoint import Checkpoints
 from rmjax.commandline import run_with_config
 from rmjax.config import Config, as_flat_dict, validate
 from rmjax.data.batches import Batches, evaluation_batches, iterate, plan_steps, row_shape
@@ -23,27 +24,33 @@ from rmjax.experiment import (
     first_params,
     load_data,
     make_model,
-    open_workdir,
     pick_tokenizer,
-    record_run,
 )
 from rmjax.objectives import OBJECTIVES
 from rmjax.optimizer import make_optimizer, make_schedule
 from rmjax.pretrained import open_pretrained
+from rmjax.processes import Preemption, check_agreement
 from rmjax.reporting import Reporter, announce, conclude
 from rmjax.scoring import evaluate
 from rmjax.sharding import Sharding, check_divisible, make_mesh
 from rmjax.step import Metrics, abstract_state, init_state, make_score, make_train_step
+from rmjax.workdir import open_workdir, package_versions, record_run
 
 
 def train(config: Config) -> None:
-    """Runs the experiment from where it is to its end.
+    """Runs the experiment from where it is to its end; every process of it calls this.
 
     Raises:
       UserError: something that the user can mend.
     """
+    check_agreement("config", as_flat_dict(validate(config)) | package_versions())
+    with open_workdir(config) as workdir:
+        train_in(workdir, config)
+
+
+def train_in(workdir: Path, config: Config) -> None:
+    """Runs the experiment in its directory; every process computes, the first one writes."""
     console = Console(quiet=jax.process_index() != 0, highlight=False, soft_wrap=True)
-    workdir = open_workdir(validate(config))
 
     # ---- mesh, model, tokenizer --------------------------------------------------------------
     sharding = Sharding(make_mesh(config.mesh))
@@ -79,6 +86,7 @@ def train(config: Config) -> None:
     # ---- state: 1. the run's last checkpoint, 2. the weights of `init`, 3. random weights ------
     checkpoints = Checkpoints(workdir)
     start, total = checkpoints.latest or 0, len(batches)
+    check_agreement("data", data_position(start, batches, validation))
     if start:
         check_position(checkpoints.metadata(start)["position"], start, batches, validation)
     if start >= total:
@@ -115,7 +123,7 @@ def train(config: Config) -> None:
                 finish_step(*unseen, batches, report)
             unseen = (step, metrics)
 
-            stopped = preemption.requested
+            stopped = preemption.requested(step)
             evaluating = held_out if is_due(step, config.eval.every, total) else None
             saving = stopped or is_due(step, config.checkpoint.every, total)
             if not (evaluating or saving):

@@ -29,13 +29,14 @@ from test_train import (
 )
 
 import rmjax.train
-from rmjax.checkpoint import Checkpoints, Preemption, best_params
+from rmjax.checkpoint import Checkpoints, best_params
 from rmjax.config import HELPSTEER2, as_flat_dict
 from rmjax.data.batches import Batches, RowShape, plan_steps, put
 from rmjax.data.generated import generate
 from rmjax.errors import UserError
 from rmjax.objectives import regression
 from rmjax.optimizer import make_optimizer, make_schedule
+from rmjax.processes import Preemption
 from rmjax.rows import BATCH_AXES
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import TrainState, abstract_state, make_train_step
@@ -503,9 +504,9 @@ def test_a_command_that_fails_says_why_in_one_line(three, tmp_path, compilations
 def test_sigterm_is_noticed_within_only(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     with Preemption() as preemption:
-        assert not preemption.requested
+        assert not preemption.requested(1)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption.requested
+        assert preemption.requested(2)
     assert signal.getsignal(signal.SIGTERM) == before
 
 

@@ -1,0 +1,214 @@
+"""What the processes of a run do together: agree, wait for each other, stop and end.
+
+They talk through JAX's coordination service, which process 0 hosts, and not through their devices:
+a message can be text, and a process that waits can still be told to end. One process alone passes
+through all of it.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any, NoReturn
+
+import jax
+from jax.experimental import multihost_utils
+
+from rmjax.errors import UserError, exit_with_message
+
+# Long, because a process that waits is ended in other ways: by a failure that another one reports,
+# and by JAX when another one falls silent (`distributed.HEARTBEAT_SECONDS`).
+_WAIT_SECONDS = 24 * 3600.0
+_LISTEN_SECONDS = 1.0  # how often a process looks whether another one failed
+_FAREWELL_SECONDS = 10.0  # how long a run that failed waits for processes that do not answer
+
+# Entries of the coordination service, the first two with the process's number.
+_FAILED, _ENDED, _SAID = "rmjax/failed/", "rmjax/ended/", "rmjax/said"
+_ending = threading.Lock()
+
+
+def meet(where: str) -> None:
+    """Waits until every process has come to the point of the program named `where`."""
+    client = _client()
+    if client is not None:
+        client.wait_at_barrier(f"rmjax/meet/{where}", round(_WAIT_SECONDS * 1000))
+
+
+def tell_all(name: str, text: str) -> str:
+    """The `text` of process 0, on every process.
+
+    Args:
+      name: of the message; each is sent once.
+      text: what process 0 says; that of the others is not looked at.
+    """
+    client = _client()
+    if client is None:
+        return text
+    if jax.process_index() == 0:
+        client.key_value_set(f"rmjax/tell/{name}", text)
+        return text
+    return client.blocking_key_value_get(f"rmjax/tell/{name}", round(_WAIT_SECONDS * 1000))
+
+
+def check_agreement(what: str, values: Mapping[str, Any]) -> None:
+    """Compares the `values`, in JSON's types, of all processes; returns when all have.
+
+    Raises:
+      UserError: on each process whose values are not those of process 0; it names them.
+    """
+    ours = json.loads(json.dumps(values))
+    theirs = json.loads(tell_all(what, json.dumps(values)))
+    differences = [
+        f"{key} is {ours.get(key)!r}, there {theirs.get(key)!r}"
+        for key in sorted({*ours, *theirs})
+        if ours.get(key) != theirs.get(key)
+    ]
+    if differences:
+        raise UserError(f"its {what} differs from that of process 0: {'; '.join(differences)}")
+    meet(what)
+
+
+class Preemption:
+    """Notices SIGTERM, so that the loop can save and end; use as a context manager.
+
+    One process may get it, or all: each then stops at the same step.
+    """
+
+    def __init__(self) -> None:
+        self._signalled = False
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop after `step`; to be asked once after every step."""
+        if _client() is None:
+            return self._signalled
+        # JAX has caught the signal since the processes joined. It spreads the news in the
+        # background and picks a step that no process has reached: nothing waits at the others.
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def _signal(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
+
+    def __enter__(self) -> "Preemption":
+        if _client() is None:
+            self._before = signal.signal(signal.SIGTERM, self._signal)
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        if _client() is None:
+            signal.signal(signal.SIGTERM, self._before)
+
+
+def run_together(main: Callable[[], None]) -> None:
+    """Runs `main` on every process, and ends all of them when it fails on one.
+
+    A failure is told to all processes, printed by process 0, and the exit status of each is 1. A
+    process that was killed cannot tell. The others then find their connection to it broken, which
+    ends them at once, or wait in vain for its devices, until JAX ends them with a message about a
+    dead task: after `distributed.HEARTBEAT_SECONDS`, or at once if it was process 0.
+    """
+    client = _client()
+    if client is None:
+        exit_with_message(main)
+        return
+    done = threading.Event()
+    threading.Thread(target=_listen, args=(client, done), daemon=True).start()
+    try:
+        main()
+        meet("the end")  # until then, the last words of a process are heard
+    except BaseException as error:
+        _fail(client, error)
+    done.set()
+
+
+def _client() -> Any:
+    """JAX's connection to the coordination service; None where there is one process."""
+    # JAX has no public way to send a text or to wait with a time limit; this is what others use.
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def _listen(client: Any, done: threading.Event) -> None:
+    while not done.wait(_LISTEN_SECONDS):
+        try:
+            failed = client.key_value_dir_get(_FAILED)
+        except jax.errors.JaxRuntimeError:
+            continue  # the service is gone, which JAX notices as well
+        if failed:
+            _end(client)
+
+
+def _fail(client: Any, error: BaseException) -> NoReturn:
+    """Tells all why this process cannot go on, and ends."""
+    mended = isinstance(error, UserError)
+    text = str(error) if mended else "".join(traceback.format_exception(error)).rstrip()
+    if isinstance(error, KeyboardInterrupt):
+        mended, text = True, "interrupted"
+    told = json.dumps({"mended": mended, "text": text})
+    try:
+        client.key_value_set(f"{_FAILED}{jax.process_index()}", told)
+    except jax.errors.JaxRuntimeError:
+        _exit(text, f"error: {_lost('process 0')}")
+    _end(client)
+
+
+def _end(client: Any) -> NoReturn:
+    """Ends this process and all others, after one of them failed; process 0 says why."""
+    _ending.acquire()  # for ever: the thread that comes second has nothing left to do
+    own, everybody = jax.process_index(), set(range(jax.process_count()))
+    until = time.monotonic() + _FAREWELL_SECONDS
+    try:
+        client.key_value_set(f"{_ENDED}{own}", "")
+        if own != 0:
+            client.blocking_key_value_get(_SAID, round(3 * _FAREWELL_SECONDS * 1000))
+            _exit()
+        while (silent := everybody - set(_by_process(client, _ENDED))) and (
+            time.monotonic() < until
+        ):
+            time.sleep(0.05)
+        failures = {i: json.loads(told) for i, told in _by_process(client, _FAILED).items()}
+        print(_explain(failures, sorted(silent)), file=sys.stderr, flush=True)
+        client.key_value_set(_SAID, "")
+        time.sleep(1)  # process 0 hosts the service, which the others would miss
+    except jax.errors.JaxRuntimeError:
+        _exit(f"error: {_lost('process 0')}")
+    _exit()
+
+
+def _explain(failures: Mapping[int, Mapping[str, Any]], silent: list[int]) -> str:
+    """What to print, of several failures the one that a user can mend if there is one."""
+    first = min(failures, key=lambda process: (not failures[process]["mended"], process))
+    where = f"process {first}: " if first else ""
+    if failures[first]["mended"]:
+        return f"error: {where}{failures[first]['text']}"
+    lines = [f"{where}{failures[first]['text']}"]
+    if silent:
+        names = "process " + ", ".join(map(str, silent))
+        lines.append(f"error: {_lost(names)}")
+    return "\n".join(lines)
+
+
+def _lost(names: str) -> str:
+    return (
+        f"{names} does not answer any more: killed, or not to be reached; see its own output. "
+        "The same command continues the run after its last checkpoint"
+    )
+
+
+def _by_process(client: Any, prefix: str) -> dict[int, str]:
+    found = client.key_value_dir_get(prefix)
+    return {int(name.removeprefix(prefix)): value for name, value in found}
+
+
+def _exit(*lines: str) -> NoReturn:
+    """Ends the process now; what runs at a usual exit would wait for the other processes."""
+    for line in lines:
+        print(line, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
