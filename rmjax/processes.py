@@ -116,13 +116,15 @@ def run_together(main: Callable[[], None]) -> None:
         exit_with_message(main)
         return
     done = threading.Event()
-    threading.Thread(target=_listen, args=(client, done), daemon=True).start()
+    listener = threading.Thread(target=_listen, args=(client, done), daemon=True)
+    listener.start()
     try:
         main()
         meet("the end")  # until then, the last words of a process are heard
     except BaseException as error:
         _fail(client, error)
     done.set()
+    listener.join()
 
 
 def _client() -> Any:
@@ -145,11 +147,13 @@ def _listen(client: Any, done: threading.Event) -> None:
 
 def _fail(client: Any, error: BaseException) -> NoReturn:
     """Tells all why this process cannot go on, and ends."""
-    mended = isinstance(error, UserError)
-    text = str(error) if mended else "".join(traceback.format_exception(error)).rstrip()
-    if isinstance(error, KeyboardInterrupt):
-        mended, text = True, "interrupted"
-    told = json.dumps({"mended": mended, "text": text})
+    if isinstance(error, UserError | KeyboardInterrupt):
+        kind, text = "user", str(error) or "interrupted"
+    elif isinstance(error, jax.errors.JaxRuntimeError):
+        kind, text = "jax", traceback.format_exc()
+    else:
+        kind, text = "bug", traceback.format_exc()
+    told = json.dumps({"kind": kind, "text": text.rstrip()})
     try:
         client.key_value_set(f"{_FAILED}{jax.process_index()}", told)
     except jax.errors.JaxRuntimeError:
@@ -180,17 +184,20 @@ def _end(client: Any) -> NoReturn:
     _exit()
 
 
-def _explain(failures: Mapping[int, Mapping[str, Any]], silent: list[int]) -> str:
-    """What to print, of several failures the one that a user can mend if there is one."""
-    first = min(failures, key=lambda process: (not failures[process]["mended"], process))
+def _explain(failures: Mapping[int, Mapping[str, str]], silent: list[int]) -> str:
+    """What to print: of several failures the one that a user can mend, or that explains most."""
+    kinds = ("user", "bug", "jax")
+    first = min(failures, key=lambda process: (kinds.index(failures[process]["kind"]), process))
+    kind, text = failures[first]["kind"], failures[first]["text"]
     where = f"process {first}: " if first else ""
-    if failures[first]["mended"]:
-        return f"error: {where}{failures[first]['text']}"
-    lines = [f"{where}{failures[first]['text']}"]
-    if silent:
-        names = "process " + ", ".join(map(str, silent))
-        lines.append(f"error: {_lost(names)}")
-    return "\n".join(lines)
+    if kind == "user":
+        return f"error: {where}{text}"
+    if not silent:
+        return f"{where}{text}"
+    lost = f"error: {_lost('process ' + ', '.join(map(str, silent)))}"
+    if kind == "jax":  # what JAX says of a connection that broke
+        return f"{lost} ({where}{text.splitlines()[-1][:300]})"
+    return f"{where}{text}\n{lost}"
 
 
 def _lost(names: str) -> str:
