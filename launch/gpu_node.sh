@@ -8,7 +8,7 @@
 # Watch    its output; `tensorboard --logdir WORKDIR`.
 # Stop     kill -TERM the process: it saves and ends.
 # Resumes  the same command.
-# Checked  with bash -n and shellcheck, and run on a CPU, where the flags do nothing; no GPU.
+# Checked  with bash -n, shellcheck and a stand-in for Python; that XLA knows the flag; no GPU.
 
 set -euo pipefail
 # JAX takes 75 % of a GPU unless told otherwise; nothing else runs on these.

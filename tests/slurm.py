@@ -71,7 +71,9 @@ class Slurm:
         words = self.run("scontrol", "--oneliner", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, job: str, is_there: Callable[[dict[str, str]], bool], limit: float = 240) -> None:
+    def wait(
+        self, job: str, is_there: Callable[[dict[str, str]], bool], limit: float = 240
+    ) -> None:
         """Until the job is as wanted."""
         end = time.monotonic() + limit
         while not is_there(self.job(job)):
