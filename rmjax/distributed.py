@@ -178,16 +178,13 @@ def _of_slurm(environment: Mapping[str, str]) -> Place | None:
     assert first is not None
     host = "".join(part or "" for part in first.groups())
     job, step = int(environment["SLURM_JOB_ID"]), int(environment.get("SLURM_STEP_ID", 0))
-    # Tasks that share a node share its devices, unless SLURM gave each its own.
-    own = "SLURM_GPUS_PER_TASK" in environment or environment.get("SLURM_STEP_NUM_NODES") == str(
-        processes
-    )
+    shared = environment.get("SLURM_STEP_NUM_NODES") != str(processes)
     return Place(
         "SLURM",
         processes,
         int(environment["SLURM_PROCID"]),
         f"{host}:{_port(job + step)}",
-        None if own else [int(environment["SLURM_LOCALID"])],
+        _share(environment, int(environment["SLURM_LOCALID"])) if shared else None,
     )
 
 
@@ -207,7 +204,7 @@ def _of_open_mpi(environment: Mapping[str, str]) -> Place | None:
         processes,
         int(environment["OMPI_COMM_WORLD_RANK"]),
         f"{host}:{_port(zlib.crc32(job.encode()))}" if host else "",
-        None if local == 1 else [int(environment["OMPI_COMM_WORLD_LOCAL_RANK"])],
+        _share(environment, int(environment["OMPI_COMM_WORLD_LOCAL_RANK"])) if local > 1 else None,
     )
 
 
@@ -235,6 +232,12 @@ def _of_tpu() -> Place | None:
                 "--coordinator=HOST:PORT --processes=N --process=I"
             ) from error
     return None
+
+
+def _share(environment: Mapping[str, str], local: int) -> list[int] | None:
+    """The one device that a process takes of a node it shares, unless it was given its own."""
+    alone = "," not in environment.get("CUDA_VISIBLE_DEVICES", ",")
+    return None if alone or "SLURM_GPUS_PER_TASK" in environment else [local]
 
 
 def _port(job: int) -> int:

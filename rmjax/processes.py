@@ -49,7 +49,7 @@ def tell_all(name: str, text: str) -> str:
     client = _client()
     if client is None:
         return text
-    if jax.process_index() == 0:
+    if _state().process_id == 0:
         client.key_value_set(f"rmjax/tell/{name}", text)
         return text
     return client.blocking_key_value_get(f"rmjax/tell/{name}", round(_WAIT_SECONDS * 1000))
@@ -127,12 +127,17 @@ def run_together(main: Callable[[], None]) -> None:
     listener.join()
 
 
-def _client() -> Any:
-    """JAX's connection to the coordination service; None where there is one process."""
+def _state() -> Any:
+    """What JAX knows of the processes, also before it has looked for devices."""
     # JAX has no public way to send a text or to wait with a time limit; this is what others use.
     from jax._src import distributed
 
-    return distributed.global_state.client
+    return distributed.global_state
+
+
+def _client() -> Any:
+    """JAX's connection to the coordination service; None where there is one process."""
+    return _state().client
 
 
 def _listen(client: Any, done: threading.Event) -> None:
@@ -155,7 +160,7 @@ def _fail(client: Any, error: BaseException) -> NoReturn:
         kind, text = "bug", traceback.format_exc()
     told = json.dumps({"kind": kind, "text": text.rstrip()})
     try:
-        client.key_value_set(f"{_FAILED}{jax.process_index()}", told)
+        client.key_value_set(f"{_FAILED}{_state().process_id}", told)
     except jax.errors.JaxRuntimeError:
         _exit(text, f"error: {_lost('process 0')}")
     _end(client)
@@ -164,7 +169,7 @@ def _fail(client: Any, error: BaseException) -> NoReturn:
 def _end(client: Any) -> NoReturn:
     """Ends this process and all others, after one of them failed; process 0 says why."""
     _ending.acquire()  # for ever: the thread that comes second has nothing left to do
-    own, everybody = jax.process_index(), set(range(jax.process_count()))
+    own, everybody = _state().process_id, set(range(_state().num_processes))
     until = time.monotonic() + _FAREWELL_SECONDS
     try:
         client.key_value_set(f"{_ENDED}{own}", "")

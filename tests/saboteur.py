@@ -1,7 +1,8 @@
 """`python -m saboteur`: `rmjax.train`, observed and disturbed by environment variables.
 
 SABOTEUR_DUMPS is a directory for what this process sees: its samples, and the states saved and
-restored. SABOTEUR is "PROCESS WHAT ...", what goes wrong on one of the processes:
+restored. SABOTEUR_HEARTBEAT is what to take for `distributed.HEARTBEAT_SECONDS`. SABOTEUR is
+"PROCESS WHAT ...", what goes wrong on one of the processes:
 
   kill SIGNAL STEP    it gets a signal after a step, when every earlier checkpoint is on disk
   version             it has another version of JAX
@@ -11,6 +12,7 @@ restored. SABOTEUR is "PROCESS WHAT ...", what goes wrong on one of the processe
 """
 
 import dataclasses
+import functools
 import os
 import time
 from pathlib import Path
@@ -18,6 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+import rmjax.commandline
 import rmjax.train
 import rmjax.workdir
 from rmjax.checkpoint import Checkpoints
@@ -70,7 +73,7 @@ def send(number: int, at: int) -> None:
         finish_step(step, *rest)
         if step == at:
             last = (at - 1) // 2 * 2  # saved every two steps
-            while not (checkpoints / str(last)).exists():
+            while last and not (checkpoints / str(last)).exists():
                 time.sleep(0.01)
             os.kill(os.getpid(), number)
 
@@ -115,4 +118,8 @@ def train(config) -> None:
 
 
 if __name__ == "__main__":
+    if "SABOTEUR_HEARTBEAT" in os.environ:
+        rmjax.commandline.initialize = functools.partial(
+            rmjax.commandline.initialize, heartbeat_seconds=int(os.environ["SABOTEUR_HEARTBEAT"])
+        )
     run_with_config(train)

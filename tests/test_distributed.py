@@ -111,7 +111,10 @@ def test_slurm_steps(nodes, first):
 def test_slurm_tasks_that_share_a_node_share_its_devices():
     shared = SLURM | {"SLURM_STEP_NUM_NODES": "1", "SLURM_LOCALID": "3"}
     assert place(shared).devices == [3]
+    assert place(shared | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}).devices == [3]
+    # Where SLURM gave each its own, they are numbered from 0 in each.
     assert place(shared | {"SLURM_GPUS_PER_TASK": "1"}).devices is None
+    assert place(shared | {"CUDA_VISIBLE_DEVICES": "3"}).devices is None
 
 
 def test_open_mpi():
