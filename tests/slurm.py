@@ -72,7 +72,7 @@ class Slurm:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait(
-        self, job: str, is_there: Callable[[dict[str, str]], bool], limit: float = 240
+        self, job: str, is_there: Callable[[dict[str, str]], bool], limit: float = 480
     ) -> None:
         """Until the job is as wanted."""
         end = time.monotonic() + limit
