@@ -11,6 +11,7 @@ from orbax.checkpoint import v1 as ocp
 
 from rmjax import checkpoint
 from rmjax.errors import UserError
+from rmjax.ggufweights import GGUFWeights
 from rmjax.hub import local_path
 from rmjax.llama import LlamaConfig, llama_config_from_hf
 from rmjax.model import RewardModel
@@ -28,7 +29,6 @@ from rmjax.step import random_head
 from rmjax.store import array_paths, cause, open_array
 from rmjax.tokenizer import Tokenizer, load_tokenizer
 from rmjax.weights import (
-    GGUFWeights,
     SafetensorsWeights,
     TensorCheck,
     Weights,

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from rmjax import convert
 from rmjax.config import HELPSTEER2, Config, DataConfig
-from rmjax.convert import chunk_shape, hf_to_orbax, orbax_to_hf
+from rmjax.convert import hf_to_orbax, orbax_to_hf
 from rmjax.data.batches import RowShape, make_rows
 from rmjax.errors import UserError
 from rmjax.experiment import first_params
