@@ -33,7 +33,7 @@ from rmjax.pretrained import Pretrained, open_pretrained, public_name
 from rmjax.safetensorsfile import DTYPES
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import random_head
-from rmjax.streaming import for_each_piece
+from rmjax.streaming import for_each_piece, keep_freed_memory
 from rmjax.unfinished import Share, Unfinished, unfinished
 
 _SHARD_BYTES = 5_000_000_000
@@ -277,6 +277,7 @@ def _main() -> None:
         command.add_argument("--processes", type=int, default=1, help="that share the work")
         command.add_argument("--process", type=int, default=0, help="which of them this is")
     args = parser.parse_args()
+    keep_freed_memory()
     share = {"process": args.process, "processes": args.processes}
     if args.command == "hf-to-orbax":
         attributes = tuple(args.attributes.split(","))

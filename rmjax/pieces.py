@@ -100,7 +100,7 @@ def contiguous(array: np.ndarray) -> np.ndarray:
 
     Most of a model is transposed on its way. numpy copies a transposed array element by element,
     one side of it in steps of a row, which misses every cache: 0.1 GB/s. Block by block through a
-    small buffer that is some thirty times as fast.
+    small buffer that is some twenty times as fast.
     """
     if array.flags.c_contiguous or array.ndim < 2:
         return np.ascontiguousarray(array)
@@ -108,14 +108,14 @@ def contiguous(array: np.ndarray) -> np.ndarray:
     last = array.ndim - 1
     if fast == last:
         return np.ascontiguousarray(array)
-    out = np.empty(array.shape, array.dtype)
+    # As whole numbers: numpy copies those of its own types faster than bfloat16.
+    out, array = np.empty(array.shape, array.dtype), array.view(f"u{array.itemsize}")
     spans = [[slice(n, n + 1) for n in range(size)] for size in array.shape]
     for axis, length in ((fast, 256), (last, 32)):
         spans[axis] = [slice(*span) for span in cut(array.shape[axis], length)]
-    axes = range(array.ndim)
-    stored = sorted(axes, key=lambda axis: -abs(array.strides[axis]))
-    inverse = np.argsort(stored)
+    stored = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+    inverse, target = np.argsort(stored), out.view(array.dtype)
     for block in product(*spans):
         staged = np.ascontiguousarray(array[block].transpose(stored))
-        out[block] = staged.transpose(inverse)
+        target[block] = staged.transpose(inverse)
     return out

@@ -1,5 +1,7 @@
 """Work on pieces of a model: several at once, bounded by their bytes, with progress to be seen."""
 
+import contextlib
+import ctypes
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -53,6 +55,20 @@ def _take_finished(running: dict[Future[None], int], progress: "_ByteProgress") 
     for future in finished:
         future.result()
         progress.advance(running.pop(future))
+
+
+def keep_freed_memory() -> None:
+    """Lets this process use freed memory again instead of handing it back to the kernel.
+
+    For a program whose work is `for_each_piece`, to be called before it. Left alone, glibc returns
+    every buffer of a piece as it is freed, and the kernel zeroes the pages of the next one: a third
+    of the processor's time of a conversion. Where there is no glibc, nothing happens.
+    """
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # from malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        for option, value in ((arena_max, 1), (mmap_threshold, 1 << 30), (trim_threshold, 1 << 30)):
+            libc.mallopt(option, value)
 
 
 class _ByteProgress:
