@@ -34,7 +34,7 @@ from rmjax.llama import LlamaConfig
 from rmjax.modelfiles import ModelCard, write_model_files
 from rmjax.parameters import axis_sizes, model_parameters
 from rmjax.pieces import cut
-from rmjax.safetensorsfile import create_file, file_layout, forget, write_range
+from rmjax.safetensorsfile import create_file, file_layout, forget, write_header, write_range
 from rmjax.tokenizer import byte_tokenizer
 from rmjax.weights import SafetensorsWeights, hf_keys, hf_shape
 
@@ -92,6 +92,7 @@ def make_model(directory: Path, llama: LlamaConfig) -> int:
                 # Random signs and mantissas, and exponents as weights have them.
                 bits = np.frombuffer(rng.bytes(2 * (stop - start)), np.uint16) & 0x81FF | 0x3A00
                 write_range(path, layout.offsets[key] + 2 * start, bits)
+        write_header(path, layout)
         total += layout.size
     return total
 

@@ -13,7 +13,14 @@ from rmjax.errors import UserError
 from rmjax.llama import LlamaConfig
 from rmjax.parameters import Parameter, axis_sizes, model_parameters
 from rmjax.pieces import PIECE_BYTES, Piece, band_axis, cut
-from rmjax.safetensorsfile import Layout, create_file, file_layout, read_range, write_range
+from rmjax.safetensorsfile import (
+    Layout,
+    create_file,
+    file_layout,
+    read_range,
+    write_header,
+    write_range,
+)
 from rmjax.store import open_array, read_block
 from rmjax.weights import hf_keys, hf_shape
 
@@ -104,7 +111,7 @@ class ToHuggingFace:
             )
 
     def prepare(self, files: Path, model: Path) -> None:
-        """Creates the files, empty but for their headers, and their index."""
+        """Creates the files, without tensors and headers, and their index."""
         for name, layout in self._layouts.items():
             create_file(model / name, layout)
         if self.files > 1:
@@ -127,7 +134,9 @@ class ToHuggingFace:
         return read_range(model / name, self._offset(piece), piece.shape, piece.dtype)
 
     def complete(self, model: Path) -> None:
-        """Nothing: the files are complete with their last byte."""
+        """Writes the headers, which make the files a model's."""
+        for name, layout in self._layouts.items():
+            write_header(model / name, layout)
 
     def _offset(self, piece: Piece) -> int:
         return self._layouts[self._file_of[piece.key]].offsets[piece.key] + piece.offset

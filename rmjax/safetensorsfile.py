@@ -145,10 +145,17 @@ def file_layout(tensors: Sequence[tuple[str, tuple[int, ...], np.dtype]]) -> Lay
 
 
 def create_file(path: Path, layout: Layout) -> None:
-    """Writes the header and makes the file as long as it will be; the tensors are holes."""
+    """Makes a file as long as it will be; without its header nothing takes it for a model's."""
     with open(path, "wb") as file:
-        file.write(layout.header)
         file.truncate(layout.size)
+
+
+def write_header(path: Path, layout: Layout) -> None:
+    """Writes the header, when all tensors are written, and reads it back."""
+    header = np.frombuffer(layout.header, np.uint8)
+    write_range(path, 0, header)
+    if not np.array_equal(read_range(path, 0, header.shape, header.dtype), header):
+        raise UserError(f"{path}: its header, read back, is not what was written")
 
 
 def write_range(path: Path, offset: int, array: np.ndarray) -> None:
