@@ -61,8 +61,8 @@ def keep_freed_memory() -> None:
     """Lets this process use freed memory again instead of handing it back to the kernel.
 
     For a program whose work is `for_each_piece`, to be called before it. Left alone, glibc returns
-    every buffer of a piece as it is freed, and the kernel zeroes the pages of the next one: a third
-    of the processor's time of a conversion. Where there is no glibc, nothing happens.
+    every buffer of a piece as it is freed, and the kernel zeroes the pages of the next one: a
+    quarter of the processor's time of a conversion. Where there is no glibc, nothing happens.
     """
     trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # from malloc.h
     with contextlib.suppress(OSError, AttributeError):
