@@ -3,44 +3,51 @@
     python -m rmjax.convert hf-to-orbax SRC DST [--attributes=a,b] [--seed=0]
     python -m rmjax.convert orbax-to-hf SRC DST [--dtype=bfloat16]
 
-Both stream: no more than a few tensors are in memory at a time, whatever the model's size. The
-target appears under its name only when it is complete.
+Both stream: a few pieces of at most 64 MiB are in memory at a time, whatever the model's size. The
+target appears under its name only when it is complete and has been read back and compared with
+the source. Until then DST.partial stands beside it, and the same command continues it after a kill.
+
+Several processes, on one host or on several that share a file system, convert a model together:
+start each with --processes=N and --process=0 to N-1. They need not start or end together.
 """
 
 import argparse
-import contextlib
 import dataclasses
-import functools
-import json
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import jax
-import ml_dtypes  # noqa: F401  (numpy knows bfloat16 through it)
 import numpy as np
-from rich.progress import Progress, track
+import xxhash
 
 from rmjax.config import HELPSTEER2
-from rmjax.errors import UserError, disk_errors, exit_with_message
+from rmjax.errors import UserError, exit_with_message
+from rmjax.exporting import ToHuggingFace
+from rmjax.importing import ToOrbax
 from rmjax.llama import LlamaConfig
 from rmjax.model import ModelOptions, RewardModel
-from rmjax.modelfiles import FILE, ModelCard, write_model_files
-from rmjax.parameters import Parameter, axis_sizes, model_parameters
-from rmjax.pretrained import WEIGHTS, Pretrained, open_pretrained, public_name
+from rmjax.modelfiles import ModelCard, write_model_files
+from rmjax.pieces import Piece
+from rmjax.pretrained import Pretrained, open_pretrained, public_name
+from rmjax.safetensorsfile import DTYPES
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import random_head
-from rmjax.store import create_array, open_array, read_array, write_metadata
-from rmjax.weights import Weights, from_hf, hf_keys, hf_shape, to_hf
+from rmjax.streaming import for_each_piece, keep_freed_memory
+from rmjax.unfinished import Share, Unfinished, unfinished
 
-_CHUNK_BYTES = 16 << 20
 _SHARD_BYTES = 5_000_000_000
-# safetensors' names of the dtypes a model may have.
-_SAFETENSORS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_HEADER_BYTES = 1 << 20  # of a file of weights: more than any header
 
 
 def hf_to_orbax(
-    src: str, dst: str, *, attributes: Sequence[str] = HELPSTEER2, seed: int = 0
+    src: str,
+    dst: str,
+    *,
+    attributes: Sequence[str] = HELPSTEER2,
+    seed: int = 0,
+    process: int = 0,
+    processes: int = 1,
 ) -> list[str]:
     """Converts a Hugging Face directory, hub id or GGUF file to an Orbax model.
 
@@ -51,6 +58,8 @@ def hf_to_orbax(
       dst: directory to make; must not exist or be empty.
       attributes: names of the fresh head's outputs.
       seed: of the fresh head.
+      process: which of the processes that share the work this is.
+      processes: how many there are.
 
     Returns:
       What there is to say about the conversion, a line each.
@@ -62,7 +71,7 @@ def hf_to_orbax(
     source = open_pretrained(src)
     if isinstance(source.weights, Path):
         raise UserError(f"{src}: already an Orbax model or a run; the other way is orbax-to-hf")
-    tokenizer, notes = source.tokenizer(), []
+    tokenizer, notes, head = source.tokenizer(), [], None
     if source.card:
         card = dataclasses.replace(source.card, source=public_name(src))
         notes.append(f"head kept: {', '.join(card.attributes)}")
@@ -70,27 +79,168 @@ def hf_to_orbax(
         card = ModelCard(
             tuple(attributes), {attributes[0]: 1.0}, seed=seed, source=public_name(src)
         )
+        head = _fresh_head(source.llama, len(card.attributes), seed)
         notes.append(f"fresh head, seed {seed}: {', '.join(card.attributes)}")
     if source.check and source.check.unused:
         shown = ", ".join(source.check.unused[:3])
         notes.append(f"left out, a reward model has no use for them: {shown}")
+    work = ToOrbax(source.weights, source.llama, len(card.attributes), head)
+    plan = {"command": "hf-to-orbax", "model": dataclasses.asdict(card)}
 
-    rows = list(model_parameters(source.llama))
-    sizes = axis_sizes(source.llama, len(card.attributes))
-    shapes = {row.path: [sizes[axis] for axis in row.all_axes] for row in rows}
-    with new_directory(dst) as partial:
+    def prepare(files: Path, model: Path) -> None:
         # First, so that a tokenizer that cannot be exported is known before the weights are copied.
-        write_model_files(partial, source.llama, tokenizer, card)
-        params = partial / WEIGHTS / "params"
-        for row in track(rows, description="hf-to-orbax"):
-            if row.path == "head" and not source.has_head:
-                head = _fresh_head(source.llama, len(card.attributes), seed)
-                target = create_array(params, row.path, head.shape, head.dtype, head.shape)
-                target.write(head).result()
-            else:
-                _write_stacked(source, source.weights, row, shapes[row.path], sizes, params)
-        write_metadata(partial / WEIGHTS, shapes)
-    return notes
+        write_model_files(files, source.llama, tokenizer, card)
+        work.prepare(model)
+
+    return notes + _convert(work, source, dst, plan, prepare, Share(process, processes))
+
+
+def orbax_to_hf(
+    src: str,
+    dst: str,
+    *,
+    dtype: str | None = None,
+    shard_bytes: int = _SHARD_BYTES,
+    process: int = 0,
+    processes: int = 1,
+) -> list[str]:
+    """Exports an Orbax model, or a run's best checkpoint, as `LlamaForSequenceClassification`.
+
+    Args:
+      src: an Orbax model or a run.
+      dst: directory to make; must not exist or be empty.
+      dtype: of the weights, the head excepted; what is stored if not given.
+      shard_bytes: most bytes of one safetensors file.
+      process: which of the processes that share the work this is.
+      processes: how many there are.
+
+    Returns:
+      What there is to say about the conversion, a line each.
+
+    Raises:
+      UserError: the source is incomplete, or the target is not empty.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype = {dtype!r}: there are {', '.join(DTYPES)}")
+    source = open_pretrained(src)
+    if not isinstance(source.weights, Path) or source.card is None:
+        raise UserError(f"{src}: not an Orbax model and not a run; the other way is hf-to-orbax")
+    tokenizer, card = source.tokenizer(), source.card
+    params = source.weights / "params"
+    work = ToHuggingFace(params, source.llama, len(card.attributes), dtype, shard_bytes)
+    plan = {
+        "command": "orbax-to-hf",
+        "model": dataclasses.asdict(card),
+        "dtype": work.dtype.name,
+        "shard_bytes": shard_bytes,
+    }
+
+    def prepare(files: Path, model: Path) -> None:
+        write_model_files(files, source.llama, tokenizer, card, dtype=work.dtype.name)
+        work.prepare(files, model)
+
+    notes = [
+        f"{work.dtype.name}, {len(work.keys)} tensors in {work.files} file(s); head: "
+        + ", ".join(card.attributes)
+    ]
+    return notes + _convert(work, source, dst, plan, prepare, Share(process, processes))
+
+
+class _Work(Protocol):
+    """One direction: how a piece is read, written and read back; the bytes are HF's each time."""
+
+    @property
+    def pieces(self) -> Sequence[Piece]: ...
+    def read(self, piece: Piece) -> np.ndarray: ...
+    def write(self, model: Path, piece: Piece, block: np.ndarray) -> None: ...
+    def read_back(self, model: Path, piece: Piece) -> np.ndarray: ...
+    def complete(self, model: Path) -> None: ...
+
+
+def _convert(
+    work: _Work, source: Pretrained, dst: str, plan: dict[str, Any], prepare: Any, share: Share
+) -> list[str]:
+    """Converts this process's share of the pieces; returns what there is to say."""
+    _check_apart(source, dst)
+    plan |= {
+        "files of the source": _state(source),
+        "pieces": xxhash.xxh3_64_hexdigest(repr(work.pieces).encode()),
+    }
+    mine, notes = work.pieces[share.process :: share.processes], []
+    with unfinished(dst, plan, prepare, share) as under_way:
+        if under_way.dropped:
+            other = ", ".join(under_way.dropped)
+            notes.append(f"begun anew: the unfinished conversion had other {other}")
+        records = under_way.records()
+        if done := sum(piece.nbytes for piece in mine if piece.number in records):
+            notes.append(f"continued: {done / 1e9:.3f} GB were converted already")
+
+        def copy(piece: Piece) -> None:
+            block = work.read(piece)
+            checksum = _checksum(block)
+            work.write(under_way.model, piece, block)
+            under_way.record(piece.number, checksum)
+
+        for_each_piece([p for p in mine if p.number not in records], copy, plan["command"])
+        records = under_way.records()
+        written = [p for p in mine if not records[p.number].verified]
+        for_each_piece(
+            written, lambda p: _verify(work, under_way, p, records[p.number].checksum), "verifying"
+        )
+        if not under_way.finish(len(work.pieces), work.complete):
+            left = len(work.pieces) - sum(r.verified for r in under_way.records().values())
+            return [
+                *notes,
+                f"share {share.process} of {share.processes} is done; {left} pieces of "
+                "the model are left to other processes",
+            ]
+    return [*notes, f"verified: {len({piece.key for piece in work.pieces})} tensors"]
+
+
+def _verify(work: _Work, under_way: Unfinished, piece: Piece, checksum: str) -> None:
+    """Reads a written piece back and compares it with what the source gave."""
+    why = "its bytes are not those that the source gave"
+    try:
+        if _checksum(work.read_back(under_way.model, piece)) == checksum:
+            under_way.record(piece.number, checksum, verified=True)
+            return
+    except UserError as error:
+        why = str(error)
+    under_way.record(piece.number, None)  # so that the next run writes it again
+    raise UserError(
+        f"tensor {piece.key!r} read back from {under_way.model} is not what was written ({why}): "
+        "suspect the disk or the memory"
+    )
+
+
+def _checksum(block: np.ndarray) -> str:
+    return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+
+
+def _check_apart(source: Pretrained, dst: str) -> None:
+    """Raises a `UserError` if the target would be written into the source."""
+    target = Path(dst).expanduser().resolve()
+    for place in (source.files, source.weights):
+        if isinstance(place, Path) and place.resolve() in target.parents:
+            raise UserError(f"{target}: inside of the source {place}; choose another target")
+
+
+def _state(source: Pretrained) -> str:
+    """What changes when a file of the source does: names, sizes, times, and headers of weights."""
+    digest = xxhash.xxh3_64()
+    weights = source.weights
+    files = [file for file in source.files.glob("*") if file.is_file()]
+    if isinstance(weights, Path):
+        files += [file for file in weights.rglob("*") if file.is_file()]
+    else:
+        files += weights.files()
+        for file in weights.files():
+            with open(file, "rb") as opened:
+                digest.update(opened.read(_HEADER_BYTES))
+    for file in sorted(set(files)):
+        stat = file.stat()
+        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def _check_names(attributes: Sequence[str]) -> None:
@@ -107,193 +257,12 @@ def _fresh_head(llama: LlamaConfig, attributes: int, seed: int) -> np.ndarray:
     return np.asarray(random_head(RewardModel(llama, ModelOptions(sharding), attributes), seed))
 
 
-def _write_stacked(
-    source: Pretrained,
-    weights: Weights,
-    row: Parameter,
-    shape: Sequence[int],
-    sizes: dict[str, int],
-    params: Path,
-) -> None:
-    keys = hf_keys(row, source.llama)
-    # Layers of unequal precision share the widest, which holds each one's values exactly.
-    dtypes = {weights.dtype(key) for key in keys}
-    dtype = dtypes.pop() if len(dtypes) == 1 else _widest(dtypes)
-    target = create_array(params, row.path, shape, dtype, chunk_shape(row, shape, dtype))
-    for layer, key in enumerate(keys):
-        array = from_hf(row, weights.read(key), sizes).astype(dtype, copy=False)
-        (target[layer] if row.stacked else target).write(np.ascontiguousarray(array)).result()
-
-
-def _widest(dtypes: set[np.dtype]) -> np.dtype:
-    # float16 and bfloat16 hold each other's values only as float32, which numpy would not pick.
-    return functools.reduce(np.promote_types, dtypes, np.dtype(np.float32))
-
-
-def chunk_shape(row: Parameter, shape: Sequence[int], dtype: np.dtype) -> list[int]:
-    """One layer a chunk, halved along its longest axis until a chunk has at most 16 MiB.
-
-    Small enough that a host of any mesh reads little beyond its own shards, large enough that a
-    70B model is some ten thousand files.
-    """
-    chunk = [1, *shape[1:]] if row.stacked else list(shape)
-    while int(np.prod(chunk)) * dtype.itemsize > _CHUNK_BYTES:
-        longest = int(np.argmax(chunk))
-        chunk[longest] = -(-chunk[longest] // 2)
-    return chunk
-
-
-def orbax_to_hf(
-    src: str, dst: str, *, dtype: str | None = None, shard_bytes: int = _SHARD_BYTES
-) -> list[str]:
-    """Exports an Orbax model, or a run's best checkpoint, as `LlamaForSequenceClassification`.
-
-    Args:
-      src: an Orbax model or a run.
-      dst: directory to make; must not exist or be empty.
-      dtype: of the weights, the head excepted; what is stored if not given.
-      shard_bytes: most bytes of one safetensors file.
-
-    Returns:
-      What there is to say about the conversion, a line each.
-
-    Raises:
-      UserError: the source is incomplete, or the target is not empty.
-    """
-    if dtype is not None and dtype not in _SAFETENSORS:
-        raise UserError(f"dtype = {dtype!r}: there are {', '.join(_SAFETENSORS)}")
-    source = open_pretrained(src)
-    if not isinstance(source.weights, Path) or source.card is None:
-        raise UserError(f"{src}: not an Orbax model and not a run; the other way is hf-to-orbax")
-    tokenizer = source.tokenizer()
-    tensors = list(_hf_tensors(source, source.weights / "params", dtype))
-    main = max(tensors, key=lambda tensor: tensor.bytes).dtype
-    shards: list[list[_Tensor]] = [[]]
-    for tensor in tensors:
-        if shards[-1] and sum(t.bytes for t in shards[-1]) + tensor.bytes > shard_bytes:
-            shards.append([])
-        shards[-1].append(tensor)
-    with new_directory(dst) as partial:
-        write_model_files(partial, source.llama, tokenizer, source.card, dtype=main.name)
-        names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-        if len(shards) == 1:
-            names = ["model.safetensors"]
-        else:
-            index = {
-                "metadata": {"total_size": sum(tensor.bytes for tensor in tensors)},
-                "weight_map": {t.key: n for n, shard in zip(names, shards) for t in shard},
-            }
-            (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-        with Progress() as progress:
-            task = progress.add_task("orbax-to-hf", total=len(tensors))
-            for name, shard in zip(names, shards):
-                written = _write_safetensors(
-                    partial / name, shard, source, source.weights / "params"
-                )
-                for _ in written:
-                    progress.advance(task)
-    kept = ", ".join(source.card.attributes)
-    return [f"{main.name}, {len(tensors)} tensors in {len(shards)} file(s); head: {kept}"]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-    key: str
-    row: Parameter
-    layer: int
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    @property
-    def bytes(self) -> int:
-        return int(np.prod(self.shape)) * self.dtype.itemsize
-
-
-def _hf_tensors(source: Pretrained, params: Path, dtype: str | None) -> Iterator[_Tensor]:
-    assert source.card is not None
-    sizes = axis_sizes(source.llama, len(source.card.attributes))
-    for row in model_parameters(source.llama):
-        array = open_array(params, row.path)
-        shape = tuple(sizes[axis] for axis in row.all_axes)
-        if tuple(array.shape) != shape:
-            raise UserError(
-                f"{params}: parameter {row.path!r} has shape {tuple(array.shape)}, but config.json "
-                f"calls for {shape}"
-            )
-        stored = array.dtype.numpy_dtype
-        wanted = stored if dtype is None or row.path == "head" else np.dtype(dtype)
-        for layer, key in enumerate(hf_keys(row, source.llama)):
-            yield _Tensor(key, row, layer, hf_shape(row, sizes), wanted)
-
-
-def _write_safetensors(
-    path: Path, tensors: Sequence[_Tensor], source: Pretrained, params: Path
-) -> Iterator[None]:
-    """Writes one file tensor by tensor; the library's own writer wants all of them in memory.
-
-    Yields after each tensor. The format, from safetensors' documentation: 8 bytes of header
-    length, a JSON header padded to 8 bytes, the tensors' bytes in order.
-    """
-    assert source.card is not None
-    sizes = axis_sizes(source.llama, len(source.card.attributes))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for tensor in tensors:
-        header[tensor.key] = {
-            "dtype": _SAFETENSORS[tensor.dtype.name],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.bytes],
-        }
-        offset += tensor.bytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors:
-            array = read_array(params, tensor.row.path, tensor.layer if tensor.row.stacked else ...)
-            array = to_hf(tensor.row, array, sizes).astype(tensor.dtype, copy=False)
-            file.write(np.ascontiguousarray(array).view(np.uint8).data)
-            yield
-
-
-@contextlib.contextmanager
-def new_directory(dst: str) -> Iterator[Path]:
-    """A directory to fill, which becomes `dst` when all went well and is removed when not.
-
-    Raises:
-      UserError: `dst` is there and not empty, or cannot be made, or the disk is full.
-    """
-    final = Path(dst).expanduser().resolve()
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise UserError(f"{final}: already exists and is not empty; choose another target")
-    if final.is_mount():
-        raise UserError(f"{final}: a mount point, which cannot be replaced; name a directory in it")
-    partial = final.with_name(final.name + ".partial")
-    if partial.exists() and not _is_leaving(partial):
-        raise UserError(f"{partial}: in the way, and not of an interrupted conversion; move it")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{partial}: cannot be created ({error.strerror})") from error
-    try:
-        with disk_errors(str(final)):
-            yield partial
-            if final.exists():
-                final.rmdir()
-            partial.rename(final)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _is_leaving(partial: Path) -> bool:
-    """Whether a killed conversion left this: the model's files are the first it writes."""
-    return partial.is_dir() and ((partial / FILE).exists() or not any(partial.iterdir()))
-
-
 def _main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m rmjax.convert", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m rmjax.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     to_orbax = commands.add_parser("hf-to-orbax", help="a Hugging Face model to an Orbax model")
     to_orbax.add_argument(
@@ -305,13 +274,19 @@ def _main() -> None:
     for command in (to_orbax, to_hf):
         command.add_argument("src")
         command.add_argument("dst")
+        command.add_argument("--processes", type=int, default=1, help="that share the work")
+        command.add_argument("--process", type=int, default=0, help="which of them this is")
     args = parser.parse_args()
+    keep_freed_memory()
+    share = {"process": args.process, "processes": args.processes}
     if args.command == "hf-to-orbax":
         attributes = tuple(args.attributes.split(","))
-        notes = hf_to_orbax(args.src, args.dst, attributes=attributes, seed=args.seed)
+        notes = hf_to_orbax(args.src, args.dst, attributes=attributes, seed=args.seed, **share)
     else:
-        notes = orbax_to_hf(args.src, args.dst, dtype=args.dtype)
-    print("\n".join([*notes, f"written: {args.dst}"]))
+        notes = orbax_to_hf(args.src, args.dst, dtype=args.dtype, **share)
+    if Path(args.dst).expanduser().exists():
+        notes.append(f"written: {args.dst}")
+    print("\n".join(notes))
 
 
 if __name__ == "__main__":

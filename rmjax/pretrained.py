@@ -6,17 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from rmjax import checkpoint
 from rmjax.errors import UserError
+from rmjax.ggufweights import GGUFWeights
 from rmjax.hub import local_path
 from rmjax.llama import LlamaConfig, llama_config_from_hf
+from rmjax.loading import load_parameter
 from rmjax.model import RewardModel
 from rmjax.modelfiles import FILE, ModelCard, hf_attributes, read_card
 from rmjax.parameters import (
-    Parameter,
     Params,
     abstract_params,
     axis_sizes,
@@ -27,13 +27,12 @@ from rmjax.parameters import (
 from rmjax.step import random_head
 from rmjax.store import array_paths, cause, open_array
 from rmjax.tokenizer import Tokenizer, load_tokenizer
+from rmjax.unfinished import PLAN
 from rmjax.weights import (
-    GGUFWeights,
     SafetensorsWeights,
     TensorCheck,
     Weights,
     check_tensors,
-    from_hf,
     hf_keys,
     read_json,
 )
@@ -101,6 +100,8 @@ def open_pretrained(name: str) -> Pretrained:
         return _open_orbax(name, files, checkpoint.best_params(path))
     if (path / WEIGHTS).is_dir():
         return _open_orbax(name, path, path / WEIGHTS)
+    if (path / PLAN).exists():
+        raise UserError(f"{path}: an unfinished conversion; give the same command again to end it")
     if not (path / "config.json").exists():
         raise UserError(
             f"{path}: no model here. Looked for config.json (Hugging Face), {WEIGHTS}/ (a "
@@ -149,7 +150,7 @@ def _open_orbax(name: str, files: Path, weights: Path) -> Pretrained:
 
 
 def load_params(source: Pretrained, model: RewardModel, *, seed: int, dtype: Any) -> Params:
-    """Reads a model's parameters onto `model`'s mesh; each process reads its own shards.
+    """Reads a model's parameters onto `model`'s mesh; each process reads its own shards, once.
 
     Args:
       source: what to read.
@@ -177,35 +178,14 @@ def load_params(source: Pretrained, model: RewardModel, *, seed: int, dtype: Any
         sizes = axis_sizes(model.config, model.attributes)
         rows = {row.path: row for row in model_parameters(model.config)}
         leaves = {
-            path: _load_hf(source.weights, rows[path], leaf, source.llama, sizes)
+            path: load_parameter(
+                source.weights, rows[path], hf_keys(rows[path], source.llama), leaf, sizes
+            )
             for path, leaf in wanted.items()
         }
     if not source.has_head:
         leaves["head"] = random_head(model, seed)
     return nest(leaves)
-
-
-def _load_hf(
-    weights: Weights,
-    row: Parameter,
-    wanted: jax.ShapeDtypeStruct,
-    llama: LlamaConfig,
-    sizes: dict[str, int],
-) -> jax.Array:
-    keys = hf_keys(row, llama)
-
-    def shard(index: Any) -> np.ndarray:
-        if not row.stacked:
-            return from_hf(row, weights.read(keys[0]), sizes)[index].astype(wanted.dtype)
-        layers = range(*index[0].indices(len(keys)))
-        first = from_hf(row, weights.read(keys[layers[0]]), sizes)[index[1:]]
-        out = np.empty((len(layers), *first.shape), wanted.dtype)
-        out[0] = first
-        for place, layer in enumerate(layers[1:], start=1):
-            out[place] = from_hf(row, weights.read(keys[layer]), sizes)[index[1:]]
-        return out
-
-    return jax.make_array_from_callback(wanted.shape, wanted.sharding, shard)
 
 
 def _load_orbax(directory: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:

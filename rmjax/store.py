@@ -1,11 +1,25 @@
-"""Arrays of an Orbax checkpoint, opened one by one and written slice by slice.
+"""Arrays of an Orbax checkpoint, opened one by one and read and written block by block.
 
-Orbax saves and restores whole trees. Conversion needs a layer's slice of a stacked array at a
-time, so that memory is bounded by a few tensors and not by the model: these functions read
-and write Orbax's own on-disk format (zarr v3 arrays and `_METADATA`) through TensorStore, which
-Orbax itself uses. A test holds them to Orbax: it must restore what is written here.
+Orbax saves and restores whole trees. Conversion needs a block of a layer's slice of a stacked array
+at a time, so that memory is bounded whatever the model's size: these functions read and write
+Orbax's own on-disk format (zarr v3 arrays and `_METADATA`) through TensorStore, which Orbax itself
+uses. A test holds them to Orbax: it must restore what is written here.
+
+How an array is cut, and why:
+
+- A *file* holds a band of one layer of at most 64 MiB, cut along the axis that leads the tensor in
+  Hugging Face's format. One range of bytes there is one file here, so either is written from the
+  other without holding more. A 70B model is about 2,600 files, a 405B one about 14,700.
+- A file consists of *chunks* of at most 1 MiB (zarr's sharding codec), nearly square, because a
+  mesh cuts along both sides. A reader fetches the chunks it needs from within a file, so that a
+  host reads little beyond its own shards on any mesh.
+- Axes are halved, so that the borders of chunks fall on those of shards, of which there are powers
+  of two.
+- Chunks carry a CRC32C, which whoever restores them checks, and are not compressed: bfloat16
+  weights give up a fifth of their bytes to zstd, for three times the time of the processor.
 """
 
+import contextlib
 import json
 import math
 import time
@@ -17,15 +31,61 @@ import numpy as np
 import tensorstore as ts
 
 from rmjax.errors import UserError
+from rmjax.parameters import Parameter
+from rmjax.pieces import band_axis
+from rmjax.safetensorsfile import forget
+from rmjax.weights import hf_groups
 
+FILE_BYTES = 64 << 20
+CHUNK_BYTES = 1 << 20
 _HANDLER = "orbax.checkpoint.experimental.v1._src.handlers.pytree_handler.PyTreeHandler"
 _DICT_KEY = 2  # Orbax's code for "a key of a dict" in its tree metadata
 
 
+def array_cuts(
+    row: Parameter, sizes: Mapping[str, int], itemsize: int
+) -> tuple[list[int], list[int]]:
+    """The shapes of a parameter's files and of the chunks in them; see above.
+
+    Args:
+      row: the parameter.
+      sizes: of every axis.
+      itemsize: bytes of a number.
+    """
+    # Numbers along an axis of HF's tensor that a place of ours stands for; an axis that is inside
+    # of one there (head_dim) is never cut.
+    units = {first: math.prod(sizes[axis] for axis in rest) for first, *rest in hf_groups(row)}
+    file = {axis: 1 if axis == "layers" else sizes[axis] for axis in row.all_axes}
+    band = band_axis(row)
+    while math.prod(file.values()) * itemsize > FILE_BYTES and file[band] > 1:
+        file[band] = -(-file[band] // 2)
+    chunk, halvings = dict(file), dict.fromkeys(file, 0)
+    while math.prod(chunk.values()) * itemsize > CHUNK_BYTES:
+        longest = max(units, key=lambda axis: chunk[axis] * units[axis] * (chunk[axis] > 1))
+        if chunk[longest] == 1:
+            break
+        chunk[longest] = -(-chunk[longest] // 2)
+        halvings[longest] += 1
+    # A file has a whole number of chunks, where need be beyond the array's end.
+    return [chunk[axis] << halvings[axis] for axis in chunk], list(chunk.values())
+
+
 def create_array(
-    params: Path, path: str, shape: Sequence[int], dtype: np.dtype, chunk: Sequence[int]
+    params: Path,
+    path: str,
+    shape: Sequence[int],
+    dtype: np.dtype,
+    file: Sequence[int],
+    chunk: Sequence[int],
 ) -> ts.TensorStore:
     """Creates the array of parameter `path` ("layers/q") under `params`."""
+    number: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
+    checksum: dict[str, Any] = {"name": "crc32c"}
+    sharding = {
+        "chunk_shape": list(chunk),
+        "codecs": [number, checksum],
+        "index_codecs": [number, checksum],
+    }
     return ts.open(
         {
             "driver": "zarr3",
@@ -33,11 +93,8 @@ def create_array(
             "metadata": {
                 "shape": list(shape),
                 "data_type": dtype.name,
-                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
-                "codecs": [
-                    {"name": "bytes", "configuration": {"endian": "little"}},
-                    {"name": "zstd", "configuration": {"level": 1}},
-                ],
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(file)}},
+                "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
             },
             # Chunks of zeros too: a chunk that is not there is then known to be lost.
             "store_data_equal_to_fill_value": True,
@@ -46,8 +103,13 @@ def create_array(
     ).result()
 
 
-def open_array(params: Path, path: str) -> ts.TensorStore:
+def open_array(params: Path, path: str, *, partial: bool = False) -> ts.TensorStore:
     """Opens the array of a parameter, whether Orbax or `create_array` wrote it.
+
+    Args:
+      params: the directory of the arrays.
+      path: of the parameter.
+      partial: open it for writing, and do not ask whether all of it is there.
 
     Raises:
       UserError: it is not there, or damaged.
@@ -57,20 +119,17 @@ def open_array(params: Path, path: str) -> ts.TensorStore:
         kvstore = {"driver": "ocdbt", "base": base, "path": f"{_name(path)}/"}
     else:
         kvstore = {"driver": "file", "path": f"{params / _name(path)}/"}
-    try:
-        array = ts.open({"driver": "zarr3", "kvstore": kvstore}, read=True).result()
-    except ValueError as error:
-        raise UserError(
-            f"{params}: parameter {path!r} is missing or damaged ({str(error)[:200]})"
-        ) from error
-    if kvstore["driver"] == "file":
-        # zarr reads a chunk that is not there as zeros: count, or a lost file is a wrong model.
-        chunks: Any = array.chunk_layout.read_chunk.shape
-        expected = math.prod(-(-size // chunk) for size, chunk in zip(array.shape, chunks))
+    spec = {"driver": "zarr3", "kvstore": kvstore, "store_data_equal_to_fill_value": True}
+    with _damage(params, path, "missing or damaged"):
+        array = ts.open(spec, read=True, write=partial).result()
+    if kvstore["driver"] == "file" and not partial:
+        # zarr reads a file that is not there as zeros: count, or a lost one is a wrong model.
+        files: Any = array.chunk_layout.write_chunk.shape
+        expected = math.prod(-(-size // file) for size, file in zip(array.shape, files))
         found = sum(file.is_file() for file in (params / _name(path) / "c").rglob("*"))
         if found != expected:
             raise UserError(
-                f"{params}: parameter {path!r} has {found} of its {expected} chunks; convert the "
+                f"{params}: parameter {path!r} has {found} of its {expected} files; convert the "
                 "model again"
             )
     return array
@@ -82,10 +141,32 @@ def read_array(params: Path, path: str, index: Any = ...) -> np.ndarray:
     Raises:
       UserError: it is not there, or damaged.
     """
+    return read_block(open_array(params, path), params, path, index)
+
+
+def read_block(array: ts.TensorStore, params: Path, path: str, index: Any = ...) -> np.ndarray:
+    """Reads the block `index` of an open array, which is parameter `path` under `params`.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    with _damage(params, path, "damaged"):
+        return array[index].read().result()
+
+
+@contextlib.contextmanager
+def _damage(params: Path, path: str, what: str) -> Any:
     try:
-        return open_array(params, path)[index].read().result()
+        yield
     except ValueError as error:
-        raise UserError(f"{params}: parameter {path!r} is damaged ({str(error)[:200]})") from error
+        raise UserError(f"{params}: parameter {path!r} is {what} ({str(error)[:200]})") from error
+
+
+def forget_file(params: Path, path: str, place: Sequence[int]) -> None:
+    """Lets the kernel drop what it keeps of an array's file, so that reading it asks the disk."""
+    name = (params / _name(path) / "c").joinpath(*map(str, place))
+    with contextlib.suppress(OSError), open(name, "rb") as file:
+        forget(file.fileno())
 
 
 def cause(error: BaseException) -> str:

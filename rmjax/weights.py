@@ -1,29 +1,30 @@
-"""Tensors in Hugging Face's naming, read one at a time: safetensors files or a GGUF file.
+"""Tensors in Hugging Face's naming, read block by block, and how they map to our arrays.
 
 Nothing here runs code from a file: PyTorch's pickled `.bin` files are refused.
 """
 
 import dataclasses
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
 
 from rmjax.errors import UserError
 from rmjax.llama import LlamaConfig
-from rmjax.parameters import PARAMETERS, Parameter, axis_sizes, model_parameters
+from rmjax.parameters import Parameter, axis_sizes, model_parameters
+from rmjax.safetensorsfile import SafetensorsFile
 
 # Tensors that a Llama checkpoint may carry and a reward model has no use for.
 _UNUSED = re.compile(r"lm_head\.weight|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 
 class Weights(Protocol):
-    """Named tensors of one checkpoint; only the one asked for is read."""
+    """Named tensors of one checkpoint; only the block asked for is read."""
 
     where: Path
 
@@ -39,12 +40,13 @@ class Weights(Protocol):
         """The dtype that `read` will give."""
         ...
 
-    def read(self, key: str) -> np.ndarray:
-        """The tensor, in memory."""
+    def read(self, key: str, index: Sequence[slice] = ()) -> np.ndarray:
+        """The tensor, or the block that `index` cuts out of it (one slice an axis)."""
         ...
 
-
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    def files(self) -> list[Path]:
+        """The files that hold the tensors."""
+        ...
 
 
 class SafetensorsWeights:
@@ -74,13 +76,10 @@ class SafetensorsWeights:
                     else ""
                 )
             )
-        self._files = {}
+        self._files: dict[str, SafetensorsFile] = {}
         for name in names:
-            try:
-                file = safe_open(directory / name, framework="np")
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{directory / name}: truncated or damaged ({error})") from error
-            for key in file.keys():  # noqa: SIM118  (not a mapping)
+            file = SafetensorsFile(directory / name)
+            for key in file.places:
                 if key in self._files:
                     raise UserError(f"{directory / name}: tensor {key!r} is in two files")
                 self._files[key] = file
@@ -89,140 +88,16 @@ class SafetensorsWeights:
         return set(self._files)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self._files[key].get_slice(key).get_shape())
+        return self._files[key].places[key].shape
 
     def dtype(self, key: str) -> np.dtype:
-        name = self._files[key].get_slice(key).get_dtype()
-        if name not in _DTYPES:
-            raise UserError(f"{self.where}: tensor {key!r} is {name}; supported: {list(_DTYPES)}")
-        return np.dtype(_DTYPES[name])
+        return self._files[key].dtype(key)
 
-    def read(self, key: str) -> np.ndarray:
-        return self._files[key].get_tensor(key)
+    def read(self, key: str, index: Sequence[slice] = ()) -> np.ndarray:
+        return self._files[key].read(key, index)
 
-
-class GGUFWeights:
-    """A GGUF file of a Llama, de-quantised to float32 one tensor at a time."""
-
-    def __init__(self, path: Path):
-        gguf = _import_gguf(path)
-        self.where, self._gguf = path, gguf
-        try:
-            self._reader = gguf.GGUFReader(path)
-        except (ValueError, IndexError, OSError) as error:
-            raise UserError(f"{path}: not a readable GGUF file ({error})") from error
-        self.config = _gguf_config(self)
-        ours = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, self.config["num_hidden_layers"])
-        tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-        if "rope_freqs.weight" in tensors:
-            raise UserError(
-                f"{path}: its RoPE frequencies are scaled (rope_freqs.weight, as from Llama 3.1 "
-                "on), and the file does not say by what; use the Hugging Face directory"
-            )
-        self._tensors = {}
-        for key in _candidate_keys(self.config["num_hidden_layers"]):
-            name = ours.get_name(key, try_suffixes=(".weight", ".bias"))
-            if name in tensors:
-                self._tensors[key] = tensors.pop(name)
-        # What no key claims keeps its own name, so that the key check reports it.
-        self._tensors |= tensors
-
-    def field(self, name: str, default: Any = None) -> Any:
-        """A metadata value of the file."""
-        field = self._reader.get_field(name)
-        return default if field is None else field.contents()
-
-    def keys(self) -> set[str]:
-        return set(self._tensors)
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(int(n) for n in reversed(self._tensors[key].shape))
-
-    def dtype(self, key: str) -> np.dtype:
-        return np.dtype(np.float32)
-
-    def read(self, key: str) -> np.ndarray:
-        tensor = self._tensors[key]
-        try:
-            values = self._gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as error:
-            raise UserError(
-                f"{self.where}: tensor {key!r} is {tensor.tensor_type.name}, which the package "
-                "gguf cannot de-quantise"
-            ) from error
-        values = np.asarray(values, np.float32).reshape(self.shape(key))
-        heads = {
-            "q_proj": self.config["num_attention_heads"],
-            "k_proj": self.config["num_key_value_heads"],
-        }
-        for name, count in heads.items():
-            if f".{name}." in key:
-                # llama.cpp interleaves each head's rotary pairs; HF keeps the halves apart.
-                pattern = "(n half pair) ... -> (n pair half) ..."
-                values = rearrange(values, pattern, n=count, pair=2)
-        return values
-
-
-def _import_gguf(path: Path) -> Any:
-    try:
-        import gguf
-    except ImportError as error:
-        raise UserError(f"{path}: reading GGUF needs `pip install 'rmjax[gguf]'`") from error
-    return gguf
-
-
-def _candidate_keys(layers: int) -> Iterator[str]:
-    yield "lm_head.weight"
-    for row in PARAMETERS:
-        if row.path != "head":
-            yield from (row.hf_key.format(layer) for layer in range(layers if row.stacked else 1))
-
-
-def _gguf_config(file: GGUFWeights) -> dict[str, Any]:
-    """The `config.json` fields that the file's metadata stand for."""
-    architecture = file.field("general.architecture")
-    if architecture != "llama":
-        raise UserError(
-            f"{file.where}: field 'general.architecture' is {architecture!r}; supported: 'llama'"
-        )
-
-    def field(name: str, default: Any = None) -> Any:
-        value = file.field(f"llama.{name}", default)
-        if value is None:
-            raise UserError(f"{file.where}: field 'llama.{name}' is missing")
-        return value
-
-    if field("expert_count", 0):
-        raise UserError(f"{file.where}: field 'llama.expert_count' is set; experts: not supported")
-    scaling = field("rope.scaling.type", "none")
-    if scaling not in ("none", "linear"):
-        raise UserError(f"{file.where}: field 'llama.rope.scaling.type' is {scaling!r}")
-    names = {tensor.name for tensor in file._reader.tensors}
-    tokens = file._reader.get_field("tokenizer.ggml.tokens")
-    heads = field("attention.head_count")
-    return {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "vocab_size": field("vocab_size", len(tokens.data) if tokens else None),
-        "hidden_size": field("embedding_length"),
-        "intermediate_size": field("feed_forward_length"),
-        "num_hidden_layers": field("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": field("attention.head_count_kv", heads),
-        "head_dim": field("attention.key_length", field("embedding_length") // heads),
-        "max_position_embeddings": field("context_length"),
-        # GGUF stores a float32; the shortest decimal that gives it is what the model's maker wrote.
-        "rms_norm_eps": float(str(np.float32(field("attention.layer_norm_rms_epsilon")))),
-        "rope_theta": float(field("rope.freq_base", 10000.0)),
-        "rope_scaling": (
-            {"rope_type": "linear", "factor": float(field("rope.scaling.factor"))}
-            if scaling == "linear"
-            else None
-        ),
-        "tie_word_embeddings": "output.weight" not in names,
-        "attention_bias": "blk.0.attn_q.bias" in names,
-        "mlp_bias": "blk.0.ffn_gate.bias" in names,
-    }
+    def files(self) -> list[Path]:
+        return sorted({file.path for file in self._files.values()})
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -288,19 +163,48 @@ def hf_keys(row: Parameter, config: LlamaConfig) -> list[str]:
     return [row.hf_key.format(n) for n in range(config.num_hidden_layers if row.stacked else 1)]
 
 
-def hf_shape(row: Parameter, sizes: dict[str, int]) -> tuple[int, ...]:
+def hf_shape(row: Parameter, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of a parameter's HF tensor (of one layer, where it is stacked)."""
-    groups = re.findall(r"\(([^)]*)\)|(\S+)", row.hf_axes)
-    return tuple(int(np.prod([sizes[a] for a in (g or single).split()])) for g, single in groups)
+    return tuple(math.prod(sizes[axis] for axis in group) for group in hf_groups(row))
 
 
-def from_hf(row: Parameter, tensor: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
+def hf_index(
+    row: Parameter, index: Mapping[str, slice], sizes: Mapping[str, int]
+) -> tuple[slice, ...]:
+    """The block of a parameter's HF tensor that holds a block of ours.
+
+    Args:
+      row: the parameter.
+      index: the places of ours, by axis; an axis that is not there is whole.
+      sizes: of every axis.
+
+    Raises:
+      ValueError: axes that share one of HF's are cut other than along the first of them.
+    """
+    found = []
+    for first, *rest in hf_groups(row):
+        unit = math.prod(sizes[axis] for axis in rest)
+        for axis in rest:
+            if index.get(axis, slice(None)).indices(sizes[axis]) != (0, sizes[axis], 1):
+                raise ValueError(f"{row.path}: {axis!r} is inside of an axis of {row.hf_key}")
+        start, stop, _ = index.get(first, slice(None)).indices(sizes[first])
+        found.append(slice(start * unit, stop * unit))
+    return tuple(found)
+
+
+def hf_groups(row: Parameter) -> list[list[str]]:
+    """Our axes by the axis of the HF tensor that they make up."""
+    found = re.findall(r"\(([^)]*)\)|(\S+)", row.hf_axes)
+    return [(group or single).split() for group, single in found]
+
+
+def from_hf(row: Parameter, tensor: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
     """An HF tensor in our axes; a view where numpy can, never a change of value."""
     names = row.axes.split()
     return rearrange(tensor, f"{row.hf_axes} -> {row.axes}", **{n: sizes[n] for n in names})
 
 
-def to_hf(row: Parameter, array: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
+def to_hf(row: Parameter, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
     """Our array (one layer's, where it is stacked) in the axes of its HF tensor."""
     names = row.axes.split()
     return rearrange(array, f"{row.axes} -> {row.hf_axes}", **{n: sizes[n] for n in names})

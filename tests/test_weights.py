@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from test_convert import Bomb, edit_tensors, save_hf, tensors_of
 
 from rmjax.errors import UserError
+from rmjax.ggufweights import GGUFWeights
 from rmjax.llama import LlamaConfig, llama_config_from_hf, llama_config_to_hf
 from rmjax.parameters import PARAMETERS, axis_sizes, model_parameters
 from rmjax.tokenizer import encode, load_tokenizer
 from rmjax.weights import (
-    GGUFWeights,
     SafetensorsWeights,
     check_tensors,
     from_hf,

@@ -1,0 +1,155 @@
+"""From an Orbax model or a run to Hugging Face's files: what `convert` does to each piece."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from rmjax.errors import UserError
+from rmjax.llama import LlamaConfig
+from rmjax.parameters import Parameter, axis_sizes, model_parameters
+from rmjax.pieces import PIECE_BYTES, Piece, band_axis, cut
+from rmjax.safetensorsfile import (
+    Layout,
+    create_file,
+    file_layout,
+    read_range,
+    write_header,
+    write_range,
+)
+from rmjax.store import open_array, read_block
+from rmjax.weights import hf_keys, hf_shape
+
+# Of one piece, where the source's chunks are large: a chunk that two pieces share is read twice.
+_LARGEST_PIECE = 512 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    key: str
+    row: Parameter
+    layer: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class ToHuggingFace:
+    """The plan of an export; a piece is a range of bytes of a safetensors file.
+
+    Attributes:
+      pieces: in the order of the files.
+      keys: of the tensors.
+      dtype: of most of the weights.
+      files: how many safetensors files there will be.
+    """
+
+    def __init__(
+        self, params: Path, llama: LlamaConfig, attributes: int, dtype: str | None, limit: int
+    ):
+        """Plans it: `dtype` of the weights or that stored, files of at most `limit` bytes.
+
+        Raises:
+          UserError: a parameter is missing, damaged or of another shape than the config calls for.
+        """
+        self._params, self._llama, self._sizes = params, llama, axis_sizes(llama, attributes)
+        self._arrays: dict[str, ts.TensorStore] = {}
+        tensors: list[_Tensor] = []
+        for row in model_parameters(llama):
+            tensors += self._tensors(row, dtype)
+        self.dtype = max(tensors, key=lambda tensor: tensor.nbytes).dtype
+        self.keys = [tensor.key for tensor in tensors]
+        shards = _shards(tensors, limit)
+        self.files = len(shards)
+        self._total = sum(tensor.nbytes for tensor in tensors)
+        self._layouts: dict[str, Layout] = {}
+        self._file_of: dict[str, str] = {}
+        self.pieces: list[Piece] = []
+        for number, shard in enumerate(shards, start=1):
+            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            name = name if len(shards) > 1 else "model.safetensors"
+            self._layouts[name] = file_layout([(t.key, t.shape, t.dtype) for t in shard])
+            for tensor in shard:
+                self._file_of[tensor.key] = name
+                self._plan(tensor)
+
+    def _tensors(self, row: Parameter, dtype: str | None) -> list[_Tensor]:
+        array = self._arrays[row.path] = open_array(self._params, row.path)
+        shape = tuple(self._sizes[axis] for axis in row.all_axes)
+        if tuple(array.shape) != shape:
+            raise UserError(
+                f"{self._params}: parameter {row.path!r} has shape {tuple(array.shape)}, but "
+                f"config.json calls for {shape}"
+            )
+        stored = array.dtype.numpy_dtype
+        wanted = stored if dtype is None or row.path == "head" else np.dtype(dtype)
+        return [
+            _Tensor(key, row, layer, hf_shape(row, self._sizes), wanted)
+            for layer, key in enumerate(hf_keys(row, self._llama))
+        ]
+
+    def _plan(self, tensor: _Tensor) -> None:
+        """Cuts a tensor into pieces, where it can along the borders of the source's chunks."""
+        row, array = tensor.row, self._arrays[tensor.row.path]
+        chunk: Any = array.chunk_layout.read_chunk.shape
+        aligned = chunk[row.all_axes.index(band_axis(row))]
+        size = self._sizes[band_axis(row)]
+        itemsize = max(tensor.dtype.itemsize, array.dtype.numpy_dtype.itemsize)
+        each = math.prod(tensor.shape) // size * itemsize
+        step = max(aligned, PIECE_BYTES // each // aligned * aligned)
+        for start, stop in cut(size, min(step, max(1, _LARGEST_PIECE // each))):
+            number = len(self.pieces)
+            self.pieces.append(
+                Piece(number, row, tensor.key, tensor.layer, start, stop, self._sizes, tensor.dtype)
+            )
+
+    def prepare(self, files: Path, model: Path) -> None:
+        """Creates the files, without tensors and headers, and their index."""
+        for name, layout in self._layouts.items():
+            create_file(model / name, layout)
+        if self.files > 1:
+            index = {"metadata": {"total_size": self._total}, "weight_map": self._file_of}
+            (files / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+    def read(self, piece: Piece) -> np.ndarray:
+        """A piece of the source, in HF's axes and the converted dtype."""
+        array = self._arrays[piece.row.path]
+        block = read_block(array, self._params, piece.row.path, piece.index)
+        return piece.to_hf(block).astype(piece.dtype, copy=False)
+
+    def write(self, model: Path, piece: Piece, block: np.ndarray) -> None:
+        """Writes the piece to its place in its file."""
+        write_range(model / self._file_of[piece.key], self._offset(piece), block)
+
+    def read_back(self, model: Path, piece: Piece) -> np.ndarray:
+        """The piece as it is on the disk."""
+        name = self._file_of[piece.key]
+        return read_range(model / name, self._offset(piece), piece.shape, piece.dtype)
+
+    def complete(self, model: Path) -> None:
+        """Writes the headers, which make the files a model's."""
+        for name, layout in self._layouts.items():
+            write_header(model / name, layout)
+
+    def _offset(self, piece: Piece) -> int:
+        return self._layouts[self._file_of[piece.key]].offsets[piece.key] + piece.offset
+
+
+def _shards(tensors: list[_Tensor], limit: int) -> list[list[_Tensor]]:
+    """Consecutive tensors by file; a file is over the limit only where one tensor is."""
+    shards: list[list[_Tensor]] = [[]]
+    total = 0
+    for tensor in tensors:
+        if shards[-1] and total + tensor.nbytes > limit:
+            shards.append([])
+            total = 0
+        shards[-1].append(tensor)
+        total += tensor.nbytes
+    return shards

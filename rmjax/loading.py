@@ -1,0 +1,110 @@
+"""From Hugging Face's tensors onto a mesh: each process reads what its own devices hold, once."""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from rmjax.parameters import Parameter
+from rmjax.pieces import PIECE_BYTES, band_axis, contiguous, cut
+from rmjax.weights import Weights, from_hf, hf_index
+
+# Of a block of an array: the first place and one behind the last, an axis.
+Bounds = tuple[tuple[int, int], ...]
+_THREADS = 4  # that read at once
+
+
+def load_parameter(
+    weights: Weights,
+    row: Parameter,
+    keys: Sequence[str],
+    wanted: jax.ShapeDtypeStruct,
+    sizes: Mapping[str, int],
+) -> jax.Array:
+    """A parameter on the mesh of `wanted`, whose shape, dtype and sharding it takes.
+
+    Args:
+      weights: what to read from.
+      row: the parameter.
+      keys: its HF keys, in the order of the layers.
+      wanted: what it shall be.
+      sizes: of every axis.
+    """
+    assert wanted.sharding is not None
+    indices = wanted.sharding.addressable_devices_indices_map(wanted.shape).values()
+    shards = read_shards(weights, row, keys, wanted, sizes, indices)
+    return jax.make_array_from_callback(
+        wanted.shape, wanted.sharding, lambda index: shards[bounds(index, wanted.shape)]
+    )
+
+
+def read_shards(
+    weights: Weights,
+    row: Parameter,
+    keys: Sequence[str],
+    wanted: jax.ShapeDtypeStruct,
+    sizes: Mapping[str, int],
+    indices: Iterable[Any],
+) -> dict[Bounds, np.ndarray]:
+    """The blocks of a parameter at `indices`, whose arguments are those of `load_parameter`.
+
+    Blocks that tile a larger one, as those of a process's devices mostly do, are read as that
+    one, and a block that several devices hold is read once. Besides the result, a few pieces of
+    `PIECE_BYTES` are in memory.
+    """
+    places = {bounds(index, wanted.shape) for index in indices}
+    shards = {place: np.empty([b - a for a, b in place], wanted.dtype) for place in places}
+    around = tuple((min(a for a, _ in axis), max(b for _, b in axis)) for axis in zip(*places))
+    tiled = _volume(around) == sum(_volume(place) for place in places)
+    jobs = [
+        (layer, block)
+        for region in ([around] if tiled else sorted(places))
+        for layer, block in _blocks(row, region, weights.dtype(keys[0]).itemsize)
+    ]
+
+    def read(job: tuple[int, Bounds]) -> None:
+        layer, block = job
+        index = {axis: slice(*part) for axis, part in zip(row.axes.split(), block)}
+        own = {**sizes, **{axis: b - a for axis, (a, b) in zip(row.axes.split(), block)}}
+        tensor = weights.read(keys[layer], hf_index(row, index, sizes))
+        array = contiguous(from_hf(row, tensor, own))
+        whole = ((layer, layer + 1), *block) if row.stacked else block
+        for place, shard in shards.items():
+            _copy_overlap(array[None] if row.stacked else array, whole, shard, place)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(read, jobs))
+    return shards
+
+
+def bounds(index: Sequence[slice] | None, shape: Sequence[int]) -> Bounds:
+    """The block that an index of slices cuts out of an array."""
+    return tuple(part.indices(size)[:2] for part, size in zip(index or (), shape))
+
+
+def _blocks(row: Parameter, region: Bounds, itemsize: int) -> Iterable[tuple[int, Bounds]]:
+    """The layers of a region, each in bands of at most `PIECE_BYTES`, without the layers' axis."""
+    layers, block = (range(*region[0]), region[1:]) if row.stacked else (range(1), region)
+    band = row.axes.split().index(band_axis(row))
+    first, last = block[band]
+    each = _volume(block) // max(1, last - first) * itemsize
+    bands = cut(last - first, max(1, PIECE_BYTES // max(1, each)))
+    for layer, (start, stop) in itertools.product(layers, list(bands)):
+        yield layer, (*block[:band], (first + start, first + stop), *block[band + 1 :])
+
+
+def _volume(block: Bounds) -> int:
+    return math.prod(b - a for a, b in block)
+
+
+def _copy_overlap(array: np.ndarray, block: Bounds, shard: np.ndarray, place: Bounds) -> None:
+    """Copies what `array`, which is at `block`, and `shard`, which is at `place`, share."""
+    common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(block, place)]
+    if all(a < b for a, b in common):
+        source = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(common, block))
+        target = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(common, place))
+        shard[target] = array[source]
