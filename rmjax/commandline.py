@@ -15,14 +15,20 @@ from rmjax.distributed import initialize
 from rmjax.errors import UserError, exit_with_message
 from rmjax.processes import run_together
 
+# Not needed on a TPU pod, nor below srun or mpirun.
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run has.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 
-def run_with_config(run: Callable[[Config], None]) -> None:
-    """Parses the command line and calls `run` with the config."""
+
+def run_with_config(run: Callable[[Config], None], *, together: bool = True) -> None:
+    """Parses the command line and calls `run` with the config.
+
+    Args:
+      run: the command.
+      together: whether many processes run it as one, if there are many.
+    """
     flag = config_flags.DEFINE_config_file("config", None, "The experiment: configs/NAME.py[:arg].")
-    # Not needed on a TPU pod, nor below srun or mpirun.
-    coordinator = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
-    processes = flags.DEFINE_integer("processes", None, "How many processes the run has.")
-    process = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 
     def parse(argv: list[str]) -> list[str]:
         named = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
@@ -43,8 +49,13 @@ def run_with_config(run: Callable[[Config], None]) -> None:
         config = flag.value
         if not isinstance(config, Config):
             raise UserError("get_config() of the config file must return an rmjax.config.Config")
-        initialize(coordinator=coordinator.value, processes=processes.value, process=process.value)
-        run_together(lambda: run(config))
+        if together:
+            initialize(
+                coordinator=_COORDINATOR.value, processes=_PROCESSES.value, process=_PROCESS.value
+            )
+            run_together(lambda: run(config))
+        else:
+            exit_with_message(lambda: run(config))
 
     exit_with_message(lambda: app.run(main, argv=sys.argv, flags_parser=parse))
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rmjax.compile_check import Workload, topology_devices
+from rmjax.aot.hardware import CHIPS
+from rmjax.aot.program import Workload, topology_devices
 from rmjax.errors import UserError
-from rmjax.hardware import CHIPS
 
 ROOT = Path(__file__).parent.parent
 needs_compiler = pytest.mark.skipif(
@@ -134,14 +134,14 @@ def test_the_compilers_cycles_are_those_of_the_data_sheet():
     """A product large enough to run at the peak takes the time the data sheet gives it."""
     script = """
 import jax, jax.numpy as jnp
-from rmjax import compile_check, hlo
+from rmjax.aot import costs, program
 jax.config.update("jax_platforms", "cpu")
 from jax.sharding import SingleDeviceSharding
 for name in ("v5p:2x2x1", "v5e:2x2", "v6e:2x2"):
-    devices, chip = compile_check.topology_devices(name)
+    devices, chip = program.topology_devices(name)
     x = jax.ShapeDtypeStruct((8192, 8192), jnp.bfloat16, sharding=SingleDeviceSharding(devices[0]))
     text = jax.jit(jnp.matmul).trace(x, x).lower(lowering_platforms=("tpu",)).compile().as_text()
-    work = list(hlo.work(text, 1))
+    work = list(costs.work(text, 1))
     assert sum(item.flops for item in work) == 2 * 8192**3, name
     print(sum(item.cycles for item in work) / chip.clock / (2 * 8192**3 / chip.flops))
 """

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rmjax import hlo
+from rmjax.aot import costs, hlo
 from rmjax.sharding import MeshConfig, make_mesh
 
 M, K, N = 8, 16, 24
@@ -21,7 +21,7 @@ def text_of(function, *arguments, **options) -> str:
 
 
 def flops(text: str, devices: int = 1, trips: int = 1) -> float:
-    return sum(item.times * item.flops for item in hlo.work(text, devices, trips))
+    return sum(item.times * item.flops for item in costs.work(text, devices, trips))
 
 
 def test_a_product_is_two_flops_a_term():
@@ -140,7 +140,7 @@ def test_convolutions_agree_with_xla():
 def moved(function, arguments, out, devices=8):
     text = text_of(function, *arguments, out_shardings=out)
     found = {}
-    for item in hlo.work(text, devices):
+    for item in costs.work(text, devices):
         for part in item.collectives:
             size, count = found.get(part.kind, (0, 0))
             found[part.kind] = (size + item.times * part.bytes, count + item.times)
@@ -203,7 +203,7 @@ ENTRY %main (a: f32[10]) -> f32[10] {{
   ROOT %r = f32[10]{{0}} all-reduce(%a), channel_id=1, replica_groups={form}, use_global_device_ids=true, to_apply=%add
 }}
 """  # noqa: E501
-    (item,) = (item for item in hlo.work(text, 8) if item.collectives)
+    (item,) = (item for item in costs.work(text, 8) if item.collectives)
     (part,) = item.collectives
     assert part.group == group
     assert part.bytes == pytest.approx(2 * (len(group) - 1) / len(group) * 40)
@@ -217,21 +217,21 @@ ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {
   ROOT %d = bf16[4,8]{1,0} collective-permute-done(%s)
 }
 """  # noqa: E501
-    parts = [part for item in hlo.work(text, 4) for part in item.collectives]
-    assert parts == [hlo.Collective("permute", 64.0, (0, 2), True)]
+    parts = [part for item in costs.work(text, 4) for part in item.collectives]
+    assert parts == [costs.Collective("permute", 64.0, (0, 2), True)]
 
 
 def test_an_unknown_form_is_an_error():
     text = "ENTRY %m (a: f32[]) -> f32[] {\n  %a = f32[] parameter(0)\n  ROOT %r = f32[] all-reduce(%a), replica_groups=new:form\n}"  # noqa: E501
     with pytest.raises(ValueError, match="new:form"):
-        list(hlo.work(text, 2))
+        list(costs.work(text, 2))
 
 
 # ---- memory --------------------------------------------------------------------------------------
 
 
 def size_of(text: str) -> float:
-    return sum(item.times * item.bytes for item in hlo.work(text, 1))
+    return sum(item.times * item.bytes for item in costs.work(text, 1))
 
 
 def test_an_operation_reads_its_operands_and_writes_its_result():

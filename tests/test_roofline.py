@@ -10,13 +10,13 @@ from conftest import make_model, one_device, tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmjax import hlo
+from rmjax.aot.costs import Collective, Work
+from rmjax.aot.costs import work as work_of
+from rmjax.aot.estimate import estimate
+from rmjax.aot.hardware import CHIPS, gpu_target
+from rmjax.aot.roofline import network, predict
 from rmjax.data.batches import RowShape, make_rows
-from rmjax.estimate import estimate
 from rmjax.flops import model_flops
-from rmjax.hardware import CHIPS, gpu_target
-from rmjax.hlo import Collective, Work
-from rmjax.roofline import network, predict
 from rmjax.sharding import MeshConfig, mesh_shape
 from rmjax.step import make_score, random_params
 
@@ -53,7 +53,7 @@ def test_the_program_computes_the_models_flops_and_attentions_masked_half(sample
     rows = make_rows([[np.arange(length, dtype=np.int32)]] * samples, samples, shape)
     params = jax.eval_shape(lambda: random_params(model, 0))
     text = make_score(model).lower(params, rows).compile().as_text()
-    counted = sum(item.times * item.flops for item in hlo.work(text, 1))
+    counted = sum(item.times * item.flops for item in work_of(text, 1))
     causal = model_flops(llama, 5, [length] * samples, training=False)
     masked = 4 * samples * 3 * 4 * 8 * (length * length - length * (length + 1) // 2)
     assert counted == causal + masked

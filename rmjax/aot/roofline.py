@@ -11,8 +11,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from rmjax.hardware import Chip
-from rmjax.hlo import Collective, Work
+from rmjax.aot.costs import Collective, Work
+from rmjax.aot.hardware import Chip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Traffic:
     """One kind of collective on one network, in total over all loop iterations of a step.
 
     Attributes:
-      kind: as in `hlo.Collective`.
+      kind: as in `costs.Collective`.
       network: see `Network.name`.
       count: executions.
       bytes: that each device sends.

@@ -6,8 +6,8 @@ Rough: it only ranks meshes, of which the best are then compiled.
 import dataclasses
 import math
 
+from rmjax.aot.hardware import Chip
 from rmjax.flops import model_flops
-from rmjax.hardware import Chip
 from rmjax.llama import LlamaConfig
 from rmjax.parameters import axis_sizes, model_parameters
 

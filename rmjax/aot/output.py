@@ -1,0 +1,106 @@
+"""Reports as tables and as JSON."""
+
+import dataclasses
+import math
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rmjax.aot.hardware import Chip
+from rmjax.aot.program import Report, Workload
+
+
+def line(report: Report, chip: Chip) -> str:
+    """A report in one line."""
+    mesh = " ".join(f"{axis} {size}" for axis, size in report.mesh.items() if size > 1)
+    head = f"{mesh}, {report.rows} rows, remat {report.remat}: peak {report.peak / 2**30:.1f} GiB"
+    if report.prediction is None:
+        return f"{head}, does not fit"
+    return f"{head}, {report.seconds:.2f} s predicted, MFU {report.mfu(chip):.1%}"
+
+
+def show(report: Report, chip: Chip, load: Workload, length: int, console: Console) -> None:
+    """Prints a report."""
+    chips = math.prod(report.mesh.values())
+    mesh = ", ".join(f"{axis} {size}" for axis, size in report.mesh.items())
+    console.print(f"topology    {report.topology}: {chips} chips; mesh {mesh}")
+    console.print(
+        f"step        {load.samples} responses of {load.tokens:,} tokens, {load.rows(length)} rows "
+        f"of {length:,}; {report.microbatches} x {report.rows} rows computed, remat {report.remat}"
+    )
+    console.print(f"compiled    in {report.compile_seconds:.0f} s\n")
+    table = _table("bytes a chip", "", "GiB")
+    for name in ("parameters", "optimizer", "gradients", "temporaries", "peak"):
+        table.add_row(name, f"{getattr(report, name) / 2**30:.2f}")
+    table.add_row("the chip has", f"{report.memory / 2**30:.2f}")
+    console.print(table)
+    if not report.fits:
+        console.print(f"DOES NOT FIT: {report.peak / 2**30:.1f} GiB are needed on every chip")
+    found = report.prediction
+    if found is None:
+        return
+    table = _table("moved between chips, a step", "collective", "along", "times", "GB a chip", "s")
+    table.add_column("beside\ncomputation", justify="right")
+    for row in found.traffic:
+        if row.bytes >= 1e7:
+            table.add_row(
+                row.kind,
+                row.network,
+                f"{row.count:,.0f}",
+                f"{row.bytes / 1e9:,.1f}",
+                f"{row.seconds:.2f}",
+                f"{row.asynchronous:.0%}",
+            )
+    console.print(table)
+    model = report.model_flops / chips
+    table = _table("predicted by a roofline, not measured", "", "a chip", "s")
+    table.add_row("model FLOPs", f"{model / 1e12:,.0f} T", f"{model / chip.flops:.2f}")
+    table.add_row("FLOPs of the program", f"{found.flops / 1e12:,.0f} T", f"{found.compute:.2f}")
+    table.add_row("main memory", f"{found.bytes / 1e9:,.0f} GB", f"{found.memory:.2f}")
+    table.add_row("all operations, estimated", "", f"{found.operations:.2f}")
+    for name, seconds in found.networks.items():
+        if seconds >= 0.005:
+            table.add_row(f"network {name}", "", f"{seconds:.2f}")
+    console.print(table)
+    console.print(
+        f"step {found.step:.2f} s: at least {found.floor:.2f}, at most {found.serial:.2f} if "
+        f"nothing overlaps; {report.tokens / found.step:,.0f} tokens/s, MFU {report.mfu(chip):.1%}"
+    )
+    if report.fits:
+        console.print(f"FITS: {report.peak / 2**30:.1f} of {report.memory / 2**30:.1f} GiB")
+
+
+def show_ranking(reports: list[Report], chip: Chip, fitting: int, console: Console) -> None:
+    """Prints what a search found."""
+    console.print(f"{fitting} candidates should fit; {len(reports)} of them were compiled\n")
+    table = _table("from the best prediction to the worst", "mesh", "rows", "remat", "GiB", "s")
+    table.add_column("MFU", justify="right")
+    for report in reports:
+        mesh = " ".join(f"{axis} {size}" for axis, size in report.mesh.items() if size > 1)
+        speed = (f"{report.seconds:.2f}", f"{report.mfu(chip):.1%}") if report.fits else ("-", "-")
+        rows = f"{report.microbatches} x {report.rows}"
+        table.add_row(mesh, rows, report.remat, f"{report.peak / 2**30:.1f}", *speed)
+    console.print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="right" if place else "left", no_wrap=True)
+    return table
+
+
+def as_json(report: Report, chip: Chip) -> dict[str, Any]:
+    """A report in JSON's types, with what follows from it."""
+    fields = dataclasses.asdict(report) | {"fits": report.fits}
+    prediction: Any = fields["prediction"]
+    if report.prediction is not None:
+        prediction |= {
+            "floor": report.prediction.floor,
+            "serial": report.prediction.serial,
+            "tokens_per_second": report.tokens / report.prediction.step,
+            "mfu": report.mfu(chip),
+        }
+    return fields

@@ -1,0 +1,258 @@
+"""The training step of a config, compiled for chips that need not exist, and what it comes to."""
+
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from rmjax.aot.costs import work
+from rmjax.aot.hardware import CHIPS, Chip, gpu_target
+from rmjax.aot.roofline import Prediction, predict
+from rmjax.config import Config
+from rmjax.data.batches import slots_for
+from rmjax.errors import UserError
+from rmjax.flops import model_flops
+from rmjax.llama import LlamaConfig
+from rmjax.model import ModelOptions, RewardModel
+from rmjax.objectives import OBJECTIVES
+from rmjax.optimizer import make_optimizer, make_schedule, partition
+from rmjax.pretrained import open_pretrained
+from rmjax.rows import BATCH_AXES, Batch, Rows
+from rmjax.sharding import Sharding, check_divisible
+from rmjax.step import TrainState, abstract_state, make_train_step
+
+# TPU: looking up embeddings on the SparseCores cannot be written as text by every version of JAX.
+# GPU: kernels are chosen by trying them, which needs one; the compiler's own choice is taken.
+_COMPILER_OPTIONS = {
+    "tpu": {"xla_tpu_offload_gather_to_sparsecore": "false"},
+    "cuda": {"xla_gpu_autotune_level": "0"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a compiled step comes to; bytes and FLOPs are of one chip unless said otherwise.
+
+    Attributes:
+      topology: name of the topology.
+      mesh: sizes of the axes.
+      remat: policy.
+      rows: rows computed at once, over all chips.
+      microbatches: of a step.
+      tokens: real tokens of a step.
+      parameters: bytes, float32.
+      optimizer: bytes of its state.
+      gradients: bytes; part of the temporaries.
+      temporaries: bytes of everything else that lives during a step.
+      peak: bytes of all of it, as the compiler lays it out.
+      memory: bytes the chip has.
+      model_flops: of the step, over all chips; see `flops.model_flops`.
+      prediction: FLOPs the compiler counted, traffic and time; None if it does not fit.
+      compile_seconds: what it took.
+    """
+
+    topology: str
+    mesh: dict[str, int]
+    remat: str
+    rows: int
+    microbatches: int
+    tokens: int
+    parameters: int
+    optimizer: int
+    gradients: int
+    temporaries: int
+    peak: int
+    memory: float
+    model_flops: float
+    prediction: Prediction | None
+    compile_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the program can run."""
+        return self.prediction is not None and self.peak <= self.memory
+
+    @property
+    def seconds(self) -> float:
+        """The predicted time of a step; infinite if it does not fit."""
+        return math.inf if self.prediction is None else self.prediction.step
+
+    def mfu(self, chip: Chip) -> float:
+        """Predicted share of the chips' peak that real tokens' model FLOPs make up."""
+        assert self.prediction is not None
+        chips = math.prod(self.mesh.values())
+        return self.model_flops / (self.prediction.step * chips * chip.flops)
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What a step has to compute.
+
+    Attributes:
+      samples: responses a step.
+      tokens: mean tokens of a response.
+    """
+
+    samples: int
+    tokens: int
+
+    def rows(self, length: int) -> int:
+        """Rows they fill, packed without a gap; a response is never cut."""
+        return -(-self.samples // max(1, length // self.tokens))
+
+
+def topology_devices(name: str, slices: int = 1) -> tuple[list[Any], Chip]:
+    """The devices of a topology such as `v5p:4x4x4` or `h100:8`, which need not exist.
+
+    Raises:
+      UserError: no such topology, or no compiler for it.
+    """
+    kind, _, shape = name.partition(":")
+    chip = CHIPS.get(kind)
+    if chip is None or not re.fullmatch(r"\d+(x\d+){0,2}", shape):
+        raise UserError(
+            f"--topology={name}: expected CHIP:SIZES, such as v5p:4x4x4 or h100:8 (GPUs of a host) "
+            f"or h100:2x8 (hosts x GPUs); chips: {', '.join(CHIPS)}"
+        )
+    try:
+        if chip.torus:
+            options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+            found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        else:
+            found = topologies.get_topology_desc(
+                platform="cuda",
+                topology_name=name,
+                topology=f"1x{shape}" if "x" in shape else f"1x1x{shape}",
+                target_config=gpu_target(chip),
+            )
+    except Exception as error:  # whatever the plugin raises
+        needed = "rmjax[aot]" if chip.torus else "rmjax[cuda12]"
+        raise UserError(
+            f"--topology={name}: the compiler has no such topology, or there is no compiler (pip "
+            f"install '{needed}'): {str(error).splitlines()[0][:300]}"
+        ) from error
+    return list(found.devices), chip
+
+
+def architecture(config: Config) -> LlamaConfig:
+    """The config's own statement of the model, else that of its first weights."""
+    return config.model or open_pretrained(config.init).llama
+
+
+def check(config: Config, topology: str, mesh: Mesh, chip: Chip, load: Workload) -> Report:
+    """Compiles the training step of `config` for `mesh` and counts what it does.
+
+    Raises:
+      UserError: something does not divide over the mesh.
+    """
+    began = time.monotonic()
+    sharding, llama = Sharding(mesh), architecture(config)
+    step, state = abstract_program(config, llama, sharding)
+    batch, microbatches = abstract_batch(config, sharding, load)
+    platform = "tpu" if chip.torus else "cuda"
+    lowered = step.trace(state, batch).lower(lowering_platforms=(platform,))
+    prediction, peak = None, 0
+    try:
+        compiled = lowered.compile(compiler_options=_COMPILER_OPTIONS[platform])
+    except jax.errors.JaxRuntimeError as error:
+        peak = _needed(str(error))
+    else:
+        stats = compiled.memory_analysis()
+        peak = (
+            stats.argument_size_in_bytes
+            + stats.output_size_in_bytes
+            - stats.alias_size_in_bytes
+            + stats.temp_size_in_bytes
+            + stats.generated_code_size_in_bytes
+        )
+        costs = work(compiled.as_text(), mesh.size, unknown_trips=microbatches)
+        prediction = predict(costs, mesh, chip)
+    parts = state_bytes(state, config.trainable)
+    return Report(
+        topology=topology,
+        mesh=dict(mesh.shape),
+        remat=config.remat,
+        rows=batch.rows.tokens.shape[1],
+        microbatches=microbatches,
+        tokens=load.samples * load.tokens,
+        **parts,
+        temporaries=max(0, peak - sum(parts.values())),
+        peak=peak,
+        memory=chip.memory,
+        model_flops=model_flops(
+            llama, len(config.data.attributes), [load.tokens] * load.samples, training=True
+        ),
+        prediction=prediction,
+        compile_seconds=time.monotonic() - began,
+    )
+
+
+def abstract_program(
+    config: Config, llama: LlamaConfig, sharding: Sharding
+) -> tuple[Any, TrainState]:
+    """The training step of `config`, not yet traced, and the shapes of its state.
+
+    Raises:
+      UserError: something does not divide over the mesh.
+    """
+    dtype = jnp.dtype("float32" if config.dtype == "float32" else "bfloat16")
+    options = ModelOptions(sharding, dtype=dtype, remat=config.remat)
+    model = RewardModel(llama, options, len(config.data.attributes))
+    schedule = make_schedule(config.optimizer, config.steps or 1)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    state = abstract_state(model, optimizer, config.trainable)
+    objective = OBJECTIVES[config.objective]
+    step = make_train_step(model, objective, optimizer, schedule, config.trainable, state)
+    return step, state
+
+
+def abstract_batch(config: Config, sharding: Sharding, load: Workload) -> tuple[Batch, int]:
+    """Shapes and shardings of a step's batch, and how many of its micro-batches hold anything."""
+    length = config.row_length
+    rows = config.rows_per_device * sharding.row_shards
+    check_divisible(
+        "rows of config.data.row_length", (rows, length), sharding.activation(("row", "length"))
+    )
+    count = -(-load.rows(length) // rows)
+    slots = slots_for(length, load.tokens) if config.data.packing else 1
+    place, sample = (count, rows, length), (count, rows, slots)
+    label = (*sample, len(config.data.attributes))
+    shapes = [place, place, place, sample, label, label, sample, ()]
+    dtypes = [jnp.int32] * 4 + [jnp.float32] * 2 + [jnp.int32] * 2
+    axes: list[Any] = [*BATCH_AXES.rows, *BATCH_AXES[1:]]
+    leaves: list[Any] = [
+        jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.activation(names))
+        for shape, dtype, names in zip(shapes, dtypes, axes)
+    ]
+    return Batch(Rows._make(leaves[:4]), *leaves[4:]), count
+
+
+def state_bytes(state: TrainState, trainable: tuple[str, ...]) -> dict[str, int]:
+    """Bytes of the state's parts on one device, from shapes and shardings."""
+
+    def local(tree: Any) -> int:
+        return sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
+
+    free, _ = partition(state.params, trainable)
+    return {
+        "parameters": local(state.params),
+        "optimizer": local(state.opt_state),
+        "gradients": local(free),
+    }
+
+
+def _needed(message: str) -> int:
+    """Bytes that a program which does not fit would need, from the compiler's refusal."""
+    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+    if not found:
+        raise UserError(f"the compiler refuses the program: {message.splitlines()[0][:400]}")
+    return int(float(found.group(1)) * 1024 ** ("KMGT".index(found.group(2)) + 1))
