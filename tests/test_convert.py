@@ -952,7 +952,7 @@ def test_memory_is_of_a_few_tensors_and_not_of_the_model(hf, orbax, tmp_path):
         return int(done.stdout.split("PEAK")[1])
 
     try:
-        # Eight pieces of 1.5 MiB at once, five times over: source, turned, cut, in a file, read back.
+        # Eight pieces of 1.5 MiB at once, each about five times over.
         assert peak("hf_to_orbax", hf, source, "orbax") < 60
         assert peak("orbax_to_hf", orbax, tmp_path / "orbax", "back") < 60
         assert tensors_of(tmp_path / "back") == tensors_of(source)
