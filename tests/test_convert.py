@@ -952,8 +952,9 @@ def test_memory_is_of_a_few_tensors_and_not_of_the_model(hf, orbax, tmp_path):
         return int(done.stdout.split("PEAK")[1])
 
     try:
-        assert peak("hf_to_orbax", hf, source, "orbax") < 50
-        assert peak("orbax_to_hf", orbax, tmp_path / "orbax", "back") < 50
+        # Eight pieces of 1.5 MiB at once, each about five times over.
+        assert peak("hf_to_orbax", hf, source, "orbax") < 60
+        assert peak("orbax_to_hf", orbax, tmp_path / "orbax", "back") < 60
         assert tensors_of(tmp_path / "back") == tensors_of(source)
     finally:
         for name in ("hf", "orbax", "back"):
