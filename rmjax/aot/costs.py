@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -94,28 +95,38 @@ class Collective:
         for an all-reduce.
       group: devices that exchange with each other, by their number in the mesh, one such group.
       asynchronous: whether it runs beside computation.
+      channel: its number in the program; parts of one collective have the same.
+      between_slices: whether it leaves the slice through the host, as the compiler has it done for
+        TPUs; the group is then not known.
     """
 
     kind: str
     bytes: float
     group: tuple[int, ...]
     asynchronous: bool
+    channel: str = ""
+    between_slices: bool = False
 
 
 def collective(
     computation: Computation, instruction: Instruction, where: str, devices: int
 ) -> Collective | None:
     """What `instruction` moves, or None if it is not a collective (or only awaits one)."""
-    opcode = instruction.opcode.removesuffix("-start")
-    if opcode not in _KINDS:
-        return None
-    kind, group = _KINDS[opcode], _group(instruction, devices)
     operands = sum(
         array.bytes
         for name in instruction.operands
         if name in computation
         for array in computation[name].arrays
     )
+    channel = instruction.attribute("channel_id") or ""
+    if instruction.opcode == "send":
+        transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
+        kind = transfer.group(1).lower().replace("_", "-") if transfer else "send"
+        return Collective(kind, operands, (), True, channel, between_slices=True)
+    opcode = instruction.opcode.removesuffix("-start")
+    if opcode not in _KINDS:
+        return None
+    kind, group = _KINDS[opcode], _group(instruction, devices)
     share = (len(group) - 1) / max(1, len(group))
     if kind == "all-reduce" and "reduce-scatter" in where:
         kind = "reduce-scatter"  # TPUs' fusion of an all-reduce with the slice that is kept
@@ -126,7 +137,7 @@ def collective(
         "all-to-all": share,
     }.get(kind, 1.0)
     asynchronous = instruction.opcode.endswith("-start") or "async" in where
-    return Collective(kind, operands * factor, group, asynchronous)
+    return Collective(kind, operands * factor, group, asynchronous, channel)
 
 
 def _group(instruction: Instruction, devices: int) -> tuple[int, ...]:
@@ -262,11 +273,20 @@ def work(text: str, devices: int, unknown_trips: int = 1) -> Iterator[Work]:
     module = parse(text)
     for name, times in executions(module, unknown_trips).items():
         computation = module.computations[name]
-        for instruction in computation.values():
-            flops, moved = _inside(module, name, instruction, devices)
+        found = [(i, *_inside(module, name, i, devices)) for i in computation.values()]
+        # TPUs' compiler spreads a collective over the operations beside which it runs.
+        parts = Counter(part.channel for _, _, moved in found for part in moved if part.channel)
+        seen: set[str] = set()
+        for instruction, flops, moved in found:
+            first = tuple(
+                dataclasses.replace(part, asynchronous=part.asynchronous or parts[part.channel] > 1)
+                for part in moved
+                if not part.channel or part.channel not in seen
+            )
+            seen |= {part.channel for part in moved}
             size = memory_bytes(module, computation, instruction)
-            if flops or size or moved or instruction.cycles:
-                yield Work(name, times, flops, size, instruction.cycles, moved)
+            if flops or size or first or instruction.cycles:
+                yield Work(name, times, flops, size, instruction.cycles, first)
 
 
 def _inside(

@@ -252,7 +252,9 @@ def state_bytes(state: TrainState, trainable: tuple[str, ...]) -> dict[str, int]
 
 def _needed(message: str) -> int:
     """Bytes that a program which does not fit would need, from the compiler's refusal."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message) or re.search(
+        r"\(([\d.]+)([KMGT])\) exceeds available HBM", message
+    )
     if not found:
         raise UserError(f"the compiler refuses the program: {message.splitlines()[0][:400]}")
     return int(float(found.group(1)) * 1024 ** ("KMGT".index(found.group(2)) + 1))

@@ -103,7 +103,7 @@ def predict(work: Iterable[Work], mesh: Mesh, chip: Chip) -> Prediction:
         flops += item.times * item.flops
         memory += item.times * item.bytes
         body = bodies[item.computation, item.times]
-        if not item.collectives:
+        if item.flops or not item.collectives:
             seconds = operation_seconds(item, chip)
             operations += item.times * seconds
             body[0] += seconds
@@ -151,6 +151,8 @@ def network(moved: Collective, mesh: Mesh, chip: Chip) -> Network:
     it, else one. A permutation has the two directions of one dimension. Behind a switch, all of a
     device's links.
     """
+    if moved.between_slices:
+        return Network("data (slow)", chip.slow)
     devices = [mesh.devices.flat[i] for i in moved.group]
     axes = _axes(moved.group, mesh)
     name = " x ".join(axes) or "itself"
