@@ -70,8 +70,9 @@ def line(name: str, config: str, topology: str, slices: int, told: list[str], to
     cells = [name, where, mesh, f"{report['microbatches']} x {report['rows']}", report["remat"]]
     cells += [f"{state:.1f}", f"{report['peak'] / gib:.1f}", f"{report['memory'] / gib:.1f}"]
     found = report["prediction"]
-    if not report["fits"] or found is None:
-        return "| " + " | ".join([*cells, "does not fit", "", "", ""]) + " |"
+    if found is None:
+        why = "not readable" if report["fits"] else "does not fit"
+        return "| " + " | ".join([*cells, why, "", "", ""]) + " |"
     cells += [f"{found['step']:.2f}", f"{found['floor']:.2f}", f"{found['serial']:.2f}"]
     return "| " + " | ".join([*cells, f"{found['mfu']:.1%}"]) + " |"
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from rmjax.aot.hardware import Chip
 from rmjax.aot.program import Report, Workload
+from rmjax.aot.roofline import Prediction
 
 
 def line(report: Report, chip: Chip) -> str:
@@ -17,7 +18,7 @@ def line(report: Report, chip: Chip) -> str:
     mesh = " ".join(f"{axis} {size}" for axis, size in report.mesh.items() if size > 1)
     head = f"{mesh}, {report.rows} rows, remat {report.remat}: peak {report.peak / 2**30:.1f} GiB"
     if report.prediction is None:
-        return f"{head}, does not fit"
+        return f"{head}, {'not readable' if report.fits else 'does not fit'}"
     return f"{head}, {report.seconds:.2f} s predicted, MFU {report.mfu(chip):.1%}"
 
 
@@ -39,8 +40,19 @@ def show(report: Report, chip: Chip, load: Workload, length: int, console: Conso
     if not report.fits:
         console.print(f"DOES NOT FIT: {report.peak / 2**30:.1f} GiB are needed on every chip")
     found = report.prediction
-    if found is None:
-        return
+    if report.unread:
+        console.print(
+            "the compiler's program cannot be read, so there is no prediction; Python 3.12 and its "
+            f"newer JAX can, as a rule ({report.unread})"
+        )
+    if found is not None:
+        _show_prediction(report, found, chip, console)
+    if report.fits:
+        console.print(f"FITS: {report.peak / 2**30:.1f} of {report.memory / 2**30:.1f} GiB")
+
+
+def _show_prediction(report: Report, found: Prediction, chip: Chip, console: Console) -> None:
+    chips = math.prod(report.mesh.values())
     table = _table("moved between chips, a step", "collective", "along", "times", "GB a chip", "s")
     table.add_column("beside\ncomputation", justify="right")
     for row in found.traffic:
@@ -68,8 +80,6 @@ def show(report: Report, chip: Chip, load: Workload, length: int, console: Conso
         f"step {found.step:.2f} s: at least {found.floor:.2f}, at most {found.serial:.2f} if "
         f"nothing overlaps; {report.tokens / found.step:,.0f} tokens/s, MFU {report.mfu(chip):.1%}"
     )
-    if report.fits:
-        console.print(f"FITS: {report.peak / 2**30:.1f} of {report.memory / 2**30:.1f} GiB")
 
 
 def show_ranking(reports: list[Report], chip: Chip, fitting: int, console: Console) -> None:
@@ -79,7 +89,9 @@ def show_ranking(reports: list[Report], chip: Chip, fitting: int, console: Conso
     table.add_column("MFU", justify="right")
     for report in reports:
         mesh = " ".join(f"{axis} {size}" for axis, size in report.mesh.items() if size > 1)
-        speed = (f"{report.seconds:.2f}", f"{report.mfu(chip):.1%}") if report.fits else ("-", "-")
+        speed = ("-", "-")
+        if report.prediction is not None:
+            speed = (f"{report.seconds:.2f}", f"{report.mfu(chip):.1%}")
         rows = f"{report.microbatches} x {report.rows}"
         table.add_row(mesh, rows, report.remat, f"{report.peak / 2**30:.1f}", *speed)
     console.print(table)
@@ -94,7 +106,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def as_json(report: Report, chip: Chip) -> dict[str, Any]:
     """A report in JSON's types, with what follows from it."""
-    fields = dataclasses.asdict(report) | {"fits": report.fits}
+    fields = dataclasses.asdict(report)
     prediction: Any = fields["prediction"]
     if report.prediction is not None:
         prediction |= {

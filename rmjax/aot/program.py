@@ -53,7 +53,9 @@ class Report:
       peak: bytes of all of it, as the compiler lays it out.
       memory: bytes the chip has.
       model_flops: of the step, over all chips; see `flops.model_flops`.
-      prediction: FLOPs the compiler counted, traffic and time; None if it does not fit.
+      fits: whether the compiler accepts the program and the chip has room for it.
+      prediction: FLOPs, traffic and time; None if it does not fit, or cannot be read.
+      unread: why this version of JAX cannot read the compiler's program, if so.
       compile_seconds: what it took.
     """
 
@@ -70,17 +72,14 @@ class Report:
     peak: int
     memory: float
     model_flops: float
+    fits: bool
     prediction: Prediction | None
+    unread: str
     compile_seconds: float
 
     @property
-    def fits(self) -> bool:
-        """Whether the program can run."""
-        return self.prediction is not None and self.peak <= self.memory
-
-    @property
     def seconds(self) -> float:
-        """The predicted time of a step; infinite if it does not fit."""
+        """The predicted time of a step; infinite if there is no prediction."""
         return math.inf if self.prediction is None else self.prediction.step
 
     def mfu(self, chip: Chip) -> float:
@@ -157,11 +156,11 @@ def check(config: Config, topology: str, mesh: Mesh, chip: Chip, load: Workload)
     batch, microbatches = abstract_batch(config, sharding, load)
     platform = "tpu" if chip.torus else "cuda"
     lowered = step.trace(state, batch).lower(lowering_platforms=(platform,))
-    prediction, peak = None, 0
+    prediction, unread = None, ""
     try:
         compiled = lowered.compile(compiler_options=_COMPILER_OPTIONS[platform])
     except jax.errors.JaxRuntimeError as error:
-        peak = _needed(str(error))
+        fits, peak = False, _needed(str(error))
     else:
         stats = compiled.memory_analysis()
         peak = (
@@ -171,8 +170,12 @@ def check(config: Config, topology: str, mesh: Mesh, chip: Chip, load: Workload)
             + stats.temp_size_in_bytes
             + stats.generated_code_size_in_bytes
         )
-        costs = work(compiled.as_text(), mesh.size, unknown_trips=microbatches)
-        prediction = predict(costs, mesh, chip)
+        fits = peak <= chip.memory
+        try:
+            costs = work(compiled.as_text(), mesh.size, unknown_trips=microbatches)
+            prediction = predict(costs, mesh, chip)
+        except jax.errors.JaxRuntimeError as error:  # the compiler is newer than its reader
+            unread = f"JAX {jax.__version__}: {str(error).splitlines()[0][-160:]}"
     parts = state_bytes(state, config.trainable)
     return Report(
         topology=topology,
@@ -188,7 +191,9 @@ def check(config: Config, topology: str, mesh: Mesh, chip: Chip, load: Workload)
         model_flops=model_flops(
             llama, len(config.data.attributes), [load.tokens] * load.samples, training=True
         ),
+        fits=fits,
         prediction=prediction,
+        unread=unread,
         compile_seconds=time.monotonic() - began,
     )
 
