@@ -218,7 +218,44 @@ ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {
 }
 """  # noqa: E501
     parts = [part for item in costs.work(text, 4) for part in item.collectives]
-    assert parts == [costs.Collective("permute", 64.0, (0, 2), True)]
+    assert parts == [costs.Collective("permute", 64.0, (0, 2), True, "1")]
+
+
+def test_a_collective_spread_over_operations_counts_once():
+    """As TPUs' compiler has it run beside computation: begun, carried on and ended by fusions."""
+    gather = (
+        "all-gather(%p), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}, "
+        "use_global_device_ids=true"
+    )
+    part = """
+%part.{0} (p: f32[16]) -> f32[64] {{
+  %p = f32[16]{{0}} parameter(0)
+  ROOT %g = f32[64]{{0}} {1}
+}}
+"""
+    text = part.format(1, gather) + part.format(2, gather)
+    text += """
+ENTRY %main (a: f32[16]) -> f32[64] {
+  %a = f32[16]{0} parameter(0)
+  %f.1 = f32[64]{0} fusion(%a), kind=kCustom, calls=%part.1
+  ROOT %f.2 = f32[64]{0} fusion(%a), kind=kCustom, calls=%part.2
+}
+"""
+    (found,) = (part for item in costs.work(text, 8) for part in item.collectives)
+    assert (found.bytes, found.asynchronous) == (3 * 16 * 4, True)
+
+
+def test_what_leaves_a_slice_is_counted():
+    text = """
+ENTRY %main (a: f32[16]) -> f32[16] {
+  %a = f32[16]{0} parameter(0)
+  %t = token[] after-all()
+  %s = (f32[16]{0}, u32[], token[]) send(%a, %t), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %d = token[] send-done(%s), channel_id=2
+}
+"""  # noqa: E501
+    (found,) = (part for item in costs.work(text, 8) for part in item.collectives)
+    assert (found.kind, found.bytes, found.between_slices) == ("all-reduce", 64.0, True)
 
 
 def test_an_unknown_form_is_an_error():

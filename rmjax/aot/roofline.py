@@ -83,7 +83,7 @@ class Prediction:
     @property
     def serial(self) -> float:
         """Everything one after the other."""
-        return self.operations + sum(self.networks.values())
+        return max(self.floor, self.operations + sum(self.networks.values()))
 
 
 def predict(work: Iterable[Work], mesh: Mesh, chip: Chip) -> Prediction:
@@ -93,8 +93,9 @@ def predict(work: Iterable[Work], mesh: Mesh, chip: Chip) -> Prediction:
     writing main memory; the GPU compiler states none, so there it is the larger of FLOPs at the
     chip's peak and bytes at the memory's. A collective takes its bytes over the bandwidth of its
     network. Those the compiler made asynchronous hide behind the operations of the same loop body,
-    the others behind nothing. Left out: latency, starting and ending loops, the host, and two
-    collectives on the same link.
+    the others behind nothing. No step is faster than its floor, in which reads of main memory are
+    counted as if nothing stayed on the chip between operations. Left out: latency, starting and
+    ending loops, the host, and two collectives on the same link.
     """
     flops = memory = operations = step = 0.0
     traffic: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0] * 4)
@@ -125,7 +126,7 @@ def predict(work: Iterable[Work], mesh: Mesh, chip: Chip) -> Prediction:
         Traffic(kind, name, count, size, seconds, hidden / size if size else 0.0)
         for (kind, name), (count, size, seconds, hidden) in traffic.items()
     )
-    return Prediction(
+    found = Prediction(
         flops=flops,
         bytes=memory,
         compute=flops / chip.flops,
@@ -135,6 +136,7 @@ def predict(work: Iterable[Work], mesh: Mesh, chip: Chip) -> Prediction:
         traffic=tuple(sorted(rows, key=lambda row: -row.bytes)),
         step=step,
     )
+    return dataclasses.replace(found, step=max(step, found.floor))
 
 
 def operation_seconds(item: Work, chip: Chip) -> float:
