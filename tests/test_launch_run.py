@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ import slurm
 from conftest import ROOT
 
 LIMIT = 480.0  # seconds after which something counts as hung
+STEPS = 20_000  # more than a test sees; all of them are planned at each start
+COMPILED = tempfile.TemporaryDirectory()  # programs that every start needs
 
 RUN = (
     "--config=configs/quickstart.py",
@@ -27,7 +30,7 @@ RUN = (
     "--config.batch_size=4",
     "--config.rows_per_device=1",
     "--config.epochs=0.0",
-    "--config.steps=1000000",
+    f"--config.steps={STEPS}",
     "--config.eval.every=0",
     "--config.checkpoint.every=0",
 )
@@ -59,6 +62,8 @@ def environment(python: str) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
 
 
@@ -153,7 +158,7 @@ def test_training_under_slurm_saves_resumes_and_ends_when_a_task_dies(
     cluster.run("scancel", "--batch", "--signal=TERM", job)
     cluster.wait(job, lambda job: job["JobState"] == "PENDING")
     at = saved(workdir)
-    assert f"stopped by SIGTERM, step {at} of 1000000 is saved" in output()
+    assert f"stopped by SIGTERM, step {at} of {STEPS} is saved" in output()
     assert steps(workdir) == list(range(1, at + 1))
 
     def starts(state: dict[str, str]) -> bool:
@@ -235,7 +240,7 @@ def test_training_under_open_mpi_saves_resumes_and_ends_when_a_process_dies(tmp_
         assert process.wait(LIMIT) == 0
     at = saved(workdir)
     assert "processes   2 (Open MPI)" in log.read_text()
-    assert f"stopped by SIGTERM, step {at} of 1000000 is saved" in log.read_text()
+    assert f"stopped by SIGTERM, step {at} of {STEPS} is saved" in log.read_text()
     assert "\x1b" not in log.read_text()  # no progress bar in a file
 
     with under_mpirun(log, {}, *arguments) as process:
