@@ -211,8 +211,10 @@ def _of_open_mpi(environment: Mapping[str, str]) -> Place | None:
 def _of_tpu() -> Place | None:
     """A host of a TPU pod, of several slices too, on Compute Engine or Kubernetes."""
     # JAX knows, but only tells whoever lets it initialise even what is a single process.
-    from jax._src.clusters import cloud_tpu_cluster as tpu
-
+    try:
+        from jax._src.clusters import cloud_tpu_cluster as tpu
+    except ImportError:  # a later JAX keeps it elsewhere; the three flags still serve
+        return None
     for cluster in (tpu.GkeTpuCluster, tpu.GceTpuCluster):
         kind: Any = cluster
         try:
