@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -45,10 +46,15 @@ def arguments(config) -> list[str]:
     return [*PROGRAM, *flags(config)]
 
 
+# Gloo's threads write this in parts, so that two of them may share a line or part one.
+GLOO = "[Gloo] Rank is connected to peer ranks. Expected number of connected peer ranks is :"
+
+
 def said(text: str) -> list[str]:
     """Lines of output, without what JAX's libraries say about connections and programs."""
-    noise = ("[Gloo]", "W1", "I1", "W0", "I0")
-    return [line for line in text.splitlines() if line and not line.startswith(noise)]
+    words = re.compile("|".join(map(re.escape, sorted(GLOO.split(), key=len, reverse=True))))
+    lines = [line for line in text.splitlines() if not line.startswith(("W1", "I1", "W0", "I0"))]
+    return [line for line in lines if re.sub(r"[\d\s]", "", words.sub("", line))]
 
 
 def flat(state) -> dict[str, np.ndarray]:
