@@ -3,9 +3,10 @@
     python -m rmjax.compile_check --config=configs/llama405b_regression.py --topology=v5p:4x4x8
     python -m rmjax.train --config=configs/llama405b_regression.py
 
-The recipe is that of the 70B config with a smaller learning rate. `:340b` is the shape of
-Nemotron-4-340B (arXiv 2406.11704: 96 layers of 18,432 with 96 heads), with as many parameters in
-the gated MLP of a Llama as it has in its own: for planning only, there are no weights of it.
+The recipe is that of the 70B config with a smaller learning rate. For planning only, since there
+are no weights of it, `configs/llama405b_regression.py:340b` is the shape of Nemotron-4-340B (arXiv
+2406.11704: 96 layers of 18,432 with 96 heads), with as many parameters in the gated MLP of a Llama
+as it has in its own.
 
 Hardware: float32 weights, moments and gradients are 6.5 TB, so 128 chips of 95 GB (v5p). Compiled
 for them, see docs/scaling.md; not run by us.

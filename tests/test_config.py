@@ -61,7 +61,7 @@ def test_every_config_traces_on_its_mesh(path, arg):
             abstract_params(config.model, 5, Sharding(abstract_mesh(MeshConfig(), 1)))
         )
     )
-    devices = 64 if weights > 2e10 else 8
+    devices = 128 if weights > 2e11 else 64 if weights > 2e10 else 8
     sharding = Sharding(abstract_mesh(config.mesh, devices))
     model = make_model(config, None, sharding)
     schedule = make_schedule(config.optimizer, 1000)
