@@ -91,8 +91,8 @@ def test_every_config_traces_on_its_mesh(path, arg):
     )
     assert all(value.shape == () for value in metrics)
 
-    # Weights, two moments and gradients in float32 leave room on an 80 GB device.
-    assert 16 * weights / devices < 50e9
+    # Weights, two moments and gradients in float32 leave a third of an 80 GB device.
+    assert 16 * weights / devices < 80e9 * 2 / 3
 
 
 def tiny(**changes):
