@@ -15,22 +15,18 @@ from rmjax.aot.hlo import Computation, Instruction, Module, executions, parse
 
 def product_flops(computation: Computation, instruction: Instruction) -> float:
     """FLOPs of a matrix product, two for a multiplication with its addition; 0 for all else."""
-    if instruction.opcode == "dot":
-        left = computation[instruction.operands[0]].arrays[0]
-        contracted = re.findall(r"\d+", instruction.attribute("lhs_contracting_dims") or "")
-        inner = math.prod(left.dims[int(axis)] for axis in contracted)
-        return 2.0 * math.prod(instruction.arrays[0].dims) * inner
     if instruction.opcode == "convolution":
         return _convolution_flops(computation, instruction)
-    if instruction.opcode == "custom-call" and "gemm" in (
-        instruction.attribute("custom_call_target") or ""
-    ):
-        left = computation[instruction.operands[0]].arrays[0]
-        axes = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.rest)
-        contracted = re.findall(r"\d+", axes.group(1)) if axes else []
-        inner = math.prod(left.dims[int(axis)] for axis in contracted)
-        return 2.0 * math.prod(instruction.arrays[0].dims) * inner
-    return 0.0
+    if instruction.opcode == "dot":
+        axes = instruction.attribute("lhs_contracting_dims") or ""
+    elif "gemm" in (instruction.attribute("custom_call_target") or ""):  # a GPU library's
+        found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.rest)
+        axes = found.group(1) if found else ""
+    else:
+        return 0.0
+    left = computation[instruction.operands[0]].arrays[0]
+    inner = math.prod(left.dims[int(axis)] for axis in re.findall(r"\d+", axes))
+    return 2.0 * math.prod(instruction.arrays[0].dims) * inner
 
 
 def _convolution_flops(computation: Computation, instruction: Instruction) -> float:
@@ -172,15 +168,7 @@ def _group(instruction: Instruction, devices: int) -> tuple[int, ...]:
 # ---- memory traffic ------------------------------------------------------------------------------
 
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional")
-_FREE += (
-    "after-all",
-    "partition-id",
-    "replica-id",
-    "copy-done",
-    "slice-done",
-    "async-done",
-    "call",
-)
+_FREE += ("after-all", "partition-id", "replica-id", "call")  # and whatever ends in "-done"
 
 
 def memory_bytes(module: Module, computation: Computation, instruction: Instruction) -> float:
