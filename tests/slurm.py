@@ -23,7 +23,7 @@ SlurmdPort={node_port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={root}/run/munge
+AuthInfo=socket={root}/run/munge,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool
@@ -74,10 +74,11 @@ class Slurm:
     def wait(
         self, job: str, is_there: Callable[[dict[str, str]], bool], limit: float = 480
     ) -> None:
-        """Until the job is as wanted."""
+        """Until the job is as wanted; a job that has ended otherwise never will be."""
         end = time.monotonic() + limit
-        while not is_there(self.job(job)):
-            assert time.monotonic() < end, f"{self.job(job)}\n{self.output(job)}"
+        while not is_there(state := self.job(job)):
+            ended = state["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+            assert not ended and time.monotonic() < end, f"{state}\n{self.output(job)}"
             time.sleep(0.1)
 
     def output(self, job: str) -> str:

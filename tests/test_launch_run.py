@@ -161,13 +161,8 @@ def test_training_under_slurm_saves_resumes_and_ends_when_a_task_dies(
     assert f"stopped by SIGTERM, step {at} of {STEPS} is saved" in output()
     assert steps(workdir) == list(range(1, at + 1))
 
-    def starts(state: dict[str, str]) -> bool:
-        # More than once: SLURM sets its own time, two minutes on, when the first end is complete.
-        if state["JobState"] == "PENDING":
-            cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-        return state["JobState"] == "RUNNING"
-
-    cluster.wait(job, starts)
+    # SLURM starts it again by itself, when the first start's credentials have expired.
+    cluster.wait(job, lambda job: job["JobState"] == "RUNNING")
     wait_until(lambda: len(steps(workdir)) >= at + 3, output)
     assert f"this run's, after step {at}" in output()
     tasks = [line.split() for line in cluster.run("scontrol", "listpids", job).splitlines()[1:]]
