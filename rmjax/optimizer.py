@@ -103,8 +103,8 @@ def keep_in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTransf
         state: Any = adam.init(params)
         return _cast(state, jnp.bfloat16)
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
-        updates, after = adam.update(grads, _cast(state, jnp.float32), params)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+        updates, after = adam.update(updates, _cast(state, jnp.float32), params)
         leaves, tree = jax.tree.flatten(after.nu)  # pyright: ignore[reportAttributeAccessIssue]
         keys = jax.random.split(jax.random.key(state.count), len(leaves))
         nu = tree.unflatten(map(round_at_random, leaves, keys))
