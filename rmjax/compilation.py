@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
-# A v5p's scratch memory that one operation may use, in KiB: four times the compiler's default. By the
-# compiler's own estimate that pays on v5p and costs on v5e (docs/performance.md); v6e is untried.
+# A v5p's scratch memory that one operation may use, in KiB; the compiler's default is less. By its
+# own estimate more pays on v5p and costs on v5e (docs/performance.md); v6e is untried.
 _SCRATCH_KIB = 65536
 _SCRATCH_CHIPS = ("TPU v5", "TPU v5p")  # both are names that JAX has for a v5p
 
