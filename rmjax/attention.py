@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int32
 
 _BLOCK = 128  # queries computed at once; more in rows so long that there would be too many blocks
@@ -55,7 +56,7 @@ def attention(
     memory grows linearly with the row. Places without a sample get arbitrary finite values.
 
     Returns:
-      The attended values, in the dtype of `q`.
+      The attended values, in the dtype of `q`, named `attended` for `model._POLICIES`.
     """
     length, groups = q.shape[1], q.shape[2] // k.shape[2]
     # Heads in front: then both products are plain batched matrix products.
@@ -81,4 +82,4 @@ def attention(
         end = min(start + size, length)
         mask = allowed(layout, start, end)
         blocks.append(block(q[:, :, :, start:end], k[:, :, :end], v[:, :, :end], mask))
-    return jnp.concatenate(blocks, axis=1)
+    return checkpoint_name(jnp.concatenate(blocks, axis=1), "attended")

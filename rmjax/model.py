@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Float32
 
 from rmjax.attention import Layout, attention
@@ -18,11 +19,16 @@ from rmjax.rope import angles, dynamic_frequencies, inverse_frequencies, rotate
 from rmjax.rows import Rows
 from rmjax.sharding import Sharding
 
-# What the backward pass finds stored and what it computes again.
+_save = jax.checkpoint_policies
+# What `attention.attention` calls its result, wherever it is made.
+_ATTENDED = _save.save_only_these_names("attended")
+# What the backward pass finds stored; the rest it computes again. docs/performance.md has what each
+# costs and gives. The products with weights leave out attention, which a kernel may compute.
 _POLICIES = {
-    "none": jax.checkpoint_policies.everything_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "none": _save.everything_saveable,
+    "full": _save.nothing_saveable,
+    "attention": _save.save_only_these_names("q", "k", "v", "attended"),
+    "dots": _save.save_from_both_policies(_save.dots_with_no_batch_dims_saveable, _ATTENDED),
 }
 REMAT = tuple(_POLICIES)
 _ROWS = {row.path: row for row in PARAMETERS}
@@ -35,8 +41,9 @@ class ModelOptions:
     Attributes:
       sharding: the mesh and its tables.
       dtype: of activations and matrix products; head, norms' statistics and softmax are float32.
-      remat: `none` stores every activation, `dots` the products with weights, `full` only each
-        layer's input.
+      remat: what is stored for the backward pass: with `none` every activation, with `dots` the
+        products with weights and attention's result, with `attention` the latter and what it is
+        made of, with `full` only each layer's input.
     """
 
     sharding: Sharding
@@ -92,6 +99,7 @@ class Block(_Table):
             q = self.place(rotate(q, cos, sin), "row", "length", "heads", "head_dim")
             k = self.place(rotate(k, cos, sin), "row", "length", "kv_heads", "head_dim")
             v = self.place(v, "row", "length", "kv_heads", "head_dim")
+            q, k, v = map(checkpoint_name, (q, k, v), ("q", "k", "v"))
             y = self.linear("blnh,nhd->bld", attention(q, k, v, layout), "layers/o", bias)
             x = self.place(x + y, "row", "length", "embed")
         with jax.named_scope("mlp"):
