@@ -1,7 +1,8 @@
 """Attention inside packed rows: one function with one meaning.
 
-A token attends to the tokens of its own sample up to itself. The layout that says so is built once
-a row and passed to every layer.
+A token attends to the tokens of its own sample up to itself. In rows that hold a beginning once for
+all samples of a group, these are the group's tokens up to itself without those of other samples. The
+layout that says so is built once a row and passed to every layer.
 """
 
 from typing import NamedTuple
@@ -17,16 +18,28 @@ _STORED = 2048  # longest row whose attention weights the backward pass finds st
 
 
 class Layout(NamedTuple):
-    """Who may attend to whom in a row; fields may be added as rows learn to share prompts."""
+    """Who may attend to whom in a row.
+
+    Attributes:
+      segments: 1 + the token's group, or 0 for padding.
+      hidden_from: first place in front of the token that belongs to a sample beside its own.
+      hidden_to: end of these places; equal to `hidden_from` where there is none.
+    """
 
     segments: Int32[Array, "B L"]
+    hidden_from: Int32[Array, "B L"]
+    hidden_to: Int32[Array, "B L"]
 
 
 def allowed(layout: Layout, start: int, end: int) -> Bool[Array, "B Q K"]:
     """The mask of query places `start` to `end` against key places 0 to `end`."""
     queries, keys = layout.segments[:, start:end], layout.segments[:, :end]
-    causal = jnp.arange(end)[None, :] <= jnp.arange(start, end)[:, None]
-    return causal[None] & (queries[:, :, None] == keys[:, None, :]) & (queries[:, :, None] > 0)
+    places = jnp.arange(end)
+    causal = places[None, :] <= places[start:, None]
+    hidden_from, hidden_to = layout.hidden_from[:, start:end], layout.hidden_to[:, start:end]
+    seen = (places < hidden_from[:, :, None]) | (places >= hidden_to[:, :, None])
+    same = (queries[:, :, None] == keys[:, None, :]) & (queries[:, :, None] > 0)
+    return causal[None] & same & seen
 
 
 def attention(

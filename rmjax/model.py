@@ -125,9 +125,8 @@ class RewardModel(_Table):
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=config.num_hidden_layers,
         )
-        x, _ = layers(config, options, self.attributes, name="layers")(
-            x, Layout(rows.segments), cos, sin
-        )
+        layout = Layout(rows.segments, rows.hidden_from, rows.hidden_to)
+        x, _ = layers(config, options, self.attributes, name="layers")(x, layout, cos, sin)
 
         with jax.named_scope("head"):
             last = jnp.take_along_axis(x, rows.ends[:, :, None], axis=1)
@@ -141,6 +140,7 @@ class RewardModel(_Table):
             )
 
     def _frequencies(self, rows: Rows) -> Any:
+        """Rotations a position; with dynamic RoPE by the sample's length, so it is its own group."""
         config = self.config
         if config.rope.type != "dynamic":
             return inverse_frequencies(config.rope, config.head_dim)

@@ -1,8 +1,14 @@
 """Rows and batches: the arrays that data hand to the model.
 
-A row is a fixed number of token places holding several samples one after the other. Which token
-belongs to which sample is said by `segments` alone; nothing is ever inferred from a token's value,
-so a pad token that equals eos, or padding on the left, changes nothing.
+A row is a fixed number of token places. It holds groups one after the other, each of which is
+
+    [ what its samples begin with, once | rest of sample 1 | rest of sample 2 | ... ]
+
+A token attends to its own group's tokens in front of it, except those of the samples beside its own:
+places `hidden_from` to `hidden_to`. Since a group's beginning is whatever tokens its samples have in
+common, every sample gets the numbers it would get alone. Which token belongs where is said by these
+arrays alone; nothing is ever inferred from a token's value, so a pad token that equals eos, or
+padding on the left, changes nothing.
 """
 
 from typing import NamedTuple
@@ -16,8 +22,10 @@ class Rows(NamedTuple):
 
     Attributes:
       tokens: token ids; 0 where `segments` is 0 (the value is never used).
-      segments: 1 + the sample's slot in the row, or 0 for padding.
+      segments: 1 + the group's number in the row, or 0 for padding.
       positions: position of the token in its own sample, from 0.
+      hidden_from: first place in front of the token that belongs to a sample beside its own.
+      hidden_to: end of these places; equal to `hidden_from` where there is none.
       ends: place in the row of each sample's last token, where its reward is read; 0 in slots
         without a sample.
     """
@@ -25,11 +33,39 @@ class Rows(NamedTuple):
     tokens: Int32[jax.Array, "... B L"]
     segments: Int32[jax.Array, "... B L"]
     positions: Int32[jax.Array, "... B L"]
+    hidden_from: Int32[jax.Array, "... B L"]
+    hidden_to: Int32[jax.Array, "... B L"]
     ends: Int32[jax.Array, "... B S"]
 
 
 # The names of each array's axes, in the order of the fields.
-ROWS_AXES = Rows._make([("row", "length")] * 3 + [("row", "sample")])
+ROWS_AXES = Rows._make([("row", "length")] * 5 + [("row", "sample")])
+
+
+class Ratings(NamedTuple):
+    """What people say of each sample.
+
+    Attributes:
+      labels: the ratings, raw; 0 where there is none.
+      weights: 1 where a rating is present, else 0.
+    """
+
+    labels: Float32[jax.Array, "... S A"]
+    weights: Float32[jax.Array, "... S A"]
+
+
+class Pairs(NamedTuple):
+    """Which of two samples in one row people prefer.
+
+    Attributes:
+      chosen: slot of the preferred sample; 0 where there is no pair.
+      rejected: slot of the other one.
+      weights: 1 where there is a pair, else 0.
+    """
+
+    chosen: Int32[jax.Array, "... P"]
+    rejected: Int32[jax.Array, "... P"]
+    weights: Float32[jax.Array, "... P"]
 
 
 class Batch(NamedTuple):
@@ -37,26 +73,30 @@ class Batch(NamedTuple):
 
     Attributes:
       rows: the model's input.
-      labels: the ratings, raw; 0 where there is none.
-      weights: 1 where a rating is present, else 0.
+      targets: what the objective holds the scores against.
       samples: the sample's index in its data set, -1 in empty slots.
       microbatches: how many of the M micro-batches hold anything.
     """
 
     rows: Rows
-    labels: Float32[jax.Array, "M B S A"]
-    weights: Float32[jax.Array, "M B S A"]
+    targets: Ratings | Pairs
     samples: Int32[jax.Array, "M B S"]
     microbatches: Int32[jax.Array, ""]
 
 
-_PER_SAMPLE = ("microbatch", "row", "sample", "attribute")
-BATCH_AXES = Batch._make(
-    [
-        Rows._make(("microbatch", *axes) for axes in ROWS_AXES),
-        _PER_SAMPLE,
-        _PER_SAMPLE,
-        _PER_SAMPLE[:3],
-        (),
-    ]
-)
+_TARGETS_AXES = {
+    Ratings: [("row", "sample", "attribute")] * 2,
+    Pairs: [("row", "sample")] * 3,
+}
+
+
+def batch_axes(targets: type[Ratings] | type[Pairs]) -> Batch:
+    """The names of each array's axes in a batch with such targets."""
+    return Batch._make(
+        [
+            Rows._make(("microbatch", *names) for names in ROWS_AXES),
+            targets._make(("microbatch", *names) for names in _TARGETS_AXES[targets]),
+            ("microbatch", "row", "sample"),
+            (),
+        ]
+    )

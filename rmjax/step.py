@@ -85,7 +85,7 @@ def _initializer(model: RewardModel) -> Callable[[jax.Array], Any]:
     sharding = model.options.sharding
     length = sharding.mesh.shape["context"]
     tokens = jnp.zeros((sharding.row_shards, length), jnp.int32)
-    rows = Rows(tokens, tokens, tokens, tokens[:, :1])
+    rows = Rows(*[tokens] * 5, tokens[:, :1])
     return lambda key: model.init(key, rows)["params"]
 
 
@@ -109,12 +109,12 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         free, frozen = partition(state.params, trainable)
-        weight = jnp.maximum(objective.weight(batch.weights), 1.0)
+        weight = jnp.maximum(objective.weight(batch.targets), 1.0)
 
         def loss_of(free: Params, index: Any) -> jax.Array:
             micro = jax.tree.map(lambda x: x[index], batch._replace(microbatches=None))
             scores = apply(model, merge(free, frozen), micro.rows)
-            return objective.loss(scores, micro.labels, micro.weights) / weight
+            return objective.loss(scores, micro.targets) / weight
 
         gradient = jax.value_and_grad(loss_of)
         if batch.samples.shape[0] == 1:
