@@ -1,17 +1,19 @@
 """Attention inside packed rows: one function with one meaning.
 
 A token attends to the tokens of its own sample up to itself. In rows that hold a beginning once for
-all samples of a group, these are the group's tokens up to itself without those of other samples. The
-layout that says so is built once a row and passed to every layer.
+all samples of a group, these are the group's tokens up to itself without those of other samples.
+The layout that says so is built once a row and passed to every layer.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int32
 
+RESULT = "attended"  # the name of attention's result for remat policies
 _BLOCK = 128  # queries computed at once; more in rows so long that there would be too many blocks
 _MOST_BLOCKS = 16
 _STORED = 2048  # longest row whose attention weights the backward pass finds stored
@@ -31,31 +33,72 @@ class Layout(NamedTuple):
     hidden_to: Int32[Array, "B L"]
 
 
+class Plan(Protocol):
+    """A layout as a kernel wants it."""
+
+    def attend(
+        self, q: Float[Array, "B L N H"], k: Float[Array, "B L K H"], v: Float[Array, "B L K H"]
+    ) -> Float[Array, "B L N H"]:
+        """What `attention` gives."""
+        ...
+
+
+def sees(
+    layout: Layout,
+    places: Int32[Array, "Q"],
+    keys: Int32[Array, "B K"],
+    key_places: Int32[Array, "K"],
+) -> Bool[Array, "B Q K"]:
+    """Which keys each query sees: the meaning of a layout.
+
+    Args:
+      layout: of the queries.
+      places: of the queries in their rows.
+      keys: the segments of the keys.
+      key_places: of the keys in their rows.
+    """
+    causal = key_places[None, :] <= places[:, None]
+    hidden_from, hidden_to = layout.hidden_from[:, :, None], layout.hidden_to[:, :, None]
+    seen = (key_places[None, None] < hidden_from) | (key_places[None, None] >= hidden_to)
+    queries = layout.segments[:, :, None]
+    return causal[None] & (queries == keys[:, None, :]) & (queries > 0) & seen
+
+
 def allowed(layout: Layout, start: int, end: int) -> Bool[Array, "B Q K"]:
     """The mask of query places `start` to `end` against key places 0 to `end`."""
-    queries, keys = layout.segments[:, start:end], layout.segments[:, :end]
-    places = jnp.arange(end)
-    causal = places[None, :] <= places[start:, None]
-    hidden_from, hidden_to = layout.hidden_from[:, start:end], layout.hidden_to[:, start:end]
-    seen = (places < hidden_from[:, :, None]) | (places >= hidden_to[:, :, None])
-    same = (queries[:, :, None] == keys[:, None, :]) & (queries[:, :, None] > 0)
-    return causal[None] & same & seen
+    queries = Layout(*(x[:, start:end] for x in layout))
+    return sees(queries, jnp.arange(start, end), layout.segments[:, :end], jnp.arange(end))
 
 
 def attention(
     q: Float[Array, "B L N H"],
     k: Float[Array, "B L K H"],
     v: Float[Array, "B L K H"],
-    layout: Layout,
+    layout: Layout | Plan,
 ) -> Float[Array, "B L N H"]:
     """Softmax attention, grouped queries, logits and softmax in float32.
 
-    Computed a block of queries at a time, each against the keys up to its end only, which skips
-    nearly half of the work. In long rows a block is computed again in the backward pass, so that
-    memory grows linearly with the row. Places without a sample get arbitrary finite values.
+    Places without a sample get arbitrary finite values.
+
+    Args:
+      q: queries.
+      k: keys.
+      v: values.
+      layout: as rows have it, or as a kernel wants it; see `kernels.prepare`.
 
     Returns:
-      The attended values, in the dtype of `q`.
+      The attended values, in the dtype of `q`. They have the name `RESULT` for remat policies.
+    """
+    if isinstance(layout, Layout):
+        return checkpoint_name(_in_blocks(q, k, v, layout), RESULT)
+    return layout.attend(q, k, v)  # a kernel names what its own backward pass needs
+
+
+def _in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, layout: Layout) -> jax.Array:
+    """Computed a block of queries at a time, each against the keys up to its end only.
+
+    That skips nearly half of the work. In long rows a block is computed again in the backward pass,
+    so that memory grows linearly with the row.
     """
     length, groups = q.shape[1], q.shape[2] // k.shape[2]
     # Heads in front: then both products are plain batched matrix products.

@@ -11,6 +11,7 @@ from rmjax.config import Config
 from rmjax.data.batches import Batches
 from rmjax.data.tokenise import TokenizedData, hold_out, load_tokenized
 from rmjax.errors import UserError
+from rmjax.kernels import choose
 from rmjax.llama import LlamaConfig
 from rmjax.model import ModelOptions, RewardModel
 from rmjax.parameters import Params
@@ -38,7 +39,9 @@ def make_model(config: Config, source: Pretrained | None, sharding: Sharding) ->
             f"config.data.max_length = {config.data.max_length}: the model was made for up to "
             f"{llama.max_position_embeddings} tokens (max_position_embeddings)"
         )
-    options = ModelOptions(sharding, dtype=compute_dtype(config.dtype), remat=config.remat)
+    dtype = compute_dtype(config.dtype)
+    kernel = choose(config.attention, llama, sharding, dtype, config.row_length)
+    options = ModelOptions(sharding, dtype=dtype, remat=config.remat, attention=kernel)
     return RewardModel(llama, options, len(config.data.attributes))
 
 
