@@ -1,6 +1,7 @@
 """Scores in a REPL: `rm = rmjax.load(path)`, `rm.score(messages)`, `rm.compare(prompt, a, b)`."""
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ import jax
 import numpy as np
 from rich.progress import track
 
-from rmjax.data.batches import RowShape, make_rows, put
+from rmjax.data.batches import put, unit_groups, units
 from rmjax.data.conversation import parse_prompt
-from rmjax.data.tokenise import truncate_left
+from rmjax.data.layout import Group, RowShape, make_rows
+from rmjax.data.packing import pack
+from rmjax.data.tokenise import in_memory, truncate_left
 from rmjax.errors import UserError
 from rmjax.experiment import compute_dtype
-from rmjax.kernels import ATTENTION, choose, row_multiple
+from rmjax.kernels import ATTENTION, alignment, choose, row_multiple
 from rmjax.model import ModelOptions, RewardModel
 from rmjax.modelfiles import ModelCard
 from rmjax.parameters import Params
@@ -26,6 +29,8 @@ from rmjax.step import make_score
 from rmjax.tokenizer import Message, Tokenizer, encode
 
 _PLACES = 8192  # token places computed at once, more or less
+_ROW = 1024  # the row length that short conversations are packed into
+_SLOTS = 64  # conversations a row may hold
 _SHORTEST = 64  # the shortest row
 _DTYPES = ("auto", "float32", "bfloat16")
 _BAR_FROM = 8  # batches from which on there is a progress bar
@@ -104,9 +109,10 @@ class Scorer:
         card: ModelCard,
         rule: ScalarRule,
         over_long: str,
+        share_prompts: bool = True,
     ):
         self.model, self.params, self.tokenizer, self.card = model, params, tokenizer, card
-        self.rule, self.over_long = rule, over_long
+        self.rule, self.over_long, self.share_prompts = rule, over_long, share_prompts
         self.max_length = card.max_length or model.config.max_position_embeddings
         self._score = make_score(model)
 
@@ -141,20 +147,29 @@ class Scorer:
         return Comparison(first, second)
 
     def score_many(self, conversations: Sequence[Sequence[Message]]) -> list[Score]:
-        """Scores conversations, in their order; computed sorted by length in few shapes.
+        """Scores conversations, in their order.
+
+        They are packed into rows of few lengths; what all responses to one prompt begin with is
+        computed once for as many of them as fit in a row.
 
         Raises:
           UserError: one of them is not a conversation, or too long; it says which.
         """
         tokens = [self._tokens(c, number) for number, c in enumerate(conversations)]
         scores = np.empty((len(tokens), len(self.attributes)), np.float32)
-        batches = self._plan([len(t) for t in tokens])
-        for shape, members in track(
+        prompts = [json.dumps(list(c)[:-1], sort_keys=True) for c in conversations]
+        batches = self._plan(tokens, prompts) if tokens else []
+        for shape, rows in track(
             batches, description="scoring", disable=len(batches) < _BAR_FROM, transient=True
         ):
-            rows = make_rows([[tokens[i]] for i in members], shape.rows, shape)
-            placed = put(rows, ROWS_AXES, self.model.options.sharding)
-            scores[members] = np.asarray(self._score(self.params, placed))[: len(members), 0]
+            groups = [[group for _, group in row] for row in rows]
+            placed = put(
+                make_rows(groups, shape.rows, shape), ROWS_AXES, self.model.options.sharding
+            )
+            found = np.asarray(self._score(self.params, placed))
+            for number, row in enumerate(rows):
+                members = [i for numbers, _ in row for i in numbers]
+                scores[members] = found[number, : len(members)]
         bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
         if len(bad):
             raise UserError(
@@ -197,21 +212,42 @@ class Scorer:
             tokens = truncate_left(tokens, self.max_length, self.tokenizer.bos_token_id)
         return tokens
 
-    def _plan(self, lengths: Sequence[int]) -> list[tuple[RowShape, list[int]]]:
-        """Batches of conversations of similar length: few row lengths, few numbers of rows."""
+    def _plan(
+        self, tokens: Sequence[np.ndarray], prompts: Sequence[str]
+    ) -> list[tuple[RowShape, list[list[tuple[list[int], Group]]]]]:
+        """Batches of rows, each a list of groups with their conversations' numbers."""
+        data, order = in_memory(tokens, prompts)
+        share = self.share_prompts and self.model.config.rope.type != "dynamic"
+        # Longer rows would waste attention where it cannot skip, shorter ones repeat prompts.
+        longest = max(bucket(int(data.lengths.max()), self.model), bucket(_ROW, self.model))
+        align = alignment(self.model.options.attention, longest)  # enough for shorter rows too
+        shape = RowShape(1, longest, _SLOTS, align)
+        found, taken = units(data, np.arange(len(data)), shape, share)
         shards = self.model.options.sharding.row_shards
-        by_length: dict[int, list[int]] = {}
-        for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-            by_length.setdefault(bucket(lengths[i], self.model), []).append(i)
+        least = bucket(min(_ROW, -(-sum(taken) // shards)), self.model)
+
+        def opened(places: int) -> int:
+            return max(least, bucket(places, self.model))
+
+        by_length: dict[int, list[list[tuple[list[int], Group]]]] = {}
+        sizes = [len(unit) for unit in found]
+        for row in pack(taken, opened, _SLOTS, sizes):
+            groups = [
+                (order[unit].tolist(), group)
+                for unit in (found[i] for i in row)
+                for group in unit_groups(data, unit, share)
+            ]
+            by_length.setdefault(opened(taken[row[0]]), []).append(groups)
         batches = []
-        for length, members in by_length.items():
+        for length, rows in sorted(by_length.items()):
             most = shards * max(1, _PLACES // (length * shards))
-            for start in range(0, len(members), most):
-                part = members[start : start + most]
-                rows = shards
-                while rows < len(part):
-                    rows *= 2
-                batches.append((RowShape(min(rows, most), length, 1), part))
+            for start in range(0, len(rows), most):
+                part = rows[start : start + most]
+                count = shards
+                while count < len(part):
+                    count *= 2
+                shape = RowShape(min(count, most), length, _SLOTS, align)
+                batches.append((shape, part))
         return batches
 
 
@@ -232,6 +268,7 @@ def load(
     dtype: str = "auto",
     over_long: str = "error",
     attention: str = "auto",
+    share_prompts: bool = True,
 ) -> Scorer:
     """Loads a reward model for scoring.
 
@@ -244,6 +281,7 @@ def load(
       dtype: of the computation; `auto` is bfloat16 on accelerators, float32 on CPUs.
       over_long: `error`, or `truncate_left` to cut conversations that are too long.
       attention: what computes it: `auto`, or one of `kernels.KERNELS`.
+      share_prompts: whether what all responses to a prompt begin with is computed once.
 
     Raises:
       UserError: no such model, no head, or something incomplete.
@@ -267,4 +305,4 @@ def load(
     model = RewardModel(source.llama, options, len(source.card.attributes))
     rule = scalar_rule(source.card.scalar if value is None else value, source.card.attributes)
     params = load_params(source, model, seed=0, dtype=computed)
-    return Scorer(model, params, source.tokenizer(), source.card, rule, over_long)
+    return Scorer(model, params, source.tokenizer(), source.card, rule, over_long, share_prompts)

@@ -1,8 +1,8 @@
 """Attention inside packed rows: one function with one meaning.
 
-A token attends to the tokens of its own sample up to itself. In rows that hold a beginning once for
-all samples of a group, these are the group's tokens up to itself without those of other samples.
-The layout that says so is built once a row and passed to every layer.
+A token attends to the tokens of its own sample up to itself. In rows that hold a beginning once
+for all samples of a group, these are the group's tokens up to itself without those of other
+samples. The layout that says so is built once a row and passed to every layer.
 """
 
 from typing import NamedTuple, Protocol

@@ -39,8 +39,10 @@ _TOPOLOGY = flags.DEFINE_string(
 )
 _SLICES = flags.DEFINE_integer("slices", 1, "TPU slices of that topology, on a slow network.")
 _TOKENS = flags.DEFINE_integer(
-    "tokens", 0, "Mean tokens of a response; 0 lets each fill data.max_length."
+    "tokens", 0, "Mean tokens of a prompt with a response; 0 lets each fill data.max_length."
 )
+_PROMPT = flags.DEFINE_integer("prompt", 0, "How many of them are the prompt's, computed once.")
+_RESPONSES = flags.DEFINE_integer("responses", 2, "Responses to a prompt, with --prompt.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat policies and micro-batches.")
 _MINUTES = flags.DEFINE_float("minutes", 15.0, "Time limit of a search.")
@@ -53,7 +55,17 @@ def run(config: Config) -> None:
         raise UserError("which hardware? --topology=v5p:4x4x4")
     if not 0 <= _TOKENS.value <= config.data.max_length:
         raise UserError(f"--tokens={_TOKENS.value}: expected 1 to {config.data.max_length}")
-    load = Workload(config.batch_size, _TOKENS.value or config.data.max_length)
+    if not (0 <= _PROMPT.value < (_TOKENS.value or 1) and _RESPONSES.value > 0):
+        raise UserError(
+            f"--prompt={_PROMPT.value} --responses={_RESPONSES.value}: expected fewer tokens than "
+            f"--tokens={_TOKENS.value}, and at least 1 response"
+        )
+    load = Workload(
+        config.batch_size,
+        _TOKENS.value or config.data.max_length,
+        _PROMPT.value,
+        _RESPONSES.value if _PROMPT.value else 1,
+    )
     devices, chip = topology_devices(_TOPOLOGY.value, _SLICES.value)
     name = _TOPOLOGY.value + (f" x {_SLICES.value} slices" if _SLICES.value > 1 else "")
     console = Console(highlight=False)

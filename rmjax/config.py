@@ -17,6 +17,7 @@ from rmjax.llama import LlamaConfig, llama_config_from_hf, llama_config_to_hf
 from rmjax.model import REMAT
 from rmjax.objectives import OBJECTIVES
 from rmjax.optimizer import SCHEDULES, OptimizerConfig
+from rmjax.rows import Pairs
 from rmjax.sharding import MeshConfig
 
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -24,19 +25,21 @@ HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosit
 
 @dataclasses.dataclass
 class DataConfig:
-    """Where ratings come from and what becomes a sample.
+    """Where ratings or preference pairs come from and what becomes a sample.
 
     Attributes:
       train: a hub id, a directory, a file, or `generated:COUNT`; see `data/sources.py`.
       validation: likewise; empty if `hold_out` is set, or for no validation.
       hold_out: share of the training prompts held out for validation.
       attributes: rating columns. The first is the headline: a model's scalar reward unless told
-        otherwise.
+        otherwise, and what preference pairs train.
       label_range: the lowest and highest rating; anything else is an error.
       max_length: most tokens of a sample.
       over_long: what happens to a longer one: `drop`, `truncate_left` or `error`.
       row_length: token places of a row, at least `max_length`; 0 takes `max_length`.
-      packing: several samples a row, or one.
+      packing: several prompts a row, or one.
+      share_prompts: whether the tokens that all responses to a prompt begin with are computed once,
+        in one row, instead of once a response. The numbers are the same.
     """
 
     train: str
@@ -48,6 +51,7 @@ class DataConfig:
     over_long: str = "drop"
     row_length: int = 0
     packing: bool = True
+    share_prompts: bool = True
 
 
 @dataclasses.dataclass
@@ -178,6 +182,10 @@ def validate(config: Config) -> Config:
         raise UserError(
             f"config.data.row_length = {data.row_length} is less than data.max_length = "
             f"{data.max_length}: a sample must fit in a row"
+        )
+    if OBJECTIVES[config.objective].targets is Pairs and config.batch_size % 2:
+        raise UserError(
+            f"config.batch_size = {config.batch_size} counts responses: with pairs it must be even"
         )
     if len(set(data.attributes)) != len(data.attributes) or not data.attributes:
         raise UserError(f"config.data.attributes = {data.attributes!r}: expected distinct names")

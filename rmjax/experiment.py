@@ -1,5 +1,6 @@
 """From a config to the parts of a run: model, tokenizer, data, first weights."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmjax.config import Config
-from rmjax.data.batches import Batches
-from rmjax.data.tokenise import TokenizedData, hold_out, load_tokenized
+from rmjax.data.batches import Batches, unit_places
+from rmjax.data.tokenise import TokenizedData, hold_out, load_tokenized, subset
 from rmjax.errors import UserError
 from rmjax.kernels import choose
 from rmjax.llama import LlamaConfig
 from rmjax.model import ModelOptions, RewardModel
+from rmjax.objectives import OBJECTIVES
 from rmjax.parameters import Params
 from rmjax.pretrained import Pretrained, load_params
+from rmjax.rows import Pairs
 from rmjax.sharding import Sharding
 from rmjax.step import random_params
 from rmjax.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
@@ -76,12 +79,22 @@ def pick_tokenizer(config: Config, source: Pretrained | None, vocab_size: int) -
     return source.tokenizer()
 
 
-def load_data(config: Config, tokenizer: Tokenizer) -> tuple[TokenizedData, TokenizedData | None]:
-    """Training and validation samples, tokenised; None where the config names no validation."""
+def load_data(
+    config: Config, tokenizer: Tokenizer, share: bool, align: int = 1
+) -> tuple[TokenizedData, TokenizedData | None]:
+    """Training and validation samples, tokenised; None where the config names no validation.
+
+    Args:
+      config: of the run.
+      tokenizer: of the model.
+      share: whether a row holds what the samples of a prompt begin with once.
+      align: see `RowShape`.
+    """
     data = config.data
+    pairs = OBJECTIVES[config.objective].targets is Pairs
 
     def load(source: str, split: str) -> TokenizedData:
-        return load_tokenized(
+        loaded = load_tokenized(
             source,
             split,
             tokenizer,
@@ -89,15 +102,51 @@ def load_data(config: Config, tokenizer: Tokenizer) -> tuple[TokenizedData, Toke
             label_range=data.label_range,
             max_length=data.max_length,
             over_long=data.over_long,
+            pairs=pairs,
         )
+        return fit_pairs(loaded, config, share, align) if pairs else loaded
 
     train = load(data.train, "train")
-    for name, labels in zip(data.attributes, train.labels.T):
+    for name, labels in zip(data.attributes, train.labels.T):  # pairs have none
         if np.isnan(labels).all():
             raise UserError(f"{train.source}: attribute {name!r} has no label in any sample")
     if data.hold_out:
         return hold_out(train, data.hold_out)
     return train, load(data.validation, "validation") if data.validation else None
+
+
+def fit_pairs(data: TokenizedData, config: Config, share: bool, align: int = 1) -> TokenizedData:
+    """Without the pairs that do not fit in a row; `data.over_long` says whether that is an error.
+
+    Raises:
+      UserError: one does not fit, and must not be dropped.
+    """
+    found = np.arange(len(data)).reshape(-1, 2)
+    taken = np.asarray([unit_places(data, pair, align, share) for pair in found])
+    long = np.flatnonzero(taken > config.row_length)
+    if not len(long):
+        return data
+    if config.data.over_long != "drop":
+        raise UserError(
+            f"{data.where(2 * int(long[0]))}: the pair takes {taken[long[0]]} places, a row has "
+            f"{config.row_length}: raise config.data.row_length (twice data.max_length is always "
+            "enough), or let data.over_long be 'drop'"
+        )
+    kept = subset(data, np.delete(found, long, axis=0).ravel())
+    counts = data.counts | {
+        "dropped: too long for a row": len(long),
+        "kept": len(kept) // 2,
+        "prompts": kept.counts["prompts"],
+    }
+    return dataclasses.replace(kept, counts=counts)
+
+
+def shares_prompts(config: Config, llama: LlamaConfig) -> bool:
+    """Whether rows hold what the responses to a prompt begin with once.
+
+    Not with dynamic RoPE, where a sample's own length changes what its first tokens become.
+    """
+    return config.data.share_prompts and llama.rope.type != "dynamic"
 
 
 def first_params(

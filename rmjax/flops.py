@@ -1,42 +1,50 @@
 """How many FLOPs a model's definition calls for, whatever program computes it."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rmjax.llama import LlamaConfig
 from rmjax.parameters import axis_sizes, model_parameters
 
 
 def model_flops(
-    llama: LlamaConfig, attributes: int, lengths: Iterable[int], *, training: bool
+    llama: LlamaConfig,
+    attributes: int,
+    groups: Iterable[tuple[int, Sequence[int]]],
+    *,
+    training: bool,
 ) -> float:
     """FLOPs of scoring samples, or of a training step on them.
 
     A product of an m x k with a k x n matrix is 2mkn. Counted are the products with weights, for
-    every token of every sample; attention's two products, for the pairs of tokens that the causal
-    mask allows and no others, n (n + 1) / 2 in a sample of n tokens; and the head, once a sample.
-    Not counted: padding, looking up embeddings, norms, softmax, anything computed twice. Training
-    is three times that: forward, and the gradients by activations and by weights.
+    every token; attention's two products, for the pairs of tokens that the mask allows and no
+    others, n (n + 1) / 2 in a sample of n tokens; and the head, once a sample. What the samples of
+    a group begin with is counted once, since computing it once is enough. Not counted: padding,
+    looking up embeddings, norms, softmax, anything computed twice. Training is three times that:
+    forward, and the gradients by activations and by weights.
 
     Args:
       llama: the architecture.
       attributes: outputs of the head.
-      lengths: tokens of each sample.
+      groups: of each group how many tokens its samples begin with in common, and the tokens of
+        each sample, that beginning included. A sample by itself is `(0, [tokens])`.
       training: whether gradients are computed, of all weights.
     """
-    lengths = list(lengths)
     sizes = axis_sizes(llama, attributes)
-
     weights = sum(
         math.prod(sizes[axis] for axis in row.axes.split())
         for row in model_parameters(llama)
         if row.stacked and "norm" not in row.path and not row.path.endswith("_bias")
     )
-    head = llama.hidden_size * attributes
-    pairs = sum(n * (n + 1) // 2 for n in lengths)
+    tokens = pairs = samples = 0
+    for shared, lengths in groups:
+        tokens += shared + sum(n - shared for n in lengths)
+        samples += len(lengths)
+        common = shared * (shared + 1) // 2
+        pairs += common + sum(n * (n + 1) // 2 - common for n in lengths)
     forward = (
-        2 * sum(lengths) * llama.num_hidden_layers * weights
+        2 * tokens * llama.num_hidden_layers * weights
         + 4 * pairs * llama.num_hidden_layers * llama.num_attention_heads * llama.head_dim
-        + 2 * len(lengths) * head
+        + 2 * samples * llama.hidden_size * attributes
     )
     return float(forward * (3 if training else 1))

@@ -97,3 +97,18 @@ def pair_agreement(
 def validation_loss(scores: Float[np.ndarray, "N A"], labels: Float[np.ndarray, "N A"]) -> float:
     """Mean squared error over all labels that are present: the regression loss, in float64."""
     return float(np.nanmean((scores.astype(np.float64) - labels) ** 2))
+
+
+def pair_metrics(margins: Float[np.ndarray, "P"]) -> AttributeMetrics:
+    """What preference pairs say of a reward: how often the chosen response has the higher one.
+
+    Args:
+      margins: reward of the chosen response minus that of the rejected one, each pair.
+    """
+    accuracy = float(np.mean((1 + np.sign(margins)) / 2)) if len(margins) else np.nan
+    return AttributeMetrics(0, np.nan, np.nan, np.nan, np.nan, accuracy, len(margins))
+
+
+def bradley_terry_loss(margins: Float[np.ndarray, "P"]) -> float:
+    """Mean of -log sigmoid(margin) over pairs, in float64."""
+    return float(np.mean(np.logaddexp(0.0, -margins)))

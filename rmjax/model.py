@@ -145,7 +145,7 @@ class RewardModel(_Table):
             )
 
     def _frequencies(self, rows: Rows) -> Any:
-        """Rotations a position; with dynamic RoPE by the sample's length, so it is its own group."""
+        """With dynamic RoPE they go by the sample's length: there each sample is its own group."""
         config = self.config
         if config.rope.type != "dynamic":
             return inverse_frequencies(config.rope, config.head_dim)

@@ -189,6 +189,9 @@ def announce(
             console.print(
                 f"{name:<11} {data.source}: {reasons}; {data.lengths.mean():.0f} tokens a sample"
             )
+    spared = 1 - sum(map(batches.tokens, range(len(batches)))) / sum(
+        int(batches.data.lengths[batches.samples(step)].sum()) for step in range(len(batches))
+    )
     steps = range(len(batches))
     padding = 1 - sum(map(batches.tokens, steps)) / sum(map(batches.places, steps))
     shape = batches.shape
@@ -196,6 +199,8 @@ def announce(
         f"rows        {shape.length} places, up to {shape.slots} samples; {shape.rows} rows at "
         f"once, up to {batches.microbatches} micro-batches a step; padding {padding:.1%}"
     )
+    if batches.share:
+        console.print(f"prompts     computed once a group, which spares {spared:.1%} of the tokens")
 
 
 def conclude(console: Console, workdir: Path, evaluations: Mapping[int, Mapping[str, Any]]) -> None:
@@ -256,22 +261,16 @@ def attribute_table(title: str, table: Mapping[str, AttributeMetrics]) -> Table:
     """The table of attributes on held-out data."""
     view = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     view.add_column("attribute", no_wrap=True)
-    for name in ("ratings", "MSE", "MSE of\nmean", "Pearson", "Spear-\nman", "pair\nacc.", "pairs"):
+    rated = any(metrics.count for metrics in table.values())  # pairs carry no ratings
+    names = ("ratings", "MSE", "MSE of\nmean", "Pearson", "Spear-\nman") if rated else ()
+    for name in (*names, "pair\nacc.", "pairs"):
         view.add_column(name, justify="right", no_wrap=True)
     for name, metrics in table.items():
-        view.add_row(
-            name,
-            str(metrics.count),
-            *(
-                "-" if math.isnan(value) else f"{value:.3f}"
-                for value in (
-                    metrics.mse,
-                    metrics.mse_constant,
-                    metrics.pearson,
-                    metrics.spearman,
-                    metrics.pair_accuracy,
-                )
-            ),
-            str(metrics.pairs),
-        )
+        errors = (metrics.mse, metrics.mse_constant, metrics.pearson, metrics.spearman)
+        ratings = [str(metrics.count), *map(_decimal, errors)] if rated else []
+        view.add_row(name, *ratings, _decimal(metrics.pair_accuracy), str(metrics.pairs))
     return view
+
+
+def _decimal(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"

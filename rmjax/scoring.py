@@ -8,7 +8,13 @@ from jaxtyping import Float32
 
 from rmjax.data.batches import Batches, put
 from rmjax.errors import UserError
-from rmjax.metrics import AttributeMetrics, attribute_metrics, validation_loss
+from rmjax.metrics import (
+    AttributeMetrics,
+    attribute_metrics,
+    bradley_terry_loss,
+    pair_metrics,
+    validation_loss,
+)
 from rmjax.parameters import Params
 from rmjax.rows import ROWS_AXES, Rows
 from rmjax.sharding import Sharding
@@ -44,7 +50,7 @@ def evaluate(
     constants: Float32[np.ndarray, "A"],
     sharding: Sharding,
 ) -> tuple[float, dict[str, AttributeMetrics]]:
-    """Validation loss and the metrics of each attribute on held-out data.
+    """Validation loss and the metrics of each attribute, or of the reward, on held-out data.
 
     Args:
       score: from `step.make_score`.
@@ -64,5 +70,8 @@ def evaluate(
             f"the scores of {len(bad)} held-out samples are not finite, the first of them "
             f"{data.where(int(bad[0]))}; nothing was saved"
         )
+    if data.pairs:
+        margins = scores[::2, 0].astype(np.float64) - scores[1::2, 0]
+        return bradley_terry_loss(margins), {data.attributes[0]: pair_metrics(margins)}
     table = attribute_metrics(data.attributes, scores, data.labels, data.groups, constants)
     return validation_loss(scores, data.labels), table

@@ -109,6 +109,8 @@ def unsupported(row_length: int, head_dim: int, sharding: Sharding) -> str:
     if row_length % (context * SMALLEST_BLOCK):
         parts = f" on each of {context} devices (mesh axis context)" if context > 1 else ""
         return f"a row of {row_length} places is not a multiple of {SMALLEST_BLOCK}{parts}"
+    if row_length % alignment(row_length):
+        return f"a row of {row_length} places is not a multiple of {alignment(row_length)}"
     if head_dim % 8:
         return f"head_dim = {head_dim} is not a multiple of 8"
     return ""

@@ -85,7 +85,7 @@ def _initializer(model: RewardModel) -> Callable[[jax.Array], Any]:
     sharding = model.options.sharding
     length = sharding.mesh.shape["context"]
     tokens = jnp.zeros((sharding.row_shards, length), jnp.int32)
-    rows = Rows(*[tokens] * 5, tokens[:, :1])
+    rows = Rows._make([tokens] * 5 + [tokens[:, :1]])
     return lambda key: model.init(key, rows)["params"]
 
 

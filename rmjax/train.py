@@ -16,7 +16,14 @@ from rich.console import Console
 from rmjax.checkpoint import Checkpoints
 from rmjax.commandline import run_with_config
 from rmjax.config import Config, as_flat_dict, validate
-from rmjax.data.batches import Batches, evaluation_batches, iterate, plan_steps, row_shape
+from rmjax.data.batches import (
+    Batches,
+    evaluation_batches,
+    iterate,
+    plan_steps,
+    row_shape,
+    training_batches,
+)
 from rmjax.errors import UserError
 from rmjax.experiment import (
     check_position,
@@ -25,7 +32,9 @@ from rmjax.experiment import (
     load_data,
     make_model,
     pick_tokenizer,
+    shares_prompts,
 )
+from rmjax.kernels import alignment
 from rmjax.objectives import OBJECTIVES
 from rmjax.optimizer import make_optimizer, make_schedule
 from rmjax.pretrained import open_pretrained
@@ -59,11 +68,15 @@ def train_in(workdir: Path, config: Config) -> None:
     tokenizer = pick_tokenizer(config, source, model.config.vocab_size)
 
     # ---- data --------------------------------------------------------------------------------
-    data, validation = load_data(config, tokenizer)
+    share, packing = shares_prompts(config, model.config), config.data.packing
+    align = alignment(model.options.attention, config.row_length)
+    data, validation = load_data(config, tokenizer, share, align)
     rows = config.rows_per_device * sharding.row_shards
     places = sharding.activation(("row", "length"))
     check_divisible("rows of config.data.row_length", (rows, config.row_length), places)
-    shape = row_shape(data, rows=rows, length=config.row_length, packing=config.data.packing)
+    shape = row_shape(
+        data, rows=rows, length=config.row_length, packing=packing, share=share, align=align
+    )
     plan = plan_steps(
         data,
         batch_size=config.batch_size,
@@ -71,8 +84,10 @@ def train_in(workdir: Path, config: Config) -> None:
         steps=config.steps,
         epochs=config.epochs,
     )
-    batches = Batches(data, plan, shape)
-    held_out = evaluation_batches(validation, shape) if validation else None
+    batches = training_batches(data, plan, shape, packing=packing, share=share)
+    held_out = None
+    if validation:
+        held_out = evaluation_batches(validation, shape, packing=packing, share=share)
     constants = np.nanmean(data.labels, axis=0)
 
     # ---- step --------------------------------------------------------------------------------

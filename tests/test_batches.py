@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmjax.data.batches import (
-    Batches,
-    RowShape,
     evaluation_batches,
     iterate,
     make_batch,
     plan_steps,
     row_shape,
+    training_batches,
 )
-from rmjax.data.tokenise import TokenizedData
+from rmjax.data.layout import RowShape
+from rmjax.data.tokenise import TokenizedData, beginnings
 from rmjax.objectives import regression
 from rmjax.parameters import flatten
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
@@ -30,12 +30,15 @@ def make_data(lengths, groups=None, attributes=2, seed=0):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 5, (len(lengths), attributes)).astype(np.float32)
     labels[rng.random(labels.shape) < 0.3] = np.nan
+    tokens = rng.integers(1, 262, sum(lengths)).astype(np.int32)
+    groups = np.asarray(range(len(lengths)) if groups is None else groups, np.int32)
     return TokenizedData(
         attributes=tuple("abcdefgh"[:attributes]),
-        tokens=rng.integers(1, 262, sum(lengths)).astype(np.int32),
+        tokens=tokens,
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         labels=labels,
-        groups=np.asarray(range(len(lengths)) if groups is None else groups, np.int32),
+        groups=groups,
+        shared=beginnings(np.split(tokens, np.cumsum(lengths)[:-1]), groups),
         rows=np.arange(1, len(lengths) + 1, dtype=np.int32),
         counts={},
         source="memory",
@@ -128,7 +131,7 @@ def test_a_batch_holds_every_sample_where_it_says(lengths, rows, slots):
     """Each array rebuilt here from where the batch says each sample is."""
     data = make_data(lengths)
     shape = RowShape(rows, 24, slots)
-    batches = Batches(data, [np.arange(len(lengths))], shape)
+    batches = training_batches(data, [np.arange(len(lengths))], shape)
     batch = batches[0]
     assert batch.samples.shape == (batches.microbatches, rows, slots)
     assert sorted(batch.samples[batch.samples >= 0]) == list(range(len(lengths)))
@@ -146,9 +149,11 @@ def test_a_batch_holds_every_sample_where_it_says(lengths, rows, slots):
         expected.rows.ends[m, row, slot] = end - 1
         for column, label in enumerate(data.labels[sample]):
             if not np.isnan(label):
-                expected.labels[m, row, slot, column] = label
-                expected.weights[m, row, slot, column] = 1
-    rebuilt = batch._replace(rows=expected.rows, labels=expected.labels, weights=expected.weights)
+                expected.targets.labels[m, row, slot, column] = label
+                expected.targets.weights[m, row, slot, column] = 1
+        expected.rows.hidden_from[m, row, start:end] = start
+        expected.rows.hidden_to[m, row, start:end] = start
+    rebuilt = batch._replace(rows=expected.rows, targets=expected.targets)
     jax.tree.map(np.testing.assert_array_equal, batch, rebuilt)
     assert {leaf.dtype for leaf in batch.rows} == {np.dtype(np.int32)}
     used = (batch.samples >= 0).any(axis=(1, 2))
@@ -158,7 +163,7 @@ def test_a_batch_holds_every_sample_where_it_says(lengths, rows, slots):
 def test_every_step_of_a_run_has_the_same_shapes(rng):
     data = make_data(rng.integers(1, 60, 50).tolist())
     plan = plan_steps(data, batch_size=7, seed=0, epochs=2)
-    batches = Batches(data, plan, row_shape(data, rows=2, length=64, packing=True))
+    batches = training_batches(data, plan, row_shape(data, rows=2, length=64, packing=True))
     shapes = {tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch)) for batch in batches}
     assert len(shapes) == 1
     assert max(batch.microbatches for batch in batches) == batches.microbatches
@@ -167,7 +172,7 @@ def test_every_step_of_a_run_has_the_same_shapes(rng):
 def test_tokens_places_and_rows_are_told(rng):
     data = make_data(rng.integers(1, 60, 50).tolist())
     plan = plan_steps(data, batch_size=7, seed=0, epochs=1)
-    batches = Batches(data, plan, RowShape(2, 64, 4))
+    batches = training_batches(data, plan, RowShape(2, 64, 4))
     for step, batch in enumerate(batches):
         assert batches.tokens(step) == (batch.rows.segments > 0).sum()
         assert batches.places(step) == batch.microbatches * 2 * 64
@@ -192,7 +197,7 @@ def test_evaluation_holds_every_sample_once(lengths, rows, slots):
 def test_a_run_continued_anywhere_sees_what_an_unbroken_one_sees(rng):
     data = make_data(rng.integers(1, 60, 40).tolist())
     plan = plan_steps(data, batch_size=6, seed=0, epochs=2)
-    batches = Batches(data, plan, RowShape(8, 64, 4))
+    batches = training_batches(data, plan, RowShape(8, 64, 4))
     sharding = Sharding(make_mesh(MeshConfig()))
     full = list(iterate(batches, 0, sharding))
     assert len(full) == len(plan) > 8
@@ -231,7 +236,7 @@ def loss_and_gradient(shape, mesh=None, spare=False):
         model, regression, optimizer, optax.constant_schedule(1.0), (".*",), abstract
     )
     samples = np.arange(len(LENGTHS))
-    batches = Batches(DATA, [samples, np.tile(samples, 2)] if spare else [samples], shape)
+    batches = training_batches(DATA, [samples, np.tile(samples, 2)] if spare else [samples], shape)
     batch = next(iterate(batches, 0, sharding))
     assert (int(batch.microbatches) < batches.microbatches) == spare
     state, metrics = step(state, batch)
@@ -251,7 +256,7 @@ def test_masked_labels_are_present_in_what_follows():
 
 def test_the_loss_is_the_mean_over_present_labels():
     model = make_model(LLAMA)
-    rows = make_batch(DATA, [[i] for i in range(12)], RowShape(12, 32, 1), 1).rows
+    rows = make_batch(DATA, [[np.asarray([i])] for i in range(12)], RowShape(12, 32, 1), 1).rows
     scores = np.asarray(make_score(model)(params(), jax.tree.map(lambda x: x[0], rows)))[:, 0]
     expected = np.nanmean((scores.astype(np.float64) - DATA.labels) ** 2)
     np.testing.assert_allclose(unpacked()[0], expected, rtol=1e-5)

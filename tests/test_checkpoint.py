@@ -31,13 +31,14 @@ from test_train import (
 import rmjax.train
 from rmjax.checkpoint import Checkpoints, best_params
 from rmjax.config import HELPSTEER2, as_flat_dict
-from rmjax.data.batches import Batches, RowShape, plan_steps, put
+from rmjax.data.batches import plan_steps, put, training_batches
 from rmjax.data.generated import generate
+from rmjax.data.layout import RowShape
 from rmjax.errors import UserError
 from rmjax.objectives import regression
 from rmjax.optimizer import make_optimizer, make_schedule
 from rmjax.processes import Preemption
-from rmjax.rows import BATCH_AXES
+from rmjax.rows import Ratings, batch_axes
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import TrainState, abstract_state, make_train_step
 
@@ -394,11 +395,11 @@ def test_a_run_of_one_device_goes_on_on_eight(three, compilations):
         state, metadata = restore(config, sharding=sharding)
         options = dataclasses.replace(model.options, sharding=sharding)
         model = model.clone(options=options)
-        batches = Batches(data, plan, RowShape(rows, 256, 4))
+        batches = training_batches(data, plan, RowShape(rows, 256, 4))
         abstract = abstract_state(model, optimizer, (".*",))
         step = make_train_step(model, regression, optimizer, schedule, (".*",), abstract)
         for number in range(metadata["position"]["next_step"], 6):
-            state, found = step(state, put(batches[number], BATCH_AXES, sharding))
+            state, found = step(state, put(batches[number], batch_axes(Ratings), sharding))
             losses.append(float(jax.block_until_ready(found).loss))
     np.testing.assert_allclose(losses[:3], losses[3:], rtol=1e-5)
 

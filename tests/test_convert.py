@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from rmjax import convert
 from rmjax.config import HELPSTEER2, Config, DataConfig
 from rmjax.convert import hf_to_orbax, orbax_to_hf
-from rmjax.data.batches import RowShape, make_rows
+from rmjax.data.layout import Group, RowShape, make_rows
 from rmjax.errors import UserError
 from rmjax.experiment import first_params
 from rmjax.experiment import make_model as make_trained_model
@@ -305,7 +305,7 @@ def test_export_scores_like_the_original(tmp_path):
     model = make_model(opened.llama, len(NAMES))
     params = load_params(opened, model, seed=0, dtype=np.float32)
     tokens = [encode(opened.tokenizer(), messages) for messages in TALK]
-    rows = make_rows([[t] for t in tokens], len(tokens), RowShape(len(tokens), 128, 1))
+    rows = make_rows([[Group([t])] for t in tokens], len(tokens), RowShape(len(tokens), 128, 1))
     expected = np.asarray(make_score(model)(params, rows))[:, 0]
     assert np.ptp(expected, axis=0).min() > 1e-2  # the conversations can be told apart
 

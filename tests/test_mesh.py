@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from conftest import make_model, one_device, tiny_llama
 
-from rmjax.data.batches import RowShape, make_rows, put
+from rmjax.data.batches import put
+from rmjax.data.layout import Group, RowShape, make_rows
 from rmjax.errors import UserError
 from rmjax.objectives import regression
 from rmjax.parameters import flatten
-from rmjax.rows import BATCH_AXES, Batch
+from rmjax.rows import Batch, Ratings, batch_axes
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import apply, random_params
 
@@ -36,12 +37,14 @@ def batch() -> Batch:
         [rng.integers(1, 256, n).astype(np.int32) for n in rng.integers(2, LENGTH // SLOTS, count)]
         for count in (4, 1, 3, 4, 2, 4, 0, 0)
     ]
-    placed = make_rows(rows, ROWS, RowShape(ROWS, LENGTH, SLOTS))
+    placed = make_rows(
+        [[Group([t]) for t in row] for row in rows], ROWS, RowShape(ROWS, LENGTH, SLOTS)
+    )
     filled = np.array([[slot < len(row) for slot in range(SLOTS)] for row in rows])
     present = filled[..., None] & (rng.random((ROWS, SLOTS, 5)) < 0.8)
     labels = np.where(present, rng.integers(0, 5, present.shape), 0).astype(np.float32)
     samples = np.where(filled, np.arange(ROWS * SLOTS).reshape(ROWS, SLOTS), -1).astype(np.int32)
-    arrays = (placed, labels, present.astype(np.float32), samples)
+    arrays = (placed, Ratings(labels, present.astype(np.float32)), samples)
     return Batch(*jax.tree.map(lambda x: x[None], arrays), np.int32(1))
 
 
@@ -49,13 +52,13 @@ def on(sharding: Sharding, batch: Batch):
     """Loss, gradients and scores, computed over `sharding`'s mesh."""
     llama = tiny_llama(vocab_size=264, num_attention_heads=8, num_key_value_heads=4)
     model = make_model(llama, sharding=sharding, remat="full")
-    placed = put(batch, BATCH_AXES, sharding)
+    placed = put(batch, batch_axes(Ratings), sharding)
 
     def loss_of(params):
         micro = jax.tree.map(lambda x: x[0], placed._replace(microbatches=None))
         scores = apply(model, params, micro.rows)
-        weight = jnp.maximum(regression.weight(micro.weights), 1.0)
-        return regression.loss(scores, micro.labels, micro.weights) / weight, scores
+        weight = jnp.maximum(regression.weight(micro.targets), 1.0)
+        return regression.loss(scores, micro.targets) / weight, scores
 
     params = random_params(model, seed=1)
     (loss, scores), gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(params)

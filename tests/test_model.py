@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import hf_state, torch_model, torch_scores
 
-from rmjax.data.batches import RowShape, make_rows
+from rmjax.data.layout import Group, RowShape, make_rows
 from rmjax.data.packing import pack
 from rmjax.model import REMAT
 from rmjax.objectives import regression
 from rmjax.parameters import abstract_params, flatten
 from rmjax.pretrained import load_params, open_pretrained
-from rmjax.rows import Rows
+from rmjax.rows import Ratings, Rows
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import make_score, random_params
 
@@ -26,7 +26,7 @@ def sequences(rng, lengths, vocab=262):
 def packed(tokens, length, slots=8, count=None):
     rows = pack([len(t) for t in tokens], length, slots)
     arrays = make_rows(
-        [[tokens[i] for i in row] for row in rows],
+        [[Group([tokens[i]]) for i in row] for row in rows],
         count or len(rows),
         RowShape(len(rows), length, slots),
     )
@@ -77,7 +77,7 @@ def test_scores_and_gradients_equal_transformers(variant, rng):
 
     def loss(params):
         scores = model.apply({"params": params}, rows)
-        return regression.loss(scores, slots, weights) / weights.sum()
+        return regression.loss(scores, Ratings(slots, weights)) / weights.sum()
 
     with jax.numpy_dtype_promotion("strict"):  # nothing of ours is promoted in silence
         ours = hf_state(llama, jax.jit(jax.grad(loss))(params), 5)
@@ -123,7 +123,7 @@ def test_real_weights_equal_transformers(smollm2, rng):
 def test_a_score_does_not_depend_on_its_row(lengths, row_length, left, seed):
     """Batch size, packing, padding length and padding side: the same numbers within 1e-5."""
     tokens = sequences(np.random.default_rng(seed), lengths)
-    alone = [make_rows([[t]], 1, RowShape(1, 30, 1)) for t in tokens]
+    alone = [make_rows([[Group([t])]], 1, RowShape(1, 30, 1)) for t in tokens]
     expected = np.concatenate([_SCORE(_PARAMS, rows)[:, 0] for rows in alone])
 
     rows, places = packed(tokens, row_length, slots=4, count=6)
@@ -133,6 +133,7 @@ def test_a_score_does_not_depend_on_its_row(lengths, row_length, left, seed):
     # The same rows with padding in front: ends move along, nothing else does.
     shift = Rows(
         *(np.pad(np.asarray(x), ((0, 0), (left, 2 - left))) for x in rows[:3]),
+        *(np.pad(np.asarray(x) + left, ((0, 0), (left, 2 - left))) for x in rows[3:5]),
         np.asarray(rows.ends) + left,
     )
     np.testing.assert_allclose(
@@ -158,7 +159,7 @@ def test_long_rows_equal_short_ones(rng):
     """Rows of 2,560 take the path that recomputes its blocks; the score of a sample is the same."""
     tokens = sequences(rng, [600, 900])
     rows, places = packed(tokens, 2560)
-    alone = [make_rows([[t]], 1, RowShape(1, 1000, 1)) for t in tokens]
+    alone = [make_rows([[Group([t])]], 1, RowShape(1, 1000, 1)) for t in tokens]
     expected = np.concatenate([_SCORE(_PARAMS, one)[:, 0] for one in alone])
     found = unpack(np.asarray(_SCORE(_PARAMS, rows)), places, 2)
     np.testing.assert_allclose(found, expected, atol=1e-5)

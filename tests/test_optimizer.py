@@ -7,7 +7,8 @@ import optax
 import pytest
 from conftest import make_model, one_device, tiny_llama
 
-from rmjax.data.batches import Batches, RowShape, plan_steps, put
+from rmjax.data.batches import plan_steps, put, training_batches
+from rmjax.data.layout import RowShape
 from rmjax.data.tokenise import load_tokenized
 from rmjax.errors import UserError
 from rmjax.objectives import regression
@@ -20,7 +21,7 @@ from rmjax.optimizer import (
     partition,
 )
 from rmjax.parameters import PARAMETERS, abstract_params, flatten, nest
-from rmjax.rows import BATCH_AXES
+from rmjax.rows import Ratings, batch_axes
 from rmjax.step import abstract_state, init_state, make_train_step
 from rmjax.tokenizer import byte_tokenizer
 
@@ -151,7 +152,7 @@ def trained(data, trainable, config, steps=3):
     """State before and after some steps of a tiny model."""
     model = make_model(tiny_llama())
     sharding = model.options.sharding
-    batches = Batches(
+    batches = training_batches(
         data, plan_steps(data, batch_size=8, seed=0, steps=steps), RowShape(2, 256, 4)
     )
     schedule = make_schedule(config, steps)
@@ -164,7 +165,7 @@ def trained(data, trainable, config, steps=3):
     step = make_train_step(model, regression, optimizer, schedule, trainable, abstract)
     metrics = []
     for number in range(steps):
-        state, found = step(state, put(batches[number], BATCH_AXES, sharding))
+        state, found = step(state, put(batches[number], batch_axes(Ratings), sharding))
         metrics.append(jax.tree.map(float, found))
     return flatten(kept), state, metrics
 

@@ -15,7 +15,7 @@ from rmjax.aot.costs import work as work_of
 from rmjax.aot.estimate import estimate
 from rmjax.aot.hardware import CHIPS, gpu_target
 from rmjax.aot.roofline import network, predict
-from rmjax.data.batches import RowShape, make_rows
+from rmjax.data.layout import Group, RowShape, make_rows
 from rmjax.flops import model_flops
 from rmjax.sharding import MeshConfig, mesh_shape
 from rmjax.step import make_score, random_params
@@ -27,8 +27,11 @@ def test_model_flops_by_hand():
     weights = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64
     pairs = 3 * 4 // 2 + 5 * 6 // 2
     forward = 2 * (2 * (3 + 5) * weights + 2 * 2 * pairs * 4 * 8) + 2 * 2 * 32 * 5
-    assert model_flops(llama, 5, [3, 5], training=False) == forward
-    assert model_flops(llama, 5, [3, 5], training=True) == 3 * forward
+    assert model_flops(llama, 5, [(0, [3]), (0, [5])], training=False) == forward
+    assert model_flops(llama, 5, [(0, [3]), (0, [5])], training=True) == 3 * forward
+    # Both begin with two tokens: two tokens and 2 x 3 / 2 pairs need no second computation.
+    spared = 2 * (2 * 2 * weights + 2 * 2 * 3 * 4 * 8)
+    assert model_flops(llama, 5, [(2, [3, 5])], training=False) == forward - spared
 
 
 def test_model_flops_of_70b_are_six_a_parameter_and_token():
@@ -36,7 +39,7 @@ def test_model_flops_of_70b_are_six_a_parameter_and_token():
     from test_sharding import LLAMA_70B
 
     embeddings = 128256 * 8192
-    found = model_flops(LLAMA_70B, 5, [4096], training=True)
+    found = model_flops(LLAMA_70B, 5, [(0, [4096])], training=True)
     dense = 6 * (70_553_706_496 - 2 * embeddings) * 4096
     attention = 3 * 4 * (4096 * 4097 / 2) * 80 * 64 * 128
     assert found == pytest.approx(dense + attention, rel=1e-4)
@@ -50,11 +53,11 @@ def test_the_program_computes_the_models_flops_and_attentions_masked_half(sample
     llama = tiny_llama(max_position_embeddings=length)
     model = make_model(llama, sharding=one_device())
     shape = RowShape(samples, length, 1)
-    rows = make_rows([[np.arange(length, dtype=np.int32)]] * samples, samples, shape)
+    rows = make_rows([[Group([np.arange(length, dtype=np.int32)])]] * samples, samples, shape)
     params = jax.eval_shape(lambda: random_params(model, 0))
     text = make_score(model).lower(params, rows).compile().as_text()
     counted = sum(item.times * item.flops for item in work_of(text, 1))
-    causal = model_flops(llama, 5, [length] * samples, training=False)
+    causal = model_flops(llama, 5, [(0, [length])] * samples, training=False)
     masked = 4 * samples * 3 * 4 * 8 * (length * length - length * (length + 1) // 2)
     assert counted == causal + masked
 
@@ -176,7 +179,7 @@ def test_estimates_grow_with_the_work(tensor, context, remat, rows):
             rows=rows,
             microbatches=2,
             length=4096,
-            tokens=4096,
+            group=(0, [4096]),
             remat=remat,
         )
 
@@ -186,7 +189,7 @@ def test_estimates_grow_with_the_work(tensor, context, remat, rows):
     assert two.networks["fsdp"] == one.networks["fsdp"]
     assert two.networks["tensor"] == pytest.approx(2 * one.networks["tensor"])
     assert one.floor <= one.serial
-    full = model_flops(LLAMA_70B, 5, [4096] * (2 * rows * mesh["fsdp"]), training=True)
+    full = model_flops(LLAMA_70B, 5, [(0, [4096])] * (2 * rows * mesh["fsdp"]), training=True)
     assert one.compute >= full / 64 / CHIPS["v5p"].flops
 
 

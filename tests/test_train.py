@@ -14,20 +14,19 @@ import rmjax.train
 from rmjax.checkpoint import Checkpoints
 from rmjax.config import Config
 from rmjax.data.batches import (
-    Batches,
-    RowShape,
     evaluation_batches,
-    make_rows,
     plan_steps,
     put,
+    training_batches,
 )
+from rmjax.data.layout import Group, RowShape, make_rows
 from rmjax.errors import UserError
 from rmjax.experiment import load_data, make_model, pick_tokenizer
 from rmjax.metrics import validation_loss
 from rmjax.objectives import regression
 from rmjax.optimizer import make_optimizer, make_schedule
 from rmjax.reporting import Reporter
-from rmjax.rows import BATCH_AXES
+from rmjax.rows import Ratings, batch_axes
 from rmjax.scoring import evaluate, score_data
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import abstract_state, init_state, make_score, make_train_step, random_params
@@ -118,7 +117,9 @@ def contents(directory) -> dict[str, tuple[bytes, int]]:
 def parts(config: Config):
     """Model, training and validation data of a config, on one device."""
     model = make_model(config, None, Sharding(on_one_device(config.mesh)))
-    return model, *load_data(config, pick_tokenizer(config, None, config.model.vocab_size))
+    return model, *load_data(
+        config, pick_tokenizer(config, None, config.model.vocab_size), share=True
+    )
 
 
 def seen_samples(into: list):
@@ -319,7 +320,7 @@ def test_the_step_compiles_once(compilations):
     model, data, _ = parts(config)
     # Few long samples, then many: one, two and three micro-batches of two rows.
     plan = [np.arange(n) for n in (2, 6, 12, 4, 9)]
-    batches = Batches(data, plan, RowShape(2, 256, 4))
+    batches = training_batches(data, plan, RowShape(2, 256, 4))
     schedule = make_schedule(config.optimizer, 5)
     optimizer = make_optimizer(config.optimizer, schedule)
     abstract = abstract_state(model, optimizer, (".*",))
@@ -327,7 +328,7 @@ def test_the_step_compiles_once(compilations):
     state = init_state(random_params(model, 0), optimizer, (".*",), abstract)
     counts, losses = [], []
     for number in range(len(batches)):
-        batch = put(batches[number], BATCH_AXES, model.options.sharding)
+        batch = put(batches[number], batch_axes(Ratings), model.options.sharding)
         given = state
         state, found = step(given, batch)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
@@ -347,10 +348,10 @@ def test_micro_batches_do_not_change_the_step(compilations):
     plan, found = plan_steps(data, batch_size=8, seed=0, steps=6), []
     for rows in (8, 2):
         step = make_train_step(model, regression, optimizer, schedule, (".*",), abstract)
-        batches = Batches(data, plan, RowShape(rows, 256, 4))
+        batches = training_batches(data, plan, RowShape(rows, 256, 4))
         assert batches.microbatches == {8: 1, 2: 3}[rows]
         state = init_state(random_params(model, 0), optimizer, (".*",), abstract)
-        _, metrics = step(state, put(batches[0], BATCH_AXES, model.options.sharding))
+        _, metrics = step(state, put(batches[0], batch_axes(Ratings), model.options.sharding))
         found.append([float(metrics.loss), float(metrics.grad_norm)])
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
 
@@ -366,7 +367,9 @@ def test_evaluation_is_exact_on_an_uneven_last_batch(compilations):
     found = score_data(score, params, batches, sharding)
     alone = np.concatenate(
         [
-            np.asarray(score(params, make_rows([[held_out.sequence(i)]], 1, RowShape(1, 256, 1))))
+            np.asarray(
+                score(params, make_rows([[Group([held_out.sequence(i)])]], 1, RowShape(1, 256, 1)))
+            )
             for i in range(14)
         ]
     )[:, 0]

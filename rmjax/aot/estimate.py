@@ -48,7 +48,7 @@ def estimate(
     rows: int,
     microbatches: int,
     length: int,
-    tokens: int,
+    group: tuple[int, list[int]],
     remat: str,
 ) -> Estimate:
     """Estimates a step in which every micro-batch computes all of its rows.
@@ -63,7 +63,7 @@ def estimate(
       rows: rows computed at once on a row shard.
       microbatches: of a step.
       length: places of a row.
-      tokens: of a sample.
+      group: what rows are filled with, as `flops.model_flops` wants it.
       remat: policy.
     """
     data, fsdp, context, tensor = (mesh[axis] for axis in ("data", "fsdp", "context", "tensor"))
@@ -84,9 +84,9 @@ def estimate(
 
     # ---- seconds
     computed = microbatches * rows * data * fsdp
-    flops = model_flops(
-        llama, attributes, [tokens] * (computed * max(1, length // tokens)), training=True
-    )
+    shared, samples = group
+    fit = max(1, length // (shared + sum(n - shared for n in samples)))
+    flops = model_flops(llama, attributes, [group] * (computed * fit), training=True)
     again = 4 / 3 if remat == "full" else 1.0
     compute = again * flops / (data * fsdp * context * tensor * chip.flops)
 

@@ -27,9 +27,11 @@ def show(report: Report, chip: Chip, load: Workload, length: int, console: Conso
     chips = math.prod(report.mesh.values())
     mesh = ", ".join(f"{axis} {size}" for axis, size in report.mesh.items())
     console.print(f"topology    {report.topology}: {chips} chips; mesh {mesh}")
+    shared = f", {load.prompt:,} of them shared by {load.responses}" if load.prompt else ""
     console.print(
-        f"step        {load.samples} responses of {load.tokens:,} tokens, {load.rows(length)} rows "
-        f"of {length:,}; {report.microbatches} x {report.rows} rows computed, remat {report.remat}"
+        f"step        {load.samples} responses of {load.tokens:,} tokens{shared}, "
+        f"{load.rows(length)} rows of {length:,}; {report.microbatches} x {report.rows} rows "
+        f"computed, remat {report.remat}"
     )
     console.print(f"compiled    in {report.compile_seconds:.0f} s\n")
     table = _table("bytes a chip", "", "GiB")

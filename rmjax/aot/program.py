@@ -23,7 +23,7 @@ from rmjax.model import ModelOptions, RewardModel
 from rmjax.objectives import OBJECTIVES
 from rmjax.optimizer import make_optimizer, make_schedule, partition
 from rmjax.pretrained import open_pretrained
-from rmjax.rows import BATCH_AXES, Batch, Rows
+from rmjax.rows import Batch, Pairs, Ratings, Rows, batch_axes
 from rmjax.sharding import Sharding, check_divisible
 from rmjax.step import TrainState, abstract_state, make_train_step
 
@@ -95,15 +95,35 @@ class Workload:
 
     Attributes:
       samples: responses a step.
-      tokens: mean tokens of a response.
+      tokens: mean tokens of a sample: prompt and response.
+      prompt: how many of them are the prompt's, computed once for all its responses; 0 if each
+        response is computed with its own.
+      responses: to a prompt.
     """
 
     samples: int
     tokens: int
+    prompt: int = 0
+    responses: int = 1
+
+    @property
+    def group(self) -> tuple[int, list[int]]:
+        """A prompt with its responses, as `flops.model_flops` wants it."""
+        return self.prompt, [self.tokens] * self.responses
+
+    @property
+    def group_places(self) -> int:
+        """Token places that a prompt with its responses takes."""
+        return self.prompt + self.responses * (self.tokens - self.prompt)
+
+    @property
+    def groups(self) -> int:
+        """Prompts a step."""
+        return -(-self.samples // self.responses)
 
     def rows(self, length: int) -> int:
-        """Rows they fill, packed without a gap; a response is never cut."""
-        return -(-self.samples // max(1, length // self.tokens))
+        """Rows they fill, packed without a gap; a prompt and its responses stay together."""
+        return -(-self.groups // max(1, length // self.group_places))
 
 
 def topology_devices(name: str, slices: int = 1) -> tuple[list[Any], Chip]:
@@ -183,13 +203,13 @@ def check(config: Config, topology: str, mesh: Mesh, chip: Chip, load: Workload)
         remat=config.remat,
         rows=batch.rows.tokens.shape[1],
         microbatches=microbatches,
-        tokens=load.samples * load.tokens,
+        tokens=load.groups * load.group_places,
         **parts,
         temporaries=max(0, peak - sum(parts.values())),
         peak=peak,
         memory=chip.memory,
         model_flops=model_flops(
-            llama, len(config.data.attributes), [load.tokens] * load.samples, training=True
+            llama, len(config.data.attributes), [load.group] * load.groups, training=True
         ),
         fits=fits,
         prediction=prediction,
@@ -225,17 +245,34 @@ def abstract_batch(config: Config, sharding: Sharding, load: Workload) -> tuple[
         "rows of config.data.row_length", (rows, length), sharding.activation(("row", "length"))
     )
     count = -(-load.rows(length) // rows)
-    slots = slots_for(length, load.tokens) if config.data.packing else 1
-    place, sample = (count, rows, length), (count, rows, slots)
-    label = (*sample, len(config.data.attributes))
-    shapes = [place, place, place, sample, label, label, sample, ()]
-    dtypes = [jnp.int32] * 4 + [jnp.float32] * 2 + [jnp.int32] * 2
-    axes: list[Any] = [*BATCH_AXES.rows, *BATCH_AXES[1:]]
-    leaves: list[Any] = [
-        jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.activation(names))
-        for shape, dtype, names in zip(shapes, dtypes, axes)
-    ]
-    return Batch(Rows._make(leaves[:4]), *leaves[4:]), count
+    targets = OBJECTIVES[config.objective].targets
+    slots = max(load.responses, 2)
+    if config.data.packing:
+        slots = slots_for(length, load.group_places / load.responses)
+
+    def ints(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct((count, rows, *shape), jnp.int32)
+
+    def floats(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct((count, rows, *shape), jnp.float32)
+
+    labels = floats(slots, len(config.data.attributes))
+    pair = slots // 2
+    pairs = Pairs(ints(pair), ints(pair), floats(pair))
+    batch = Batch(
+        Rows._make([ints(length)] * 5 + [ints(slots)]),
+        pairs if targets is Pairs else Ratings(labels, labels),
+        ints(slots),
+        jax.ShapeDtypeStruct((), jnp.int32),  # pyright: ignore[reportArgumentType]
+    )
+    placed = jax.tree.map(
+        lambda leaf, names: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding.activation(names)
+        ),
+        batch,
+        batch_axes(targets),
+    )
+    return placed, count
 
 
 def state_bytes(state: TrainState, trainable: tuple[str, ...]) -> dict[str, int]:

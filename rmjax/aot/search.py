@@ -74,7 +74,7 @@ def _estimated(
                     rows=rows,
                     microbatches=-(-load.rows(config.row_length) // (rows * sharding.row_shards)),
                     length=config.row_length,
-                    tokens=load.tokens,
+                    group=load.group,
                     remat=remat,
                 )
                 divides = config.row_length % sizes["context"] == 0

@@ -5,7 +5,6 @@ process. A step's batch is then a pure function of its number, so that the data'
 checkpoint is one number, and any number of processes can continue what any other number began.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,39 +13,47 @@ import jax
 import numpy as np
 from jaxtyping import Int64
 
+from rmjax.data.layout import Group, RowShape, make_rows, places
 from rmjax.data.packing import pack
 from rmjax.data.tokenise import TokenizedData
-from rmjax.rows import BATCH_AXES, Batch, Rows
+from rmjax.rows import Batch, Pairs, Ratings, batch_axes
 from rmjax.sharding import Sharding
 
 _SLOTS_MULTIPLE = 4
 
-
-@dataclasses.dataclass(frozen=True)
-class RowShape:
-    """The static shape of a micro-batch.
-
-    Attributes:
-      rows: rows computed at once, over all devices.
-      length: token places of a row.
-      slots: samples a row can hold.
-    """
-
-    rows: int
-    length: int
-    slots: int
+Unit = np.ndarray  # samples that must stand in one row, in ascending order
+Row = list[Unit]
 
 
-def row_shape(data: TokenizedData, *, rows: int, length: int, packing: bool) -> RowShape:
+def row_shape(
+    data: TokenizedData,
+    *,
+    rows: int,
+    length: int,
+    packing: bool = True,
+    share: bool = True,
+    align: int = 1,
+) -> RowShape:
     """A row's shape for `data`: as many slots as short samples could ever make use of, nearly."""
+    together = data.samples_together
     if not packing:
-        return RowShape(rows, length, 1)
-    slots = slots_for(length, float(data.lengths.mean()))
-    return RowShape(rows, length, max(1, min(slots, length // max(1, int(data.lengths.min())))))
+        most = max(map(len, _siblings(data, np.arange(len(data)))))
+        return RowShape(rows, length, max(together, most if share else 1), align)
+    taken = data.lengths.sum() - (_spared(data) if share else 0)
+    slots = slots_for(length, float(taken / len(data)))
+    own = data.lengths - (data.shared if share else 0)
+    fit = length // max(1, int(own.min()))
+    return RowShape(rows, length, together * max(1, min(slots, fit) // together), align)
+
+
+def _spared(data: TokenizedData) -> int:
+    """Tokens that need no place of their own when all siblings share what they begin with."""
+    first = np.diff(data.groups, prepend=-1) != 0
+    return int(data.shared[~first].sum())
 
 
 def slots_for(length: int, mean: float) -> int:
-    """Slots of a row of `length` places for samples of `mean` tokens.
+    """Slots of a row of `length` places for samples that take `mean` of them.
 
     Twice the mean fill is enough for all but runs of very short samples, which then start a new
     row; a slot costs little, but a hundred of them would not be free.
@@ -72,7 +79,7 @@ def plan_steps(
 
     Args:
       data: the samples.
-      batch_size: responses a step, at most.
+      batch_size: responses a step, at most; a multiple of the samples that stay together.
       seed: of the order.
       steps: how many steps; or
       epochs: how often to see the data, perhaps a fraction. The other is 0.
@@ -97,27 +104,89 @@ def plan_steps(
         epoch += 1
 
 
+def _siblings(data: TokenizedData, samples: np.ndarray) -> list[np.ndarray]:
+    """Runs of samples that follow each other and answer one prompt."""
+    breaks = (np.diff(samples) != 1) | (np.diff(data.groups[samples]) != 0)
+    return np.split(samples, np.flatnonzero(breaks) + 1)
+
+
+def units(
+    data: TokenizedData, samples: np.ndarray, shape: RowShape, share: bool
+) -> tuple[list[Unit], list[int]]:
+    """What stands in one row together, and the places it takes.
+
+    Sharing, that is the responses to one prompt, or as many of them as fit in a row; else single
+    samples, or the two of a pair.
+
+    Args:
+      data: the samples.
+      samples: those of a step; siblings follow each other.
+      shape: of the rows.
+      share: whether siblings share what they begin with.
+
+    Raises:
+      ValueError: something that cannot be divided is longer than a row.
+    """
+    together = data.samples_together
+    found: list[Unit] = []
+    taken: list[int] = []
+    for run in _siblings(data, samples):
+        atoms = np.split(run, range(together, len(run), together))
+        for i, atom in enumerate(atoms):
+            if share and i and len(found[-1]) + together <= shape.slots:
+                joined = np.concatenate([found[-1], atom])
+                size = unit_places(data, joined, shape.align, share)
+                if size <= shape.length:
+                    found[-1], taken[-1] = joined, size
+                    continue
+            found.append(atom)
+            taken.append(unit_places(data, atom, shape.align, share))
+    return found, taken
+
+
+def unit_places(data: TokenizedData, unit: Unit, align: int, share: bool) -> int:
+    """Token places that the samples of a unit take in a row."""
+    lengths = data.lengths[unit]
+    if share:
+        return places(lengths, int(data.shared[unit[0]]), align)
+    return sum(places([length], 0, align) for length in lengths)
+
+
+def unit_groups(data: TokenizedData, unit: Unit, share: bool) -> list[Group]:
+    """How a unit's samples are laid out: as one group, or each by itself."""
+    sequences = [data.sequence(sample) for sample in unit]
+    if share:
+        return [Group(sequences, int(data.shared[unit[0]]))]
+    return [Group([sequence]) for sequence in sequences]
+
+
 class Batches:
     """A run's batches by step, each made when asked for: `len` and `[step]`, as grain wants."""
 
-    def __init__(self, data: TokenizedData, plan: Sequence[np.ndarray], shape: RowShape):
-        self.data, self.plan, self.shape = data, plan, shape
-        lengths = data.lengths
-        self._rows = [pack(lengths[step].tolist(), shape.length, shape.slots) for step in plan]
-        most = max((len(rows) for rows in self._rows), default=1)
+    def __init__(
+        self, data: TokenizedData, steps: Sequence[Sequence[Row]], shape: RowShape, share: bool
+    ):
+        """Takes the rows of each step; see `training_batches` and `evaluation_batches`."""
+        self.data, self.shape, self.share = data, shape, share
+        self._rows = steps
+        most = max((len(rows) for rows in steps), default=1)
         self.microbatches = -(-most // shape.rows)
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self._rows)
 
     def __getitem__(self, step: int) -> Batch:
         """The arrays of a step, whole (every process makes them all; they are small)."""
-        rows = [[int(self.plan[step][i]) for i in row] for row in self._rows[step]]
-        return make_batch(self.data, rows, self.shape, self.microbatches)
+        return make_batch(self.data, self._rows[step], self.shape, self.microbatches, self.share)
+
+    def samples(self, step: int) -> np.ndarray:
+        """The samples of a step, in the order of its rows."""
+        return np.concatenate([unit for row in self._rows[step] for unit in row])
 
     def tokens(self, step: int) -> int:
-        """Real tokens of a step."""
-        return int(self.data.lengths[self.plan[step]].sum())
+        """Real tokens computed in a step, a shared beginning counted once."""
+        found = (unit for row in self._rows[step] for unit in row)
+        return sum(unit_places(self.data, unit, 1, self.share) for unit in found)
 
     def places(self, step: int) -> int:
         """Token places computed in a step, padding included."""
@@ -128,78 +197,101 @@ class Batches:
         """Where the data are after so many steps: part of a checkpoint."""
         return {
             "next_step": steps,
-            "samples": sum(len(samples) for samples in self.plan[:steps]),
+            "samples": sum(
+                len(unit) for rows in self._rows[:steps] for row in rows for unit in row
+            ),
             "data": self.data.key,
         }
 
     def describe(self, step: int) -> str:
         """Where a step's samples come from, for messages."""
-        rows = sorted(int(self.data.rows[i]) for i in self.plan[step])
+        rows = sorted({int(self.data.rows[i]) for i in self.samples(step)})
         return f"{self.data.source} rows {', '.join(map(str, rows))}"
 
 
-def make_rows(rows: Sequence[Sequence[np.ndarray]], count: int, shape: RowShape) -> Rows:
-    """Lays sequences of tokens out one after the other in each of `count` rows, as numpy arrays.
+def training_batches(
+    data: TokenizedData,
+    plan: Sequence[np.ndarray],
+    shape: RowShape,
+    *,
+    packing: bool = True,
+    share: bool = True,
+) -> Batches:
+    """The batches of a plan of steps; see `plan_steps`."""
+    return Batches(data, [_rows(data, step, shape, packing, share) for step in plan], shape, share)
 
-    Args:
-      rows: the token sequences of each row; rows beyond them are empty.
-      count: rows to make.
-      shape: length and slots of a row.
-    """
-    tokens = np.zeros((count, shape.length), np.int32)
-    segments, positions = np.zeros_like(tokens), np.zeros_like(tokens)
-    ends = np.zeros((count, shape.slots), np.int32)
-    for row, members in enumerate(rows):
-        start = 0
-        for slot, sequence in enumerate(members):
-            end = start + len(sequence)
-            tokens[row, start:end] = sequence
-            segments[row, start:end] = slot + 1
-            positions[row, start:end] = np.arange(len(sequence))
-            ends[row, slot] = end - 1
-            start = end
-    return Rows._make([tokens, segments, positions, ends])
+
+def evaluation_batches(
+    data: TokenizedData, shape: RowShape, *, packing: bool = True, share: bool = True
+) -> Batches:
+    """Every sample once, one micro-batch a step; the last one is padded with empty rows."""
+    rows = _rows(data, np.arange(len(data)), shape, packing, share)
+    steps = [rows[i : i + shape.rows] for i in range(0, len(rows), shape.rows)]
+    return Batches(data, steps, shape, share)
+
+
+def _rows(
+    data: TokenizedData, samples: np.ndarray, shape: RowShape, packing: bool, share: bool
+) -> list[Row]:
+    found, taken = units(data, samples, shape, share)
+    if not packing:
+        return [[unit] for unit in found]
+    packed = pack(taken, shape.length, shape.slots, [len(unit) for unit in found])
+    return [[found[i] for i in row] for row in packed]
 
 
 def make_batch(
-    data: TokenizedData, rows: Sequence[Sequence[int]], shape: RowShape, microbatches: int
+    data: TokenizedData,
+    rows: Sequence[Row],
+    shape: RowShape,
+    microbatches: int,
+    share: bool = True,
 ) -> Batch:
     """Lays samples out in rows, and rows in micro-batches.
 
     Args:
       data: the samples.
-      rows: the samples of each row.
+      rows: the units of each row.
       shape: the shape of a micro-batch.
       microbatches: how many there are places for.
+      share: whether a unit's samples share what they begin with.
     """
     count = microbatches * shape.rows
     samples = np.full((count, shape.slots), -1, np.int32)
-    for row, members in enumerate(rows):
-        samples[row, : len(members)] = members
-    sequences = [[data.sequence(sample) for sample in members] for members in rows]
-    labels = np.where(samples[..., None] >= 0, data.labels[samples], np.nan)
-    present = ~np.isnan(labels)
+    for number, row in enumerate(rows):
+        members = np.concatenate(row)
+        samples[number, : len(members)] = members
+
+    groups = [[g for unit in row for g in unit_groups(data, unit, share)] for row in rows]
+    laid = make_rows(groups, count, shape)
 
     def stack(array: np.ndarray) -> np.ndarray:
         return array.reshape(microbatches, shape.rows, *array.shape[1:])
 
     return Batch._make(
         [
-            jax.tree.map(stack, make_rows(sequences, count, shape)),
-            stack(np.where(present, labels, 0).astype(np.float32)),
-            stack(present.astype(np.float32)),
+            jax.tree.map(stack, laid),
+            jax.tree.map(stack, _targets(data, samples)),
             stack(samples),
             np.int32(-(-len(rows) // shape.rows)),
         ]
     )
 
 
-def evaluation_batches(data: TokenizedData, shape: RowShape) -> Batches:
-    """Every sample once, one micro-batch a step; the last one is padded with empty rows."""
-    rows = pack(data.lengths.tolist(), shape.length, shape.slots)
-    chunks = [rows[i : i + shape.rows] for i in range(0, len(rows), shape.rows)]
-    plan = [np.asarray([sample for row in chunk for sample in row]) for chunk in chunks]
-    return Batches(data, plan, shape)
+def _targets(data: TokenizedData, samples: np.ndarray) -> Ratings | Pairs:
+    """What the slots' scores are held against, as numpy arrays."""
+    if data.pairs:  # the two of a pair stand side by side, the chosen one first
+        first, second = samples[:, :-1:2], samples[:, 1::2]
+        slots = np.broadcast_to(2 * np.arange(first.shape[1], dtype=np.int32), first.shape)
+        there = second >= 0
+        return Pairs._make(
+            [np.where(there, slots, 0), np.where(there, slots + 1, 0), there.astype(np.float32)]
+        )
+    labels = np.where(samples[..., None] >= 0, data.labels[samples], np.nan)
+    present = ~np.isnan(labels)
+    return Ratings._make(
+        [np.where(present, labels, 0).astype(np.float32), present.astype(np.float32)]
+    )
 
 
 def put(batch: Any, axes: Any, sharding: Sharding) -> Any:
@@ -218,4 +310,4 @@ def iterate(batches: Batches, start: int, sharding: Sharding) -> Iterator[Batch]
     steps = grain.MapDataset.range(start, len(batches)).map(batches.__getitem__)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     for batch in steps.to_iter_dataset(options):
-        yield put(batch, BATCH_AXES, sharding)
+        yield put(batch, batch_axes(type(batch.targets)), sharding)

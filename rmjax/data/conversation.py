@@ -1,12 +1,14 @@
-"""Prompts as HelpSteer2 writes them, and as everyone else does."""
+"""Prompts and preference pairs as HelpSteer2 and hh-rlhf write them, and as everyone else does."""
 
 import re
 from typing import Any
 
 from rmjax.tokenizer import Message
 
+_DIALOGUE = re.compile(r"\n\n(Human|Assistant):[ ]?")
 _TURN = re.compile(r"\n?<extra_id_1>(\w+)\n")
 _ROLES = {"User": "user", "Assistant": "assistant", "System": "system"}
+_DIALOGUE_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def parse_prompt(prompt: Any) -> list[Message]:
@@ -32,6 +34,60 @@ def parse_prompt(prompt: Any) -> list[Message]:
     if not messages[-1]["content"].strip():
         raise ValueError("ends with an empty user turn")
     return messages
+
+
+def parse_response(prompt: Any, response: Any) -> tuple[list[Message], str]:
+    """The prompt's messages and the response of one side of a preference pair.
+
+    Args:
+      prompt: as `parse_prompt` takes it, or None if the response holds the whole conversation.
+      response: a string or a list of messages; without a prompt either the conversation's messages
+        or its text in the form of hh-rlhf, whose turns begin with `\\n\\nHuman: ` and
+        `\\n\\nAssistant: `. With both, a list of messages may repeat the prompt.
+
+    Returns:
+      Messages that end with the user's, and the text that answers them, which may be empty.
+
+    Raises:
+      ValueError: what is wrong, in words that follow "field 'chosen' ".
+    """
+    if isinstance(response, str) and prompt is not None:
+        return _prompt(prompt), response
+    if isinstance(response, str):
+        messages = _split_dialogue(response)
+    elif isinstance(response, list):
+        messages = [_message(item) for item in response]
+    else:
+        raise ValueError(f"is {type(response).__name__}, expected a string or a list of messages")
+    if not messages or messages[-1]["role"] != "assistant":
+        raise ValueError("does not end with a turn of 'assistant'")
+    before = messages[:-1]
+    if prompt is not None:
+        given = _prompt(prompt)
+        if before and before != given:
+            raise ValueError("begins with messages that are not those of field 'prompt'")
+        before = given
+    return _prompt(before), messages[-1]["content"]
+
+
+def _prompt(prompt: Any) -> list[Message]:
+    try:
+        return parse_prompt(prompt)
+    except ValueError as error:
+        raise ValueError(f"has a prompt that {error}") from error
+
+
+def _split_dialogue(text: str) -> list[Message]:
+    before, *rest = _DIALOGUE.split(text)
+    if before.strip() or not rest:
+        raise ValueError(
+            "does not begin with '\\n\\nHuman: '; without a field 'prompt' it must be a whole "
+            "conversation, as messages or as such a text"
+        )
+    return [
+        {"role": _DIALOGUE_ROLES[name], "content": content}
+        for name, content in zip(rest[::2], rest[1::2])
+    ]
 
 
 def _split_turns(text: str) -> list[Message]:

@@ -1,4 +1,4 @@
-"""Rated responses from the hub, from local files of the same layout, or generated."""
+"""Rated responses and preference pairs: from the hub, local files like the hub's, or generated."""
 
 import dataclasses
 import gzip
@@ -14,7 +14,7 @@ import datasets
 import pyarrow
 from pyarrow import parquet
 
-from rmjax.data.conversation import parse_prompt
+from rmjax.data.conversation import parse_prompt, parse_response
 from rmjax.data.generated import generate
 from rmjax.errors import UserError
 from rmjax.tokenizer import Message
@@ -32,13 +32,15 @@ class Sample:
       prompt: the conversation up to the response.
       response: the text that was rated.
       labels: one rating an attribute; NaN where there is none.
-      where: file and row, from 1, for messages.
+      where: file and row, for messages.
+      row: its row in the source, from 1.
     """
 
     prompt: list[Message]
     response: str
     labels: tuple[float, ...]
     where: str
+    row: int
 
 
 def read_samples(
@@ -60,20 +62,64 @@ def read_samples(
     samples = []
     name = origin(source, split)
     for number, row in enumerate(_read_rows(source, split), start=1):
-        samples.append(_check_row(row, attributes, label_range, f"{name} row {number}"))
+        samples.append(_check_row(row, attributes, label_range, name, number))
     if not samples:
         raise UserError(f"{name}: there is no row in it")
     return samples
 
 
-def _check_row(
-    row: dict[str, Any], attributes: Sequence[str], label_range: tuple[float, float], where: str
-) -> Sample:
-    for field in ("prompt", "response", *attributes):
+def read_pairs(source: str, split: str) -> list[tuple[Sample, Sample]]:
+    """All preference pairs of a source, checked: the chosen and the rejected response.
+
+    A row has `prompt`, `chosen` and `rejected`; or `chosen` and `rejected` alone, each a whole
+    conversation that ends with the response. A conversation is a list of messages, or a text with
+    `\\n\\nHuman: ` and `\\n\\nAssistant: ` before its turns. A response may be empty.
+
+    Args:
+      source: as in `read_samples`, without generated ones.
+      split: `train` or `validation`.
+
+    Raises:
+      UserError: naming file, row and field.
+    """
+    pairs = []
+    name = origin(source, split)
+    if source.startswith(GENERATED):
+        raise UserError(f"{source}: there are generated ratings only, no pairs")
+    for number, row in enumerate(_read_rows(source, split), start=1):
+        where = f"{name} row {number}"
+        _check_fields(row, ("chosen", "rejected"), where)
+        prompt = row.get("prompt")
+        found = []
+        for field in ("chosen", "rejected"):
+            try:
+                messages, response = parse_response(prompt, row[field])
+            except ValueError as error:
+                raise UserError(f"{where}: field {field!r} {error}") from error
+            found.append(Sample(messages, response, (), where, number))
+        pairs.append(tuple(found))
+    if not pairs:
+        raise UserError(f"{name}: there is no row in it")
+    return pairs
+
+
+def _check_fields(row: dict[str, Any], fields: Sequence[str], where: str) -> None:
+    for field in fields:
         if field not in row:
             raise UserError(
                 f"{where}: field {field!r} is missing; the row has {', '.join(sorted(row))}"
             )
+
+
+def _check_row(
+    row: dict[str, Any],
+    attributes: Sequence[str],
+    label_range: tuple[float, float],
+    name: str,
+    number: int,
+) -> Sample:
+    where = f"{name} row {number}"
+    _check_fields(row, ("prompt", "response", *attributes), where)
     try:
         prompt = parse_prompt(row["prompt"])
     except ValueError as error:
@@ -84,7 +130,7 @@ def _check_row(
     if not response.strip():
         raise UserError(f"{where}: field 'response' is empty")
     labels = tuple(_check_label(row[name], name, label_range, where) for name in attributes)
-    return Sample(prompt, response, labels, where)
+    return Sample(prompt, response, labels, where, number)
 
 
 def _check_label(value: Any, field: str, limits: tuple[float, float], where: str) -> float:

@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Int, Int32, Int64
 
-from rmjax.data.sources import Sample, fingerprint, origin, read_samples
+from rmjax.data.layout import common_beginning
+from rmjax.data.sources import Sample, fingerprint, origin, read_pairs, read_samples
 from rmjax.errors import UserError, disk_errors
 from rmjax.tokenizer import Tokenizer, encode
 
 OVER_LONG = ("drop", "truncate_left", "error")
-_VERSION = 1  # of this module's result; part of the cache's key
+_VERSION = 2  # of this module's result; part of the cache's key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +32,12 @@ class TokenizedData:
       offsets: sample i is `tokens[offsets[i] : offsets[i + 1]]`.
       labels: ratings; NaN where there is none.
       groups: number of the sample's prompt, from 0 and ascending.
+      shared: how many tokens all samples of its prompt begin with, fewer than the shortest has.
       rows: the sample's row in its source, from 1.
       counts: samples by what became of them: read, kept, and reasons.
       source: where they came from.
       key: fingerprint of everything that made them.
+      pairs: whether the samples are preference pairs: chosen and rejected, one after the other.
     """
 
     attributes: tuple[str, ...]
@@ -42,10 +45,12 @@ class TokenizedData:
     offsets: Int64[np.ndarray, "N+1"]
     labels: Float32[np.ndarray, "N A"]
     groups: Int32[np.ndarray, "N"]
+    shared: Int32[np.ndarray, "N"]
     rows: Int32[np.ndarray, "N"]
     counts: dict[str, int]
     source: str
     key: str
+    pairs: bool = False
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -54,6 +59,11 @@ class TokenizedData:
     def lengths(self) -> Int64[np.ndarray, "N"]:
         """Tokens of each sample."""
         return np.diff(self.offsets)
+
+    @property
+    def samples_together(self) -> int:
+        """Samples that only mean something together: 2 in pairs, else 1."""
+        return 2 if self.pairs else 1
 
     def sequence(self, sample: int) -> Int32[np.ndarray, "L"]:
         """Tokens of one sample."""
@@ -73,6 +83,7 @@ def load_tokenized(
     label_range: tuple[float, float],
     max_length: int,
     over_long: str,
+    pairs: bool = False,
 ) -> TokenizedData:
     """The tokenised samples of a source, from the cache if it has them.
 
@@ -89,13 +100,17 @@ def load_tokenized(
         "label_range": list(label_range),
         "max_length": max_length,
         "over_long": over_long,
+        "pairs": pairs,
     }
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
     root = Path(os.environ.get("RMJAX_CACHE", Path.home() / ".cache" / "rmjax"))
     entry = root / "tokens" / key
     if not (entry / "counts.json").exists():
-        samples = read_samples(source, split, attributes, label_range)
-        result = _tokenize(samples, tokenizer, max_length, over_long)
+        if pairs:
+            samples = [sample for pair in read_pairs(source, split) for sample in pair]
+        else:
+            samples = read_samples(source, split, attributes, label_range)
+        result = _tokenize(samples, tokenizer, max_length, over_long, 2 if pairs else 1)
         try:
             with disk_errors(f"the cache in {root}"):
                 _write(entry, *result)
@@ -104,7 +119,7 @@ def load_tokenized(
                 f"the cache in {root} cannot be written ({error}): set RMJAX_CACHE to a directory "
                 "that can"
             ) from error
-    return _read(entry, tuple(attributes), origin(source, split), key)
+    return _read(entry, tuple(attributes), origin(source, split), key, pairs)
 
 
 def _tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
@@ -119,48 +134,69 @@ def _tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def _tokenize(
-    samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, over_long: str
+    samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, over_long: str, together: int
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    counts: Counter[str] = Counter(read=len(samples))
-    groups: dict[str, list[tuple[int, np.ndarray]]] = {}
-    for number, sample in enumerate(samples):
-        messages = [*sample.prompt, {"role": "assistant", "content": sample.response}]
-        try:
-            tokens = encode(tokenizer, messages)
-        except UserError as error:
-            raise UserError(f"{sample.where}: {error}") from error
-        if all(np.isnan(sample.labels)):
-            counts["dropped: no label"] += 1
-            continue
-        if len(tokens) > max_length:
+    """Arrays and counts; `together` samples, one or a pair's two, are kept or dropped at once."""
+    counts: Counter[str] = Counter(read=len(samples) // together)
+    groups: dict[str, list[tuple[Sample, np.ndarray]]] = {}
+    for start in range(0, len(samples), together):
+        members = samples[start : start + together]
+        tokens = [_encode(sample, tokenizer) for sample in members if sample.response]
+        longest = max(map(len, tokens), default=0)
+        reason = _why_not(members, tokens)
+        if not reason and longest > max_length:
             if over_long == "error":
                 raise UserError(
-                    f"{sample.where}: {len(tokens)} tokens, more than data.max_length = "
+                    f"{members[0].where}: {longest} tokens, more than data.max_length = "
                     f"{max_length} (and data.over_long is 'error')"
                 )
             if over_long == "drop":
-                counts["dropped: too long"] += 1
-                continue
-            counts["truncated on the left"] += 1
-            tokens = truncate_left(tokens, max_length, tokenizer.bos_token_id)
-        prompt = json.dumps(sample.prompt, sort_keys=True)
-        groups.setdefault(prompt, []).append((number, tokens))
-    kept = [(g, *member) for g, members in enumerate(groups.values()) for member in members]
-    counts["kept"] = len(kept)
+                reason = "dropped: too long"
+            else:
+                counts["truncated on the left"] += 1
+                tokens = [truncate_left(t, max_length, tokenizer.bos_token_id) for t in tokens]
+                reason = _why_not(members, tokens)
+        if reason:
+            counts[reason] += 1
+            continue
+        prompt = json.dumps(members[0].prompt, sort_keys=True)
+        groups.setdefault(prompt, []).extend(zip(members, tokens))
+    kept = [(g, *member) for g, found in enumerate(groups.values()) for member in found]
+    counts["kept"] = len(kept) // together
     counts["prompts"] = len(groups)
     if not kept:
         raise UserError(
-            f"{samples[0].where.rsplit(' row ', 1)[0]}: no sample is left of {len(samples)} "
+            f"{samples[0].where.rsplit(' row ', 1)[0]}: no {'sample' if together == 1 else 'pair'} "
+            f"is left of {len(samples) // together} "
             f"({', '.join(f'{n} {reason}' for reason, n in counts.items() if n)})"
         )
+    numbers = np.asarray([g for g, _, _ in kept], np.int32)
     arrays = {
         "tokens": np.concatenate([tokens for _, _, tokens in kept]),
         "offsets": np.cumsum([0] + [len(tokens) for _, _, tokens in kept], dtype=np.int64),
-        "labels": np.asarray([samples[n].labels for _, n, _ in kept], np.float32),
-        "groups": np.asarray([g for g, _, _ in kept], np.int32),
-        "rows": np.asarray([n + 1 for _, n, _ in kept], np.int32),
+        "labels": np.asarray([sample.labels for _, sample, _ in kept], np.float32),
+        "groups": numbers,
+        "shared": beginnings([tokens for _, _, tokens in kept], numbers),
+        "rows": np.asarray([sample.row for _, sample, _ in kept], np.int32),
     }
     return arrays, dict(counts)
+
+
+def _encode(sample: Sample, tokenizer: Tokenizer) -> np.ndarray:
+    messages = [*sample.prompt, {"role": "assistant", "content": sample.response}]
+    try:
+        return encode(tokenizer, messages)
+    except UserError as error:
+        raise UserError(f"{sample.where}: {error}") from error
+
+
+def _why_not(members: Sequence[Sample], tokens: Sequence[np.ndarray]) -> str:
+    """Why nothing can be learned from a sample or a pair; empty if something can."""
+    if len(tokens) < len(members):
+        return "dropped: an empty response"
+    if len(members) == 1:
+        return "dropped: no label" if all(np.isnan(members[0].labels)) else ""
+    return "dropped: chosen equals rejected" if np.array_equal(tokens[0], tokens[1]) else ""
 
 
 def truncate_left(tokens: np.ndarray, max_length: int, bos: int | None) -> np.ndarray:
@@ -190,7 +226,9 @@ def _write(entry: Path, arrays: dict[str, np.ndarray], counts: dict[str, int]) -
         shutil.rmtree(partial)
 
 
-def _read(entry: Path, attributes: tuple[str, ...], source: str, key: str) -> TokenizedData:
+def _read(
+    entry: Path, attributes: tuple[str, ...], source: str, key: str, pairs: bool
+) -> TokenizedData:
     def array(name: str) -> np.ndarray:
         return np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 
@@ -200,15 +238,59 @@ def _read(entry: Path, attributes: tuple[str, ...], source: str, key: str) -> To
         offsets=np.asarray(array("offsets")),
         labels=np.asarray(array("labels")),
         groups=np.asarray(array("groups")),
+        shared=np.asarray(array("shared")),
         rows=np.asarray(array("rows")),
         counts=json.loads((entry / "counts.json").read_text()),
         source=source,
         key=key,
+        pairs=pairs,
     )
 
 
+def in_memory(
+    tokens: Sequence[np.ndarray], prompts: Sequence[str]
+) -> tuple[TokenizedData, Int64[np.ndarray, "N"]]:
+    """Samples without labels, siblings made adjacent, and which of `tokens` each of them is.
+
+    Args:
+      tokens: of each sample.
+      prompts: samples with the same one are siblings.
+    """
+    numbers: dict[str, int] = {}
+    groups = np.asarray([numbers.setdefault(prompt, len(numbers)) for prompt in prompts], np.int32)
+    order = np.argsort(groups, kind="stable")
+    members = [tokens[i] for i in order]
+    data = TokenizedData(
+        attributes=(),
+        tokens=np.concatenate(members),
+        offsets=np.cumsum([0, *map(len, members)], dtype=np.int64),
+        labels=np.zeros((len(members), 0), np.float32),
+        groups=groups[order],
+        shared=beginnings(members, groups[order]),
+        rows=order.astype(np.int32) + 1,
+        counts={},
+        source="memory",
+        key="",
+    )
+    return data, order
+
+
+def beginnings(
+    tokens: Sequence[np.ndarray], groups: Int[np.ndarray, "N"]
+) -> Int32[np.ndarray, "N"]:
+    """How many tokens each sample begins with in common with its siblings, which are adjacent."""
+    bounds = np.flatnonzero(np.diff(groups)) + 1
+    shared = np.zeros(len(groups), np.int32)
+    for members in np.split(np.arange(len(groups)), bounds):
+        shared[members] = common_beginning([tokens[i] for i in members])
+    return shared
+
+
 def subset(data: TokenizedData, samples: np.ndarray) -> TokenizedData:
-    """The named samples, in ascending order; their prompts are numbered anew."""
+    """The named samples, in ascending order; their prompts are numbered anew.
+
+    Of a pair both are named, or neither.
+    """
     samples = np.sort(samples)
     lengths = data.lengths[samples]
     pieces = [data.sequence(i) for i in samples]
@@ -220,12 +302,13 @@ def subset(data: TokenizedData, samples: np.ndarray) -> TokenizedData:
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         labels=data.labels[samples],
         groups=groups,
+        shared=data.shared[samples],
         rows=data.rows[samples],
         counts=data.counts
         | {
-            "kept": len(samples),
+            "kept": len(samples) // data.samples_together,
             "prompts": int(groups.max(initial=-1)) + 1,
-            "on the other side of the split": len(data) - len(samples),
+            "on the other side of the split": (len(data) - len(samples)) // data.samples_together,
         },
         key=digest.hexdigest()[:32],
     )
