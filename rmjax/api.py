@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float32
 from rich.progress import track
 
 from rmjax.data.batches import put, unit_groups, units
@@ -156,20 +157,12 @@ class Scorer:
           UserError: one of them is not a conversation, or too long; it says which.
         """
         tokens = [self._tokens(c, number) for number, c in enumerate(conversations)]
-        scores = np.empty((len(tokens), len(self.attributes)), np.float32)
         prompts = [json.dumps(list(c)[:-1], sort_keys=True) for c in conversations]
-        batches = self._plan(tokens, prompts) if tokens else []
-        for shape, rows in track(
-            batches, description="scoring", disable=len(batches) < _BAR_FROM, transient=True
-        ):
-            groups = [[group for _, group in row] for row in rows]
-            placed = put(
-                make_rows(groups, shape.rows, shape), ROWS_AXES, self.model.options.sharding
-            )
-            found = np.asarray(self._score(self.params, placed))
-            for number, row in enumerate(rows):
-                members = [i for numbers, _ in row for i in numbers]
-                scores[members] = found[number, : len(members)]
+        # The same conversation is computed once, so that it has the same score to the last bit.
+        number_of: dict[bytes, int] = {}
+        same = [number_of.setdefault(t.tobytes(), len(number_of)) for t in tokens]
+        first = np.unique(same, return_index=True)[1] if same else []
+        scores = self._compute([tokens[i] for i in first], [prompts[i] for i in first])[same]
         bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
         if len(bad):
             raise UserError(
@@ -181,6 +174,25 @@ class Scorer:
             Score(dict(zip(self.attributes, map(float, row))), float(value), self.rule.name, len(t))
             for row, value, t in zip(scores, values, tokens)
         ]
+
+    def _compute(
+        self, tokens: Sequence[np.ndarray], prompts: Sequence[str]
+    ) -> Float32[np.ndarray, "N A"]:
+        """Scores of token sequences; those with the same prompt share what they begin with."""
+        scores = np.empty((len(tokens), len(self.attributes)), np.float32)
+        batches = self._plan(tokens, prompts) if tokens else []
+        for shape, rows in track(
+            batches, description="scoring", disable=len(batches) < _BAR_FROM, transient=True
+        ):
+            groups = [[group for _, group in row] for row in rows]
+            arrays = make_rows(groups, shape.rows, shape)
+            found = np.asarray(
+                self._score(self.params, put(arrays, ROWS_AXES, self.model.options.sharding))
+            )
+            for number, row in enumerate(rows):
+                members = [i for numbers, _ in row for i in numbers]
+                scores[members] = found[number, : len(members)]
+        return scores
 
     def _tokens(self, messages: Sequence[Message], number: int) -> np.ndarray:
         where = f"conversation {number}"

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, make_model, tiny_llama
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import torch_scores
 from test_convert import NAMES, TALK, edit_json, save_hf
@@ -21,6 +21,7 @@ from rmjax import api, hub
 from rmjax.api import Comparison, Score, Scorer, bucket
 from rmjax.config import Config, DataConfig, EveryConfig
 from rmjax.convert import hf_to_orbax, orbax_to_hf
+from rmjax.data.layout import places
 from rmjax.errors import UserError
 from rmjax.optimizer import OptimizerConfig
 from rmjax.parameters import flatten
@@ -145,26 +146,67 @@ def test_no_conversations_have_no_scores(scorer):
     assert scorer.score_many([]) == []
 
 
+@settings(max_examples=50, deadline=None)
 @given(
-    lengths=st.lists(st.integers(1, 9000), max_size=300),
+    sizes=st.lists(st.tuples(st.integers(0, 3000), st.lists(st.integers(1, 3000), max_size=9))),
     mesh=st.sampled_from([{"fsdp": 8}, {"fsdp": 2, "context": 4}, {"fsdp": 1, "tensor": 8}]),
+    share=st.booleans(),
 )
-def test_plans_hold_every_conversation_once_in_few_shapes(lengths, mesh):
+def test_plans_hold_every_conversation_once_in_few_shapes(sizes, mesh, share):
     sharding = Sharding(make_mesh(MeshConfig(**mesh)))
     scorer = Scorer.__new__(Scorer)
-    scorer.model = make_model(LLAMA, sharding=sharding)
-    plan = scorer._plan(lengths)
-    assert sorted(i for _, members in plan for i in members) == list(range(len(lengths)))
+    scorer.model, scorer.share_prompts = make_model(LLAMA, sharding=sharding), share
+    tokens = [
+        np.concatenate([np.full(prompt, g), np.full(own, 1000 + i)]).astype(np.int32)
+        for g, (prompt, responses) in enumerate(sizes)
+        for i, own in enumerate(responses)
+    ]
+    if not tokens:
+        return
+    prompts = [str(g) for g, (_, responses) in enumerate(sizes) for _ in responses]
+    plan = scorer._plan(tokens, prompts)
+    placed = [
+        (i, sample)
+        for _, rows in plan
+        for row in rows
+        for numbers, group in row
+        for i, sample in zip(numbers, group.samples, strict=True)
+    ]
+    assert sorted(i for i, _ in placed) == list(range(len(tokens)))
+    assert all(sample is tokens[i] or (sample == tokens[i]).all() for i, sample in placed)
     shards = sharding.row_shards
-    for shape, members in plan:
-        assert len(members) <= shape.rows < max(2 * len(members), shards + 1)
+    for shape, rows in plan:
+        assert len(rows) <= shape.rows < max(2 * len(rows), shards + 1)
         assert shape.rows % shards == 0
         assert shape.rows * shape.length <= max(api._PLACES, shape.length) * shards
-        assert all(lengths[i] <= shape.length for i in members)
+        for row in rows:
+            taken = [places([len(t) for t in g.samples], g.shared, 1) for _, g in row]
+            assert sum(taken) <= shape.length
+            assert sum(len(g.samples) for _, g in row) <= shape.slots
+            assert share or all(g.shared == 0 for _, g in row)
     for length in {shape.length for shape, _ in plan}:
         # Full batches, and one last one.
         assert len({shape.rows for shape, _ in plan if shape.length == length}) <= 2
     assert len({shape.length for shape, _ in plan}) <= 16
+
+
+def test_sharing_can_be_turned_off(hf, scorer):
+    """Best of six: one prompt, computed once or six times."""
+    best_of = [talk("which of these? " * 4, f"number {i}" + "!" * i) for i in range(6)]
+    apart = load_again(scorer, hf, share_prompts=False)
+    np.testing.assert_allclose(
+        numbers(scorer.score_many(best_of)), numbers(apart.score_many(best_of)), atol=1e-5
+    )
+    shared, alone = (
+        [len(g.samples) for _, rows in s._plan(*tokens_of(s, best_of)) for r in rows for _, g in r]
+        for s in (scorer, apart)
+    )
+    assert shared == [6] and alone == [1] * 6
+
+
+def tokens_of(scorer, conversations):
+    tokens = [scorer._tokens(c, i) for i, c in enumerate(conversations)]
+    return tokens, [str(c[:-1]) for c in conversations]
 
 
 @given(length=st.integers(1, 200_000), context=st.sampled_from([1, 2, 4, 8]))

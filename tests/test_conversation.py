@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmjax.data.conversation import parse_prompt
+from rmjax.data.conversation import parse_prompt, parse_response
 
 TEXT = st.text(max_size=30).filter(lambda text: "extra_id" not in text)
 SAID = TEXT.filter(lambda text: text.strip())
@@ -77,3 +77,60 @@ def test_messages_lose_what_is_not_role_or_content():
 def test_what_is_wrong_with_a_prompt_is_said(prompt, said):
     with pytest.raises(ValueError, match=said):
         parse_prompt(prompt)
+
+
+# ---- preference pairs ----------------------------------------------------------------------------
+
+DIALOGUE = "\n\nHuman: hi\n\nAssistant: hello\n\nthere\n\nHuman: why?\n\nAssistant: because"
+
+
+def test_hh_rlhfs_text_is_a_conversation():
+    assert parse_response(None, DIALOGUE) == (turns("hi", "hello\n\nthere", "why?"), "because")
+
+
+@settings(max_examples=100, deadline=None)
+@given(said=st.lists(st.text("ab :\n", max_size=9), min_size=2, max_size=7), last=SAID)
+def test_turns_survive_hh_rlhfs_writing(said, last):
+    said = [text.strip() or "x" for text in said[: len(said) // 2 * 2]]
+    said[-2] = said[-2].strip()
+    names = ["Human", "Assistant"] * len(said)
+    text = "".join(f"\n\n{name}: {content}" for name, content in zip(names, said))
+    assert parse_response(None, text) == (turns(*said[:-1]), said[-1])
+
+
+def test_a_speakers_second_mark_is_part_of_the_turn():
+    text = "\n\nHuman: hi\n\nAssistant: they ask:\n\nAssistant: who?"
+    assert parse_response(None, text) == (turns("hi"), "they ask:\n\nAssistant: who?")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response"),
+    [
+        ("hi", "answer"),
+        (turns("hi"), "answer"),
+        ("hi", [{"role": "assistant", "content": "answer"}]),
+        ("hi", turns("hi", "answer")),
+        (None, turns("hi", "answer")),
+    ],
+    ids=["texts", "messages and text", "the answer's message", "all of it", "no prompt"],
+)
+def test_every_writing_of_a_pair_says_the_same(prompt, response):
+    assert parse_response(prompt, response) == (turns("hi"), "answer")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "said"),
+    [
+        (None, "just text", "does not begin with"),
+        (None, "\n\nHuman: hi", "does not end with a turn of 'assistant'"),
+        (None, turns("hi"), "does not end with a turn of 'assistant'"),
+        (None, [{"role": "assistant", "content": "x"}], "has a prompt that has no user turn"),
+        ("hi", turns("other", "x"), "not those of field 'prompt'"),
+        ("", "x", "has a prompt that has no user turn"),
+        ("hi", 3, "is int"),
+        ("hi", [{"role": "robot", "content": "x"}], "'robot'"),
+    ],
+)
+def test_a_pair_that_is_none_says_why(prompt, response, said):
+    with pytest.raises(ValueError, match=said):
+        parse_response(prompt, response)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from rmjax.data.sources import fingerprint, origin, read_samples
+from rmjax.data.sources import fingerprint, origin, read_pairs, read_samples
 from rmjax.errors import UserError
 
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -343,3 +343,41 @@ def test_a_hub_data_set_is_read_by_split_and_known_by_its_contents(monkeypatch):
     assert before == fingerprint("nvidia/HelpSteer2", "train")
     rows[0]["helpfulness"] = 2
     assert before != fingerprint("nvidia/HelpSteer2", "train")
+
+
+# ---- preference pairs ----------------------------------------------------------------------------
+
+
+@SUFFIXES
+def test_pairs_are_read_from_every_format(suffix, tmp_path):
+    rows = [{"prompt": "p", "chosen": "good", "rejected": "bad"}] * 2
+    rows += [{"prompt": "q", "chosen": "", "rejected": "r"}]
+    pairs = read_pairs(str(write(tmp_path / f"data{suffix}", rows)), "train")
+    assert [[s.response for s in pair] for pair in pairs] == [["good", "bad"]] * 2 + [["", "r"]]
+    assert [s.row for pair in pairs for s in pair] == [1, 1, 2, 2, 3, 3]
+    assert pairs[0][0].prompt == pairs[0][1].prompt == [{"role": "user", "content": "p"}]
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (
+            {"prompt": "p", "chosen": "a"},
+            "row 2: field 'rejected' is missing; the row has chosen, prompt",
+        ),
+        ({"prompt": "p", "chosen": "a", "rejected": 3}, "row 2: field 'rejected' is int"),
+        ({"chosen": "a", "rejected": "b"}, "row 2: field 'chosen' does not begin with"),
+        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "field 'chosen' has a prompt that is int"),
+    ],
+)
+def test_a_broken_pair_names_file_row_and_field(bad, said, tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(lines({"prompt": "p", "chosen": "a", "rejected": "b"}, bad))
+    with pytest.raises(UserError, match=said) as error:
+        read_pairs(str(path), "train")
+    assert str(path) in str(error.value)
+
+
+def test_there_are_no_generated_pairs():
+    with pytest.raises(UserError, match="generated ratings only"):
+        read_pairs("generated:10", "train")

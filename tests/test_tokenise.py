@@ -323,3 +323,90 @@ def test_real_ratings(shared_data):
     assert data.counts == {"read": 360, "kept": 360, "prompts": 60}
     stays, held = hold_out(data, 0.1)
     assert (len(stays), len(held)) == (324, 36)
+
+
+# ---- preference pairs ----------------------------------------------------------------------------
+
+
+def pair(prompt="p", chosen="good", rejected="bad"):
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def load_pairs(source, **changes):
+    return load(source, pairs=True, attributes=("reward",), **changes)
+
+
+def test_a_pair_is_its_chosen_and_its_rejected_sample(tmp_path):
+    data = load_pairs(
+        write(tmp_path / "x.jsonl", [pair("a"), pair("b", "x", "yy"), pair("a", "z")])
+    )
+    said = [("a", "good"), ("a", "bad"), ("a", "z"), ("a", "bad"), ("b", "x"), ("b", "yy")]
+    for i, (prompt, response) in enumerate(said):
+        messages = [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": response},
+        ]
+        np.testing.assert_array_equal(data.sequence(i), encode(BYTES, messages))
+    np.testing.assert_array_equal(data.groups, [0, 0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(data.rows, [1, 1, 3, 3, 2, 2])
+    assert data.pairs and data.samples_together == 2
+    assert data.counts == {"read": 3, "kept": 3, "prompts": 2}
+
+
+def test_pairs_of_which_nothing_can_be_learned_are_counted(tmp_path):
+    rows = [pair(), pair(chosen="same", rejected="same"), pair(chosen=""), pair(rejected="b" * 200)]
+    data = load_pairs(write(tmp_path / "x.jsonl", rows))
+    assert data.counts == {
+        "read": 4,
+        "dropped: chosen equals rejected": 1,
+        "dropped: an empty response": 1,
+        "dropped: too long": 1,
+        "kept": 1,
+        "prompts": 1,
+    }
+    with pytest.raises(UserError, match=r"row 4: 2\d\d tokens, more than data.max_length = 100"):
+        load_pairs(write(tmp_path / "x.jsonl", rows), over_long="error")
+
+
+def test_pairs_that_truncation_makes_equal_are_dropped(tmp_path):
+    """The loss would stay at log 2: they differ only in what was cut."""
+    rows = [pair(), pair(chosen="x" + "y" * 200, rejected="z" + "y" * 200)]
+    data = load_pairs(write(tmp_path / "x.jsonl", rows), over_long="truncate_left")
+    assert data.counts["dropped: chosen equals rejected"] == 1
+    assert data.counts["truncated on the left"] == 1
+    assert len(data) == 2
+
+
+def test_pairs_are_held_out_by_prompt(tmp_path):
+    rows = [pair(f"{i % 10}", f"c{i}", f"r{i}") for i in range(40)]
+    kept, held = hold_out(load_pairs(write(tmp_path / "x.jsonl", rows)), 0.3)
+    assert (kept.counts["kept"], held.counts["kept"]) == (28, 12)
+    assert held.counts["on the other side of the split"] == 28
+    assert kept.pairs and held.pairs and len(held) == 24
+    prompts = {kept.sequence(i)[:3].tobytes() for i in range(len(kept))}
+    assert not prompts & {held.sequence(i)[:3].tobytes() for i in range(len(held))}
+
+
+def test_real_pairs_share_many_of_their_tokens(shared_data):
+    path = shared_data / "hh_harmless_base_test.jsonl.gz"
+    data = load_pairs(str(path), max_length=10_000)
+    assert data.counts["read"] == 2312
+    assert data.counts["dropped: an empty response"] == 4
+    assert (
+        sum(n for reason, n in data.counts.items() if reason.startswith("dropped"))
+        == 2312 - (data.counts["kept"])
+    )
+    first = np.diff(data.groups, prepend=-1) != 0
+    assert 0.25 < data.shared[~first].sum() / data.lengths.sum() < 0.5
+
+
+def test_what_siblings_share_is_kept_through_cache_and_split(tmp_path):
+    rows = [row(f"prompt {i % 7}", "r" * i) for i in range(1, 30)]
+    source = write(tmp_path / "x.jsonl", rows)
+    load(source)
+    for part in (load(source), *hold_out(load(source), 0.3)):
+        for i in range(len(part)):
+            for j in np.flatnonzero(part.groups == part.groups[i]):
+                n = int(part.shared[i])
+                np.testing.assert_array_equal(part.sequence(i)[:n], part.sequence(j)[:n])
+                assert n < len(part.sequence(j))

@@ -78,15 +78,18 @@ def _prompt(prompt: Any) -> list[Message]:
 
 
 def _split_dialogue(text: str) -> list[Message]:
-    before, *rest = _DIALOGUE.split(text)
-    if before.strip() or not rest:
+    marks = list(_DIALOGUE.finditer(text))
+    if not marks or text[: marks[0].start()].strip():
         raise ValueError(
             "does not begin with '\\n\\nHuman: '; without a field 'prompt' it must be a whole "
             "conversation, as messages or as such a text"
         )
+    # Turns alternate. A second mark of the same speaker is part of what was said: nothing is lost.
+    starts = [m for before, m in zip([None, *marks], marks) if not before or before[1] != m[1]]
+    ends = [mark.start() for mark in starts[1:]] + [len(text)]
     return [
-        {"role": _DIALOGUE_ROLES[name], "content": content}
-        for name, content in zip(rest[::2], rest[1::2])
+        {"role": _DIALOGUE_ROLES[mark[1]], "content": text[mark.end() : end]}
+        for mark, end in zip(starts, ends)
     ]
 
 
