@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from rmjax import cudnn, splash
 from rmjax.attention import Layout, Plan
@@ -20,8 +21,9 @@ _log = logging.getLogger(__name__)
 
 def platform(sharding: Sharding) -> str:
     """`tpu`, `gpu` or `cpu`: of the mesh's devices, which need not be those of this machine."""
-    devices = getattr(sharding.mesh, "devices", None)  # an abstract mesh has none
-    name = "cpu" if devices is None else devices.flat[0].platform
+    if not isinstance(sharding.mesh, Mesh):  # an abstract one has no devices
+        return "cpu"
+    name = sharding.mesh.devices.flat[0].platform
     return "gpu" if name in ("cuda", "rocm") else name
 
 
