@@ -118,7 +118,7 @@ class Reporter:
         finite = {k: None if math.isnan(v) else v for k, v in values.items()}
         with disk_errors("the run's metrics"):
             print(json.dumps({"step": step, **finite}), file=self._jsonl, flush=True)
-            self._board.write(step, values)
+            self._board.write(step, {k: v for k, v in finite.items() if v is not None})
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
 

@@ -180,12 +180,12 @@ def describe_data(data: TokenizedData) -> dict[str, Any]:
         },
         "labels": {
             name: {
-                "count": int((~np.isnan(labels[:, i])).sum()),
-                "mean": float(np.nanmean(labels[:, i])),
-                "sd": float(np.nanstd(labels[:, i])),
+                "count": int((~np.isnan(column)).sum()),
+                "mean": float(np.nanmean(column)),
+                "sd": float(np.nanstd(column)),
             }
-            for i, name in enumerate(data.attributes)
-            if not np.isnan(labels[:, i]).all()
+            for name, column in zip(data.attributes, labels.T)  # of pairs there are none
+            if not np.isnan(column).all()
         },
     }
 

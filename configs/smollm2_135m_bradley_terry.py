@@ -1,0 +1,48 @@
+"""SmolLM2-135M-Instruct learns one reward from preference pairs; a laptop is enough.
+
+    python -m rmjax.train --config=configs/smollm2_135m_bradley_terry.py \
+        --config.data.train=harmless-base/train.jsonl.gz
+
+The file is hh-rlhf's, whose authors warn of offensive content; any other file of pairs will do: rows
+with `prompt`, `chosen` and `rejected`, or whole conversations in `chosen` and `rejected`, as messages
+or as hh-rlhf writes them. A tenth of the prompts is held out. The loss is -log sigmoid(reward of the
+chosen response - reward of the rejected one).
+"""
+
+from rmjax.config import Config, DataConfig, EveryConfig
+from rmjax.llama import LlamaConfig, Rope
+from rmjax.optimizer import OptimizerConfig
+
+
+def get_config(arg: str | None = None) -> Config:
+    return Config(
+        workdir="runs/smollm2_135m_bradley_terry",
+        data=DataConfig(
+            train="harmless-base/train.jsonl.gz",
+            hold_out=0.1,
+            attributes=("reward",),
+            max_length=1024,
+            row_length=2048,
+        ),
+        init="HuggingFaceTB/SmolLM2-135M-Instruct",
+        model=LlamaConfig(
+            vocab_size=49152,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            head_dim=64,
+            max_position_embeddings=8192,
+            rms_norm_eps=1e-5,
+            rope=Rope(theta=100000.0),
+            tie_word_embeddings=True,
+        ),
+        objective="bradley_terry",
+        batch_size=128,
+        epochs=1,
+        remat="none",
+        optimizer=OptimizerConfig(learning_rate=2e-5, schedule="cosine", warmup_steps=10),
+        eval=EveryConfig(100),
+        checkpoint=EveryConfig(100),
+    )
