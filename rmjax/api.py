@@ -18,6 +18,7 @@ from rmjax.data.packing import pack
 from rmjax.data.tokenise import in_memory, truncate_left
 from rmjax.errors import UserError
 from rmjax.experiment import compute_dtype
+from rmjax.kernels import ATTENTION, alignment, choose, row_multiple
 from rmjax.model import ModelOptions, RewardModel
 from rmjax.modelfiles import ModelCard
 from rmjax.parameters import Params
@@ -231,7 +232,8 @@ class Scorer:
         share = self.share_prompts and self.model.config.rope.type != "dynamic"
         # Longer rows would waste attention where it cannot skip, shorter ones repeat prompts.
         longest = max(bucket(int(data.lengths.max()), self.model), bucket(_ROW, self.model))
-        shape = RowShape(1, longest, _SLOTS)
+        align = alignment(self.model.options.attention, longest)  # enough for shorter rows too
+        shape = RowShape(1, longest, _SLOTS, align)
         found, taken = units(data, np.arange(len(data)), shape, share)
         shards = self.model.options.sharding.row_shards
         least = bucket(min(_ROW, -(-sum(taken) // shards)), self.model)
@@ -256,7 +258,7 @@ class Scorer:
                 count = shards
                 while count < len(part):
                     count *= 2
-                shape = RowShape(min(count, most), length, _SLOTS)
+                shape = RowShape(min(count, most), length, _SLOTS, align)
                 batches.append((shape, part))
         return batches
 
@@ -266,8 +268,8 @@ def bucket(length: int, model: RewardModel) -> int:
     place = _SHORTEST
     while place < length:
         place = place * 3 // 2 if (place & (place - 1)) == 0 else place // 3 * 4
-    context = model.options.sharding.mesh.shape["context"]
-    return -(-place // context) * context
+    multiple = row_multiple(model.options.attention, model.options.sharding)
+    return -(-place // multiple) * multiple
 
 
 def load(
@@ -277,6 +279,7 @@ def load(
     mesh: MeshConfig | None = None,
     dtype: str = "auto",
     over_long: str = "error",
+    attention: str = "auto",
     share_prompts: bool = True,
 ) -> Scorer:
     """Loads a reward model for scoring.
@@ -289,6 +292,7 @@ def load(
       mesh: how to lay the model over the devices; fully sharded over all of them if not given.
       dtype: of the computation; `auto` is bfloat16 on accelerators, float32 on CPUs.
       over_long: `error`, or `truncate_left` to cut conversations that are too long.
+      attention: what computes it: `auto`, or one of `kernels.KERNELS`.
       share_prompts: whether what all responses to a prompt begin with is computed once.
 
     Raises:
@@ -298,6 +302,8 @@ def load(
         raise UserError(f"over_long = {over_long!r}: there are error, truncate_left")
     if dtype not in _DTYPES:
         raise UserError(f"dtype = {dtype!r}: there are {', '.join(_DTYPES)}")
+    if attention not in ATTENTION:
+        raise UserError(f"attention = {attention!r}: there are {', '.join(ATTENTION)}")
     source = open_pretrained(str(path))
     if source.card is None:
         raise UserError(
@@ -306,9 +312,9 @@ def load(
         )
     computed: Any = compute_dtype(dtype)
     sharding = Sharding(make_mesh(mesh or MeshConfig(), jax.devices()))
-    model = RewardModel(
-        source.llama, ModelOptions(sharding, dtype=computed), len(source.card.attributes)
-    )
+    kernel = choose(attention, source.llama, sharding, computed)
+    options = ModelOptions(sharding, dtype=computed, attention=kernel)
+    model = RewardModel(source.llama, options, len(source.card.attributes))
     rule = scalar_rule(source.card.scalar if value is None else value, source.card.attributes)
     params = load_params(source, model, seed=0, dtype=computed)
     return Scorer(model, params, source.tokenizer(), source.card, rule, over_long, share_prompts)

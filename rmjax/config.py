@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from rmjax.data.tokenise import OVER_LONG
 from rmjax.errors import UserError
+from rmjax.kernels import ATTENTION
 from rmjax.llama import LlamaConfig, llama_config_from_hf, llama_config_to_hf
 from rmjax.model import REMAT
 from rmjax.objectives import OBJECTIVES
@@ -80,6 +81,7 @@ class Config:
         over as many micro-batches as its samples need.
       dtype: of the computation; `auto` is bfloat16 on accelerators and float32 on CPUs.
       remat: what is computed again in the backward pass; see `model.ModelOptions`.
+      attention: what computes it: `auto`, or one of `kernels.KERNELS`.
       seed: of the head or all weights, and of the data's order.
       wandb: project to report to; empty for none.
     """
@@ -98,6 +100,7 @@ class Config:
     rows_per_device: int = 1
     dtype: str = "auto"
     remat: str = "full"
+    attention: str = "auto"
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     eval: EveryConfig = dataclasses.field(default_factory=EveryConfig)
     checkpoint: EveryConfig = dataclasses.field(default_factory=EveryConfig)
@@ -118,6 +121,7 @@ _CHOICES = {
     "optimizer.moments": MOMENTS,
     "dtype": ("auto", "float32", "bfloat16"),
     "remat": REMAT,
+    "attention": ATTENTION,
 }
 
 _POSITIVE = (
@@ -144,6 +148,7 @@ _RANGES = (
 
 # What a run may change when it is continued: none of these changes its numbers so far.
 _MAY_CHANGE = ("workdir", "eval.", "checkpoint.", "mesh.", "wandb", "steps", "epochs", "remat")
+_MAY_CHANGE += ("attention",)
 
 
 def validate(config: Config) -> Config:

@@ -12,6 +12,7 @@ from rmjax.config import Config
 from rmjax.data.batches import Batches, unit_places
 from rmjax.data.tokenise import TokenizedData, hold_out, load_tokenized, subset
 from rmjax.errors import UserError
+from rmjax.kernels import choose
 from rmjax.llama import LlamaConfig
 from rmjax.model import ModelOptions, RewardModel
 from rmjax.objectives import OBJECTIVES
@@ -41,7 +42,9 @@ def make_model(config: Config, source: Pretrained | None, sharding: Sharding) ->
             f"config.data.max_length = {config.data.max_length}: the model was made for up to "
             f"{llama.max_position_embeddings} tokens (max_position_embeddings)"
         )
-    options = ModelOptions(sharding, dtype=compute_dtype(config.dtype), remat=config.remat)
+    dtype = compute_dtype(config.dtype)
+    kernel = choose(config.attention, llama, sharding, dtype, config.row_length)
+    options = ModelOptions(sharding, dtype=dtype, remat=config.remat, attention=kernel)
     return RewardModel(llama, options, len(config.data.attributes))
 
 
@@ -77,7 +80,7 @@ def pick_tokenizer(config: Config, source: Pretrained | None, vocab_size: int) -
 
 
 def load_data(
-    config: Config, tokenizer: Tokenizer, share: bool
+    config: Config, tokenizer: Tokenizer, share: bool, align: int = 1
 ) -> tuple[TokenizedData, TokenizedData | None]:
     """Training and validation samples, tokenised; None where the config names no validation.
 
@@ -85,6 +88,7 @@ def load_data(
       config: of the run.
       tokenizer: of the model.
       share: whether a row holds what the samples of a prompt begin with once.
+      align: see `RowShape`.
     """
     data = config.data
     pairs = OBJECTIVES[config.objective].targets is Pairs
@@ -100,7 +104,7 @@ def load_data(
             over_long=data.over_long,
             pairs=pairs,
         )
-        return fit_pairs(loaded, config, share) if pairs else loaded
+        return fit_pairs(loaded, config, share, align) if pairs else loaded
 
     train = load(data.train, "train")
     for name, labels in zip(data.attributes, train.labels.T):  # pairs have none
@@ -111,15 +115,14 @@ def load_data(
     return train, load(data.validation, "validation") if data.validation else None
 
 
-def fit_pairs(data: TokenizedData, config: Config, share: bool) -> TokenizedData:
+def fit_pairs(data: TokenizedData, config: Config, share: bool, align: int = 1) -> TokenizedData:
     """Without the pairs that do not fit in a row; `data.over_long` says whether that is an error.
 
     Raises:
       UserError: one does not fit, and must not be dropped.
     """
     found = np.arange(len(data)).reshape(-1, 2)
-    # Room for any alignment that a kernel may want (see `RowShape`).
-    taken = np.asarray([unit_places(data, pair, 1, share) for pair in found])
+    taken = np.asarray([unit_places(data, pair, align, share) for pair in found])
     long = np.flatnonzero(taken > config.row_length)
     if not len(long):
         return data

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Float32
 
-from rmjax.attention import Layout, attention
+from rmjax.attention import Plan, attention
+from rmjax.kernels import prepare
 from rmjax.llama import LlamaConfig
+from rmjax.mask import Layout
 from rmjax.parameters import PARAMETERS, axis_sizes, initializer
 from rmjax.rope import angles, dynamic_frequencies, inverse_frequencies, rotate
 from rmjax.rows import Rows
@@ -44,11 +46,13 @@ class ModelOptions:
       remat: what is stored for the backward pass: with `none` every activation, with `dots` the
         products with weights and attention's result, with `attention` the latter and what it is
         made of, with `full` only each layer's input.
+      attention: the implementation, a key of `kernels.KERNELS`; see `kernels.choose`.
     """
 
     sharding: Sharding
     dtype: Any = jnp.float32
     remat: str = "none"
+    attention: str = "blocks"
 
 
 def _rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float) -> jax.Array:
@@ -86,7 +90,7 @@ class Block(_Table):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L D"], layout: Layout, cos: jax.Array, sin: jax.Array
+        self, x: Float[Array, "B L D"], layout: Layout | Plan, cos: jax.Array, sin: jax.Array
     ) -> tuple[Float[Array, "B L D"], None]:
         """Returns the residual stream after this layer, as `nn.scan` wants its carry."""
         config = self.config
@@ -133,7 +137,9 @@ class RewardModel(_Table):
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=config.num_hidden_layers,
         )
-        layout = Layout(rows.segments, rows.hidden_from, rows.hidden_to)
+        layout: Any = Layout(rows.segments, rows.hidden_from, rows.hidden_to)
+        if not self.is_initializing():  # whose rows are shorter than any kernel wants
+            layout = prepare(options.attention, layout, options.sharding, options.dtype)
         x, _ = layers(config, options, self.attributes, name="layers")(x, layout, cos, sin)
 
         with jax.named_scope("head"):

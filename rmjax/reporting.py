@@ -179,7 +179,7 @@ def announce(
     console.print(f"devices     {len(devices)} x {devices[0].device_kind}; mesh {mesh}")
     console.print(
         f"model       {count / 1e6:,.1f} M parameters, float32; computed in {options.dtype.name}, "
-        f"remat {options.remat}"
+        f"remat {options.remat}, attention {options.attention}"
     )
     console.print(f"weights     {origin}")
     for name, part in (("training", batches), ("validation", held_out)):

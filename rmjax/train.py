@@ -35,6 +35,7 @@ from rmjax.experiment import (
     pick_tokenizer,
     shares_prompts,
 )
+from rmjax.kernels import alignment
 from rmjax.objectives import OBJECTIVES
 from rmjax.optimizer import make_optimizer, make_schedule
 from rmjax.pretrained import open_pretrained
@@ -70,11 +71,14 @@ def train_in(workdir: Path, config: Config) -> None:
 
     # ---- data --------------------------------------------------------------------------------
     share, packing = shares_prompts(config, model.config), config.data.packing
-    data, validation = load_data(config, tokenizer, share)
+    align = alignment(model.options.attention, config.row_length)
+    data, validation = load_data(config, tokenizer, share, align)
     rows = config.rows_per_device * sharding.row_shards
     places = sharding.activation(("row", "length"))
     check_divisible("rows of config.data.row_length", (rows, config.row_length), places)
-    shape = row_shape(data, rows=rows, length=config.row_length, packing=packing, share=share)
+    shape = row_shape(
+        data, rows=rows, length=config.row_length, packing=packing, share=share, align=align
+    )
     plan = plan_steps(
         data,
         batch_size=config.batch_size,

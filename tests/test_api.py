@@ -204,6 +204,21 @@ def test_sharing_can_be_turned_off(hf, scorer):
     assert shared == [6] and alone == [1] * 6
 
 
+def test_attention_can_be_chosen(hf, scorer, monkeypatch):
+    with pytest.raises(UserError, match=r"attention = 'splash': it is for TPUs.* of CPUs"):
+        rmjax.load(str(hf), attention="splash")
+    with pytest.raises(UserError, match=r"attention = 'flash': there are auto, blocks"):
+        rmjax.load(str(hf), attention="flash")
+    # The TPUs' kernel, interpreted here: rows are made for it.
+    monkeypatch.setattr(rmjax.api, "choose", lambda *unused: "splash")
+    kernel = rmjax.load(str(hf), mesh=MeshConfig(fsdp=4, context=2))
+    texts = [talk("which? " * 9, "this " * i) for i in range(1, 5)]
+    assert {shape.length % 256 for shape, _ in kernel._plan(*tokens_of(kernel, texts))} == {0}
+    np.testing.assert_allclose(
+        numbers(kernel.score_many(texts)), numbers(scorer.score_many(texts)), atol=1e-5
+    )
+
+
 def tokens_of(scorer, conversations):
     tokens = [scorer._tokens(c, i) for i, c in enumerate(conversations)]
     return tokens, [str(c[:-1]) for c in conversations]

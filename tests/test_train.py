@@ -10,6 +10,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from test_config import QUICKSTART, load_config
 
+import rmjax.experiment
 import rmjax.train
 from rmjax.checkpoint import Checkpoints
 from rmjax.config import Config
@@ -404,3 +405,25 @@ def test_nothing_is_read_twice_in_a_plan():
     steps = plan_steps(data, batch_size=8, seed=1, epochs=2.0)
     counts = np.bincount(np.concatenate(steps), minlength=64)
     assert set(counts) == {2}
+
+
+def test_another_attention_is_the_same_run(tmp_path, monkeypatch, capsys):
+    """The TPUs' kernel, interpreted here: rows are aligned for it, and the run says so."""
+    watched = ("loss", "grad_norm", "validation_loss")
+    changes = dict(steps=2, eval__every=0, checkpoint__every=0, data__max_length=256)
+    run(tiny_config(tmp_path / "blocks", **changes))
+    assert "attention blocks" in capsys.readouterr().out
+    monkeypatch.setattr(rmjax.experiment, "choose", lambda *unused: "splash")
+    run(tiny_config(tmp_path / "splash", **changes))
+    assert "attention splash" in capsys.readouterr().out
+    found, expected = (
+        [line[name] for line in metrics(tmp_path / run) for name in line if name in watched]
+        for run in ("splash", "blocks")
+    )
+    assert len(found) == 5
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_attention_that_is_not_there_ends_the_run(tmp_path):
+    with pytest.raises(UserError, match=r"attention = 'splash': it is for TPUs.* of CPUs"):
+        run(tiny_config(tmp_path, attention="splash"))

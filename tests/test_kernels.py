@@ -1,0 +1,143 @@
+"""Which implementation of attention is taken, and that all of them are the same function."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import make_model, one_device, tiny_llama
+from layouts import dense, dense_gradients, make_layout, random_rows
+
+from rmjax import cudnn, kernels, splash
+from rmjax.attention import attention
+from rmjax.errors import UserError
+from rmjax.rows import Rows
+from rmjax.sharding import MeshConfig, Sharding, make_mesh
+from rmjax.step import random_params
+
+BFLOAT16 = jnp.dtype("bfloat16")
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """Makes meshes look as if they were of other devices."""
+    return lambda kind: monkeypatch.setattr(kernels, "platform", lambda sharding: kind)
+
+
+def choose(wanted="auto", dtype=BFLOAT16, length=512, sharding=None, **llama):
+    return kernels.choose(wanted, tiny_llama(**llama), sharding or one_device(), dtype, length)
+
+
+def test_hardware_decides(on, caplog):
+    assert choose() == "blocks"
+    on("tpu")
+    assert choose() == "splash" and choose(length=0) == "splash"
+    on("gpu")
+    assert choose() == "cudnn"
+    assert choose("blocks") == "blocks"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "reason"),
+    [
+        ("tpu", {"length": 1000}, "1000 places is not a multiple of 128"),
+        ("tpu", {"head_dim": 12}, "head_dim = 12"),
+        ("gpu", {"dtype": jnp.float32}, "dtype is float32"),
+        ("gpu", {"head_dim": 256}, "head_dim = 256"),
+        ("gpu", {"length": 32768}, "32768 places are longer than 16384"),
+        ("gpu", {"length": 511}, "odd"),
+    ],
+)
+def test_what_no_kernel_can_do_falls_back_aloud_or_is_an_error(kind, changes, reason, on, caplog):
+    on(kind)
+    assert choose(**changes) == "blocks"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and reason in record.getMessage()
+    name = {"tpu": "splash", "gpu": "cudnn"}[kind]
+    with pytest.raises(UserError, match=f"attention = '{name}': .*{reason}.* 'blocks'"):
+        choose(name, **changes)
+
+
+def test_a_kernel_for_other_hardware_is_an_error():
+    with pytest.raises(UserError, match=r"attention = 'splash': it is for TPUs.* of CPUs"):
+        choose("splash")
+    with pytest.raises(UserError, match=r"attention = 'cudnn': it is for GPUs.* of CPUs"):
+        choose("cudnn")
+
+
+def test_rows_are_made_to_fit(on):
+    sharding = Sharding(make_mesh(MeshConfig(fsdp=4, context=2)))
+    assert kernels.row_multiple("blocks", sharding) == 2
+    assert kernels.row_multiple("splash", sharding) == 256
+    assert kernels.alignment("splash", 8192) == splash.alignment(8192) == 16
+    assert kernels.alignment("blocks", 8192) == kernels.alignment("cudnn", 8192) == 1
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 2}, {"fsdp": 1, "context": 4}], ids=str)
+def test_cudnns_bias_means_the_layout(mesh, rng):
+    """The same call with XLA's operations: this checks what the kernel is told, not the kernel."""
+    sharding = Sharding(make_mesh(MeshConfig(**mesh), jax.devices()[:4]))
+    rows = [*random_rows(rng, 3, 96, 1), [(20, [10, 30]), (0, [9])]]
+    layout, seen = make_layout(rows, 96, 1)
+    shapes = [(4, 96, n, 8) for n in (4, 2, 2, 4)]
+    q, k, v, cotangent = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    real = (layout.segments > 0)[:, :, None, None]
+    cotangent = cotangent * real
+
+    def both(q, k, v, layout):
+        plan = cudnn.make_plan(layout, sharding, jnp.dtype("float32"), implementation="xla")
+        out, pull = jax.vjp(lambda q, k, v: attention(q, k, v, plan), q, k, v)
+        return out, pull(cotangent)
+
+    out, gradients = jax.jit(both)(q, k, v, layout)
+    assert np.isfinite(out).all()
+    np.testing.assert_allclose(out * real, dense(q, k, v, seen), atol=2e-5)
+    for ours, theirs in zip(gradients, dense_gradients(q, k, v, seen, cotangent), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-5)
+
+
+@pytest.mark.parametrize("length", [96, 300, 2304])
+def test_blocks_equal_dense_attention_and_its_gradients(length, rng):
+    layout, seen = make_layout(random_rows(rng, 1, length, 1), length, 1)
+    shapes = [(1, length, n, 8) for n in (2, 1, 1, 2)]
+    q, k, v, cotangent = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    real = (layout.segments > 0)[:, :, None, None]
+    cotangent = cotangent * real
+    out, pull = jax.vjp(jax.jit(lambda *qkv: attention(*qkv, layout)), q, k, v)
+    np.testing.assert_allclose(out * real, dense(q, k, v, seen), atol=2e-5)
+    expected = dense_gradients(q, k, v, seen, cotangent)
+    for ours, theirs in zip(pull(cotangent), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "remat"),
+    [({"fsdp": 1}, "none"), ({"fsdp": 2, "context": 2, "tensor": 2}, "full")],
+    ids=str,
+)
+def test_a_model_is_the_same_with_the_kernel(mesh, remat, rng):
+    devices = jax.devices()[: int(np.prod(list(mesh.values())))]
+    sharding = Sharding(make_mesh(MeshConfig(**mesh), devices))
+    layout, _ = make_layout([[(40, [30, 70]), (0, [50])], [(10, [100, 90])]], 256, 1)
+    tokens = rng.integers(1, 262, (2, 256)).astype(np.int32)
+    positions = np.broadcast_to(np.arange(256, dtype=np.int32), (2, 256))
+    ends = np.asarray([[69, 139, 189], [109, 199, 0]], np.int32)
+    rows = Rows(tokens, layout.segments, positions, layout.hidden_from, layout.hidden_to, ends)
+    llama = tiny_llama(num_hidden_layers=2)
+    params = random_params(make_model(llama, sharding=sharding), seed=1)
+
+    def scores_and_gradient(name):
+        model = make_model(llama, sharding=sharding, attention=name, remat=remat)
+
+        def total(params):
+            scores = model.apply({"params": params}, rows)
+            return (scores[0] ** 2).sum(), scores
+
+        return jax.jit(jax.grad(total, has_aux=True))(params)
+
+    for ours, plain in zip(
+        jax.tree.leaves(scores_and_gradient("splash")),
+        jax.tree.leaves(scores_and_gradient("blocks")),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
