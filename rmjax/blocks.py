@@ -57,7 +57,7 @@ def in_blocks(
     layout = Layout(*map(whole, layout))
     q = rearrange(whole(q), "B L (K G) H -> B K G L H", G=groups) * q.shape[-1] ** -0.5
     k, v = (rearrange(whole(x), "B L K H -> B K L H") for x in (k, v))
-    out = _attend(size, q, k, v, layout, first_needed(layout, size))
+    out: jax.Array = _attend(size, q, k, v, layout, first_needed(layout, size))  # pyright: ignore
     return rearrange(out, "B K G L H -> B L (K G) H")[:, :length]
 
 
@@ -107,7 +107,9 @@ def _logits(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(size: int, q: jax.Array, k: jax.Array, v: jax.Array, layout: Layout, first: jax.Array):
+def _attend(
+    size: int, q: jax.Array, k: jax.Array, v: jax.Array, layout: Layout, first: jax.Array
+) -> jax.Array:
     return _forward(size, q, k, v, layout, first)[0]
 
 
