@@ -22,6 +22,7 @@ from rmjax.model import ModelOptions, RewardModel
 from rmjax.modelfiles import ModelCard
 from rmjax.parameters import Params
 from rmjax.pretrained import load_params, open_pretrained
+from rmjax.quantized import check_quantize, quantize_params
 from rmjax.rows import ROWS_AXES
 from rmjax.scalar import ScalarRule, scalar_rule
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
@@ -278,6 +279,7 @@ def load(
     dtype: str = "auto",
     over_long: str = "error",
     share_prompts: bool = True,
+    quantize: str = "",
 ) -> Scorer:
     """Loads a reward model for scoring.
 
@@ -290,6 +292,9 @@ def load(
       dtype: of the computation; `auto` is bfloat16 on accelerators, float32 on CPUs.
       over_long: `error`, or `truncate_left` to cut conversations that are too long.
       share_prompts: whether what all responses to a prompt begin with is computed once.
+      quantize: `int8` or `fp8` keeps the layers' weights and computes the products with them in
+        8 bits, where the device can; elsewhere the same scores take longer, and a warning says so.
+        Scores differ a little from those without: docs/performance.md.
 
     Raises:
       UserError: no such model, no head, or something incomplete.
@@ -306,9 +311,12 @@ def load(
         )
     computed: Any = compute_dtype(dtype)
     sharding = Sharding(make_mesh(mesh or MeshConfig(), jax.devices()))
+    check_quantize(quantize, sharding)
     model = RewardModel(
         source.llama, ModelOptions(sharding, dtype=computed), len(source.card.attributes)
     )
     rule = scalar_rule(source.card.scalar if value is None else value, source.card.attributes)
     params = load_params(source, model, seed=0, dtype=computed)
+    if quantize:
+        params = quantize_params(params, sharding, quantize)
     return Scorer(model, params, source.tokenizer(), source.card, rule, over_long, share_prompts)
