@@ -294,7 +294,7 @@ def load(
       share_prompts: whether what all responses to a prompt begin with is computed once.
       quantize: `int8` or `fp8` keeps the layers' weights and computes the products with them in
         8 bits, where the device can; elsewhere the same scores take longer, and a warning says so.
-        Scores differ a little from those without: docs/performance.md.
+        Scores differ from those without, of a small model by much: see docs/performance.md.
 
     Raises:
       UserError: no such model, no head, or something incomplete.
