@@ -17,6 +17,7 @@ from rmjax.kernels import prepare
 from rmjax.llama import LlamaConfig
 from rmjax.mask import Layout
 from rmjax.parameters import PARAMETERS, axis_sizes, initializer
+from rmjax.quantized import product
 from rmjax.rope import angles, dynamic_frequencies, inverse_frequencies, rotate
 from rmjax.rows import Rows
 from rmjax.sharding import Sharding
@@ -76,7 +77,11 @@ class _Table(nn.Module):
         return self.param(name, initializer(row, self.config), shape, jnp.float32)
 
     def linear(self, equation: str, x: jax.Array, path: str, bias: bool = False) -> jax.Array:
-        y = jnp.einsum(equation, x, self.weight(path).astype(x.dtype))
+        weight = self.weight(path)
+        if isinstance(weight, jax.Array):
+            y = jnp.einsum(equation, x, weight.astype(x.dtype))
+        else:  # in 8 bits
+            y = product(equation, x, weight, self.options.sharding.mesh)
         if not bias:
             return y
         return y + jnp.broadcast_to(self.weight(f"{path}_bias").astype(x.dtype), y.shape)
