@@ -1,7 +1,8 @@
 """The attention kernel for NVIDIA's GPUs: cuDNN's, through `jax.nn.dot_product_attention`.
 
-It knows causality, and everything else of a layout as numbers added to the logits: 0 where a query
-sees a key. They are made once for all layers and take two bytes for each pair of places.
+It knows causality, and everything else of a layout as a mask of all pairs of places, made once for
+all layers. It skips what causality hides, nothing else. JAX 0.10 has it compute the mask's gradient
+as well, which nobody uses; JAX 0.12 does not.
 """
 
 import dataclasses
@@ -11,23 +12,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from rmjax.mask import RESULT, Layout, sees
 from rmjax.sharding import Sharding
 
-_LONGEST = 16384  # places of a row, for which a row's bias takes half a GiB
+_LONGEST = 16384  # places of a row, whose mask then takes 256 MiB, and twice that in a layer
 _WIDEST = 128  # on every GPU that has the kernel; some take more
 
 _ROWS, _LENGTH, _HEADS = ("data", "fsdp"), "context", "tensor"  # as sharding.ACTIVATION_AXES says
 _ACTIVATION = P(_ROWS, _LENGTH, _HEADS)
-_BIAS = P(_ROWS, None, _LENGTH)
+_MASK = P(_ROWS, None, _LENGTH)
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["bias"],
+    data_fields=["mask"],
     meta_fields=["sharding", "implementation"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +37,12 @@ class Plan:
     """What the kernel needs of a layout.
 
     Attributes:
-      bias: what is added to the logits.
+      mask: which keys each query sees.
       sharding: of the rows.
       implementation: `cudnn`, or `xla` for the same with XLA's operations, as tests do on CPUs.
     """
 
-    bias: Float[Array, "B 1 L L"]
+    mask: Bool[Array, "B 1 L L"]
     sharding: Sharding
     implementation: Any
 
@@ -50,20 +52,20 @@ class Plan:
         """What `attention.attention` gives, by the kernel."""
         whole = self.sharding.mesh.shape[_LENGTH] == 1
 
-        def local(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
+        def local(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
             if not whole:
                 k, v = (jax.lax.all_gather(x, _LENGTH, axis=1, tiled=True) for x in (k, v))
             return jax.nn.dot_product_attention(
-                q, k, v, bias, is_causal=whole, implementation=self.implementation
+                q, k, v, mask=mask, is_causal=whole, implementation=self.implementation
             )
 
         out = jax.shard_map(
             local,
             mesh=self.sharding.mesh,
-            in_specs=(_ACTIVATION, _ACTIVATION, _ACTIVATION, _BIAS),
+            in_specs=(_ACTIVATION, _ACTIVATION, _ACTIVATION, _MASK),
             out_specs=_ACTIVATION,
             check_vma=False,
-        )(q, k, v, jax.lax.stop_gradient(self.bias))
+        )(q, k, v, self.mask)
         return checkpoint_name(out, RESULT)
 
 
@@ -80,20 +82,13 @@ def unsupported(row_length: int, head_dim: int, dtype: Any) -> str:
     return ""
 
 
-def make_plan(
-    layout: Layout, sharding: Sharding, dtype: Any, *, implementation: str = "cudnn"
-) -> Plan:
-    """Derives the bias from a layout; `implementation` as in `Plan`.
+def make_plan(layout: Layout, sharding: Sharding, *, implementation: str = "cudnn") -> Plan:
+    """Derives the mask from a layout; `implementation` as in `Plan`.
 
     Padding sees itself, so that no query sees nothing.
     """
     places = jnp.arange(layout.segments.shape[1])
     seen = sees(layout, places, layout.segments, places)
-    seen = seen | (places[:, None] == places[None, :])[None]
-    far = jnp.asarray(0.7 * float(jnp.finfo(dtype).min), dtype)
-    bias = jnp.where(seen, jnp.zeros((), dtype), far)[:, None]
-    return Plan(
-        sharding.constrain(bias, ("row", "head_dim", "length", "head_dim")),
-        sharding,
-        implementation,
-    )
+    mask = (seen | (places[:, None] == places[None, :])[None])[:, None]
+    mask = jax.lax.with_sharding_constraint(mask, NamedSharding(sharding.mesh, _MASK))
+    return Plan(mask, sharding, implementation)

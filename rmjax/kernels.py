@@ -1,5 +1,6 @@
 """Which implementation of attention computes a model: chosen by hardware and shapes, or forced."""
 
+import functools
 import logging
 from typing import Any
 
@@ -59,17 +60,23 @@ def choose(
         return found
     if wanted != "auto":
         raise UserError(f"attention = {wanted!r}: {reason}; there is also 'blocks', or 'auto'")
-    if jax.process_index() == 0:
-        _log.warning("attention is computed by XLA in blocks, not by %s: %s", found, reason)
+    _warn(f"attention is computed by XLA in blocks, not by {found}: {reason}")
     return "blocks"
 
 
-def prepare(name: str, layout: Layout, sharding: Sharding, dtype: Any) -> Layout | Plan:
+@functools.cache
+def _warn(message: str) -> None:
+    """Says it once, on one process."""
+    if jax.process_index() == 0:
+        _log.warning(message)
+
+
+def prepare(name: str, layout: Layout, sharding: Sharding) -> Layout | Plan:
     """A layout as implementation `name` wants it for `attention`; made once for all layers."""
     if name == "splash":
         return splash.make_plan(layout, sharding, interpret=platform(sharding) == "cpu")
     if name == "cudnn":
-        return cudnn.make_plan(layout, sharding, dtype)
+        return cudnn.make_plan(layout, sharding)
     return layout
 
 

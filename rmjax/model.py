@@ -144,7 +144,7 @@ class RewardModel(_Table):
         )
         layout: Any = Layout(rows.segments, rows.hidden_from, rows.hidden_to)
         if not self.is_initializing():  # whose rows are shorter than any kernel wants
-            layout = prepare(options.attention, layout, options.sharding, options.dtype)
+            layout = prepare(options.attention, layout, options.sharding)
         x, _ = layers(config, options, self.attributes, name="layers")(x, layout, cos, sin)
 
         with jax.named_scope("head"):

@@ -33,6 +33,7 @@ SMALLEST_BLOCK = 128  # the lanes of a tile
 _BLOCKS = (512, 256, SMALLEST_BLOCK)  # queries and keys of a block
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # two of them still have a difference
 _BITS = 32
+_MOST_PARTS = 8  # of the gradients by queries
 
 _ROWS, _LENGTH, _HEADS = ("data", "fsdp"), "context", "tensor"  # as sharding.ACTIVATION_AXES says
 _PLACES = P((*_ROWS, _LENGTH))  # an axis on which the places of all rows follow each other
@@ -177,11 +178,20 @@ def _kernel(plan: Plan, rows: int) -> SplashAttentionKernel:
     by_keys = rearrange(steps, "(R q) k -> q (R k)", R=rows)
     backward = MaskInfo(plan.queries_next[None], None, by_keys[None], None, plan.numbers)
     size = plan.block
+    # One kernel for all gradients does less, but writes those by queries once for each block of
+    # keys, to be added; and it knows only queries of one row.
+    fused = rows == 1 and plan.length // size <= _MOST_PARTS
+    by_queries = None if fused else size
     return SplashAttentionKernel(
         forward,
-        forward,
+        None if fused else forward,
         backward,
-        block_sizes=BlockSizes(*[size] * 8),
+        block_sizes=BlockSizes(
+            *[size] * 6,
+            block_q_dq=by_queries,
+            block_kv_dq=by_queries,
+            use_fused_bwd_kernel=fused,
+        ),
         is_mqa=False,
         save_residuals=False,
         mask_value=_MASKED,

@@ -81,6 +81,8 @@ def test_what_a_small_model_comes_to(tiny):
     assert report["gradients"] == report["parameters"]
     assert report["peak"] < report["memory"] == CHIPS["v5e"].memory
     assert report["fits"] and report["microbatches"] == 4 and report["rows"] == 8
+    # Rows of one sample and one block: the kernel takes all of its one step.
+    assert report["attention"] == "splash" and report["steps_taken"] == 1
     found = report["prediction"]
     # Four micro-batches; the forward pass twice, but for its last product and the masked half.
     assert 1.0 < found["flops"] * 8 / report["model_flops"] < 1.7

@@ -79,7 +79,9 @@ def test_random_rows_equal_dense_attention_and_its_gradients(seed, block):
     ("length", "count", "block", "mesh"),
     [
         (384, 3, 128, {"fsdp": 1}),  # no power of two, several rows in one call
-        (1024, 1, 256, {"fsdp": 1}),
+        (1024, 1, 256, {"fsdp": 1}),  # one row, so one kernel gives all gradients
+        (512, 2, 128, {"fsdp": 2, "context": 2}),
+        (1280, 1, 128, {"fsdp": 1}),  # but not in more than eight parts
         (512, 4, 128, {"fsdp": 2, "context": 2, "tensor": 2}),
         (512, 2, 128, {"fsdp": 1, "context": 4}),
         (256, 4, 128, {"data": 2, "fsdp": 2, "tensor": 2}),
@@ -90,6 +92,20 @@ def test_blocks_rows_and_meshes(length, count, block, mesh, rng):
     rows = random_rows(rng, count - 1, length, splash.alignment(length))
     rows.append([(length // 3, [length // 8, length // 4]), (0, [length // 8])])
     check(rows, length, sharding_of(**mesh), block, rng)
+
+
+def test_bfloat16_is_near(rng):
+    """Inputs exact in bfloat16, results within a few of its steps (2^-8 of a number)."""
+    layout, seen = make_layout([[(100, [28, 128, 100]), (0, [100])]], 512, 1)
+    q, k, v, cotangent = (x.astype(jnp.bfloat16) for x in tensors(rng, 1, 512))
+    real = (layout.segments > 0)[:, :, None, None]
+    cotangent = np.where(real, cotangent, 0).astype(jnp.bfloat16)
+    out, gradients = kernel(one_device(), 128)(q, k, v, layout, cotangent)
+    assert out.dtype == jnp.bfloat16
+    expected = (dense(q, k, v, seen), *dense_gradients(q, k, v, seen, cotangent))
+    for ours, theirs in zip((np.where(real, out, 0), *gradients), expected, strict=True):
+        error = np.linalg.norm(np.asarray(ours, np.float64) - theirs) / np.linalg.norm(theirs)
+        assert error < 0.01
 
 
 ROWS = [

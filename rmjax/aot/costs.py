@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from rmjax.aot.attention import Steps, kernel_cost
 from rmjax.aot.hlo import Computation, Instruction, Module, executions, parse
 
 # ---- matrix products --------------------------------------------------------------------------
@@ -238,7 +239,7 @@ class Work:
       times: executions.
       flops: of its matrix products.
       bytes: of main memory.
-      cycles: the compiler's estimate; 0 if there is none.
+      cycles: the compiler's estimate, or `attention.kernel_cost`'s; 0 if there is none.
       collectives: what it moves between devices.
     """
 
@@ -250,13 +251,16 @@ class Work:
     collectives: tuple[Collective, ...]
 
 
-def work(text: str, devices: int, unknown_trips: int = 1) -> Iterator[Work]:
+def work(
+    text: str, devices: int, unknown_trips: int = 1, attention: Steps | None = None
+) -> Iterator[Work]:
     """Everything of a program that costs something.
 
     Args:
       text: of the optimised module.
       devices: that run it.
       unknown_trips: how often a loop runs whose bound is data.
+      attention: how the steps of the attention kernel are counted; as all taken if not given.
     """
     module = parse(text)
     for name, times in executions(module, unknown_trips).items():
@@ -272,9 +276,12 @@ def work(text: str, devices: int, unknown_trips: int = 1) -> Iterator[Work]:
                 if not part.channel or part.channel not in seen
             )
             seen |= {part.channel for part in moved}
-            size = memory_bytes(module, computation, instruction)
-            if flops or size or first or instruction.cycles:
-                yield Work(name, times, flops, size, instruction.cycles, first)
+            size, cycles = memory_bytes(module, computation, instruction), instruction.cycles
+            kernel = kernel_cost(computation, instruction, attention or Steps())
+            if kernel:
+                flops, size, cycles = kernel.flops, kernel.bytes, kernel.cycles
+            if flops or size or first or cycles:
+                yield Work(name, times, flops, size, cycles, first)
 
 
 def _inside(

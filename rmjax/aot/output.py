@@ -33,6 +33,8 @@ def show(report: Report, chip: Chip, load: Workload, length: int, console: Conso
         f"{load.rows(length)} rows of {length:,}; {report.microbatches} x {report.rows} rows "
         f"computed, remat {report.remat}"
     )
+    taken = f", {report.steps_taken:.0%} of its steps taken" if report.steps_taken else ""
+    console.print(f"attention   {report.attention}{taken}")
     console.print(f"compiled    in {report.compile_seconds:.0f} s\n")
     table = _table("bytes a chip", "", "GiB")
     for name in ("parameters", "optimizer", "gradients", "temporaries", "peak"):

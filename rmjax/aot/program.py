@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from rmjax.aot.attention import kernel_steps
 from rmjax.aot.costs import work
 from rmjax.aot.hardware import CHIPS, Chip, gpu_target
 from rmjax.aot.roofline import Prediction, predict
@@ -18,6 +19,7 @@ from rmjax.config import Config
 from rmjax.data.batches import slots_for
 from rmjax.errors import UserError
 from rmjax.flops import model_flops
+from rmjax.kernels import choose
 from rmjax.llama import LlamaConfig
 from rmjax.model import ModelOptions, RewardModel
 from rmjax.objectives import OBJECTIVES
@@ -43,6 +45,8 @@ class Report:
       topology: name of the topology.
       mesh: sizes of the axes.
       remat: policy.
+      attention: what computes it, see `kernels.KERNELS`.
+      steps_taken: the share of its steps that a kernel takes; 0 if it is none of ours.
       rows: rows computed at once, over all chips.
       microbatches: of a step.
       tokens: real tokens of a step.
@@ -62,6 +66,8 @@ class Report:
     topology: str
     mesh: dict[str, int]
     remat: str
+    attention: str
+    steps_taken: float
     rows: int
     microbatches: int
     tokens: int
@@ -172,8 +178,11 @@ def check(config: Config, topology: str, mesh: Mesh, chip: Chip, load: Workload)
     """
     began = time.monotonic()
     sharding, llama = Sharding(mesh), architecture(config)
-    step, state = abstract_program(config, llama, sharding)
+    kernel = choose(config.attention, llama, sharding, _dtype(config), config.row_length)
+    step, state = abstract_program(config, llama, sharding, kernel)
     batch, microbatches = abstract_batch(config, sharding, load)
+    context = mesh.shape["context"]
+    steps = kernel_steps(load.group, load.group_places, config.row_length, context, chip)
     platform = "tpu" if chip.torus else "cuda"
     lowered = step.trace(state, batch).lower(lowering_platforms=(platform,))
     prediction, unread = None, ""
@@ -192,7 +201,7 @@ def check(config: Config, topology: str, mesh: Mesh, chip: Chip, load: Workload)
         )
         fits = peak <= chip.memory
         try:
-            costs = work(compiled.as_text(), mesh.size, unknown_trips=microbatches)
+            costs = work(compiled.as_text(), mesh.size, microbatches, steps)
             prediction = predict(costs, mesh, chip)
         except jax.errors.JaxRuntimeError as error:  # the compiler is newer than its reader
             unread = f"JAX {jax.__version__}: {str(error).splitlines()[0][-160:]}"
@@ -201,6 +210,8 @@ def check(config: Config, topology: str, mesh: Mesh, chip: Chip, load: Workload)
         topology=topology,
         mesh=dict(mesh.shape),
         remat=config.remat,
+        attention=kernel,
+        steps_taken=steps.taken if kernel == "splash" else 0.0,
         rows=batch.rows.tokens.shape[1],
         microbatches=microbatches,
         tokens=load.groups * load.group_places,
@@ -219,15 +230,16 @@ def check(config: Config, topology: str, mesh: Mesh, chip: Chip, load: Workload)
 
 
 def abstract_program(
-    config: Config, llama: LlamaConfig, sharding: Sharding
+    config: Config, llama: LlamaConfig, sharding: Sharding, attention: str = "blocks"
 ) -> tuple[Any, TrainState]:
     """The training step of `config`, not yet traced, and the shapes of its state.
+
+    Attention is computed as `attention` says, a key of `kernels.KERNELS`.
 
     Raises:
       UserError: something does not divide over the mesh.
     """
-    dtype = jnp.dtype("float32" if config.dtype == "float32" else "bfloat16")
-    options = ModelOptions(sharding, dtype=dtype, remat=config.remat)
+    options = ModelOptions(sharding, dtype=_dtype(config), remat=config.remat, attention=attention)
     model = RewardModel(llama, options, len(config.data.attributes))
     schedule = make_schedule(config.optimizer, config.steps or 1)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -235,6 +247,10 @@ def abstract_program(
     objective = OBJECTIVES[config.objective]
     step = make_train_step(model, objective, optimizer, schedule, config.trainable, state)
     return step, state
+
+
+def _dtype(config: Config) -> Any:
+    return jnp.dtype("float32" if config.dtype == "float32" else "bfloat16")
 
 
 def abstract_batch(config: Config, sharding: Sharding, load: Workload) -> tuple[Batch, int]:
