@@ -13,25 +13,32 @@ printed: both sides do the same thing. Needs `rmjax[bench]`. Ten minutes on two 
 """
 
 import argparse
-import os
 import runpy
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from material import RATINGS, make_model, read_pairs, write_pairs
 from rich.console import Console
 from rich.table import Table
 from timing import CLOCKS, Piece, Side, in_turn, load_average, rate, speedup
+from trainers import torch_side, torch_steps
 
 from rmjax.config import Config, DataConfig, EveryConfig
 
 CONFIG = Path(__file__).parent.parent / "configs" / "smollm2_135m_regression.py"
-TASKS = {
-    "pairs": {"attributes": ("reward",), "length": 512, "row": 1024, "batch": 64},
-    "dialogues": {"attributes": RATINGS, "length": 1056, "row": 2048, "batch": 24},
-}
+
+
+class Task(NamedTuple):
+    """Columns, most tokens of a sample, places of rmjax's rows, responses a step."""
+
+    attributes: tuple[str, ...]
+    length: int
+    row: int
+    batch: int
+
+
+TASKS = {"pairs": Task(("reward",), 512, 1024, 64), "dialogues": Task(RATINGS, 1056, 2048, 24)}
 
 
 def make_config(task: str, model: Path, data: Path, steps: int, batch: int) -> Config:
@@ -41,12 +48,12 @@ def make_config(task: str, model: Path, data: Path, steps: int, batch: int) -> C
     config.init, config.model, config.steps, config.epochs = str(model), None, steps, 0.0
     config.data = DataConfig(
         train=str(data),
-        attributes=told["attributes"],
+        attributes=told.attributes,
         label_range=(0.0, 5.0),
-        max_length=told["length"],
-        row_length=told["row"],
+        max_length=told.length,
+        row_length=told.row,
     )
-    config.batch_size = batch or told["batch"]
+    config.batch_size = batch or told.batch
     config.eval, config.checkpoint = EveryConfig(), EveryConfig()
     config.optimizer.learning_rate, config.optimizer.schedule = 1e-5, "constant"
     config.optimizer.warmup_steps = 0
@@ -102,97 +109,6 @@ def make_batches(config: Config) -> Any:
     return Batches(data, plan, shape)
 
 
-def torch_steps(task: str, batches: Any) -> list[list[dict[str, Any]]]:
-    """The same steps for the other side, each sorted by length."""
-    data, steps = batches.data, []
-    for samples in batches.plan:
-        tokens = [data.sequence(i).tolist() for i in samples]
-        if task == "pairs":
-            step = [{"chosen_ids": a, "rejected_ids": b} for a, b in zip(tokens[::2], tokens[1::2])]
-        else:
-            labels = data.labels[samples].tolist()
-            step = [{"input_ids": ids, "labels": y} for ids, y in zip(tokens, labels)]
-        steps.append(sorted(step, key=longest, reverse=True))
-    return steps
-
-
-def longest(sample: dict[str, Any]) -> int:
-    """Tokens of a sample's longest sequence."""
-    return max(len(ids) for name, ids in sample.items() if name.endswith("_ids"))
-
-
-def torch_side(
-    clock: str, task: str, model: str, steps: list[list[dict[str, Any]]], micro: int, optimizer: Any
-) -> Callable[[int], Piece]:
-    """The library's own trainer; a step is one call of `train` less what comes before and after."""
-    import datasets
-    import torch
-    import transformers
-    import trl
-
-    times: list[float] = []
-
-    class Clock(transformers.TrainerCallback):
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            times.append(CLOCKS[clock]())
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append(CLOCKS[clock]())
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))  # it may have counted them before
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    network = transformers.AutoModelForSequenceClassification.from_pretrained(
-        model, dtype=torch.float32
-    )
-    network.config.use_cache = False
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-    arguments = dict(
-        output_dir=tempfile.gettempdir(),
-        max_steps=1,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=len(steps[0]) // micro,
-        train_sampling_strategy="sequential",
-        optim="adamw_torch_fused",
-        learning_rate=optimizer.learning_rate,
-        lr_scheduler_type="constant",
-        adam_beta1=optimizer.b1,
-        adam_beta2=optimizer.b2,
-        adam_epsilon=optimizer.eps,
-        weight_decay=optimizer.weight_decay,
-        max_grad_norm=optimizer.clip_norm,
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-    first = datasets.Dataset.from_list(steps[0])
-    if task == "pairs":
-        config = trl.RewardConfig(**arguments, max_length=None)
-        trainer = trl.RewardTrainer(network, config, None, first, processing_class=tokenizer)
-    else:
-        config = transformers.TrainingArguments(**arguments)
-        collator = transformers.DataCollatorWithPadding(tokenizer)
-        trainer = transformers.Trainer(network, config, collator, first)
-        trainer.model_accepts_loss_kwargs = False  # its regression loss is a mean already
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.add_callback(Clock())
-    with torch.no_grad():  # threads and kernels are warm
-        network(torch.ones((1, 128), dtype=torch.long))
-
-    def work(number: int) -> Piece:
-        times.clear()
-        trainer.train_dataset = datasets.Dataset.from_list(steps[number])
-        trainer.train()
-        loss = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-1]
-        return Piece(times[-1] - times[0], loss)
-
-    return work
-
-
 def main() -> None:
     """Looks for the other side's best micro-batch, then measures both and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -212,7 +128,7 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     """The benchmark."""
     args.workdir.mkdir(parents=True, exist_ok=True)
-    model = make_model(args.weights, TASKS[args.task]["attributes"], args.workdir)
+    model = make_model(args.weights, TASKS[args.task].attributes, args.workdir)
     data = args.data
     if args.task == "pairs":
         data = args.workdir / "pairs.jsonl"
@@ -221,8 +137,12 @@ def run(args: argparse.Namespace) -> None:
     batches = make_batches(config)
     steps = torch_steps(args.task, batches)
     cores, sizes = set(range(args.cores)), [int(size) for size in args.sizes.split(",")]
-    told = dict(
-        clock=args.clock, task=args.task, model=str(model), steps=steps, optimizer=config.optimizer
+    told: dict[str, Any] = dict(
+        clock=args.clock,
+        task=args.task,
+        model=str(model),
+        steps=steps,
+        optimizer=config.optimizer,
     )
     console, table = Console(highlight=False), Table("", "samples/s", "loss of the first step")
     tried = {}
