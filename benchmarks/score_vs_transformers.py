@@ -8,7 +8,7 @@ pairs, or 16 distinct responses to each prompt. Same weights, float32, same core
 turns, a part of the data at a time. transformers gets each part sorted by length, in batches of the
 best of several sizes, which is looked for first; rmjax has compiled its shapes before. Scores are
 compared: more than 1e-4 apart is an error. On a busy machine, `--cores=1 --clock=cpu` counts the
-seconds a process computed, not those it waited. Five minutes on two quiet cores.
+seconds a process computed, not those it waited.
 """
 
 import argparse

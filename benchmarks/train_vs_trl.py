@@ -9,7 +9,7 @@ weights, in float32 on the same cores, nothing recomputed in the backward pass; 
 step by step. On a busy machine `--cores=1 --clock=cpu` counts the seconds a process computed, not
 those it waited. The other side gets each step sorted by length (what length grouping does, at its
 best) in micro-batches of the best of several sizes, which is looked for first. The losses are
-printed: both sides do the same thing. Needs `rmjax[bench]`. Ten minutes on two quiet cores.
+printed: both sides do the same thing. Needs `rmjax[bench]`.
 """
 
 import argparse
