@@ -6,9 +6,9 @@ Counts the token places that four ways of laying out the same pairs compute: eve
 the maximum; batches of samples of similar length, padded to their longest; samples packed into
 rows; rows in which the responses to a prompt share it. For real pairs, of SmolLM2's tokens, also
 the time: forward and backward of SmolLM2-135M's shape (random weights, float32) is measured once
-for each shape of rows, as a median, and multiplied by how many there are; a row takes the same time
-whatever shares it. For HelpSteer2, which is
-not needed, lengths are drawn at random and only counted.
+for each shape of rows, as a median, and multiplied by how many there are; a row is
+taken to need the same time whatever shares it. For HelpSteer2, whose data are not needed, lengths
+are drawn at random and only counted.
 """
 
 import argparse
