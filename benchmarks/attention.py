@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmjax import kernels
-from rmjax.attention import Layout, attention, sees
+from rmjax.attention import attention
 from rmjax.llama import LlamaConfig
+from rmjax.mask import Layout, sees
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 
 

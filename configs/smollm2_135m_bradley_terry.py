@@ -3,10 +3,10 @@
     python -m rmjax.train --config=configs/smollm2_135m_bradley_terry.py \
         --config.data.train=harmless-base/train.jsonl.gz
 
-The file is hh-rlhf's, whose authors warn of offensive content; any other file of pairs will do: rows
-with `prompt`, `chosen` and `rejected`, or whole conversations in `chosen` and `rejected`, as messages
-or as hh-rlhf writes them. A tenth of the prompts is held out. The loss is -log sigmoid(reward of the
-chosen response - reward of the rejected one).
+The file is hh-rlhf's, whose authors warn of offensive content; any other file of pairs will do:
+rows with `prompt`, `chosen` and `rejected`, or whole conversations in `chosen` and `rejected`, as
+messages or as hh-rlhf writes them. A tenth of the prompts is held out. The loss is -log sigmoid of
+the chosen response's reward less the rejected one's.
 """
 
 from rmjax.config import Config, DataConfig, EveryConfig

@@ -23,6 +23,7 @@ from rmjax.model import ModelOptions, RewardModel
 from rmjax.modelfiles import ModelCard
 from rmjax.parameters import Params
 from rmjax.pretrained import load_params, open_pretrained
+from rmjax.quantized import check_quantize, quantize_params
 from rmjax.rows import ROWS_AXES
 from rmjax.scalar import ScalarRule, scalar_rule
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
@@ -281,6 +282,7 @@ def load(
     over_long: str = "error",
     attention: str = "auto",
     share_prompts: bool = True,
+    quantize: str = "",
 ) -> Scorer:
     """Loads a reward model for scoring.
 
@@ -294,6 +296,9 @@ def load(
       over_long: `error`, or `truncate_left` to cut conversations that are too long.
       attention: what computes it: `auto`, or one of `kernels.KERNELS`.
       share_prompts: whether what all responses to a prompt begin with is computed once.
+      quantize: `int8` or `fp8` keeps the layers' weights and computes the products with them in
+        8 bits, where the device can; elsewhere the same scores take longer, and a warning says so.
+        Scores differ from those without, of a small model by much: see docs/performance.md.
 
     Raises:
       UserError: no such model, no head, or something incomplete.
@@ -312,9 +317,12 @@ def load(
         )
     computed: Any = compute_dtype(dtype)
     sharding = Sharding(make_mesh(mesh or MeshConfig(), jax.devices()))
+    check_quantize(quantize, sharding)
     kernel = choose(attention, source.llama, sharding, computed)
     options = ModelOptions(sharding, dtype=computed, attention=kernel)
     model = RewardModel(source.llama, options, len(source.card.attributes))
     rule = scalar_rule(source.card.scalar if value is None else value, source.card.attributes)
     params = load_params(source, model, seed=0, dtype=computed)
+    if quantize:
+        params = quantize_params(params, sharding, quantize)
     return Scorer(model, params, source.tokenizer(), source.card, rule, over_long, share_prompts)

@@ -16,7 +16,7 @@ from rmjax.kernels import ATTENTION
 from rmjax.llama import LlamaConfig, llama_config_from_hf, llama_config_to_hf
 from rmjax.model import REMAT
 from rmjax.objectives import OBJECTIVES
-from rmjax.optimizer import SCHEDULES, OptimizerConfig
+from rmjax.optimizer import MOMENTS, SCHEDULES, OptimizerConfig
 from rmjax.rows import Pairs
 from rmjax.sharding import MeshConfig
 
@@ -118,6 +118,7 @@ _CHOICES = {
     "data.over_long": OVER_LONG,
     "objective": tuple(OBJECTIVES),
     "optimizer.schedule": SCHEDULES,
+    "optimizer.moments": MOMENTS,
     "dtype": ("auto", "float32", "bfloat16"),
     "remat": REMAT,
     "attention": ATTENTION,

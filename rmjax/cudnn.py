@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from rmjax.attention import RESULT, Layout, sees
+from rmjax.mask import RESULT, Layout, sees
 from rmjax.sharding import Sharding
 
 _LONGEST = 16384  # places of a row, whose mask then takes 256 MiB, and twice that in a layer

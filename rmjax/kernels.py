@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rmjax import cudnn, splash, tiles
-from rmjax.attention import Layout, Plan
+from rmjax.attention import Plan
 from rmjax.errors import UserError
 from rmjax.llama import LlamaConfig
+from rmjax.mask import Layout
 from rmjax.sharding import Sharding
 
 # `blocks` is plain XLA and computes everything everywhere; the others need their hardware.

@@ -9,21 +9,29 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Float32
 
-from rmjax.attention import Layout, Plan, attention
+from rmjax.attention import Plan, attention
 from rmjax.kernels import prepare
 from rmjax.llama import LlamaConfig
+from rmjax.mask import Layout
 from rmjax.parameters import PARAMETERS, axis_sizes, initializer
+from rmjax.quantized import product
 from rmjax.rope import angles, dynamic_frequencies, inverse_frequencies, rotate
 from rmjax.rows import Rows
 from rmjax.sharding import Sharding
 
-# What the backward pass finds stored and what it computes again.
+_save = jax.checkpoint_policies
+# What `attention.attention` calls its result, wherever it is made.
+_ATTENDED = _save.save_only_these_names("attended")
+# What the backward pass finds stored; the rest it computes again. docs/performance.md has what each
+# costs and gives. The products with weights leave out attention, which a kernel may compute.
 _POLICIES = {
-    "none": jax.checkpoint_policies.everything_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "none": _save.everything_saveable,
+    "full": _save.nothing_saveable,
+    "attention": _save.save_only_these_names("q", "k", "v", "attended"),
+    "dots": _save.save_from_both_policies(_save.dots_with_no_batch_dims_saveable, _ATTENDED),
 }
 REMAT = tuple(_POLICIES)
 _ROWS = {row.path: row for row in PARAMETERS}
@@ -36,8 +44,9 @@ class ModelOptions:
     Attributes:
       sharding: the mesh and its tables.
       dtype: of activations and matrix products; head, norms' statistics and softmax are float32.
-      remat: `none` stores every activation, `dots` the products with weights, `full` only each
-        layer's input.
+      remat: what is stored for the backward pass: with `none` every activation, with `dots` the
+        products with weights and attention's result, with `attention` the latter and what it is
+        made of, with `full` only each layer's input.
       attention: the implementation, a key of `kernels.KERNELS`; see `kernels.choose`.
     """
 
@@ -68,7 +77,11 @@ class _Table(nn.Module):
         return self.param(name, initializer(row, self.config), shape, jnp.float32)
 
     def linear(self, equation: str, x: jax.Array, path: str, bias: bool = False) -> jax.Array:
-        y = jnp.einsum(equation, x, self.weight(path).astype(x.dtype))
+        weight = self.weight(path)
+        if isinstance(weight, jax.Array):
+            y = jnp.einsum(equation, x, weight.astype(x.dtype))
+        else:  # in 8 bits
+            y = product(equation, x, weight, self.options.sharding.mesh)
         if not bias:
             return y
         return y + jnp.broadcast_to(self.weight(f"{path}_bias").astype(x.dtype), y.shape)
@@ -95,6 +108,7 @@ class Block(_Table):
             q = self.place(rotate(q, cos, sin), "row", "length", "heads", "head_dim")
             k = self.place(rotate(k, cos, sin), "row", "length", "kv_heads", "head_dim")
             v = self.place(v, "row", "length", "kv_heads", "head_dim")
+            q, k, v = map(checkpoint_name, (q, k, v), ("q", "k", "v"))
             y = self.linear("blnh,nhd->bld", attention(q, k, v, layout), "layers/o", bias)
             x = self.place(x + y, "row", "length", "embed")
         with jax.named_scope("mlp"):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, BFloat16, Float32
 
 from rmjax.errors import UserError
 from rmjax.parameters import Params, flatten, nest
@@ -22,6 +23,7 @@ DECAY: tuple[tuple[str, bool], ...] = (
 )
 
 SCHEDULES = ("constant", "cosine", "linear")
+MOMENTS = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass
@@ -29,7 +31,8 @@ class OptimizerConfig:
     """AdamW and its learning rate.
 
     The rate rises linearly over `warmup_steps`, reaching its value at the last of them, then
-    follows the schedule; `cosine` and `linear` end at `final_fraction` of it.
+    follows the schedule; `cosine` and `linear` end at `final_fraction` of it. `moments` is the
+    dtype in which AdamW's two moments are kept: `float32` or, in half the bytes, `bfloat16`.
     """
 
     learning_rate: float
@@ -41,6 +44,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float = 1.0
+    moments: str = "float32"
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], jax.Array]:
@@ -78,17 +82,49 @@ def make_optimizer(
     config: OptimizerConfig, schedule: Callable[[jax.Array], jax.Array]
 ) -> optax.GradientTransformation:
     """Clipping by the global norm, then AdamW with decay where the rules say so."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule,  # pyright: ignore[reportArgumentType]
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=decay_mask,
-        ),
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    adamw = optax.chain(
+        adam if config.moments == "float32" else keep_in_bfloat16(adam),
+        optax.add_decayed_weights(config.weight_decay, decay_mask),
+        optax.scale_by_learning_rate(schedule),  # pyright: ignore[reportArgumentType]
     )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def keep_in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`optax.scale_by_adam`, computed in float32, with its moments kept in bfloat16.
+
+    The first moment is rounded to the nearest. The second changes by less than half of bfloat16's
+    last place a step where b2 is near 1, and would stand still: it is rounded up or down at random,
+    so that it is right on average. The randomness is a function of the step's number.
+    """
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        state: Any = adam.init(params)
+        return _cast(state, jnp.bfloat16)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+        updates, after = adam.update(updates, _cast(state, jnp.float32), params)
+        leaves, tree = jax.tree.flatten(after.nu)  # pyright: ignore[reportAttributeAccessIssue]
+        keys = jax.random.split(jax.random.key(state.count), len(leaves))
+        nu = tree.unflatten(map(round_at_random, leaves, keys))
+        return updates, _cast(after, jnp.bfloat16)._replace(nu=nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _cast(state: Any, dtype: Any) -> Any:
+    mu, nu = jax.tree.map(lambda leaf: leaf.astype(dtype), (state.mu, state.nu))
+    return state._replace(mu=mu, nu=nu)
+
+
+def round_at_random(x: Float32[Array, "..."], key: jax.Array) -> BFloat16[Array, "..."]:
+    """One of the two bfloat16 numbers around each `x`, the nearer the likelier: `x` on average."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    bits += jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    # What is left of it after this is a bfloat16, so that the conversion rounds nothing.
+    kept = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+    return kept.astype(jnp.bfloat16)
 
 
 def partition(params: Params, trainable: tuple[str, ...]) -> tuple[Params, Params]:

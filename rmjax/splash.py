@@ -26,7 +26,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
-from rmjax.attention import RESULT, Layout, sees
+from rmjax.mask import RESULT, Layout, sees
 from rmjax.sharding import Sharding
 
 SMALLEST_BLOCK = 128  # the lanes of a tile

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float32, Int32
 
+from rmjax.compilation import compiler_options
 from rmjax.model import RewardModel
 from rmjax.objectives import Objective
 from rmjax.optimizer import abstract_opt_state, merge, partition
@@ -120,13 +121,7 @@ def make_train_step(
         if batch.samples.shape[0] == 1:
             loss, grads = gradient(free, 0)
         else:
-            zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, free))
-            loss, grads = jax.lax.fori_loop(
-                0,
-                batch.microbatches,
-                lambda i, total: jax.tree.map(jnp.add, total, gradient(free, i)),
-                zero,
-            )
+            loss, grads = _summed(loss_of, free, batch.microbatches)
         updates, opt_state = optimizer.update(grads, state.opt_state, free)
         metrics = Metrics(loss, optax.tree.norm(grads), jnp.asarray(schedule(state.step)))
         moved: Any = optax.apply_updates(free, updates)
@@ -137,8 +132,28 @@ def make_train_step(
     return jax.jit(
         train_step,
         donate_argnums=0,
+        compiler_options=compiler_options(replicated.mesh),
         out_shardings=(_shardings(abstract), Metrics._make([replicated] * 3)),
     )
+
+
+def _summed(
+    loss_of: Callable[[Params, Any], jax.Array], free: Params, count: jax.Array
+) -> tuple[jax.Array, Params]:
+    """`loss_of(free, i)` and its gradient, summed over i from 0 to `count`.
+
+    The backward pass adds each layer's gradient to the sum where that lies. Adding whole gradients
+    instead would need a second place for all of them.
+    """
+    sums = jax.tree.map(lambda leaf: jax.new_ref(jnp.zeros_like(leaf)), free)
+
+    def add(index: jax.Array, total: jax.Array) -> jax.Array:
+        loss, backward = jax.vjp(lambda free: loss_of(free, index), free)
+        backward.with_refs(sums)(jnp.ones_like(loss))
+        return total + loss
+
+    loss = jax.lax.fori_loop(0, count, add, jnp.zeros(()))
+    return loss, jax.tree.map(jax.freeze, sums)
 
 
 def make_score(model: RewardModel) -> Callable[[Params, Rows], Float32[Array, "B S A"]]:
@@ -147,4 +162,7 @@ def make_score(model: RewardModel) -> Callable[[Params, Rows], Float32[Array, "B
     def score(params: Params, rows: Rows) -> jax.Array:
         return apply(model, params, rows)
 
-    return jax.jit(score, out_shardings=model.options.sharding.replicated)
+    replicated = model.options.sharding.replicated
+    return jax.jit(
+        score, out_shardings=replicated, compiler_options=compiler_options(replicated.mesh)
+    )

@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, Int32
 
-from rmjax.attention import RESULT, Layout, sees
+from rmjax.mask import RESULT, Layout, sees
 from rmjax.sharding import Sharding
 
 _TILE = 64  # queries, and keys; from 32 to 128 measured, see docs/performance.md

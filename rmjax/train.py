@@ -15,6 +15,7 @@ from rich.console import Console
 
 from rmjax.checkpoint import Checkpoints
 from rmjax.commandline import run_with_config
+from rmjax.compilation import keep_programs
 from rmjax.config import Config, as_flat_dict, validate
 from rmjax.data.batches import (
     Batches,
@@ -53,6 +54,7 @@ def train(config: Config) -> None:
       UserError: something that the user can mend.
     """
     check_agreement("config", as_flat_dict(validate(config)) | package_versions())
+    keep_programs()
     with open_workdir(config) as workdir:
         train_in(workdir, config)
 

@@ -83,6 +83,19 @@ def test_three_and_three_steps_are_six(six, copy):
     assert lines == [line for line in numbers(six) if "loss" in line]
 
 
+def test_moments_in_bfloat16_continue_to_the_same_bits(tmp_path):
+    """What is rounded at random is rounded alike: by the step's number."""
+    change = dict(optimizer__moments="bfloat16", eval__every=0, checkpoint__every=0)
+    for steps in (2, 4):
+        run(tiny_config(tmp_path / "two", steps=steps, **change))
+    run(tiny_config(tmp_path / "four", steps=4, **change))
+    ours, _ = restore(tiny_config(tmp_path / "two", steps=4, **change))
+    theirs, _ = restore(tiny_config(tmp_path / "four", steps=4, **change))
+    assert int(ours.step) == 4
+    assert "bfloat16" in {str(leaf.dtype) for leaf in jax.tree.leaves(ours.opt_state)}
+    assert_same_bits(ours, theirs)
+
+
 def test_a_continued_run_sees_the_other_samples(tmp_path, compilations):
     """Stopped after three of eight steps, an epoch still shows every sample once."""
     samples: list = []

@@ -330,6 +330,24 @@ def test_shapes_of_tuples_and_layouts():
     assert found.attribute("custom_call_target") == '"f"'
 
 
+def test_what_describes_a_kernel_may_span_lines():
+    text = """HloModule m
+
+ENTRY %main (a: f32[2,3]) -> f32[2,3] {
+  %a = f32[2,3]{1,0} parameter(0)
+  %kernel = f32[2,3]{1,0} custom-call(%a), frontend_attributes={kernel_metadata={
+"name": "attend"
+}}, custom_call_target="tpu_custom_call", backend_config={"x":"1"}
+  ROOT %b = f32[2,3]{1,0} negate(%kernel)
+}
+"""
+    module = hlo.parse(text)
+    found = module.computations[module.entry]
+    assert list(found) == ["%a", "%kernel", "%b"]
+    assert found["%kernel"].operands == ("%a",) and found["%b"].operands == ("%kernel",)
+    assert found["%kernel"].attribute("custom_call_target") == '"tpu_custom_call"'
+
+
 def test_text_without_a_program_is_an_error():
     with pytest.raises(ValueError, match="ENTRY"):
         hlo.parse("HloModule nothing")

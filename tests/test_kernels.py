@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from layouts import dense, dense_gradients, make_layout, random_rows
 
 from rmjax import cudnn, kernels, splash, tiles
-from rmjax.attention import Layout, attention
+from rmjax.attention import attention
 from rmjax.errors import UserError
+from rmjax.mask import Layout
 from rmjax.rows import Rows
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import random_params

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_batches import make_data
 
-from rmjax.attention import Layout, allowed
 from rmjax.data.batches import (
     evaluation_batches,
     iterate,
@@ -26,6 +25,7 @@ from rmjax.data.batches import (
 )
 from rmjax.data.layout import Group, RowShape, common_beginning, make_rows, places
 from rmjax.data.tokenise import in_memory
+from rmjax.mask import Layout, allowed
 from rmjax.objectives import bradley_terry, regression
 from rmjax.parameters import flatten
 from rmjax.sharding import MeshConfig, Sharding, make_mesh

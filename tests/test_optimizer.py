@@ -19,6 +19,7 @@ from rmjax.optimizer import (
     make_schedule,
     merge,
     partition,
+    round_at_random,
 )
 from rmjax.parameters import PARAMETERS, abstract_params, flatten, nest
 from rmjax.rows import Ratings, batch_axes
@@ -103,6 +104,56 @@ def test_adamw_by_hand(clip_norm, rng):
         params = adamw_by_hand(params, grads, config, rate, moments, step + 1)
         for path, value in flatten(ours).items():
             np.testing.assert_allclose(value, params[path], rtol=2e-5, atol=2e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("b2", [0.98, 0.999])
+def test_moments_in_bfloat16_give_optaxs_adamw_within_their_digits(b2, rng):
+    """Gradients that shrink tenfold half way, so that second moments must fall by a hundred.
+
+    bfloat16 has 8 bits: a moment is off by up to .4 %, the second one, whose roundings add up over
+    1 / (1 - b2) steps, by some per cent at b2 = .999, and the updates by half of that. The update's
+    length and the mean of second moments have no such error, because it is random; rounded to the
+    nearest, they would be off by a quarter and by a factor of two.
+    """
+    config = OptimizerConfig(1.0, warmup_steps=0, b2=b2, weight_decay=0.1, moments="bfloat16")
+    config.clip_norm = 1e9
+    ours = make_optimizer(config, optax.constant_schedule(1.0))
+    theirs = optax.adamw(1.0, b2=b2, weight_decay=0.1)
+    params = {"head": jnp.asarray(rng.normal(size=(64, 64)), jnp.float32)}
+
+    def steps(optimizer):
+        def step(state, number):
+            scale = jnp.where(number < 400, 1e-3, 1e-4)
+            grads = jax.random.normal(jax.random.fold_in(jax.random.key(0), number), (64, 64))
+            updates, state = optimizer.update({"head": grads * scale}, state, params)
+            return state, updates["head"]
+
+        return jax.jit(lambda state: jax.lax.scan(step, state, jnp.arange(1000)))(
+            optimizer.init(params)
+        )
+
+    (after, found), (expected_state, expected) = steps(ours), steps(theirs)
+    found, expected = np.asarray(found[-100:]), np.asarray(expected[-100:])
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    assert error < {0.98: 0.01, 0.999: 0.04}[b2]
+    assert np.linalg.norm(found) / np.linalg.norm(expected) == pytest.approx(1, abs=0.005)
+    kept = optax.tree.get(after, "nu")["head"]
+    assert kept.dtype == optax.tree.get(after, "mu")["head"].dtype == jnp.bfloat16
+    mean = np.asarray(optax.tree.get(expected_state, "nu")["head"]).mean()
+    assert np.asarray(kept, np.float64).mean() == pytest.approx(mean, rel=0.01)
+
+
+def test_rounding_at_random_is_right_on_average():
+    """Between two neighbours and never beyond; what bfloat16 can hold stays."""
+    low, high = np.float32(1.0), np.float32(1 + 2**-7)
+    x = jnp.full(100_000, low + 0.3 * (high - low), jnp.float32)
+    found = np.asarray(round_at_random(x, jax.random.key(0)), np.float32)
+    assert set(found) == {low, high}
+    assert np.mean(found == high) == pytest.approx(0.3, abs=0.01)  # 7 standard deviations
+    exact = jnp.asarray([0.0, 1.0, -2.5, 1e-38, 3e38, np.inf], jnp.bfloat16)
+    for seed in range(20):
+        again = round_at_random(exact.astype(jnp.float32), jax.random.key(seed))
+        np.testing.assert_array_equal(again, exact)
 
 
 def test_decay_covers_every_parameter_and_spares_norms_and_biases():

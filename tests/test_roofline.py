@@ -161,7 +161,7 @@ def test_without_the_compilers_cycles_an_operation_is_a_roofline():
 @given(
     tensor=st.sampled_from([1, 2, 4]),
     context=st.sampled_from([1, 2]),
-    remat=st.sampled_from(["full", "dots"]),
+    remat=st.sampled_from(["full", "attention", "dots"]),
     rows=st.sampled_from([1, 2, 4]),
 )
 def test_estimates_grow_with_the_work(tensor, context, remat, rows):

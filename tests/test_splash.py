@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from layouts import dense, dense_gradients, make_layout, random_rows
 
 from rmjax import splash
-from rmjax.attention import Layout, attention
+from rmjax.attention import attention
+from rmjax.mask import Layout
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 
 needs_compiler = pytest.mark.skipif(
@@ -212,7 +213,8 @@ COMPILE = """
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from rmjax import splash
-from rmjax.attention import Layout, attention
+from rmjax.attention import attention
+from rmjax.mask import Layout
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 jax.config.update("jax_platforms", "cpu")
 for topology, mesh, (rows, length, heads, kv_heads, head_dim) in (

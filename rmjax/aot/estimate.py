@@ -75,9 +75,9 @@ def estimate(
     places = rows * length / context  # of one device
 
     # ---- bytes: what each layer keeps, and what one layer and the embeddings need while they run
-    kept = 2 * places * embed
-    if remat != "full":
-        kept += 2 * places * (wide / tensor + 2 * embed)
+    attended = 2 * heads + 2 * llama.num_key_value_heads * llama.head_dim  # and what it is made of
+    stored = {"full": 0.0, "attention": attended / tensor}
+    kept = 2 * places * (embed + stored.get(remat, (wide + heads) / tensor + 2 * embed))
     gathered = 2 * (count - llama.vocab_size * embed) / layers / tensor
     running = 2 * gathered + 2 * 3 * places * wide / tensor + 4 * 4 * places * embed
     embeddings = 2 * llama.vocab_size * embed / tensor
@@ -87,7 +87,8 @@ def estimate(
     shared, samples = group
     fit = max(1, length // (shared + sum(n - shared for n in samples)))
     flops = model_flops(llama, attributes, [group] * (computed * fit), training=True)
-    again = 4 / 3 if remat == "full" else 1.0
+    share = layers * embed * (attended - heads) / count  # of the products: those of q, k and v
+    again = {"full": 4 / 3, "attention": 1 + (1 - share) / 3}.get(remat, 1.0)
     compute = again * flops / (data * fsdp * context * tensor * chip.flops)
 
     shards = fsdp * context
@@ -95,7 +96,7 @@ def estimate(
     # Gathered for forward and backward, and the gradients summed and scattered, in bfloat16 each.
     sharded = 3 * microbatches * weights
     # Four sums of the residual stream a layer, two more where the forward pass runs twice.
-    sums = (6 if remat == "full" else 4) * layers * microbatches
+    sums = (4 if remat == "dots" else 6) * layers * microbatches
     exchanged = sums * 2 * (tensor - 1) / tensor * 2 * places * embed
     # Keys and values of the other parts of the row, forward and backward.
     keys = 2 * 2 * llama.num_key_value_heads * llama.head_dim / tensor

@@ -9,13 +9,12 @@ and, on TPUs, how many cycles the compiler estimates for it.
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16}
 _BITS |= {"s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128}
 _COMMENT = re.compile(r"/\*.*?\*/")
 _ARRAY = re.compile(r"([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](?:\{([^}]*)\})?")
-_METADATA = re.compile(r"kernel_metadata=\{\n.*?\n\}", re.DOTALL)  # the one thing over many lines
 _NO_ESTIMATE = 2**63 - 1  # the largest int64, where the compiler has none
 
 
@@ -71,10 +70,9 @@ class Module:
 
 def parse(text: str) -> Module:
     """Reads the text of an optimised module, as `jax.stages.Compiled.as_text` gives it."""
-    text = _METADATA.sub("", text)
     computations: dict[str, Computation] = {}
     entry, current = "", None
-    for line in text.splitlines():
+    for line in _lines(text):
         if line.startswith(("%", "ENTRY")) and line.endswith("{"):
             name = line.removeprefix("ENTRY ").split(" ", 1)[0]
             current = computations.setdefault(name, {})
@@ -87,6 +85,19 @@ def parse(text: str) -> Module:
     if not entry:
         raise ValueError("the program's text has no ENTRY computation")
     return Module(computations, entry)
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Lines of a module, whole: what describes a Pallas kernel contains line breaks."""
+    held: list[str] = []
+    for line in text.splitlines():
+        if held and line.startswith(('"', "}}")):
+            held.append(line)
+            continue
+        if held:
+            yield "".join(held)
+        held = [line]
+    yield "".join(held)
 
 
 def _instruction(line: str) -> Instruction:

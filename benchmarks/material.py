@@ -1,0 +1,98 @@
+"""What the benchmarks measure with: real pairs, real dialogues, real weights.
+
+Data: Anthropic's hh-rlhf `harmless-base/test` (`chosen`, `rejected`, with texts that offend) and
+USR's ratings of Topical-Chat replies (six to each of 60 dialogues). Weights: SmolLM2-135M-Instruct.
+"""
+
+import contextlib
+import gzip
+import json
+import random
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rmjax.convert import hf_to_orbax, orbax_to_hf
+from rmjax.tokenizer import Message
+
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+RATINGS = ("naturalness", "coherence", "engagingness", "groundedness", "understandability")
+
+
+class Answered(NamedTuple):
+    """A prompt and responses to it; of a pair the chosen one is first."""
+
+    prompt: list[Message]
+    responses: list[str]
+
+
+def split_turns(text: str) -> list[Message]:
+    """The messages of one of hh-rlhf's dialogues."""
+    first, *rest = _TURN.split(text)
+    if first.strip():
+        raise ValueError(f"a dialogue begins with {first[:50]!r}, not with a turn")
+    return [
+        {"role": _ROLES[name], "content": content.strip()}
+        for name, content in zip(rest[::2], rest[1::2])
+    ]
+
+
+def read_pairs(path: Path, seed: int = 0) -> list[Answered]:
+    """The pairs in a fixed shuffled order, less those whose prompts differ or lack a response."""
+    pairs = []
+    for line in gzip.decompress(path.read_bytes()).decode().splitlines():
+        row = json.loads(line)
+        chosen, rejected = split_turns(row["chosen"]), split_turns(row["rejected"])
+        same = chosen[:-1] == rejected[:-1] and chosen[-1]["role"] == rejected[-1]["role"]
+        responses = [chosen[-1]["content"], rejected[-1]["content"]]
+        if same and chosen[-1]["role"] == "assistant" and all(responses):
+            pairs.append(Answered(chosen[:-1], responses))
+    random.Random(seed).shuffle(pairs)
+    return pairs
+
+
+def read_dialogues(path: Path) -> list[Answered]:
+    """The dialogues with their replies, in the file's order."""
+    dialogues: dict[str, Answered] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        key = json.dumps(row["prompt"])
+        dialogues.setdefault(key, Answered(row["prompt"], [])).responses.append(row["response"])
+    return list(dialogues.values())
+
+
+def best_of(dialogues: Sequence[Answered], count: int, seed: int = 0) -> list[Answered]:
+    """`count` distinct responses to each prompt: its own, and others drawn from all dialogues."""
+    everything = sorted({response for d in dialogues for response in d.responses})
+    chooser = random.Random(seed)
+    made = []
+    for prompt, responses in dialogues:
+        own = list(dict.fromkeys(responses))[:count]
+        others = chooser.sample(sorted(set(everything) - set(own)), count - len(own))
+        made.append(Answered(prompt, own + others))
+    return made
+
+
+def write_pairs(pairs: Sequence[Answered], path: Path) -> None:
+    """The pairs as rated responses, 1 and 0, for rmjax."""
+    with open(path, "w", encoding="utf-8") as file:
+        for prompt, responses in pairs:
+            for response, reward in zip(responses, (1.0, 0.0), strict=True):
+                row = {"prompt": prompt, "response": response, "reward": reward}
+                file.write(json.dumps(row) + "\n")
+
+
+def make_model(weights: str, attributes: Sequence[str], directory: Path) -> Path:
+    """A `LlamaForSequenceClassification` of these weights and a fresh head, made once."""
+    model = directory / f"model_{len(attributes)}"
+    if not model.exists():
+        orbax = directory / f"{model.name}_orbax"
+        with contextlib.redirect_stdout(None):
+            if not orbax.exists():
+                hf_to_orbax(weights, str(orbax), attributes=attributes)
+            orbax_to_hf(str(orbax), str(model))
+        shutil.rmtree(orbax)
+    return model

@@ -1,0 +1,145 @@
+"""Scoring on the CPU: `rm.score_many` against transformers, pairs and best of 16.
+
+    python benchmarks/score_vs_transformers.py pairs GGUF hh_harmless_base_test.jsonl.gz
+    python benchmarks/score_vs_transformers.py best-of-16 GGUF topical_chat_ratings.jsonl
+
+Measures conversations a second from messages to scores, tokenising included: both responses of
+pairs, or 16 distinct responses to each prompt. Same weights, float32, same cores; the sides take
+turns, a part of the data at a time. transformers gets each part sorted by length, in batches of the
+best of several sizes, which is looked for first; rmjax has compiled its shapes before. Scores are
+compared: more than 1e-4 apart is an error. On a busy machine, `--cores=1 --clock=cpu` counts the
+seconds a process computed, not those it waited.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from material import Answered, best_of, make_model, read_dialogues, read_pairs
+from rich.console import Console
+from rich.table import Table
+from timing import CLOCKS, Piece, Side, in_turn, load_average, rate, speedup
+
+from rmjax.tokenizer import Message
+
+_TOLERANCE = 1e-4
+Conversation = list[Message]
+
+
+def conversations(groups: list[Answered]) -> list[Conversation]:
+    """Each response with its prompt before it."""
+    return [
+        [*prompt, {"role": "assistant", "content": response}]
+        for prompt, responses in groups
+        for response in responses
+    ]
+
+
+def rmjax_side(clock: str, model: str, parts: list[list[Conversation]]) -> Callable[[int], Piece]:
+    """`rmjax.load` and `score_many`; every shape is compiled before."""
+    import rmjax
+
+    rm = rmjax.load(model)
+
+    def work(number: int) -> Piece:
+        started = CLOCKS[clock]()
+        scores = [score.value for score in rm.score_many(parts[number])]
+        return Piece(CLOCKS[clock]() - started, scores)
+
+    for number in range(len(parts)):
+        work(number)
+    return work
+
+
+def torch_side(
+    clock: str, model: str, parts: list[list[Conversation]], size: int
+) -> Callable[[int], Piece]:
+    """transformers' model on batches of similar length, dynamically padded."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # it may have counted them before
+    transformers.utils.logging.disable_progress_bar()
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(
+        model, dtype=torch.float32
+    ).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+
+    @torch.inference_mode()
+    def work(number: int) -> Piece:
+        started = CLOCKS[clock]()
+        texts = tokenizer.apply_chat_template(parts[number], tokenize=False)
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        scores = np.empty(len(ids))
+        for start in range(0, len(order), size):
+            members = order[start : start + size]
+            batch = tokenizer.pad(
+                {"input_ids": [ids[i] for i in members]}, padding_side="right", return_tensors="pt"
+            )
+            scores[members] = network(**batch, use_cache=False).logits[:, 0].numpy()
+        return Piece(CLOCKS[clock]() - started, scores.tolist())
+
+    network(torch.ones((1, 128), dtype=torch.long))  # threads and kernels are warm
+    return work
+
+
+def main() -> None:
+    """Looks for transformers' best batch, then measures both and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("task", choices=["pairs", "best-of-16"])
+    parser.add_argument("weights", help="SmolLM2-135M-Instruct, a GGUF file")
+    parser.add_argument("data", type=Path, help="the pairs or the dialogues")
+    parser.add_argument("--parts", type=int, default=3, help="of the data, to measure")
+    parser.add_argument("--groups", type=int, default=0, help="pairs or prompts a part")
+    parser.add_argument("--sizes", default="1,4,8,16,32", help="batches of transformers")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    args = parser.parse_args()
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    sys.exit(not run(args))
+
+
+def run(args: argparse.Namespace) -> bool:
+    """The benchmark; whether the scores agree."""
+    pairs = args.task == "pairs"
+    groups = read_pairs(args.data) if pairs else best_of(read_dialogues(args.data), 16)
+    count = args.groups or (32 if pairs else 4)
+    parts = [conversations(groups[i * count : (i + 1) * count]) for i in range(args.parts)]
+    model = make_model(args.weights, ["reward"], args.workdir)
+    told: dict[str, Any] = dict(clock=args.clock, model=str(model), parts=parts)
+    cores, console = set(range(args.cores)), Console(highlight=False)
+    tried = {}
+    for size in map(int, args.sizes.split(",")):
+        side = Side(torch_side, cores, size=size, **told)
+        tried[size] = side(0).seconds
+        side.close()
+        console.print(f"batches of {size}: {len(parts[0]) / tried[size]:.2f} conversations/s")
+    best = min(tried, key=lambda size: tried[size])
+    sides = {
+        f"transformers, batches of {best}": Side(torch_side, cores, size=best, **told),
+        "rmjax": Side(rmjax_side, cores, **told),
+    }
+    pieces = in_turn(sides, range(args.parts))
+    table = Table("", "conversations/s")
+    for name, found in pieces.items():
+        table.add_row(name, f"{rate(found, [len(part) for part in parts]):.2f}")
+    console.print(table)
+    theirs, ours = pieces.values()
+    console.print(f"rmjax is {speedup(theirs, ours):.2f} times as fast")
+    apart = max(
+        float(np.abs(np.subtract(a.value, b.value)).max())
+        for a, b in zip(theirs, ours, strict=True)
+    )
+    console.print(f"scores at most {apart:.1e} apart")
+    console.print(f"{args.cores} cores, {args.clock} clock; load average {load_average()}")
+    return apart < _TOLERANCE
+
+
+if __name__ == "__main__":
+    main()

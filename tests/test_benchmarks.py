@@ -1,0 +1,81 @@
+"""The pure parts of the benchmarks: what they count and what they are made of."""
+
+import json
+import runpy
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def on_the_path(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    yield
+    for name in ("material", "timing"):
+        if name not in before:
+            sys.modules.pop(name, None)
+
+
+def test_ablation_counts_places_by_hand():
+    script = runpy.run_path(str(BENCHMARKS / "ablation.py"))
+    lengths = script["Lengths"]
+    # Samples of 50, 70 | 100, 130; sharing the prompt: 80 | 150.
+    groups = [lengths(40, (10, 30)), lengths(80, (20, 50))]
+    ways = script["layouts"](groups, most=256, row=256, batch=2)
+    assert ways["padded to the maximum"] == Counter({(2, 256): 2})
+    assert ways["grouped by length"] == Counter({(2, 192): 1, (2, 128): 1})  # 130, 100 | 70, 50
+    assert ways["packed"] == Counter({(1, 256): 2})  # 130 + 100 | 70 + 50
+    assert ways["packed, prompt shared"] == Counter({(1, 256): 1})  # 150 + 80 = 230
+    assert [script["places"](way) for way in ways.values()] == [1024, 640, 512, 256]
+
+
+def test_ablation_takes_a_group_apart_that_fits_no_row():
+    script = runpy.run_path(str(BENCHMARKS / "ablation.py"))
+    groups = [script["Lengths"](100, (80, 90))]  # 270 shared; 180 and 190 alone
+    ways = script["layouts"](groups, most=256, row=256, batch=2)
+    assert ways["packed, prompt shared"] == Counter({(1, 256): 2})
+
+
+def test_simulated_lengths_have_the_stated_means():
+    script = runpy.run_path(str(BENCHMARKS / "ablation.py"))
+    groups = script["simulated"](100_000, most=10**9)
+    prompts = np.array([group.prompt for group in groups])
+    responses = np.array([group.responses for group in groups])
+    assert np.isclose(prompts.mean(), 347, rtol=0.02)
+    assert np.isclose(np.median(prompts), 181, rtol=0.02)
+    assert np.isclose(responses.mean(), 381, rtol=0.02)
+    assert max(max(g.samples) for g in script["simulated"](1000)) <= 4096
+
+
+def test_pairs_are_split_where_they_differ(tmp_path: Path):
+    import gzip
+
+    script = runpy.run_path(str(BENCHMARKS / "material.py"))
+    shared = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+    rows = [
+        {"chosen": f"{shared} yes", "rejected": f"{shared} no"},
+        {"chosen": f"{shared} yes", "rejected": f"{shared}"},  # no response
+        {"chosen": f"{shared} yes", "rejected": "\n\nHuman: z\n\nAssistant: no"},  # another prompt
+    ]
+    path = tmp_path / "pairs.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    (pair,) = script["read_pairs"](path)
+    assert [m["role"] for m in pair.prompt] == ["user", "assistant", "user"]
+    assert [m["content"] for m in pair.prompt] == ["a", "b", "c"]
+    assert pair.responses == ["yes", "no"]
+
+
+def test_best_of_has_distinct_responses_and_keeps_the_prompts_own():
+    script = runpy.run_path(str(BENCHMARKS / "material.py"))
+    answered = script["Answered"]
+    dialogues = [answered([], [f"{d}{i}" for i in range(3)] + [f"{d}0"]) for d in "abcdef"]
+    made = script["best_of"](dialogues, 16)
+    assert [len(set(one.responses)) for one in made] == [16] * 6
+    assert all(set(one.responses) >= set(d.responses) for one, d in zip(made, dialogues))
+    assert made == script["best_of"](dialogues, 16)
