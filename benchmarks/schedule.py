@@ -22,7 +22,8 @@ import sys
 import jax, jax.numpy as jnp
 from rmjax import splash
 from rmjax.aot.program import topology_devices
-from rmjax.attention import Layout, attention
+from rmjax.attention import attention
+from rmjax.mask import Layout
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 jax.config.update("jax_platforms", "cpu")
 topology, rows = sys.argv[1], int(sys.argv[2])

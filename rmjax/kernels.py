@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rmjax import cudnn, splash
+from rmjax import cudnn, splash, tiles
 from rmjax.attention import Plan
 from rmjax.errors import UserError
 from rmjax.llama import LlamaConfig
@@ -16,7 +16,7 @@ from rmjax.mask import Layout
 from rmjax.sharding import Sharding
 
 # `blocks` is plain XLA and computes everything everywhere; the others need their hardware.
-KERNELS = {"blocks": "", "splash": "tpu", "cudnn": "gpu"}
+KERNELS = {"blocks": "", "tiles": "cpu", "splash": "tpu", "cudnn": "gpu"}
 ATTENTION = ("auto", *KERNELS)
 _log = logging.getLogger(__name__)
 
@@ -75,6 +75,8 @@ def prepare(name: str, layout: Layout, sharding: Sharding) -> Layout | Plan:
     """A layout as implementation `name` wants it for `attention`; made once for all layers."""
     if name == "splash":
         return splash.make_plan(layout, sharding, interpret=platform(sharding) == "cpu")
+    if name == "tiles":
+        return tiles.make_plan(layout, sharding)
     if name == "cudnn":
         return cudnn.make_plan(layout, sharding)
     return layout

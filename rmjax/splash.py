@@ -167,16 +167,17 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
         k, v = (jax.lax.all_gather(x, _LENGTH, axis=1, tiled=True) for x in (k, v))
     q = q * (plan.one * q.shape[-1] ** -0.5).astype(q.dtype)[:, None, None, None]
     q, k, v = (rearrange(x, "R L N H -> N (R L) H") for x in (q, k, v))
-    out = _kernel(plan, rows)(q, k, v, SegmentIds(plan.queries, plan.keys))
+    out: Any = _kernel(plan, rows)(q, k, v, SegmentIds(plan.queries, plan.keys))
     return rearrange(out, "N (R L) H -> R L N H", R=rows)
 
 
 def _kernel(plan: Plan, rows: int) -> SplashAttentionKernel:
     """JAX's kernel with our mask information in place of what it derives from a static mask."""
     steps = plan.steps.astype(jnp.int8)
-    forward = MaskInfo(plan.keys_next[None], None, steps[None], None, plan.numbers)
+    numbers: Any = plan.numbers  # which the library's types take for a numpy array
+    forward = MaskInfo(plan.keys_next[None], None, steps[None], None, numbers)
     by_keys = rearrange(steps, "(R q) k -> q (R k)", R=rows)
-    backward = MaskInfo(plan.queries_next[None], None, by_keys[None], None, plan.numbers)
+    backward = MaskInfo(plan.queries_next[None], None, by_keys[None], None, numbers)
     size = plan.block
     # One kernel for all gradients does less, but writes those by queries once for each block of
     # keys, to be added; and it knows only queries of one row.

@@ -1,15 +1,20 @@
 """Which implementation of attention is taken, and that all of them are the same function."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import make_model, one_device, tiny_llama
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from layouts import dense, dense_gradients, make_layout, random_rows
 
-from rmjax import cudnn, kernels, splash
+from rmjax import cudnn, kernels, splash, tiles
 from rmjax.attention import attention
 from rmjax.errors import UserError
+from rmjax.mask import Layout
 from rmjax.rows import Rows
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import random_params
@@ -28,7 +33,7 @@ def choose(wanted="auto", dtype=BFLOAT16, length=512, sharding=None, **llama):
 
 
 def test_hardware_decides(on, caplog):
-    assert choose() == "blocks"
+    assert choose() == choose(dtype=jnp.float32, length=511) == "tiles"
     on("tpu")
     assert choose() == "splash" and choose(length=0) == "splash"
     on("gpu")
@@ -69,7 +74,7 @@ def test_a_kernel_for_other_hardware_is_an_error():
 
 def test_rows_are_made_to_fit(on):
     sharding = Sharding(make_mesh(MeshConfig(fsdp=4, context=2)))
-    assert kernels.row_multiple("blocks", sharding) == 2
+    assert kernels.row_multiple("blocks", sharding) == kernels.row_multiple("tiles", sharding) == 2
     assert kernels.row_multiple("splash", sharding) == 256
     assert kernels.alignment("splash", 8192) == splash.alignment(8192) == 16
     assert kernels.alignment("blocks", 8192) == kernels.alignment("cudnn", 8192) == 1
@@ -99,17 +104,78 @@ def test_cudnns_mask_means_the_layout(mesh, rng):
 
 
 @pytest.mark.parametrize("length", [96, 300, 2304])
-def test_blocks_equal_dense_attention_and_its_gradients(length, rng):
+@pytest.mark.parametrize("name", ["blocks", "tiles"])
+def test_xlas_ways_equal_dense_attention_and_its_gradients(name, length, rng):
     layout, seen = make_layout(random_rows(rng, 1, length, 1), length, 1)
     shapes = [(1, length, n, 8) for n in (2, 1, 1, 2)]
     q, k, v, cotangent = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
     real = (layout.segments > 0)[:, :, None, None]
     cotangent = cotangent * real
-    out, pull = jax.vjp(jax.jit(lambda *qkv: attention(*qkv, layout)), q, k, v)
+    plan = kernels.prepare(name, Layout(*map(jnp.asarray, layout)), one_device())
+    with jax.numpy_dtype_promotion("strict"):
+        out, pull = jax.vjp(jax.jit(lambda *qkv: attention(*qkv, plan)), q, k, v)
     np.testing.assert_allclose(out * real, dense(q, k, v, seen), atol=2e-5)
     expected = dense_gradients(q, k, v, seen, cotangent)
     for ours, theirs in zip(pull(cotangent), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=5e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    length=st.sampled_from([1, 40, 130, 256]),
+    rows=st.sampled_from([1, 3]),
+)
+def test_tiles_of_random_rows(seed, length, rows):
+    rng = np.random.default_rng(seed)
+    layout, seen = make_layout(random_rows(rng, rows, length, 1), length, 1)
+    check_tiles(layout, seen, one_device(), rng)
+
+
+@pytest.mark.parametrize("mesh", [dict(fsdp=2, context=2, tensor=2), dict(context=4)], ids=str)
+def test_tiles_on_meshes(mesh, rng):
+    devices = jax.devices()[: int(np.prod(list(mesh.values())))]
+    sharding = Sharding(make_mesh(MeshConfig(**({"fsdp": 1} | mesh)), devices))
+    layout, seen = make_layout(random_rows(rng, 4, 200, 1), 200, 1)  # 50 or 100 places a device
+    check_tiles(layout, seen, sharding, rng)
+
+
+def check_tiles(layout, seen, sharding, rng):
+    rows, length = layout.segments.shape
+    shapes = [(rows, length, n, 8) for n in (4, 2, 2, 4)]
+    q, k, v, cotangent = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    real = (layout.segments > 0)[:, :, None, None]
+    cotangent = cotangent * real
+    out, gradients = by_tiles(sharding)(q, k, v, layout, cotangent)
+    assert np.isfinite(out).all()
+    np.testing.assert_allclose(out * real, dense(q, k, v, seen), atol=2e-5)
+    for ours, theirs in zip(gradients, dense_gradients(q, k, v, seen, cotangent), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-5)
+
+
+@functools.cache
+def by_tiles(sharding):
+    """The result and the gradients by q, k and v, compiled once for each shape."""
+
+    def both(q, k, v, layout, cotangent):
+        plan = tiles.make_plan(layout, sharding)
+        out, pull = jax.vjp(lambda q, k, v: attention(q, k, v, plan), q, k, v)
+        return out, pull(cotangent)
+
+    return jax.jit(both)
+
+
+def test_tiles_skip_what_nobody_sees(rng):
+    """NaNs there would spread. Two rows, so a tile is skipped only where both skip it."""
+    layout, _ = make_layout([[(0, [128]), (0, [192])], [(0, [128]), (0, [100])]], 320, 1)
+    plan = jax.jit(lambda x: tiles.make_plan(x, one_device()))(layout)
+    assert plan.first.tolist() == [0, 0, 2, 2, 2] and plan.end.tolist() == [1, 2, 3, 4, 5]
+    shapes = [(2, 320, n, 8) for n in (4, 2, 2, 4)]
+    q, k, v, cotangent = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    k[:, :128], v[:, :128] = np.nan, np.nan
+    out, (by_q, _, _) = by_tiles(one_device())(q, k, v, layout, cotangent)
+    assert np.isnan(out[:, :128]).all()
+    assert np.isfinite(out[:, 128:]).all() and np.isfinite(by_q[:, 128:]).all()
 
 
 @pytest.mark.parametrize(
@@ -137,9 +203,7 @@ def test_a_model_is_the_same_with_the_kernel(mesh, remat, rng):
 
         return jax.jit(jax.grad(total, has_aux=True))(params)
 
-    for ours, plain in zip(
-        jax.tree.leaves(scores_and_gradient("splash")),
-        jax.tree.leaves(scores_and_gradient("blocks")),
-        strict=True,
-    ):
-        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
+    expected = jax.tree.leaves(scores_and_gradient("blocks"))
+    for name in ("splash", "tiles"):
+        for ours, plain in zip(jax.tree.leaves(scores_and_gradient(name)), expected, strict=True):
+            np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)

@@ -411,14 +411,14 @@ def test_another_attention_is_the_same_run(tmp_path, monkeypatch, capsys):
     """The TPUs' kernel, interpreted here: rows are aligned for it, and the run says so."""
     watched = ("loss", "grad_norm", "validation_loss")
     changes = dict(steps=2, eval__every=0, checkpoint__every=0, data__max_length=256)
-    run(tiny_config(tmp_path / "blocks", **changes))
-    assert "attention blocks" in capsys.readouterr().out
+    run(tiny_config(tmp_path / "tiles", **changes))
+    assert "attention tiles" in capsys.readouterr().out
     monkeypatch.setattr(rmjax.experiment, "choose", lambda *unused: "splash")
     run(tiny_config(tmp_path / "splash", **changes))
     assert "attention splash" in capsys.readouterr().out
     found, expected = (
         [line[name] for line in metrics(tmp_path / run) for name in line if name in watched]
-        for run in ("splash", "blocks")
+        for run in ("splash", "tiles")
     )
     assert len(found) == 5
     assert found == pytest.approx(expected, rel=1e-5)

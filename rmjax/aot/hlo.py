@@ -15,7 +15,6 @@ _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "b
 _BITS |= {"s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128}
 _COMMENT = re.compile(r"/\*.*?\*/")
 _ARRAY = re.compile(r"([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](?:\{([^}]*)\})?")
-_METADATA = re.compile(r"kernel_metadata=\{\n.*?\n\}", re.DOTALL)  # the one thing over many lines
 _NO_ESTIMATE = 2**63 - 1  # the largest int64, where the compiler has none
 
 
@@ -71,7 +70,6 @@ class Module:
 
 def parse(text: str) -> Module:
     """Reads the text of an optimised module, as `jax.stages.Compiled.as_text` gives it."""
-    text = _METADATA.sub("", text)
     computations: dict[str, Computation] = {}
     entry, current = "", None
     for line in _lines(text):
