@@ -125,19 +125,22 @@ def seconds_of(shapes: Sequence[tuple[int, int]], repeats: int, clock: str) -> d
     """Forward and backward of SmolLM2-135M on full rows of each shape, medians."""
     import jax
 
-    from rmjax.data.batches import RowShape, make_rows
+    from rmjax.data.layout import Group, RowShape, make_rows
+    from rmjax.kernels import choose
     from rmjax.model import ModelOptions, RewardModel
     from rmjax.sharding import MeshConfig, Sharding, make_mesh
     from rmjax.step import apply, random_params
 
     llama = runpy.run_path(str(CONFIG))["get_config"]().model
-    model = RewardModel(llama, ModelOptions(Sharding(make_mesh(MeshConfig()))), 1)
+    sharding = Sharding(make_mesh(MeshConfig()))
+    kernel = choose("auto", llama, sharding, np.float32)
+    model = RewardModel(llama, ModelOptions(sharding, remat="dots", attention=kernel), 1)
     params = random_params(model, 0)
     gradient = jax.jit(jax.grad(lambda params, rows: apply(model, params, rows).sum()))
     found: dict[Any, list[float]] = {shape: [] for shape in shapes}
     rows = {
         (count, length): make_rows(
-            [[np.ones(length, np.int32)]] * count, count, RowShape(count, length, 1)
+            [[Group([np.ones(length, np.int32)])]] * count, count, RowShape(count, length, 1)
         )
         for count, length in shapes
     }

@@ -77,12 +77,11 @@ def best_of(dialogues: Sequence[Answered], count: int, seed: int = 0) -> list[An
 
 
 def write_pairs(pairs: Sequence[Answered], path: Path) -> None:
-    """The pairs as rated responses, 1 and 0, for rmjax."""
+    """The pairs as rmjax reads them."""
     with open(path, "w", encoding="utf-8") as file:
-        for prompt, responses in pairs:
-            for response, reward in zip(responses, (1.0, 0.0), strict=True):
-                row = {"prompt": prompt, "response": response, "reward": reward}
-                file.write(json.dumps(row) + "\n")
+        for prompt, (chosen, rejected) in pairs:
+            row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+            file.write(json.dumps(row) + "\n")
 
 
 def make_model(weights: str, attributes: Sequence[str], directory: Path) -> Path:

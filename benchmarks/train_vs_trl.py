@@ -30,15 +30,19 @@ CONFIG = Path(__file__).parent.parent / "configs" / "smollm2_135m_regression.py"
 
 
 class Task(NamedTuple):
-    """Columns, most tokens of a sample, places of rmjax's rows, responses a step."""
+    """Objective, columns, most tokens of a sample, places of rmjax's rows, responses a step."""
 
+    objective: str
     attributes: tuple[str, ...]
     length: int
     row: int
     batch: int
 
 
-TASKS = {"pairs": Task(("reward",), 512, 1024, 64), "dialogues": Task(RATINGS, 1056, 2048, 24)}
+TASKS = {
+    "pairs": Task("bradley_terry", ("reward",), 512, 1024, 64),
+    "dialogues": Task("regression", RATINGS, 1056, 1088, 24),
+}
 
 
 def make_config(task: str, model: Path, data: Path, steps: int, batch: int) -> Config:
@@ -53,7 +57,7 @@ def make_config(task: str, model: Path, data: Path, steps: int, batch: int) -> C
         max_length=told.length,
         row_length=told.row,
     )
-    config.batch_size = batch or told.batch
+    config.objective, config.batch_size = told.objective, batch or told.batch
     config.eval, config.checkpoint = EveryConfig(), EveryConfig()
     config.optimizer.learning_rate, config.optimizer.schedule = 1e-5, "constant"
     config.optimizer.warmup_steps = 0
@@ -69,11 +73,13 @@ def rmjax_side(clock: str, config: Config) -> Callable[[int], Piece]:
     from rmjax.objectives import OBJECTIVES
     from rmjax.optimizer import make_optimizer, make_schedule
     from rmjax.pretrained import open_pretrained
-    from rmjax.rows import BATCH_AXES
+    from rmjax.rows import batch_axes
     from rmjax.sharding import Sharding, make_mesh
     from rmjax.step import abstract_state, init_state, make_train_step
+    from rmjax.streaming import keep_freed_memory
 
-    batches = make_batches(config)
+    keep_freed_memory()
+    batches, _ = make_batches(config)
     sharding, source = Sharding(make_mesh(config.mesh)), open_pretrained(config.init)
     model = make_model(config, source, sharding)
     schedule = make_schedule(config.optimizer, len(batches))
@@ -84,29 +90,31 @@ def rmjax_side(clock: str, config: Config) -> Callable[[int], Piece]:
     )
     objective = OBJECTIVES[config.objective]
     step = make_train_step(model, objective, optimizer, schedule, config.trainable, abstract)
-    compiled = step.lower(state, put(batches[0], BATCH_AXES, sharding)).compile()
+    axes = batch_axes(objective.targets)
+    compiled = step.lower(state, put(batches[0], axes, sharding)).compile()
 
     def work(number: int) -> Piece:
         nonlocal state
         started = CLOCKS[clock]()
-        state, metrics = compiled(state, put(batches[number], BATCH_AXES, sharding))
+        state, metrics = compiled(state, put(batches[number], axes, sharding))
         jax.block_until_ready(state)
         return Piece(CLOCKS[clock]() - started, float(metrics.loss))
 
     return work
 
 
-def make_batches(config: Config) -> Any:
-    """The run's batches, the same wherever they are made."""
-    from rmjax.data.batches import Batches, plan_steps, row_shape
+def make_batches(config: Config) -> tuple[Any, list[Any]]:
+    """The run's batches and the samples of each step, the same wherever they are made."""
+    from rmjax.data.batches import plan_steps, row_shape, training_batches
     from rmjax.experiment import load_data, pick_tokenizer
     from rmjax.pretrained import open_pretrained
 
     source = open_pretrained(config.init)
-    data, _ = load_data(config, pick_tokenizer(config, source, source.llama.vocab_size))
+    tokenizer = pick_tokenizer(config, source, source.llama.vocab_size)
+    data, _ = load_data(config, tokenizer, share=True)
     plan = plan_steps(data, batch_size=config.batch_size, seed=config.seed, steps=config.steps)
-    shape = row_shape(data, rows=1, length=config.row_length, packing=config.data.packing)
-    return Batches(data, plan, shape)
+    shape = row_shape(data, rows=1, length=config.row_length)
+    return training_batches(data, plan, shape), plan
 
 
 def main() -> None:
@@ -134,8 +142,8 @@ def run(args: argparse.Namespace) -> None:
         data = args.workdir / "pairs.jsonl"
         write_pairs(read_pairs(args.data), data)
     config = make_config(args.task, model, data, args.steps + 1, args.batch)
-    batches = make_batches(config)
-    steps = torch_steps(args.task, batches)
+    batches, plan = make_batches(config)
+    steps = torch_steps(args.task, batches.data, plan)
     cores, sizes = set(range(args.cores)), [int(size) for size in args.sizes.split(",")]
     told: dict[str, Any] = dict(
         clock=args.clock,

@@ -10,10 +10,10 @@ from timing import CLOCKS, Piece
 from rmjax.optimizer import OptimizerConfig
 
 
-def torch_steps(task: str, batches: Any) -> list[list[dict[str, Any]]]:
+def torch_steps(task: str, data: Any, plan: Any) -> list[list[dict[str, Any]]]:
     """The same steps for the other side, each sorted by length."""
-    data, steps = batches.data, []
-    for samples in batches.plan:
+    steps = []
+    for samples in plan:
         tokens = [data.sequence(i).tolist() for i in samples]
         if task == "pairs":
             step = [{"chosen_ids": a, "rejected_ids": b} for a, b in zip(tokens[::2], tokens[1::2])]

@@ -41,7 +41,7 @@ def get_config(arg: str | None = None) -> Config:
         objective="bradley_terry",
         batch_size=128,
         epochs=1,
-        remat="none",
+        remat="dots",
         optimizer=OptimizerConfig(learning_rate=2e-5, schedule="cosine", warmup_steps=10),
         eval=EveryConfig(100),
         checkpoint=EveryConfig(100),

@@ -45,7 +45,7 @@ def get_config(arg: str | None = None) -> Config:
         ),
         batch_size=64,
         epochs=2,
-        remat="none",
+        remat="dots",
         optimizer=OptimizerConfig(learning_rate=5e-5, schedule="cosine", warmup_steps=20),
         eval=EveryConfig(100),
         checkpoint=EveryConfig(100),

@@ -44,6 +44,7 @@ from rmjax.reporting import Reporter, announce, conclude
 from rmjax.scoring import evaluate
 from rmjax.sharding import Sharding, check_divisible, make_mesh
 from rmjax.step import Metrics, abstract_state, init_state, make_score, make_train_step
+from rmjax.streaming import keep_freed_memory
 from rmjax.workdir import open_workdir, package_versions, record_run
 
 
@@ -55,6 +56,7 @@ def train(config: Config) -> None:
     """
     check_agreement("config", as_flat_dict(validate(config)) | package_versions())
     keep_programs()
+    keep_freed_memory()
     with open_workdir(config) as workdir:
         train_in(workdir, config)
 

@@ -176,7 +176,7 @@ def test_remat_changes_no_gradient(remat, rng):
         return jax.jit(jax.grad(lambda p: model.apply({"params": p}, rows).sum()))(params)
 
     for ours, plain in zip(jax.tree.leaves(grad(remat)), jax.tree.leaves(grad("none"))):
-        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
+        assert np.linalg.norm(ours - plain) < 1e-5 * np.linalg.norm(plain)
 
 
 @pytest.mark.parametrize(
