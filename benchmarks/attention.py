@@ -109,7 +109,7 @@ def measure(shape: Shape, rows: int, length: int, mean: int, repeat: int) -> Non
         return attention(q, k, v, kernels.prepare(name, layout, sharding))
 
     def gradients(name: str, q: jax.Array, k: jax.Array, v: jax.Array, layout: Layout) -> tuple:
-        return jax.vjp(lambda *x: side(name, *x, layout), q, k, v)[1](by)
+        return jax.vjp(lambda q, k, v: side(name, q, k, v, layout), q, k, v)[1](by)
 
     names = dict.fromkeys(("dense", "blocks", kernel))
     both = {name: jax.jit(functools.partial(gradients, name)) for name in names}

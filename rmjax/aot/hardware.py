@@ -24,8 +24,9 @@ class Chip:
         there is no torus but a switch.
       slow: bytes/s of the network between slices or hosts, for each chip.
       attention: cycles that the compiler schedules for a step of the attention kernel, 512 queries
-        by 512 keys of 128 numbers: forward, gradient by queries, by keys and values, by all. From
-        `benchmarks/schedule.py`. A v5p has two cores, of which only the forward pass uses both.
+        by 512 keys of 128 numbers: forward, gradient by queries, by keys and values, by all three
+        at once. From `benchmarks/schedule.py`. A v5p has two cores, which only the forward pass
+        uses both.
     """
 
     name: str
@@ -43,13 +44,13 @@ class Chip:
 # compiler's estimate of one large product to it.
 CHIPS = {
     "v5p": Chip(
-        "v5p", 459e12, 95 * 2**30, 2765e9, 1.75e9, 100e9, 4, 6.25e9, (1222, 2574, 2973, 3462)
+        "v5p", 459e12, 95 * 2**30, 2765e9, 1.75e9, 100e9, 4, 6.25e9, (1152, 2587, 3285, 3462)
     ),
     "v5e": Chip(
-        "v5e", 197e12, 16 * 2**30, 819e9, 1.5e9, 50e9, 16, 3.125e9, (2162, 2327, 2691, 3299)
+        "v5e", 197e12, 16 * 2**30, 819e9, 1.5e9, 50e9, 16, 3.125e9, (2162, 2377, 2785, 3299)
     ),
     "v6e": Chip(
-        "v6e", 918e12, 32 * 2**30, 1640e9, 1.75e9, 100e9, 16, 12.5e9, (1973, 2317, 2153, 2483)
+        "v6e", 918e12, 32 * 2**30, 1640e9, 1.75e9, 100e9, 16, 12.5e9, (1938, 2362, 2243, 2483)
     ),
     "h100": Chip("h100", 989e12, 80e9, 3350e9, 0.0, 450e9, 0, 50e9),
     "h200": Chip("h200", 989e12, 141e9, 4800e9, 0.0, 450e9, 0, 50e9),
