@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> bool:
     parts = [conversations(groups[i * count : (i + 1) * count]) for i in range(args.parts)]
     model = make_model(args.weights, ["reward"], args.workdir)
     told: dict[str, Any] = dict(clock=args.clock, model=str(model), parts=parts)
-    cores, console = set(range(args.cores)), Console(highlight=False)
+    cores, console = set(sorted(os.sched_getaffinity(0))[-args.cores :]), Console(highlight=False)
     tried = {}
     for size in map(int, args.sizes.split(",")):
         side = Side(torch_side, cores, size=size, **told)

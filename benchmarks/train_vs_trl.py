@@ -13,6 +13,7 @@ printed: both sides do the same thing. Needs `rmjax[bench]`.
 """
 
 import argparse
+import os
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -144,7 +145,8 @@ def run(args: argparse.Namespace) -> None:
     config = make_config(args.task, model, data, args.steps + 1, args.batch)
     batches, plan = make_batches(config)
     steps = torch_steps(args.task, batches.data, plan)
-    cores, sizes = set(range(args.cores)), [int(size) for size in args.sizes.split(",")]
+    cores = set(sorted(os.sched_getaffinity(0))[-args.cores :])
+    sizes = [int(size) for size in args.sizes.split(",")]
     told: dict[str, Any] = dict(
         clock=args.clock,
         task=args.task,

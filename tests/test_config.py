@@ -25,7 +25,7 @@ from rmjax.llama import Rope
 from rmjax.objectives import OBJECTIVES
 from rmjax.optimizer import make_optimizer, make_schedule
 from rmjax.parameters import abstract_params
-from rmjax.rows import Batch, Ratings, Rows
+from rmjax.rows import Batch, Pairs, Ratings, Rows
 from rmjax.sharding import MeshConfig, Sharding, abstract_mesh
 from rmjax.step import abstract_state, make_train_step
 
@@ -78,9 +78,14 @@ def test_every_config_traces_on_its_mesh(path, arg):
 
     row = shape(config.row_length, dtype=jnp.int32)
     slots = shape(8, dtype=jnp.int32)
+    pair = shape(4, dtype=jnp.int32)
+    kinds = {
+        Ratings: Ratings(shape(8, attributes), shape(8, attributes)),
+        Pairs: Pairs(pair, pair, shape(4)),
+    }
     batch = Batch(
         rows=Rows(*[row] * 5, slots),
-        targets=Ratings(shape(8, attributes), shape(8, attributes)),
+        targets=kinds[OBJECTIVES[config.objective].targets],
         samples=slots,
         microbatches=jax.ShapeDtypeStruct((), jnp.int32),
     )
