@@ -158,7 +158,7 @@ class Scorer:
           UserError: one of them is not a conversation, or too long; it says which.
         """
         tokens = [self._tokens(c, number) for number, c in enumerate(conversations)]
-        prompts = [json.dumps(list(c)[:-1], sort_keys=True) for c in conversations]
+        prompts = [json.dumps([(m["role"], m["content"]) for m in c[:-1]]) for c in conversations]
         # The same conversation is computed once, so that it has the same score to the last bit.
         number_of: dict[bytes, int] = {}
         same = [number_of.setdefault(t.tobytes(), len(number_of)) for t in tokens]
