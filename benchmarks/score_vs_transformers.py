@@ -126,6 +126,7 @@ def run(args: argparse.Namespace) -> bool:
         "rmjax": Side(rmjax_side, cores, **told),
     }
     pieces = in_turn(sides, range(args.parts))
+    print({n: [round(p.seconds, 2) for p in v] for n, v in pieces.items()}, tried)
     table = Table("", "conversations/s")
     for name, found in pieces.items():
         table.add_row(name, f"{rate(found, [len(part) for part in parts]):.2f}")

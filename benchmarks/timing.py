@@ -1,12 +1,14 @@
-"""Programs timed in turn: each in a process of its own, one working while the others wait.
+"""Programs timed in turn: each in a process of its own, one working while the others are stopped.
 
 On a machine that is not quiet, two programs timed one after the other are not compared. So pieces
 of work alternate between them, and what is reported are medians of the pieces and of their ratios.
 """
 
+import atexit
 import dataclasses
 import multiprocessing
 import os
+import signal
 import statistics
 import time
 import traceback
@@ -41,18 +43,28 @@ class Side:
             target=_serve, args=(theirs, make, cores, kwargs), daemon=True
         )
         self._process.start()
+        atexit.register(self._process.kill)  # one that is stopped does not hear anything else
         theirs.close()
         self._answer()
+        self._signal(signal.SIGSTOP)
 
     def __call__(self, request: Any) -> Piece:
         """Has one piece of work done."""
+        self._signal(signal.SIGCONT)
         self._connection.send(request)
-        return self._answer()
+        piece = self._answer()
+        self._signal(signal.SIGSTOP)
+        return piece
 
     def close(self) -> None:
         """Ends the process, so that its memory is free again."""
         self._connection.close()
+        self._signal(signal.SIGCONT)
         self._process.join()
+
+    def _signal(self, number: int) -> None:
+        """Stops the process, whose threads might spin on the other's cores, or wakes it."""
+        os.kill(self._process.pid or 0, number)
 
     def _answer(self) -> Any:
         try:

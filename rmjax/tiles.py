@@ -1,9 +1,9 @@
 """Attention for CPUs: tiles of queries and keys that stay in a core's cache.
 
-For each tile of queries a loop goes over the tiles of keys between the first and the last that any
-of them sees, and keeps a running maximum and sum (online softmax: arXiv 2112.05682, 2205.14135).
-The backward pass computes the weights again, so memory is linear in the row. Plain XLA,
-differentiated by hand because loops whose bounds are data cannot be otherwise.
+For each tile of queries a loop goes over the tiles of keys that any of them sees, and keeps a
+running maximum and sum (online softmax: arXiv 2112.05682, 2205.14135). The backward pass computes
+the weights again, so memory is linear in the row. Plain XLA, differentiated by hand because loops
+whose bounds are data cannot be otherwise.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ _TILES = P((*_ROWS, _LENGTH))  # every device has its own
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["layout", "first", "end"],
+    data_fields=["layout", "needed", "count"],
     meta_fields=["sharding"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +40,15 @@ class Plan:
 
     Attributes:
       layout: of the rows.
-      first: the first tile that any query sees, in any row of the device.
-      end: one after the last; equal to `first` where there is none.
+      needed: for each tile of queries, the tiles of keys that any of them sees, then others.
+        Tiles are counted through a device's rows.
+      count: how many of these are needed.
       sharding: of the rows.
     """
 
     layout: Layout
-    first: Int32[Array, "T"]
-    end: Int32[Array, "T"]
+    needed: Int32[Array, "Tq Tk"]
+    count: Int32[Array, "Tq"]
     sharding: Sharding
 
     def attend(
@@ -60,7 +61,7 @@ class Plan:
             in_specs=(_ACTIVATION, _ACTIVATION, _ACTIVATION, _PLACES, P(_ROWS), _TILES, _TILES),
             out_specs=_ACTIVATION,
             check_vma=False,
-        )(q, k, v, self.layout, self.layout.segments, self.first, self.end)
+        )(q, k, v, self.layout, self.layout.segments, self.needed, self.count)
 
 
 def make_plan(layout: Layout, sharding: Sharding) -> Plan:
@@ -69,21 +70,21 @@ def make_plan(layout: Layout, sharding: Sharding) -> Plan:
     def local(mine: Layout, segments: jax.Array) -> tuple[jax.Array, jax.Array]:
         places = _start(mine) + jnp.arange(mine.segments.shape[1])
         seen = sees(mine, places, segments, jnp.arange(segments.shape[1]))
-        whole = jnp.pad(seen.any(axis=0), [(0, -size % _TILE) for size in seen.shape[1:]])
-        tiles = rearrange(whole, "(i a) (j b) -> i j a b", a=_TILE, b=_TILE).any(axis=(2, 3))
-        count = tiles.shape[1]
-        last = count - 1 - jnp.argmax(tiles[:, ::-1], axis=1)
-        first = jnp.argmax(tiles, axis=1)
-        return first, jnp.where(tiles.any(axis=1), last + 1, first)
+        whole = jnp.pad(seen, [(0, 0)] + [(0, -size % _TILE) for size in seen.shape[1:]])
+        tiles = rearrange(whole, "B (i a) (j b) -> B i j a b", a=_TILE, b=_TILE).any(axis=(3, 4))
+        needed = (
+            jnp.argsort(~tiles, axis=2) + tiles.shape[2] * jnp.arange(len(tiles))[:, None, None]
+        )
+        return rearrange(needed, "B i j -> (B i) j"), rearrange(tiles.sum(axis=2), "B i -> (B i)")
 
-    first, end = jax.shard_map(
+    needed, count = jax.shard_map(
         local,
         mesh=sharding.mesh,
         in_specs=(_PLACES, P(_ROWS)),
         out_specs=(_TILES, _TILES),
         check_vma=False,
     )(layout, layout.segments)
-    return Plan(layout, first, end, sharding)
+    return Plan(layout, needed, count, sharding)
 
 
 def _start(mine: Layout) -> jax.Array:
@@ -91,99 +92,98 @@ def _start(mine: Layout) -> jax.Array:
     return jax.lax.axis_index(_LENGTH) * mine.segments.shape[1]
 
 
-def _attend(q: Any, k: Any, v: Any, mine: Layout, segments: Any, first: Any, end: Any) -> jax.Array:
+def _attend(
+    q: Any, k: Any, v: Any, mine: Layout, segments: Any, needed: Any, count: Any
+) -> jax.Array:
     if k.shape[1] < segments.shape[1]:
         k, v = (jax.lax.all_gather(x, _LENGTH, axis=1, tiled=True) for x in (k, v))
-    length, start = q.shape[1], _start(mine)
-    mine, segments = jax.tree.map(_padded, (mine, segments))
-    scaled = q * q.shape[-1] ** -0.5
-    out = _tiled(
-        rearrange(_padded(scaled), "B L (K G) H -> B K G L H", K=k.shape[2]),
-        rearrange(_padded(k), "B L K H -> B K L H"),
-        rearrange(_padded(v), "B L K H -> B K L H"),
-        _Seen(mine, segments, start, first, end),
+    rows, length = mine.segments.shape
+    places = _start(mine) + jnp.arange(length)
+    seen = _Seen(
+        jax.tree.map(_tiles, mine),
+        _tiles(jnp.broadcast_to(places, (rows, length))),
+        _tiles(segments),
+        _tiles(jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)),
+        needed,
+        count,
     )
-    return rearrange(out, "B K G L H -> B L (K G) H")[:, :length]
+    out = _tiled(
+        rearrange(_tiles(q * q.shape[-1] ** -0.5), "t q (K G) H -> t K (G q) H", K=k.shape[2]),
+        rearrange(_tiles(k), "t l K H -> t K l H"),
+        rearrange(_tiles(v), "t l K H -> t K l H"),
+        seen,
+    )
+    return rearrange(out, "(B t) K (G q) H -> B (t q) (K G) H", B=rows, q=_TILE)[:, :length]
 
 
-def _padded(x: jax.Array) -> jax.Array:
-    """`x` with places of zeros, which are nobody's, up to a whole number of tiles."""
-    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % _TILE)] + [(0, 0)] * (x.ndim - 2))
+def _tiles(x: jax.Array) -> jax.Array:
+    """Rows cut into tiles, with places of zeros, which are nobody's, to make the last one whole."""
+    whole = jnp.pad(x, [(0, 0), (0, -x.shape[1] % _TILE)] + [(0, 0)] * (x.ndim - 2))
+    return rearrange(whole, "B (t q) ... -> (B t) q ...", q=_TILE)
 
 
 # ---- one device ---------------------------------------------------------------------------------
+# Tiles are the first axis, so that taking one copies memory that lies together, and a group's heads
+# with a tile's queries are one axis, so that all is products of matrices.
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["layout", "segments", "start", "first", "end"],
+    data_fields=["layout", "places", "segments", "key_places", "needed", "count"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """What a device needs to know who sees whom; places are padded to whole tiles."""
+    """What a device needs to know who sees whom, by tiles; see `Plan`."""
 
     layout: Layout
+    places: jax.Array
     segments: jax.Array
-    start: jax.Array
-    first: jax.Array
-    end: jax.Array
+    key_places: jax.Array
+    needed: jax.Array
+    count: jax.Array
 
-    def mask(self, i: Any, j: Any) -> jax.Array:
-        """Of tile `i` of queries against tile `j` of keys, for logits of `_logits`."""
-        queries = Layout(*(_take(x, i, 1) for x in self.layout))
-        places = jnp.arange(_TILE)
-        seen = sees(
-            queries,
-            self.start + i * _TILE + places,
-            _take(self.segments, j, 1),
-            j * _TILE + places,
-        )
-        return seen[:, None, None]
-
-
-def _take(x: jax.Array, tile: Any, axis: int) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(x, tile * _TILE, _TILE, axis)
+    def logits(self, mine: jax.Array, k: jax.Array, i: Any, j: Any) -> jax.Array:
+        """Of tile `i` of queries against tile `j` of keys."""
+        queries = Layout(*(x[i][None] for x in self.layout))
+        seen = sees(queries, self.places[i], self.segments[j][None], self.key_places[j])
+        products = _product("Kqh,Klh->Kql", mine, k[j])
+        shape = (*products.shape[:1], products.shape[1] // _TILE, _TILE, _TILE)
+        seen = jnp.broadcast_to(seen[:, None], shape).reshape(products.shape)
+        return jnp.where(seen, products, _UNSEEN)
 
 
 def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
-def _logits(q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
-    return jnp.where(mask, _product("bkgqh,bklh->bkgql", q, k), _UNSEEN)
-
-
 @jax.custom_vjp
 def _tiled(
-    q: Float[Array, "B K G L H"],
-    k: Float[Array, "B K L H"],
-    v: Float[Array, "B K L H"],
+    q: Float[Array, "Tq K Q H"],
+    k: Float[Array, "Tk K L H"],
+    v: Float[Array, "Tk K L H"],
     seen: _Seen,
-) -> Float[Array, "B K G L H"]:
+) -> Float[Array, "Tq K Q H"]:
     return _forward(q, k, v, seen)[0]
 
 
 def _forward(
     q: jax.Array, k: jax.Array, v: jax.Array, seen: _Seen
-) -> tuple[jax.Array, Float32[Array, "B K G L"]]:
+) -> tuple[jax.Array, Float32[Array, "Tq K Q"]]:
     """The attended values, and the logarithm of each query's sum of exponentials."""
 
     def queries(i: jax.Array) -> tuple[jax.Array, jax.Array]:
-        mine = _take(q, i, 3)
+        mine = q[i]
 
-        def keys(j: jax.Array, carry: Any) -> Any:
+        def keys(n: jax.Array, carry: Any) -> Any:
             largest, total, out = carry
-            logits = _logits(mine, _take(k, j, 2), seen.mask(i, j))
+            j = seen.needed[i, n]
+            logits = seen.logits(mine, k, i, j)
             now = jnp.maximum(largest, logits.max(-1))
             weights = jnp.exp(logits - now[..., None])
             shrink = jnp.exp(largest - now)
-            added = _product("bkgql,bklh->bkgqh", weights.astype(v.dtype), _take(v, j, 2))
-            return (
-                now,
-                total * shrink + weights.sum(-1),
-                out * shrink[..., None] + added,
-            )
+            added = _product("Kql,Klh->Kqh", weights.astype(v.dtype), v[j])
+            return now, total * shrink + weights.sum(-1), out * shrink[..., None] + added
 
         shape = mine.shape[:-1]
         nothing = (
@@ -191,13 +191,11 @@ def _forward(
             jnp.zeros(shape, jnp.float32),
             jnp.zeros(mine.shape, jnp.float32),
         )
-        largest, total, out = jax.lax.fori_loop(seen.first[i], seen.end[i], keys, nothing)
+        largest, total, out = jax.lax.fori_loop(0, seen.count[i], keys, nothing)
         total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)  # 0 where no tile was needed
         return (out / total[..., None]).astype(q.dtype), largest + jnp.log(total)
 
-    out, logsumexp = jax.lax.map(queries, jnp.arange(len(seen.first)))
-    out = rearrange(out, "t B K G q H -> B K G (t q) H")
-    logsumexp = rearrange(logsumexp, "t B K G q -> B K G (t q)")
+    out, logsumexp = jax.lax.map(queries, jnp.arange(len(q)))
     return checkpoint_name(out, RESULT), checkpoint_name(logsumexp, RESULT)
 
 
@@ -211,33 +209,32 @@ def _backward(kept: Any, by_out: jax.Array) -> tuple[Any, Any, Any, None]:
     mean = (out.astype(jnp.float32) * by_out.astype(jnp.float32)).sum(-1)
 
     def queries(carry: Any, i: jax.Array) -> Any:
-        mine, by_mine, my_sum, my_mean = (_take(x, i, 3) for x in (q, by_out, logsumexp, mean))
+        mine, by_mine, my_sum, my_mean = q[i], by_out[i], logsumexp[i], mean[i]
 
-        def keys(j: jax.Array, carry: Any) -> Any:
+        def keys(n: jax.Array, carry: Any) -> Any:
             by_q, by_k, by_v = carry
-            k_tile, v_tile = _take(k, j, 2), _take(v, j, 2)
-            weights = jnp.exp(_logits(mine, k_tile, seen.mask(i, j)) - my_sum[..., None])
-            by_weights = _product("bkgqh,bklh->bkgql", by_mine, v_tile)
+            j = seen.needed[i, n]
+            weights = jnp.exp(seen.logits(mine, k, i, j) - my_sum[..., None])
+            by_weights = _product("Kqh,Klh->Kql", by_mine, v[j])
             by_logits = (weights * (by_weights - my_mean[..., None])).astype(q.dtype)
             weights = weights.astype(v.dtype)
             return (
-                by_q + _product("bkgql,bklh->bkgqh", by_logits, k_tile),
-                _add(by_k, j, _product("bkgql,bkgqh->bklh", by_logits, mine)),
-                _add(by_v, j, _product("bkgql,bkgqh->bklh", weights, by_mine)),
+                by_q + _product("Kql,Klh->Kqh", by_logits, k[j]),
+                _add(by_k, j, _product("Kql,Kqh->Klh", by_logits, mine)),
+                _add(by_v, j, _product("Kql,Kqh->Klh", weights, by_mine)),
             )
 
         nothing = jnp.zeros(mine.shape, jnp.float32)
-        by_q, *carry = jax.lax.fori_loop(seen.first[i], seen.end[i], keys, (nothing, *carry))
+        by_q, *carry = jax.lax.fori_loop(0, seen.count[i], keys, (nothing, *carry))
         return tuple(carry), by_q.astype(q.dtype)
 
     nothing = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
-    (by_k, by_v), by_q = jax.lax.scan(queries, nothing, jnp.arange(len(seen.first)))
-    by_q = rearrange(by_q, "t B K G q H -> B K G (t q) H")
+    (by_k, by_v), by_q = jax.lax.scan(queries, nothing, jnp.arange(len(q)))
     return by_q, by_k.astype(k.dtype), by_v.astype(v.dtype), None
 
 
 def _add(x: jax.Array, tile: Any, more: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(x, _take(x, tile, 2) + more, tile * _TILE, 2)
+    return jax.lax.dynamic_update_index_in_dim(x, x[tile] + more, tile, 0)
 
 
 _tiled.defvjp(_forward_and_kept, _backward)
