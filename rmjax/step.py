@@ -110,12 +110,12 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         free, frozen = partition(state.params, trainable)
-        weight = jnp.maximum(objective.weight(batch.targets), 1.0)
+        weights = objective.weights(batch.targets)
 
         def loss_of(free: Params, index: Any) -> jax.Array:
             micro = jax.tree.map(lambda x: x[index], batch._replace(microbatches=None))
             scores = apply(model, merge(free, frozen), micro.rows)
-            return objective.loss(scores, micro.targets) / weight
+            return objective.loss(scores, micro.targets, weights)
 
         gradient = jax.value_and_grad(loss_of)
         if batch.samples.shape[0] == 1:

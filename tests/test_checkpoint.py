@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import test_train
 from conftest import ROOT
+from targets import regression
 from test_config import QUICKSTART, load_config
 from test_train import (
     assert_same_bits,
@@ -35,10 +36,9 @@ from rmjax.data.batches import plan_steps, put, training_batches
 from rmjax.data.generated import generate
 from rmjax.data.layout import RowShape
 from rmjax.errors import UserError
-from rmjax.objectives import regression
 from rmjax.optimizer import make_optimizer, make_schedule
 from rmjax.processes import Preemption
-from rmjax.rows import Ratings, batch_axes
+from rmjax.rows import BATCH_AXES
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import TrainState, abstract_state, make_train_step
 
@@ -412,7 +412,7 @@ def test_a_run_of_one_device_goes_on_on_eight(three, compilations):
         abstract = abstract_state(model, optimizer, (".*",))
         step = make_train_step(model, regression, optimizer, schedule, (".*",), abstract)
         for number in range(metadata["position"]["next_step"], 6):
-            state, found = step(state, put(batches[number], batch_axes(Ratings), sharding))
+            state, found = step(state, put(batches[number], BATCH_AXES, sharding))
             losses.append(float(jax.block_until_ready(found).loss))
     np.testing.assert_allclose(losses[:3], losses[3:], rtol=1e-5)
 

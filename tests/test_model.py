@@ -7,11 +7,11 @@ from conftest import ROPES, make_model, one_device, tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import hf_state, torch_model, torch_scores
+from targets import only_ratings, regression
 
 from rmjax.data.layout import Group, RowShape, make_rows
 from rmjax.data.packing import pack
 from rmjax.model import REMAT
-from rmjax.objectives import regression
 from rmjax.parameters import abstract_params, flatten
 from rmjax.pretrained import load_params, open_pretrained
 from rmjax.rows import Ratings, Rows
@@ -77,7 +77,8 @@ def test_scores_and_gradients_equal_transformers(variant, rng):
 
     def loss(params):
         scores = model.apply({"params": params}, rows)
-        return regression.loss(scores, Ratings(slots, weights)) / weights.sum()
+        targets = only_ratings(Ratings(slots, weights))
+        return regression.loss(scores, targets, regression.weights(targets))
 
     with jax.numpy_dtype_promotion("strict"):  # nothing of ours is promoted in silence
         ours = hf_state(llama, jax.jit(jax.grad(loss))(params), 5)

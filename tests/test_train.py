@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from targets import regression
 from test_config import QUICKSTART, load_config
 
 import rmjax.experiment
@@ -23,11 +24,9 @@ from rmjax.data.batches import (
 from rmjax.data.layout import Group, RowShape, make_rows
 from rmjax.errors import UserError
 from rmjax.experiment import load_data, make_model, pick_tokenizer
-from rmjax.metrics import validation_loss
-from rmjax.objectives import regression
 from rmjax.optimizer import make_optimizer, make_schedule
 from rmjax.reporting import Reporter
-from rmjax.rows import Ratings, batch_axes
+from rmjax.rows import BATCH_AXES
 from rmjax.scoring import evaluate, score_data
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import abstract_state, init_state, make_score, make_train_step, random_params
@@ -334,7 +333,7 @@ def test_the_step_compiles_once(compilations):
     state = init_state(random_params(model, 0), optimizer, (".*",), abstract)
     counts, losses = [], []
     for number in range(len(batches)):
-        batch = put(batches[number], batch_axes(Ratings), model.options.sharding)
+        batch = put(batches[number], BATCH_AXES, model.options.sharding)
         given = state
         state, found = step(given, batch)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
@@ -357,7 +356,7 @@ def test_micro_batches_do_not_change_the_step(compilations):
         batches = training_batches(data, plan, RowShape(rows, 256, 4))
         assert batches.microbatches == {8: 1, 2: 3}[rows]
         state = init_state(random_params(model, 0), optimizer, (".*",), abstract)
-        _, metrics = step(state, put(batches[0], batch_axes(Ratings), model.options.sharding))
+        _, metrics = step(state, put(batches[0], BATCH_AXES, model.options.sharding))
         found.append([float(metrics.loss), float(metrics.grad_norm)])
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
 
@@ -380,11 +379,11 @@ def test_evaluation_is_exact_on_an_uneven_last_batch(compilations):
         ]
     )[:, 0]
     np.testing.assert_allclose(found, alone, atol=1e-5)
-    loss, table = evaluate(score, params, batches, np.zeros(5), sharding)
+    evaluation = evaluate(score, params, batches, np.zeros(5), regression, sharding)
     expected = np.mean((alone.astype(np.float64) - held_out.labels) ** 2)
-    assert loss == pytest.approx(expected, rel=1e-6)
-    assert loss == validation_loss(found, held_out.labels)
-    assert all(row.count == 14 for row in table.values())
+    assert evaluation.loss == pytest.approx(expected, rel=1e-6)
+    assert [row.count for row in evaluation.attributes.values()] == [14] * 5
+    assert evaluation.pairs is None
 
 
 def test_scores_that_are_not_finite_name_the_sample(compilations):
@@ -394,7 +393,9 @@ def test_scores_that_are_not_finite_name_the_sample(compilations):
     params = random_params(model, 1)
     params["head"] = params["head"] * np.nan
     with pytest.raises(UserError, match=r"16 held-out samples .* validation row 1;"):
-        evaluate(make_score(model), params, batches, np.zeros(5), model.options.sharding)
+        evaluate(
+            make_score(model), params, batches, np.zeros(5), regression, model.options.sharding
+        )
 
 
 def test_rows_must_divide_over_the_context_axis(tmp_path):
