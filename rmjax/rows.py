@@ -61,8 +61,8 @@ class Pairs(NamedTuple):
       chosen: slot of the preferred sample; 0 where there is no pair.
       rejected: slot of the other one.
       weights: 1 where there is a pair, else 0.
-      strengths: how much better the preferred one is, raw; 0 in a tie, where neither is, and 1
-        where nobody said.
+      strengths: how much better the preferred one is, raw; 0 in a tie, where neither is, or without
+        a pair, and 1 where nobody said.
     """
 
     chosen: Int32[jax.Array, "... P"]
@@ -106,6 +106,6 @@ def _by_microbatch(axes: Any) -> Any:
 
 
 # The names of each array's axes in a step's batch.
-BATCH_AXES = Batch(
-    _by_microbatch(ROWS_AXES), _by_microbatch(TARGETS_AXES), ("microbatch", "row", "sample"), ()
+BATCH_AXES = Batch._make(
+    [_by_microbatch(ROWS_AXES), _by_microbatch(TARGETS_AXES), ("microbatch", "row", "sample"), ()]
 )

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
 
@@ -117,4 +118,5 @@ def objective_value(
     """The objective over all samples of `data` at once, on a CPU."""
     targets = make_targets(data, np.arange(len(data))[None])
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return float(objective.loss(scores[None], targets, objective.weights(targets)))
+        found = objective.loss(jnp.asarray(scores[None]), targets, objective.weights(targets))
+    return float(found)

@@ -260,7 +260,9 @@ def test_bad_parquet_is_named(tmp_path):
         assert str(caught.value).startswith(f"{path}: ")
 
 
-@pytest.mark.parametrize("name", ["./x", "x.jsonl", "a/b/c", "~/none.parquet", "a/x.jsonl.gz", "x"])
+@pytest.mark.parametrize(
+    "name", ["./x", "x.jsonl", "a/b/c/d", "~/none.parquet", "a/x.jsonl.gz", "x"]
+)
 def test_what_is_not_there_is_said_to_be_missing(name):
     with pytest.raises(UserError, match="no such file or directory"):
         read(name)

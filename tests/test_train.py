@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from targets import regression
 from test_config import QUICKSTART, load_config
 
@@ -30,26 +29,6 @@ from rmjax.rows import BATCH_AXES
 from rmjax.scoring import evaluate, score_data
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import abstract_state, init_state, make_score, make_train_step, random_params
-
-
-@pytest.fixture(scope="module")
-def compilations(tmp_path_factory):
-    """Programs compiled once for all tests that ask for this, and for their subprocesses.
-
-    Most runs here are of one program. Yields the environment that subprocesses need.
-    """
-    values = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compilations"),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: getattr(jax.config, name) for name in values}
-    for name, value in values.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield {name.upper(): str(value) for name, value in values.items()}
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def tiny_config(workdir, **changes) -> Config:
@@ -136,7 +115,7 @@ def seen_samples(into: list):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, compilations):
+def finished(tmp_path_factory):
     """A run from its first to its last step: 60 samples in eight steps, the last of four."""
     workdir = tmp_path_factory.mktemp("finished")
     samples: list = []
@@ -272,7 +251,7 @@ def spoil(at: int):
 
 
 @pytest.mark.parametrize("at", [3, 5, 6])
-def test_a_loss_that_is_not_finite_stops_the_run(at, tmp_path, compilations):
+def test_a_loss_that_is_not_finite_stops_the_run(at, tmp_path):
     """At a step that would be saved, between two, and at the last."""
     samples: list = []
     config = tiny_config(tmp_path / "run")
@@ -288,7 +267,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(at, tmp_path, compilations):
     assert max(line["step"] for line in metrics(tmp_path / "run")) == at - 1
 
 
-def test_a_learning_rate_too_large_saves_no_broken_weights(tmp_path, compilations):
+def test_a_learning_rate_too_large_saves_no_broken_weights(tmp_path):
     workdir = tmp_path / "run"
     config = tiny_config(workdir, optimizer__learning_rate=1e38, checkpoint__every=1)
     with pytest.raises(UserError, match=r"not finite|step \d+: loss"):
@@ -319,7 +298,7 @@ def assert_same_bits(ours, theirs) -> None:
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
 
 
-def test_the_step_compiles_once(compilations):
+def test_the_step_compiles_once():
     """However many micro-batches a batch has; and it writes over the state it is given."""
     config = tiny_config("unused")
     model, data, _ = parts(config)
@@ -343,7 +322,7 @@ def test_the_step_compiles_once(compilations):
     assert step._cache_size() == 1
 
 
-def test_micro_batches_do_not_change_the_step(compilations):
+def test_micro_batches_do_not_change_the_step():
     """One micro-batch of eight rows, or three of two: the same gradient."""
     config = tiny_config("unused")
     model, data, _ = parts(config)
@@ -361,7 +340,7 @@ def test_micro_batches_do_not_change_the_step(compilations):
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
 
 
-def test_evaluation_is_exact_on_an_uneven_last_batch(compilations):
+def test_evaluation_is_exact_on_an_uneven_last_batch():
     config = tiny_config("unused", data__validation="generated:14")
     model, _, held_out = parts(config)
     batches = evaluation_batches(held_out, RowShape(2, 256, 4))
@@ -386,7 +365,7 @@ def test_evaluation_is_exact_on_an_uneven_last_batch(compilations):
     assert evaluation.pairs is None
 
 
-def test_scores_that_are_not_finite_name_the_sample(compilations):
+def test_scores_that_are_not_finite_name_the_sample():
     config = tiny_config("unused")
     model, _, held_out = parts(config)
     batches = evaluation_batches(held_out, RowShape(2, 256, 4))

@@ -287,18 +287,22 @@ def make_targets(data: TokenizedData, samples: Int[np.ndarray, "B S"]) -> Target
     """
     labels = np.where(samples[..., None] >= 0, data.labels[samples], np.nan)
     present = ~np.isnan(labels)
-    ratings = Ratings(np.where(present, labels, 0).astype(np.float32), present.astype(np.float32))
+    ratings = Ratings._make(
+        [np.where(present, labels, 0).astype(np.float32), present.astype(np.float32)]
+    )
 
     chosen = (samples >= 0) & data.chosen[samples]
     most = max(1, samples.shape[1] // 2)
     slots = np.argsort(~chosen, axis=1, kind="stable")[:, :most].astype(np.int32)
     there = np.take_along_axis(chosen, slots, axis=1)
     strengths = data.strengths[np.take_along_axis(samples, slots, axis=1)]
-    pairs = Pairs(
-        np.where(there, slots, 0),
-        np.where(there, slots + 1, 0),
-        there.astype(np.float32),
-        np.where(there & ~np.isnan(strengths), strengths, 1).astype(np.float32),
+    pairs = Pairs._make(
+        [
+            np.where(there, slots, 0),
+            np.where(there, slots + 1, 0),
+            there.astype(np.float32),
+            np.where(there, np.where(np.isnan(strengths), 1, strengths), 0).astype(np.float32),
+        ]
     )
     return Targets(ratings, pairs)
 

@@ -111,7 +111,7 @@ def read_pairs(source: str, split: str) -> list[tuple[Sample, Sample]]:
         fields = ("chosen", "rejected")
         if "preference_strength" in row:
             _check_fields(row, ("prompt", "response_1", "response_2"), where)
-            if _SPLITS.get(row.get("split"), split) != split:
+            if _SPLITS.get(str(row.get("split")), split) != split:
                 continue
             signed = _number(row, "preference_strength", where)
             fields = ("response_2", "response_1") if signed > 0 else ("response_1", "response_2")
