@@ -144,7 +144,8 @@ class RewardModel(_Table):
     def __call__(self, rows: Rows) -> Float32[Array, "B S A"]:
         """Scores of every sample slot; slots without a sample hold arbitrary finite numbers."""
         config, options = self.config, self.options
-        x = self.weight("embed").astype(options.dtype)[rows.tokens]
+        # Rows are looked up before they are rounded: the gradient sums many tokens' in float32.
+        x = self.weight("embed")[rows.tokens].astype(options.dtype)
         x = self.place(x, "row", "length", "embed")
         cos, sin = angles(rows.positions, self._frequencies(rows))
 

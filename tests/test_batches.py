@@ -151,8 +151,8 @@ def test_a_batch_holds_every_sample_where_it_says(lengths, rows, slots):
         expected.rows.ends[m, row, slot] = end - 1
         for column, label in enumerate(data.labels[sample]):
             if not np.isnan(label):
-                expected.targets.labels[m, row, slot, column] = label
-                expected.targets.weights[m, row, slot, column] = 1
+                expected.targets.ratings.labels[m, row, slot, column] = label
+                expected.targets.ratings.weights[m, row, slot, column] = 1
         expected.rows.hidden_from[m, row, start:end] = start
         expected.rows.hidden_to[m, row, start:end] = start
     rebuilt = batch._replace(rows=expected.rows, targets=expected.targets)
