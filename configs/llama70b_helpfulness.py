@@ -26,6 +26,7 @@ def get_config(arg: str | None = None) -> Config:
         model=llama31_70b(),
         batch_size=128,
         steps=317,
+        remat="dots",
         mesh=MeshConfig(fsdp=-1, tensor=4),
         optimizer=OptimizerConfig(
             learning_rate=2e-6, warmup_steps=10, b1=0.9, b2=0.98, weight_decay=0.1, clip_norm=1.0

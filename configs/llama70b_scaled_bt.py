@@ -31,6 +31,7 @@ def get_config(arg: str | None = None) -> Config:
         objective="scaled_bradley_terry",
         batch_size=128,
         epochs=1,
+        remat="dots",
         mesh=MeshConfig(fsdp=-1, tensor=4),
         optimizer=OptimizerConfig(
             learning_rate=1e-6, warmup_steps=10, b1=0.9, b2=0.98, weight_decay=0.1, clip_norm=1.0
