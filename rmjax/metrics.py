@@ -123,7 +123,7 @@ class PairMetrics:
       calibration_error: expected calibration error of sigmoid(margin) (Guo et al., 2017): ten bins
         of the probability of the response with the higher reward, from 1/2 to 1.
       temperature: the T for which sigmoid(margin / T) has the lowest cross-entropy on these pairs;
-        NaN where the lowest is at no T, because all or less than half of the pairs are right.
+        NaN where there is none, because all pairs are right or the mean margin is not positive.
       length_correlation: Pearson's, of reward and tokens, over all responses.
       by_strength: accuracy and pairs of each strength, the strength written as text.
     """
