@@ -13,6 +13,11 @@ def llama31_70b() -> LlamaConfig:
     return _llama31(hidden=8192, mlp=28672, layers=80, heads=64)
 
 
+def llama31_405b() -> LlamaConfig:
+    """Llama-3.1-405B and its Instruct."""
+    return _llama31(hidden=16384, mlp=53248, layers=126, heads=128)
+
+
 def smollm2_135m() -> LlamaConfig:
     """SmolLM2-135M-Instruct."""
     return LlamaConfig(
