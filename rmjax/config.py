@@ -14,12 +14,15 @@ from rmjax.data.tokenise import OVER_LONG
 from rmjax.errors import UserError
 from rmjax.kernels import ATTENTION
 from rmjax.llama import LlamaConfig, llama_config_from_hf, llama_config_to_hf
+from rmjax.lora import TARGETS, LoraConfig
 from rmjax.model import REMAT
 from rmjax.objectives import OBJECTIVES
 from rmjax.optimizer import MOMENTS, SCHEDULES, OptimizerConfig
+from rmjax.parameters import ADAPTED
 from rmjax.rows import Pairs
 from rmjax.sharding import MeshConfig
 
+EVERYTHING = (".*",)
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
 
@@ -74,6 +77,7 @@ class Config:
       tokenizer: a directory, or `bytes`; empty takes the one of `init`.
       objective: a name in `objectives.OBJECTIVES`.
       trainable: patterns that must match a parameter's whole path for it to be trained.
+      lora: adapters to train with the head, instead of the weights; see `lora.LoraConfig`.
       batch_size: responses a step.
       steps: how many, or
       epochs: how often to see the training data; one of the two is set, the other 0.
@@ -94,7 +98,8 @@ class Config:
     model: LlamaConfig | None = None
     tokenizer: str = ""
     objective: str = "regression"
-    trainable: tuple[str, ...] = (".*",)
+    trainable: tuple[str, ...] = EVERYTHING
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     steps: int = 0
     epochs: float = 0.0
     rows_per_device: int = 1
@@ -111,6 +116,11 @@ class Config:
     def row_length(self) -> int:
         """Token places of a row."""
         return self.data.row_length or self.data.max_length
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Patterns of what is trained: with LoRA adapters and head, else `trainable`."""
+        return ADAPTED if self.lora.rank else self.trainable
 
 
 # Fields that name one of a few things. (Config overrides cannot be typed as `Literal`.)
@@ -131,6 +141,7 @@ _POSITIVE = (
     "optimizer.learning_rate",
     "optimizer.clip_norm",
     "optimizer.eps",
+    "lora.alpha",
 )
 _NOT_NEGATIVE = (
     "optimizer.warmup_steps",
@@ -138,8 +149,9 @@ _NOT_NEGATIVE = (
     "eval.every",
     "checkpoint.every",
     "seed",
+    "lora.rank",
 )
-_FRACTIONS = ("optimizer.b1", "optimizer.b2", "data.hold_out")
+_FRACTIONS = ("optimizer.b1", "optimizer.b2", "data.hold_out", "lora.dropout")
 _RANGES = (
     (_POSITIVE, lambda value: value > 0, "more than 0"),
     (_NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
@@ -179,6 +191,7 @@ def validate(config: Config) -> Config:
             re.compile(pattern)
         except re.error as error:
             raise UserError(f"config.trainable: {pattern!r} is not a pattern ({error})") from error
+    _check_lora(config)
     if config.row_length < data.max_length:
         raise UserError(
             f"config.data.row_length = {data.row_length} is less than data.max_length = "
@@ -201,6 +214,20 @@ def validate(config: Config) -> Config:
     if config.model is not None:  # the relations that a model's own config.json must keep
         llama_config_from_hf(llama_config_to_hf(config.model), "config.model")
     return config
+
+
+def _check_lora(config: Config) -> None:
+    targets = config.lora.targets
+    unknown = sorted(set(targets) - set(TARGETS))
+    if unknown or not targets or len(set(targets)) < len(targets):
+        raise UserError(
+            f"config.lora.targets = {targets!r}: expected some of {', '.join(TARGETS)}, each once"
+        )
+    if config.lora.rank and config.trainable != EVERYTHING:
+        raise UserError(
+            f"config.trainable = {config.trainable!r} with config.lora.rank = {config.lora.rank}: "
+            "LoRA trains its adapters and the head; leave trainable as it is, or set lora.rank to 0"
+        )
 
 
 def _check_types(value: Any, path: str) -> None:
