@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -6,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import test_train
 import torch
 import transformers
 from conftest import make_model as make_plain_model
@@ -42,6 +44,7 @@ from rmjax.step import (
 )
 from rmjax.tokenizer import byte_tokenizer, encode
 
+compilations = test_train.compilations  # a fixture
 LLAMA = tiny_llama()
 # Where Hugging Face has each product.
 PLACES = {t: f"self_attn.{t}_proj" for t in "qkvo"} | {
@@ -148,13 +151,15 @@ def test_at_first_nothing_is_added(rng):
     params = flatten(random_params(model, seed=0))
     rows, _ = some_rows(rng)
     plain = make_score(make_plain_model(LLAMA))(nest(without_adapters(params)), rows)
-    np.testing.assert_array_equal(pick(make_score(model)(nest(params), rows)), pick(plain))
+    found = pick(make_score(model)(nest(params), rows))
+    np.testing.assert_allclose(found, pick(plain), atol=1e-6)
     for path, (a, b) in ADAPTERS.items():
         assert not np.asarray(params[b.path]).any()
         summed = {"layers/o": 32, "layers/down": 64}.get(path, 32)
         assert np.std(params[a.path]) == pytest.approx(summed**-0.5, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(
     "mesh", [dict(fsdp=2), dict(tensor=2), dict(fsdp=2, context=2, tensor=2)], ids=str
@@ -165,7 +170,7 @@ def test_every_mesh_gives_one_devices_step(mesh, dropout, rng):
     count = int(np.prod(list(mesh.values())))
     config = MeshConfig(**({"fsdp": 1} | mesh))
     sharded = one_step(lora, Sharding(make_mesh(config, jax.devices()[:count])))
-    loss, gradient = one_step(lora, one_device())
+    loss, gradient = one_device_step(lora)
     assert sharded[0] == pytest.approx(loss, rel=1e-5)
     for path, leaf in gradient.items():
         close(sharded[1][path], leaf, 1e-5)
@@ -197,10 +202,15 @@ def one_step(lora: LoraConfig, sharding: Sharding, **options):
     return float(metrics.loss), flatten(jax.device_get(state.opt_state.trace))
 
 
+@functools.cache
+def one_device_step(lora: LoraConfig):
+    return one_step(lora, one_device())
+
+
 @pytest.mark.parametrize("remat", [r for r in REMAT if r != "none"])
 def test_what_is_computed_again_drops_the_same(remat):
     lora = LoraConfig(rank=2, dropout=0.3)
-    loss, gradient = one_step(lora, one_device())
+    loss, gradient = one_device_step(lora)
     again, found = one_step(lora, one_device(), remat=remat)
     assert again == pytest.approx(loss, rel=1e-6)
     for path, leaf in gradient.items():
@@ -253,7 +263,7 @@ def base(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(base, tmp_path_factory):
+def trained(base, tmp_path_factory, compilations):
     """A run with LoRA that began from `base`."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
     config = tiny_config(workdir, init=str(base), model=None, tokenizer="", **RUN)
@@ -268,7 +278,7 @@ def state_of(config, step):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_base_stays_to_the_bit_and_only_the_rest_has_state(dtype, tmp_path):
+def test_the_base_stays_to_the_bit_and_only_the_rest_has_state(dtype, tmp_path, compilations):
     targets = ("q", "o", "down")
     config = tiny_config(tmp_path / "run", dtype=dtype, **RUN, lora__targets=targets)
     run(config)
@@ -285,7 +295,7 @@ def test_the_base_stays_to_the_bit_and_only_the_rest_has_state(dtype, tmp_path):
     assert sorted(moments) == sorted(2 * [after[path].shape for path in free])
 
 
-def test_three_and_three_steps_are_six(tmp_path):
+def test_two_and_two_steps_are_four(tmp_path, compilations):
     """With dropout, to the bit: what is dropped goes by the step."""
     for steps in (2, 4):
         run(tiny_config(tmp_path / "two", steps=steps, **RUN))
@@ -296,8 +306,8 @@ def test_three_and_three_steps_are_six(tmp_path):
     assert_same_bits(ours, theirs)
 
 
-def test_it_learns_from_random_weights_too(tmp_path, capsys):
-    config = tiny_config(tmp_path / "run", steps=20, eval__every=0, **RUN)
+def test_a_run_says_what_it_trains(tmp_path, compilations, capsys):
+    config = tiny_config(tmp_path / "run", steps=1, eval__every=0, **RUN)
     run(config)
     shown = capsys.readouterr().out
     assert "adapters of rank 4 for q, k, v, o, gate, up, down; the rest float32" in shown
