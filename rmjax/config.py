@@ -14,11 +14,14 @@ from rmjax.data.tokenise import OVER_LONG
 from rmjax.errors import UserError
 from rmjax.kernels import ATTENTION
 from rmjax.llama import LlamaConfig, llama_config_from_hf, llama_config_to_hf
+from rmjax.lora import TARGETS, LoraConfig
 from rmjax.model import REMAT
 from rmjax.objectives import TIES, PreferenceConfig, make_objective
 from rmjax.optimizer import MOMENTS, SCHEDULES, OptimizerConfig
+from rmjax.parameters import ADAPTED
 from rmjax.sharding import MeshConfig
 
+EVERYTHING = (".*",)
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
 
@@ -83,6 +86,7 @@ class Config:
         `regression + 0.5 * bradley_terry`.
       preference: how pairs are learned from.
       trainable: patterns that must match a parameter's whole path for it to be trained.
+      lora: adapters to train with the head, instead of the weights; see `lora.LoraConfig`.
       batch_size: responses a step.
       steps: how many, or
       epochs: how often to see the training data; one of the two is set, the other 0.
@@ -104,7 +108,8 @@ class Config:
     tokenizer: str = ""
     objective: str = "regression"
     preference: PreferenceConfig = dataclasses.field(default_factory=PreferenceConfig)
-    trainable: tuple[str, ...] = (".*",)
+    trainable: tuple[str, ...] = EVERYTHING
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     steps: int = 0
     epochs: float = 0.0
     rows_per_device: int = 1
@@ -121,6 +126,11 @@ class Config:
     def row_length(self) -> int:
         """Token places of a row."""
         return self.data.row_length or self.data.max_length
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Patterns of what is trained: with LoRA adapters and head, else `trainable`."""
+        return ADAPTED if self.lora.rank else self.trainable
 
 
 # Fields that name one of a few things. (Config overrides cannot be typed as `Literal`.)
@@ -141,6 +151,7 @@ _POSITIVE = (
     "optimizer.learning_rate",
     "optimizer.clip_norm",
     "optimizer.eps",
+    "lora.alpha",
 )
 _NOT_NEGATIVE = (
     "optimizer.warmup_steps",
@@ -149,8 +160,9 @@ _NOT_NEGATIVE = (
     "checkpoint.every",
     "seed",
     "preference.centring",
+    "lora.rank",
 )
-_FRACTIONS = ("optimizer.b1", "optimizer.b2", "data.hold_out")
+_FRACTIONS = ("optimizer.b1", "optimizer.b2", "data.hold_out", "lora.dropout")
 _RANGES = (
     (_POSITIVE, lambda value: value > 0, "more than 0"),
     (_NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
@@ -190,6 +202,7 @@ def validate(config: Config) -> Config:
             re.compile(pattern)
         except re.error as error:
             raise UserError(f"config.trainable: {pattern!r} is not a pattern ({error})") from error
+    _check_lora(config)
     if config.row_length < data.max_length:
         raise UserError(
             f"config.data.row_length = {data.row_length} is less than data.max_length = "
@@ -238,6 +251,20 @@ def _check_objective(config: Config) -> None:
         raise UserError(
             f"config.data.compare = {data.compare!r} makes pairs, and config.objective = "
             f"{config.objective!r} learns from none"
+        )
+
+
+def _check_lora(config: Config) -> None:
+    targets = config.lora.targets
+    unknown = sorted(set(targets) - set(TARGETS))
+    if unknown or not targets or len(set(targets)) < len(targets):
+        raise UserError(
+            f"config.lora.targets = {targets!r}: expected some of {', '.join(TARGETS)}, each once"
+        )
+    if config.lora.rank and config.trainable != EVERYTHING:
+        raise UserError(
+            f"config.trainable = {config.trainable!r} with config.lora.rank = {config.lora.rank}: "
+            "LoRA trains its adapters and the head; leave trainable as it is, or set lora.rank to 0"
         )
 
 

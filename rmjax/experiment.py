@@ -45,7 +45,7 @@ def make_model(config: Config, source: Pretrained | None, sharding: Sharding) ->
     dtype = compute_dtype(config.dtype)
     kernel = choose(config.attention, llama, sharding, dtype, config.row_length)
     options = ModelOptions(sharding, dtype=dtype, remat=config.remat, attention=kernel)
-    return RewardModel(llama, options, len(config.data.attributes))
+    return RewardModel(llama, options, len(config.data.attributes), config.lora)
 
 
 def _differences(stated: LlamaConfig, found: LlamaConfig) -> str:
@@ -198,7 +198,8 @@ def first_params(
         # A head for other attributes cannot be continued; say so, and start a new one.
         head += f" (its own is for {', '.join(source.card.attributes)})"
         source = source.without_head()
-    params = load_params(source, model, seed=config.seed, dtype=jnp.float32)
+    dtype = model.options.dtype if model.lora.rank else jnp.float32
+    params = load_params(source, model, seed=config.seed, dtype=dtype)
     return params, f"{source.name} with {head}"
 
 

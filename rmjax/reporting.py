@@ -24,8 +24,9 @@ from rmjax.data.batches import Batches
 from rmjax.errors import UserError, disk_errors
 from rmjax.metrics import AttributeMetrics, PairMetrics
 from rmjax.model import RewardModel
-from rmjax.parameters import abstract_params
+from rmjax.parameters import adapter_parameters, flatten
 from rmjax.scoring import Evaluation
+from rmjax.step import abstract_model
 
 METRICS_FILE = "metrics.jsonl"
 _WINDOW = 20  # steps over which tokens per second are averaged
@@ -178,17 +179,19 @@ def announce(
     """Says what is about to run: model, mesh, data by reason, rows."""
     devices, options = jax.devices(), model.options
     mesh = ", ".join(f"{axis} {size}" for axis, size in options.sharding.mesh.shape.items())
-    count = sum(
-        math.prod(leaf.shape)
-        for leaf in jax.tree.leaves(
-            abstract_params(model.config, model.attributes, options.sharding)
+    sizes = {path: math.prod(leaf.shape) for path, leaf in flatten(abstract_model(model)).items()}
+    kept = "float32"
+    if model.lora.rank:
+        trained = sizes["head"] + sum(sizes[row.path] for row in adapter_parameters(model.lora))
+        kept = (
+            f"{trained / 1e6:,.1f} M of them trained: the head and adapters of rank "
+            f"{model.lora.rank} for {', '.join(model.lora.targets)}; the rest {options.dtype.name}"
         )
-    )
     console.print(f"run         {workdir}")
     console.print(f"devices     {len(devices)} x {devices[0].device_kind}; mesh {mesh}")
     console.print(
-        f"model       {count / 1e6:,.1f} M parameters, float32; computed in {options.dtype.name}, "
-        f"remat {options.remat}, attention {options.attention}"
+        f"model       {sum(sizes.values()) / 1e6:,.1f} M parameters, {kept}; computed in "
+        f"{options.dtype.name}, remat {options.remat}, attention {options.attention}"
     )
     console.print(f"weights     {origin}")
     for name, part in (("training", batches), ("validation", held_out)):

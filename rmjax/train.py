@@ -97,9 +97,11 @@ def train_in(workdir: Path, config: Config) -> None:
     # ---- step --------------------------------------------------------------------------------
     schedule = make_schedule(config.optimizer, len(batches))
     optimizer = make_optimizer(config.optimizer, schedule)
-    abstract = abstract_state(model, optimizer, config.trainable)
+    abstract = abstract_state(model, optimizer, config.trained)
     objective = config_objective(config)
-    train_step = make_train_step(model, objective, optimizer, schedule, config.trainable, abstract)
+    train_step = make_train_step(
+        model, objective, optimizer, schedule, config.trained, abstract, config.seed
+    )
     score = make_score(model)
 
     # ---- state: 1. the run's last checkpoint, 2. the weights of `init`, 3. random weights ------
@@ -117,7 +119,7 @@ def train_in(workdir: Path, config: Config) -> None:
         state, origin = checkpoints.restore(start, abstract), f"this run's, after step {start}"
     else:
         params, origin = first_params(config, source, model)
-        state = init_state(params, optimizer, config.trainable, abstract)
+        state = init_state(params, optimizer, config.trained, abstract)
         del params  # donated with the state
     record_run(workdir, config, model, tokenizer, data, validation)
     announce(

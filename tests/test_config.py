@@ -65,9 +65,9 @@ def test_every_config_traces_on_its_mesh(path, arg):
     model = make_model(config, None, sharding)
     schedule = make_schedule(config.optimizer, 1000)
     optimizer = make_optimizer(config.optimizer, schedule)
-    abstract = abstract_state(model, optimizer, config.trainable)
+    abstract = abstract_state(model, optimizer, config.trained)
     step = make_train_step(
-        model, config_objective(config), optimizer, schedule, config.trainable, abstract
+        model, config_objective(config), optimizer, schedule, config.trained, abstract
     )
 
     attributes, rows = len(config.data.attributes), config.rows_per_device * sharding.row_shards

@@ -285,7 +285,7 @@ def restore(config: Config, step: int | None = None, sharding: Sharding | None =
     checkpoints = Checkpoints(Path(config.workdir), clean=False)
     try:
         step = step or checkpoints.latest
-        abstract = abstract_state(model, optimizer, config.trainable)
+        abstract = abstract_state(model, optimizer, config.trained)
         return checkpoints.restore(step, abstract), checkpoints.metadata(step)
     finally:
         checkpoints.close()

@@ -50,7 +50,7 @@ class Report:
       rows: rows computed at once, over all chips.
       microbatches: of a step.
       tokens: real tokens of a step.
-      parameters: bytes, float32.
+      parameters: bytes; float32, but what LoRA freezes.
       optimizer: bytes of its state.
       gradients: bytes; part of the temporaries.
       temporaries: bytes of everything else that lives during a step.
@@ -205,7 +205,7 @@ def check(config: Config, topology: str, mesh: Mesh, chip: Chip, load: Workload)
             prediction = predict(costs, mesh, chip)
         except jax.errors.JaxRuntimeError as error:  # the compiler is newer than its reader
             unread = f"JAX {jax.__version__}: {str(error).splitlines()[0][-160:]}"
-    parts = state_bytes(state, config.trainable)
+    parts = state_bytes(state, config.trained)
     return Report(
         topology=topology,
         mesh=dict(mesh.shape),
@@ -220,7 +220,11 @@ def check(config: Config, topology: str, mesh: Mesh, chip: Chip, load: Workload)
         peak=peak,
         memory=chip.memory,
         model_flops=model_flops(
-            llama, len(config.data.attributes), [load.group] * load.groups, training=True
+            llama,
+            len(config.data.attributes),
+            [load.group] * load.groups,
+            training=True,
+            lora=config.lora,
         ),
         fits=fits,
         prediction=prediction,
@@ -240,12 +244,14 @@ def abstract_program(
       UserError: something does not divide over the mesh.
     """
     options = ModelOptions(sharding, dtype=_dtype(config), remat=config.remat, attention=attention)
-    model = RewardModel(llama, options, len(config.data.attributes))
+    model = RewardModel(llama, options, len(config.data.attributes), config.lora)
     schedule = make_schedule(config.optimizer, config.steps or 1)
     optimizer = make_optimizer(config.optimizer, schedule)
-    state = abstract_state(model, optimizer, config.trainable)
+    state = abstract_state(model, optimizer, config.trained)
     objective = config_objective(config)
-    step = make_train_step(model, objective, optimizer, schedule, config.trainable, state)
+    step = make_train_step(
+        model, objective, optimizer, schedule, config.trained, state, config.seed
+    )
     return step, state
 
 
