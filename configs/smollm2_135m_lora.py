@@ -47,7 +47,7 @@ def get_config(arg: str | None = None) -> Config:
             rope=Rope(theta=100000.0),
             tie_word_embeddings=True,
         ),
-        lora=LoraConfig(rank=16, alpha=32.0, dropout=0.05),
+        lora=LoraConfig(rank=16, alpha=32.0),
         batch_size=64,
         epochs=2,
         remat="full",
