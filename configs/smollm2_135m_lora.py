@@ -35,7 +35,7 @@ def get_config(arg: str | None = None) -> Config:
         ),
         init="HuggingFaceTB/SmolLM2-135M-Instruct",
         model=smollm2_135m(),
-        lora=LoraConfig(rank=16, alpha=32.0, dropout=0.05),
+        lora=LoraConfig(rank=16, alpha=32.0),
         batch_size=64,
         epochs=2,
         remat="full",
