@@ -105,7 +105,10 @@ def read_pairs(source: str, split: str) -> list[tuple[Sample, Sample]]:
     pairs = []
     name = origin(source, split)
     if source.startswith(GENERATED):
-        raise UserError(f"{source}: there are generated ratings only, no pairs")
+        raise UserError(
+            f"{source}: there are generated ratings only, no pairs; config.data.compare = "
+            "'helpfulness' makes pairs of them"
+        )
     for number, row in enumerate(_read_rows(source, split), start=1):
         where = f"{name} row {number}"
         fields = ("chosen", "rejected")
