@@ -109,6 +109,18 @@ def pair_metrics(margins: Float[np.ndarray, "P"]) -> AttributeMetrics:
     return AttributeMetrics(0, np.nan, np.nan, np.nan, np.nan, accuracy, len(margins))
 
 
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share of `count` things (at least 1) that were drawn independently.
+
+    Wilson (1927); the ends stay within 0 and 1.
+    """
+    z2 = stats.norm.ppf(0.975) ** 2
+    middle = share + z2 / (2 * count)
+    half = np.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2)))
+    low, high = (middle - half) / (1 + z2 / count), (middle + half) / (1 + z2 / count)
+    return max(0.0, float(low)), min(1.0, float(high))
+
+
 def bradley_terry_loss(margins: Float[np.ndarray, "P"]) -> float:
     """Mean of -log sigmoid(margin) over pairs, in float64."""
     return float(np.mean(np.logaddexp(0.0, -margins)))
