@@ -8,7 +8,6 @@ Bradley-Terry makes of it, head included.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -139,8 +138,8 @@ def open_parents(weak: str, strong: str) -> Parents:
 
 
 def check_alpha(alpha: float) -> float:
-    """The `alpha` given; raises a `UserError` if it is not finite."""
-    if not math.isfinite(alpha):
+    """The `alpha` given; raises a `UserError` if it is not finite, in float32 too."""
+    if not abs(alpha) <= np.finfo(np.float32).max:
         raise UserError(f"alpha = {alpha}: expected a finite number; 0 is WEAK, 1 is STRONG")
     return alpha
 

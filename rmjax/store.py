@@ -129,7 +129,10 @@ def open_array(
         kvstore = {"driver": "file", "path": f"{params / _name(path)}/"}
     spec = {"driver": "zarr3", "kvstore": kvstore, "store_data_equal_to_fill_value": True}
     with _damage(params, path, "missing or damaged"):
-        array = ts.open(spec, read=True, write=partial, context=context).result()
+        recheck = None if context is None else False  # what is kept is not asked for again
+        array = ts.open(
+            spec, read=True, write=partial, context=context, recheck_cached_data=recheck
+        ).result()
     if kvstore["driver"] == "file" and not partial:
         # zarr reads a file that is not there as zeros: count, or a lost one is a wrong model.
         files: Any = array.chunk_layout.write_chunk.shape
