@@ -58,12 +58,13 @@ class ExtrapolatedWeights:
     They have the dtypes of the strong ones, and are rounded to the nearest, ties to even.
 
     Attributes:
-      differ: whether any number read so far differs between the two; None before the first.
+      compared: whether anything was read so far.
+      differ: whether any number of it differs between the two.
     """
 
     def __init__(self, weak: Weights, strong: Weights, alpha: float):
         self.where = strong.where
-        self.differ: bool | None = None
+        self.compared = self.differ = False
         self._weak, self._strong, self._alpha = weak, strong, alpha
 
     def keys(self) -> set[str]:
@@ -77,8 +78,10 @@ class ExtrapolatedWeights:
 
     def read(self, key: str, index: Sequence[slice] = ()) -> np.ndarray:
         weak, strong = self._weak.read(key, index), self._strong.read(key, index)
-        if not self.differ:  # which one block of almost any model decides
-            self.differ = not np.array_equal(weak, strong)
+        self.compared = True
+        # One block of almost any model decides it. Several threads read: none may set it back.
+        if not self.differ and not np.array_equal(weak, strong):
+            self.differ = True
         return extrapolated(weak, strong, self._alpha).astype(self.dtype(key), copy=False)
 
     def files(self) -> list[Path]:

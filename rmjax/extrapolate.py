@@ -8,10 +8,10 @@ helpfulness. Each is a run, an Orbax model, or a Hugging Face directory or hub i
 WEAK: 0 is WEAK and 1 is STRONG, both to the bit. DST becomes an Orbax model.
 
 With --alpha the weights are streamed: a few pieces of at most 64 MiB of either model are in memory
-at a time, and of a run up to 1.5 GiB of what was read of it. The arithmetic is float32; the
-result has STRONG's dtypes and is rounded to the nearest. DST appears under its name only when it is
-complete and was read back; until then DST.partial stands beside it, and the same command
-continues it after a kill.
+at a time, and of a run about its largest tensor (of 70B the embedding, 4.2 GB). The arithmetic is
+float32; the result has STRONG's dtypes and is rounded to the nearest. DST appears under its name
+only when it is complete and was read back; until then DST.partial stands beside it, and the same
+command continues it after a kill.
 
 With --search every alpha, 0 and 1 among them, scores the pairs, and DST, if there is one, becomes
 the model that orders most of them as people did. The devices of this host hold three whole
@@ -74,7 +74,7 @@ def write(parents: Parents, dst: str, alpha: float, chosen_on: str = "") -> list
 
     notes = [f"{card.source}; head kept: {', '.join(card.attributes)}"]
     notes += convert_pieces(work, [weak, strong], dst, plan, prepare, Share())
-    return [*notes, _EQUAL] if weights.differ is False else notes
+    return [*notes, _EQUAL] if weights.compared and not weights.differ else notes
 
 
 def search(
@@ -108,6 +108,8 @@ def search(
         f"alpha {best.alpha:g} was fitted on these {count:,} pairs: as the best of {len(trials)}, "
         "its accuracy on them is too high to be expected elsewhere. Judge it on other pairs."
     )
+    if best.alpha in (0.0, 1.0):
+        console.print(f"It is {'STRONG' if best.alpha else 'WEAK'} itself: no other was better.")
     if not found.differ:
         console.print(_EQUAL)
     return trials

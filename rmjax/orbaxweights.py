@@ -1,5 +1,6 @@
 """An Orbax model's or a run's arrays under Hugging Face's names, read block by block."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,15 +10,15 @@ import tensorstore as ts
 from rmjax.errors import UserError
 from rmjax.llama import LlamaConfig
 from rmjax.parameters import Parameter, axis_sizes, model_parameters
-from rmjax.pieces import contiguous
+from rmjax.pieces import PIECE_BYTES, contiguous
 from rmjax.pretrained import Pretrained
 from rmjax.store import open_array, read_block, written_by_orbax
 from rmjax.weights import Weights, hf_keys, hf_shape, our_index, to_hf
 
-# Of a run's chunks that were read. A run is cut as its mesh was, so that a band of a tensor has a
-# part of every chunk of it: without these, each band would read the whole tensor. Enough for the
-# largest tensor of a layer of a 70B model in float32, 0.94 GB, and for the next one's beginning.
-_KEPT_BYTES = 3 << 29
+# Of a run, what was read is kept until so many times its largest tensor's bytes, in float32, are.
+# A run is cut as its mesh was, and a band of a tensor has a part of every chunk of it: otherwise
+# each band would read the whole tensor. More than once, for the tensor that follows.
+_KEPT = 1.25
 
 
 def named_weights(source: Pretrained) -> Weights:
@@ -41,9 +42,11 @@ class OrbaxWeights:
         self._sizes = axis_sizes(llama, attributes)
         self._rows: dict[str, tuple[Parameter, int]] = {}
         self._arrays: dict[str, ts.TensorStore] = {}
-        kept = _KEPT_BYTES if written_by_orbax(self._params) else 0
+        rows = list(model_parameters(llama))
+        largest = 4 * max(math.prod(hf_shape(row, self._sizes)) for row in rows)
+        kept = int(_KEPT * max(largest, PIECE_BYTES)) if written_by_orbax(self._params) else 0
         context = ts.Context({"cache_pool": {"total_bytes_limit": kept}})
-        for row in model_parameters(llama):
+        for row in rows:
             array = self._arrays[row.path] = open_array(self._params, row.path, context=context)
             shape = tuple(self._sizes[axis] for axis in row.all_axes)
             if tuple(array.shape) != shape:

@@ -545,6 +545,7 @@ def test_the_search_finds_the_alpha_that_made_the_pairs(searched, tmp_path, monk
     assert "WEAK" in said and "STRONG" in said
     assert re.search(r"^ *1\.5 .* best\s*$", said, re.MULTILINE)
     assert "alpha 1.5 was fitted on these 160 pairs: as the best of 6" in said
+    assert "itself" not in said
     assert f"written: {target}" in said
 
     card = read_card(target)
@@ -619,6 +620,7 @@ def test_equal_models_are_warned_of_by_the_search(searched, tmp_path, monkeypatc
     same = shutil.copytree(weak, tmp_path / "same")
     said = command(monkeypatch, capsys, weak, same, "--search=1.5", f"--pairs={pairs}")
     assert "warning: WEAK and STRONG do not differ" in said
+    assert "It is STRONG itself: no other was better." in said
 
 
 def test_pairs_that_are_too_long_are_dropped_and_counted(searched, tmp_path, monkeypatch, capsys):
