@@ -30,9 +30,9 @@ from rmjax.flops import model_flops
 from rmjax.kernels import alignment, choose
 from rmjax.llama import LlamaConfig, Rope
 from rmjax.model import REMAT, ModelOptions, RewardModel
-from rmjax.objectives import bradley_terry
+from rmjax.objectives import PreferenceConfig, make_objective
 from rmjax.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from rmjax.rows import ROWS_AXES, Pairs, batch_axes
+from rmjax.rows import BATCH_AXES, ROWS_AXES
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import abstract_state, init_state, make_score, make_train_step, random_params
 from rmjax.streaming import keep_freed_memory
@@ -114,8 +114,9 @@ def run(args: argparse.Namespace) -> None:
     abstract = abstract_state(model, optimizer, (".*",))
     params = random_params(model, 0)
     state = init_state(params, optimizer, (".*",), abstract)
-    step = make_train_step(model, bradley_terry, optimizer, schedule, (".*",), abstract)
-    batch = put(batches[0], batch_axes(Pairs), sharding)
+    objective = make_objective("bradley_terry", ("reward",), PreferenceConfig())
+    step = make_train_step(model, objective, optimizer, schedule, (".*",), abstract)
+    batch = put(batches[0], BATCH_AXES, sharding)
 
     def train() -> Any:
         nonlocal state
@@ -174,7 +175,7 @@ def make_batches(args: argparse.Namespace, align: int, vocabulary: int) -> tuple
             tokens.append(np.concatenate([prompt, response]).astype(np.int32))
             prompts.append(str(number))
     data, _ = in_memory(tokens, prompts)
-    data = dataclasses.replace(data, pairs=True)
+    data = dataclasses.replace(data, chosen=np.arange(len(data)) % 2 == 0)
     shape = row_shape(data, rows=args.rows, length=args.length, align=align)
     return data, training_batches(data, [np.arange(len(data))], shape)
 

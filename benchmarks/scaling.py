@@ -15,19 +15,21 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+FULL = "remat=full"
 # Name, config, topology, slices and what the config must be told for it.
 PRESETS = [
     ("8B", "llama8b_regression", "v5p:2x2x1", 1, ["rows_per_device=4", "remat=dots"]),
     ("8B", "llama8b_regression", "v6e:2x4", 1, ["mesh.tensor=2", "rows_per_device=2"]),
     ("8B", "llama8b_regression", "v5e:4x4", 1, ["mesh.tensor=2"]),
     ("8B", "llama8b_regression", "h100:8", 1, ["rows_per_device=2"]),
-    ("70B", "llama70b_regression", "v5p:2x4x4", 1, ["mesh.tensor=4", "rows_per_device=2"]),
+    ("70B", "llama70b_regression", "v5p:2x4x4", 1, [FULL, "rows_per_device=2"]),
     ("70B", "llama70b_regression", "v5p:4x4x4", 1, []),
-    ("70B", "llama70b_regression", "v5p:4x4x4", 1, ["mesh.tensor=2", "rows_per_device=2"]),
-    ("70B", "llama70b_regression", "v6e:8x8", 1, ["mesh.tensor=2"]),
-    ("70B", "llama70b_regression", "v5e:16x16", 1, ["mesh.tensor=4"]),
-    ("70B", "llama70b_regression", "v5p:4x4x4", 2, ["mesh.data=2", "mesh.tensor=4"]),
-    ("70B", "llama70b_regression", "h100:8x8", 1, ["mesh.tensor=8"]),
+    ("70B", "llama70b_regression", "v5p:4x4x4", 1, [FULL]),
+    ("70B", "llama70b_regression", "v5p:4x4x4", 1, [FULL, "mesh.tensor=2", "rows_per_device=2"]),
+    ("70B", "llama70b_regression", "v6e:8x8", 1, [FULL, "mesh.tensor=2"]),
+    ("70B", "llama70b_regression", "v5e:16x16", 1, [FULL, "mesh.tensor=4"]),
+    ("70B", "llama70b_regression", "v5p:4x4x4", 2, [FULL, "mesh.data=2"]),
+    ("70B", "llama70b_regression", "h100:8x8", 1, [FULL, "mesh.tensor=8"]),
     ("340B", "llama405b_regression.py:340b", "v5p:4x4x8", 1, []),
     ("405B", "llama405b_regression", "v5p:4x4x8", 1, []),
     ("405B", "llama405b_regression", "v6e:16x16", 1, ["mesh.tensor=4", "mesh.context=4"]),

@@ -70,11 +70,10 @@ def rmjax_side(clock: str, config: Config) -> Callable[[int], Piece]:
     import jax
 
     from rmjax.data.batches import put
-    from rmjax.experiment import first_params, make_model
-    from rmjax.objectives import OBJECTIVES
+    from rmjax.experiment import config_objective, first_params, make_model
     from rmjax.optimizer import make_optimizer, make_schedule
     from rmjax.pretrained import open_pretrained
-    from rmjax.rows import batch_axes
+    from rmjax.rows import BATCH_AXES
     from rmjax.sharding import Sharding, make_mesh
     from rmjax.step import abstract_state, init_state, make_train_step
     from rmjax.streaming import keep_freed_memory
@@ -89,15 +88,14 @@ def rmjax_side(clock: str, config: Config) -> Callable[[int], Piece]:
     state = init_state(
         first_params(config, source, model)[0], optimizer, config.trainable, abstract
     )
-    objective = OBJECTIVES[config.objective]
+    objective = config_objective(config)
     step = make_train_step(model, objective, optimizer, schedule, config.trainable, abstract)
-    axes = batch_axes(objective.targets)
-    compiled = step.lower(state, put(batches[0], axes, sharding)).compile()
+    compiled = step.lower(state, put(batches[0], BATCH_AXES, sharding)).compile()
 
     def work(number: int) -> Piece:
         nonlocal state
         started = CLOCKS[clock]()
-        state, metrics = compiled(state, put(batches[number], axes, sharding))
+        state, metrics = compiled(state, put(batches[number], BATCH_AXES, sharding))
         jax.block_until_ready(state)
         return Piece(CLOCKS[clock]() - started, float(metrics.loss))
 

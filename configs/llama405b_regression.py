@@ -12,8 +12,9 @@ Hardware: float32 weights, moments and gradients are 6.5 TB, so 128 chips of 95 
 for them, see docs/scaling.md; not run by us.
 """
 
+from rmjax.architectures import llama31_405b
 from rmjax.config import Config, DataConfig, EveryConfig
-from rmjax.llama import LlamaConfig, Rope
+from rmjax.llama import LlamaConfig
 from rmjax.optimizer import OptimizerConfig
 from rmjax.sharding import MeshConfig
 
@@ -29,25 +30,7 @@ def get_config(arg: str | None = None) -> Config:
             max_length=4096,
         ),
         init="meta-llama/Llama-3.1-405B-Instruct",
-        model=LlamaConfig(
-            vocab_size=128256,
-            hidden_size=16384,
-            intermediate_size=53248,
-            num_hidden_layers=126,
-            num_attention_heads=128,
-            num_key_value_heads=8,
-            head_dim=128,
-            max_position_embeddings=131072,
-            rms_norm_eps=1e-5,
-            rope=Rope(
-                theta=500000.0,
-                type="llama3",
-                factor=8.0,
-                low_freq_factor=1.0,
-                high_freq_factor=4.0,
-                original_max_position_embeddings=8192,
-            ),
-        ),
+        model=llama31_405b(),
         batch_size=128,
         steps=317,
         mesh=MeshConfig(fsdp=-1, tensor=8),

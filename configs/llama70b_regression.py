@@ -13,8 +13,8 @@ Hardware: float32 weights, moments and gradients are 1.13 TB, so 64 chips of 95 
 (H100). Compiled for them, see docs/scaling.md; not run by us.
 """
 
+from rmjax.architectures import llama31_70b
 from rmjax.config import Config, DataConfig, EveryConfig
-from rmjax.llama import LlamaConfig, Rope
 from rmjax.optimizer import OptimizerConfig
 from rmjax.sharding import MeshConfig
 
@@ -28,28 +28,11 @@ def get_config(arg: str | None = None) -> Config:
             max_length=4096,
         ),
         init="meta-llama/Llama-3.1-70B-Instruct",
-        model=LlamaConfig(
-            vocab_size=128256,
-            hidden_size=8192,
-            intermediate_size=28672,
-            num_hidden_layers=80,
-            num_attention_heads=64,
-            num_key_value_heads=8,
-            head_dim=128,
-            max_position_embeddings=131072,
-            rms_norm_eps=1e-5,
-            rope=Rope(
-                theta=500000.0,
-                type="llama3",
-                factor=8.0,
-                low_freq_factor=1.0,
-                high_freq_factor=4.0,
-                original_max_position_embeddings=8192,
-            ),
-        ),
+        model=llama31_70b(),
         batch_size=128,
         steps=317,
-        # 128 responses of HelpSteer2 fill about 17 rows: 16 rows at once, each on 4 chips.
+        # 128 responses of HelpSteer2, two to a prompt, fill 16 rows: all at once, each on 4 chips.
+        remat="dots",
         mesh=MeshConfig(fsdp=-1, tensor=4),
         optimizer=OptimizerConfig(
             learning_rate=2e-6,

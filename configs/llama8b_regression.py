@@ -7,8 +7,8 @@ for example 8 H100, or 16 v5e. Compiled for them, see docs/scaling.md; not run b
 the 70B one with the larger learning rate that a smaller model takes.
 """
 
+from rmjax.architectures import llama31_8b
 from rmjax.config import Config, DataConfig, EveryConfig
-from rmjax.llama import LlamaConfig, Rope
 from rmjax.optimizer import OptimizerConfig
 
 
@@ -21,25 +21,7 @@ def get_config(arg: str | None = None) -> Config:
             max_length=4096,
         ),
         init="meta-llama/Llama-3.1-8B-Instruct",
-        model=LlamaConfig(
-            vocab_size=128256,
-            hidden_size=4096,
-            intermediate_size=14336,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            head_dim=128,
-            max_position_embeddings=131072,
-            rms_norm_eps=1e-5,
-            rope=Rope(
-                theta=500000.0,
-                type="llama3",
-                factor=8.0,
-                low_freq_factor=1.0,
-                high_freq_factor=4.0,
-                original_max_position_embeddings=8192,
-            ),
-        ),
+        model=llama31_8b(),
         batch_size=128,
         steps=317,
         optimizer=OptimizerConfig(learning_rate=5e-6, warmup_steps=10),

@@ -9,8 +9,8 @@ messages or as hh-rlhf writes them. A tenth of the prompts is held out. The loss
 the chosen response's reward less the rejected one's.
 """
 
+from rmjax.architectures import smollm2_135m
 from rmjax.config import Config, DataConfig, EveryConfig
-from rmjax.llama import LlamaConfig, Rope
 from rmjax.optimizer import OptimizerConfig
 
 
@@ -25,19 +25,7 @@ def get_config(arg: str | None = None) -> Config:
             row_length=2048,
         ),
         init="HuggingFaceTB/SmolLM2-135M-Instruct",
-        model=LlamaConfig(
-            vocab_size=49152,
-            hidden_size=576,
-            intermediate_size=1536,
-            num_hidden_layers=30,
-            num_attention_heads=9,
-            num_key_value_heads=3,
-            head_dim=64,
-            max_position_embeddings=8192,
-            rms_norm_eps=1e-5,
-            rope=Rope(theta=100000.0),
-            tie_word_embeddings=True,
-        ),
+        model=smollm2_135m(),
         objective="bradley_terry",
         batch_size=128,
         epochs=1,

@@ -15,9 +15,9 @@ docs/results.md has the table, the time and the machine of the second. A fifth o
 held out, by dialogue.
 """
 
+from rmjax.architectures import smollm2_135m
 from rmjax.config import Config, DataConfig, EveryConfig
 from rmjax.errors import UserError
-from rmjax.llama import LlamaConfig, Rope
 from rmjax.optimizer import OptimizerConfig
 
 
@@ -30,19 +30,7 @@ def get_config(arg: str | None = None) -> Config:
             max_length=2048,
         ),
         init="HuggingFaceTB/SmolLM2-135M-Instruct",
-        model=LlamaConfig(
-            vocab_size=49152,
-            hidden_size=576,
-            intermediate_size=1536,
-            num_hidden_layers=30,
-            num_attention_heads=9,
-            num_key_value_heads=3,
-            head_dim=64,
-            max_position_embeddings=8192,
-            rms_norm_eps=1e-5,
-            rope=Rope(theta=100000.0),
-            tie_word_embeddings=True,
-        ),
+        model=smollm2_135m(),
         batch_size=64,
         epochs=2,
         remat="dots",

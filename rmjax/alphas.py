@@ -19,7 +19,7 @@ from rmjax.errors import UserError
 from rmjax.experiment import compute_dtype
 from rmjax.expo import Parents, extrapolated
 from rmjax.kernels import alignment, choose
-from rmjax.metrics import bradley_terry_loss, pair_metrics, wilson_interval
+from rmjax.metrics import wilson_interval
 from rmjax.model import ModelOptions, RewardModel
 from rmjax.orbaxweights import named_weights
 from rmjax.parameters import Params, flatten, model_parameters, nest
@@ -111,13 +111,13 @@ class AlphaSearch:
         """
         for alpha in alphas:
             margins = self._margins(alpha)
-            accuracy = pair_metrics(margins).pair_accuracy
+            right, count = float(((1 + np.sign(margins)) / 2).sum()), len(margins)
             yield Trial(
                 alpha,
-                accuracy,
-                wilson_interval(accuracy, len(margins)),
+                right / count,
+                wilson_interval(right, count),
                 float(margins.mean()),
-                bradley_terry_loss(margins),
+                float(np.logaddexp(0.0, -margins).mean()),
             )
 
     def params(self, alpha: float) -> Params:

@@ -14,12 +14,14 @@ from rmjax.data.tokenise import OVER_LONG
 from rmjax.errors import UserError
 from rmjax.kernels import ATTENTION
 from rmjax.llama import LlamaConfig, llama_config_from_hf, llama_config_to_hf
+from rmjax.lora import TARGETS, LoraConfig
 from rmjax.model import REMAT
-from rmjax.objectives import OBJECTIVES
+from rmjax.objectives import TIES, PreferenceConfig, make_objective
 from rmjax.optimizer import MOMENTS, SCHEDULES, OptimizerConfig
-from rmjax.rows import Pairs
+from rmjax.parameters import ADAPTED
 from rmjax.sharding import MeshConfig
 
+EVERYTHING = (".*",)
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
 
@@ -30,6 +32,11 @@ class DataConfig:
     Attributes:
       train: a hub id, a directory, a file, or `generated:COUNT`; see `data/sources.py`.
       validation: likewise; empty if `hold_out` is set, or for no validation.
+      pairs: where pairs come from, for an objective that learns from ratings, in `train`, and from
+        pairs. With pairs alone they are in `train`.
+      validation_pairs: likewise, beside `validation`.
+      compare: a rating whose differences make pairs of the responses to a prompt; empty if the
+        sources of pairs hold pairs.
       hold_out: share of the training prompts held out for validation.
       attributes: rating columns. The first is the headline: a model's scalar reward unless told
         otherwise, and what preference pairs train.
@@ -44,6 +51,9 @@ class DataConfig:
 
     train: str
     validation: str = ""
+    pairs: str = ""
+    validation_pairs: str = ""
+    compare: str = ""
     hold_out: float = 0.0
     attributes: tuple[str, ...] = HELPSTEER2
     label_range: tuple[float, float] = (0.0, 4.0)
@@ -72,8 +82,11 @@ class Config:
         or a run; empty for random weights.
       model: the architecture. Needed without `init`; with it, a statement that is checked.
       tokenizer: a directory, or `bytes`; empty takes the one of `init`.
-      objective: a name in `objectives.OBJECTIVES`.
+      objective: a name in `objectives.OBJECTIVES`, or a sum of several with coefficients, such as
+        `regression + 0.5 * bradley_terry`.
+      preference: how pairs are learned from.
       trainable: patterns that must match a parameter's whole path for it to be trained.
+      lora: adapters to train with the head, instead of the weights; see `lora.LoraConfig`.
       batch_size: responses a step.
       steps: how many, or
       epochs: how often to see the training data; one of the two is set, the other 0.
@@ -94,7 +107,9 @@ class Config:
     model: LlamaConfig | None = None
     tokenizer: str = ""
     objective: str = "regression"
-    trainable: tuple[str, ...] = (".*",)
+    preference: PreferenceConfig = dataclasses.field(default_factory=PreferenceConfig)
+    trainable: tuple[str, ...] = EVERYTHING
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     steps: int = 0
     epochs: float = 0.0
     rows_per_device: int = 1
@@ -112,11 +127,16 @@ class Config:
         """Token places of a row."""
         return self.data.row_length or self.data.max_length
 
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Patterns of what is trained: with LoRA adapters and head, else `trainable`."""
+        return ADAPTED if self.lora.rank else self.trainable
+
 
 # Fields that name one of a few things. (Config overrides cannot be typed as `Literal`.)
 _CHOICES = {
     "data.over_long": OVER_LONG,
-    "objective": tuple(OBJECTIVES),
+    "preference.ties": TIES,
     "optimizer.schedule": SCHEDULES,
     "optimizer.moments": MOMENTS,
     "dtype": ("auto", "float32", "bfloat16"),
@@ -131,6 +151,7 @@ _POSITIVE = (
     "optimizer.learning_rate",
     "optimizer.clip_norm",
     "optimizer.eps",
+    "lora.alpha",
 )
 _NOT_NEGATIVE = (
     "optimizer.warmup_steps",
@@ -138,8 +159,10 @@ _NOT_NEGATIVE = (
     "eval.every",
     "checkpoint.every",
     "seed",
+    "preference.centring",
+    "lora.rank",
 )
-_FRACTIONS = ("optimizer.b1", "optimizer.b2", "data.hold_out")
+_FRACTIONS = ("optimizer.b1", "optimizer.b2", "data.hold_out", "lora.dropout")
 _RANGES = (
     (_POSITIVE, lambda value: value > 0, "more than 0"),
     (_NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
@@ -179,15 +202,13 @@ def validate(config: Config) -> Config:
             re.compile(pattern)
         except re.error as error:
             raise UserError(f"config.trainable: {pattern!r} is not a pattern ({error})") from error
+    _check_lora(config)
     if config.row_length < data.max_length:
         raise UserError(
             f"config.data.row_length = {data.row_length} is less than data.max_length = "
             f"{data.max_length}: a sample must fit in a row"
         )
-    if OBJECTIVES[config.objective].targets is Pairs and config.batch_size % 2:
-        raise UserError(
-            f"config.batch_size = {config.batch_size} counts responses: with pairs it must be even"
-        )
+    _check_objective(config)
     if len(set(data.attributes)) != len(data.attributes) or not data.attributes:
         raise UserError(f"config.data.attributes = {data.attributes!r}: expected distinct names")
     if data.label_range[0] >= data.label_range[1]:
@@ -201,6 +222,50 @@ def validate(config: Config) -> Config:
     if config.model is not None:  # the relations that a model's own config.json must keep
         llama_config_from_hf(llama_config_to_hf(config.model), "config.model")
     return config
+
+
+def _check_objective(config: Config) -> None:
+    """The relations between an objective and its data."""
+    data, preference = config.data, config.preference
+    objective = make_objective(config.objective, data.attributes, preference)
+    if not 0 <= preference.label_smoothing < 0.5:
+        raise UserError(
+            f"config.preference.label_smoothing = {preference.label_smoothing!r}: expected 0 up "
+            "to .5"
+        )
+    if objective.pairs and config.batch_size % 2:
+        raise UserError(
+            f"config.batch_size = {config.batch_size} counts responses: with pairs it must be even"
+        )
+    if (objective.pairs and objective.ratings) != bool(data.pairs):
+        raise UserError(
+            f"config.data.pairs = {data.pairs!r} with config.objective = {config.objective!r}: it "
+            "is for objectives that learn from ratings and pairs, and these need it"
+        )
+    if bool(data.validation_pairs) != bool(data.validation and data.pairs):
+        raise UserError(
+            f"config.data.validation_pairs = {data.validation_pairs!r}: it goes with data.pairs "
+            "and data.validation, and they with it"
+        )
+    if data.compare and not objective.pairs:
+        raise UserError(
+            f"config.data.compare = {data.compare!r} makes pairs, and config.objective = "
+            f"{config.objective!r} learns from none"
+        )
+
+
+def _check_lora(config: Config) -> None:
+    targets = config.lora.targets
+    unknown = sorted(set(targets) - set(TARGETS))
+    if unknown or not targets or len(set(targets)) < len(targets):
+        raise UserError(
+            f"config.lora.targets = {targets!r}: expected some of {', '.join(TARGETS)}, each once"
+        )
+    if config.lora.rank and config.trainable != EVERYTHING:
+        raise UserError(
+            f"config.trainable = {config.trainable!r} with config.lora.rank = {config.lora.rank}: "
+            "LoRA trains its adapters and the head; leave trainable as it is, or set lora.rank to 0"
+        )
 
 
 def _check_types(value: Any, path: str) -> None:

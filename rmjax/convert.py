@@ -2,6 +2,9 @@
 
     python -m rmjax.convert hf-to-orbax SRC DST [--attributes=a,b] [--seed=0]
     python -m rmjax.convert orbax-to-hf SRC DST [--dtype=bfloat16]
+    python -m rmjax.convert orbax-to-peft SRC DST
+
+The last is for runs with LoRA: their adapters and head alone, where orbax-to-hf merges them.
 
 Both stream: a few pieces of at most 64 MiB are in memory at a time, whatever the model's size. The
 target appears under its name only when it is complete and has been read back and compared with
@@ -13,6 +16,7 @@ start each with --processes=N and --process=0 to N-1. They need not start or end
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,8 +30,9 @@ from rmjax.errors import UserError, exit_with_message
 from rmjax.exporting import ToHuggingFace
 from rmjax.importing import ToOrbax
 from rmjax.llama import LlamaConfig
+from rmjax.lora import NO_LORA
 from rmjax.model import ModelOptions, RewardModel
-from rmjax.modelfiles import ModelCard, write_model_files
+from rmjax.modelfiles import ModelCard, write_adapter_config, write_model_files
 from rmjax.pieces import Piece
 from rmjax.pretrained import Pretrained, open_pretrained, public_name
 from rmjax.safetensorsfile import DTYPES
@@ -122,12 +127,9 @@ def orbax_to_hf(
     """
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype = {dtype!r}: there are {', '.join(DTYPES)}")
-    source = open_pretrained(src)
-    if not isinstance(source.weights, Path) or source.card is None:
-        raise UserError(f"{src}: not an Orbax model and not a run; the other way is hf-to-orbax")
-    tokenizer, card = source.tokenizer(), source.card
-    params = source.weights / "params"
-    work = ToHuggingFace(params, source.llama, len(card.attributes), dtype, shard_bytes)
+    source, params, card = _open_orbax(src)
+    tokenizer, lora = source.tokenizer(), source.lora
+    work = ToHuggingFace(params, source.llama, len(card.attributes), dtype, shard_bytes, lora)
     plan = {
         "command": "orbax-to-hf",
         "model": dataclasses.asdict(card),
@@ -136,14 +138,63 @@ def orbax_to_hf(
     }
 
     def prepare(files: Path, model: Path) -> None:
-        write_model_files(files, source.llama, tokenizer, card, dtype=work.dtype.name)
+        merged = dataclasses.replace(card, lora=NO_LORA)
+        write_model_files(files, source.llama, tokenizer, merged, dtype=work.dtype.name)
         work.prepare(files, model)
 
     notes = [
         f"{work.dtype.name}, {len(work.keys)} tensors in {work.files} file(s); head: "
         + ", ".join(card.attributes)
     ]
+    if lora.rank:
+        notes.append(f"merged into the weights: adapters for {', '.join(lora.targets)}")
     return notes + convert_pieces(work, [source], dst, plan, prepare, Share(process, processes))
+
+
+def orbax_to_peft(src: str, dst: str, *, process: int = 0, processes: int = 1) -> list[str]:
+    """Exports the adapters and the head of a run with LoRA in PEFT's format, float32.
+
+    PEFT puts them on the model that the run began from, which is not part of the export.
+
+    Args:
+      src: the run.
+      dst: directory to make; must not exist or be empty.
+      process: which of the processes that share the work this is.
+      processes: how many there are.
+
+    Returns:
+      What there is to say about the conversion, a line each.
+
+    Raises:
+      UserError: the run has no adapters, or is incomplete; or the target is not empty.
+    """
+    source, params, card = _open_orbax(src)
+    if not source.lora.rank:
+        raise UserError(f"{src}: trained without LoRA, so it has no adapters; use orbax-to-hf")
+    if not card.source:
+        raise UserError(
+            f"{src}: began from random weights, which nobody else has and adapters are of no use "
+            "without; use orbax-to-hf"
+        )
+    tokenizer, count = source.tokenizer(), len(card.attributes)
+    work = ToHuggingFace(params, source.llama, count, None, sys.maxsize, source.lora, adapter=True)
+    plan = {"command": "orbax-to-peft", "model": dataclasses.asdict(card)}
+
+    def prepare(files: Path, model: Path) -> None:
+        write_model_files(files, source.llama, tokenizer, card)
+        write_adapter_config(files, card)
+        work.prepare(files, model)
+
+    notes = [f"{len(work.keys)} tensors for {card.source}; head: {', '.join(card.attributes)}"]
+    return notes + convert_pieces(work, [source], dst, plan, prepare, Share(process, processes))
+
+
+def _open_orbax(src: str) -> tuple[Pretrained, Path, ModelCard]:
+    """An Orbax model or a run, its arrays' directory and its card; or a `UserError`."""
+    source = open_pretrained(src)
+    if not isinstance(source.weights, Path) or source.card is None:
+        raise UserError(f"{src}: not an Orbax model and not a run; the other way is hf-to-orbax")
+    return source, source.weights / "params", source.card
 
 
 class _Work(Protocol):
@@ -289,7 +340,8 @@ def _main() -> None:
     to_orbax.add_argument("--seed", type=int, default=0, help="of a fresh head")
     to_hf = commands.add_parser("orbax-to-hf", help="an Orbax model or a run to Hugging Face")
     to_hf.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights")
-    for command in (to_orbax, to_hf):
+    to_peft = commands.add_parser("orbax-to-peft", help="a LoRA run's adapters to PEFT's format")
+    for command in (to_orbax, to_hf, to_peft):
         command.add_argument("src")
         command.add_argument("dst")
         command.add_argument("--processes", type=int, default=1, help="that share the work")
@@ -300,8 +352,10 @@ def _main() -> None:
     if args.command == "hf-to-orbax":
         attributes = tuple(args.attributes.split(","))
         notes = hf_to_orbax(args.src, args.dst, attributes=attributes, seed=args.seed, **share)
-    else:
+    elif args.command == "orbax-to-hf":
         notes = orbax_to_hf(args.src, args.dst, dtype=args.dtype, **share)
+    else:
+        notes = orbax_to_peft(args.src, args.dst, **share)
     if Path(args.dst).expanduser().exists():
         notes.append(f"written: {args.dst}")
     print("\n".join(notes))

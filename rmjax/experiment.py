@@ -1,6 +1,7 @@
 """From a config to the parts of a run: model, tokenizer, data, first weights."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,14 @@ import numpy as np
 
 from rmjax.config import Config
 from rmjax.data.batches import Batches, unit_places
-from rmjax.data.tokenise import TokenizedData, hold_out, load_tokenized, subset
+from rmjax.data.tokenise import TokenizedData, hold_out, join, load_tokenized, subset
 from rmjax.errors import UserError
 from rmjax.kernels import choose
 from rmjax.llama import LlamaConfig
 from rmjax.model import ModelOptions, RewardModel
-from rmjax.objectives import OBJECTIVES
+from rmjax.objectives import Objective, make_objective
 from rmjax.parameters import Params
 from rmjax.pretrained import Pretrained, load_params
-from rmjax.rows import Pairs
 from rmjax.sharding import Sharding
 from rmjax.step import random_params
 from rmjax.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
@@ -45,7 +45,7 @@ def make_model(config: Config, source: Pretrained | None, sharding: Sharding) ->
     dtype = compute_dtype(config.dtype)
     kernel = choose(config.attention, llama, sharding, dtype, config.row_length)
     options = ModelOptions(sharding, dtype=dtype, remat=config.remat, attention=kernel)
-    return RewardModel(llama, options, len(config.data.attributes))
+    return RewardModel(llama, options, len(config.data.attributes), config.lora)
 
 
 def _differences(stated: LlamaConfig, found: LlamaConfig) -> str:
@@ -84,35 +84,71 @@ def load_data(
 ) -> tuple[TokenizedData, TokenizedData | None]:
     """Training and validation samples, tokenised; None where the config names no validation.
 
+    Where the objective learns from ratings and pairs, the ratings come first in both.
+
     Args:
       config: of the run.
       tokenizer: of the model.
       share: whether a row holds what the samples of a prompt begin with once.
       align: see `RowShape`.
+
+    Raises:
+      UserError: bad data, naming file, row and field.
     """
-    data = config.data
-    pairs = OBJECTIVES[config.objective].targets is Pairs
-
-    def load(source: str, split: str) -> TokenizedData:
-        loaded = load_tokenized(
-            source,
-            split,
-            tokenizer,
-            attributes=data.attributes,
-            label_range=data.label_range,
-            max_length=data.max_length,
-            over_long=data.over_long,
-            pairs=pairs,
-        )
-        return fit_pairs(loaded, config, share, align) if pairs else loaded
-
-    train = load(data.train, "train")
-    for name, labels in zip(data.attributes, train.labels.T):  # pairs have none
-        if np.isnan(labels).all():
-            raise UserError(f"{train.source}: attribute {name!r} has no label in any sample")
+    data, objective = config.data, config_objective(config)
+    trained, held = [], []
+    if objective.ratings:
+        trained.append(_load(config, tokenizer, data.train, "train", pairs=False))
+        if data.validation:
+            held.append(_load(config, tokenizer, data.validation, "validation", pairs=False))
+    if objective.pairs:
+        train = data.pairs or data.train
+        validation = data.validation_pairs or data.validation
+        for source, split, parts in (train, "train", trained), (validation, "validation", held):
+            if source:
+                found = _load(config, tokenizer, source, split, pairs=True)
+                parts.append(fit_pairs(found, config, share, align))
     if data.hold_out:
-        return hold_out(train, data.hold_out)
-    return train, load(data.validation, "validation") if data.validation else None
+        trained, held = map(list, zip(*(hold_out(part, data.hold_out) for part in trained)))
+    return functools.reduce(join, trained), functools.reduce(join, held) if held else None
+
+
+def config_objective(config: Config) -> Objective:
+    """The objective that a config names."""
+    return make_objective(config.objective, config.data.attributes, config.preference)
+
+
+def _load(
+    config: Config, tokenizer: Tokenizer, source: str, split: str, pairs: bool
+) -> TokenizedData:
+    data = config.data
+    # The reward that pairs train need not be rated as well.
+    unrated = config.preference.attribute if data.pairs else ""
+    found = load_tokenized(
+        source,
+        split,
+        tokenizer,
+        attributes=data.attributes,
+        label_range=data.label_range,
+        max_length=data.max_length,
+        over_long=data.over_long,
+        pairs=pairs,
+        compare=data.compare if pairs else "",
+        ties=config.preference.ties,
+        unrated=unrated,
+    )
+    if pairs and config_objective(config).strengths:
+        unknown = np.flatnonzero(np.isnan(found.strengths))
+        if len(unknown):
+            raise UserError(
+                f"{found.where(int(unknown[0]))}: config.objective = {config.objective!r} needs to "
+                "know how much better the chosen response is: a field 'preference_strength', "
+                "'margin' or 'strength'"
+            )
+    for name, labels in zip(data.attributes, found.labels.T):
+        if split == "train" and not pairs and name != unrated and np.isnan(labels).all():
+            raise UserError(f"{found.source}: attribute {name!r} has no label in any sample")
+    return found
 
 
 def fit_pairs(data: TokenizedData, config: Config, share: bool, align: int = 1) -> TokenizedData:
@@ -162,7 +198,8 @@ def first_params(
         # A head for other attributes cannot be continued; say so, and start a new one.
         head += f" (its own is for {', '.join(source.card.attributes)})"
         source = source.without_head()
-    params = load_params(source, model, seed=config.seed, dtype=jnp.float32)
+    dtype = model.options.dtype if model.lora.rank else jnp.float32
+    params = load_params(source, model, seed=config.seed, dtype=dtype)
     return params, f"{source.name} with {head}"
 
 

@@ -154,6 +154,11 @@ def _open(name: str) -> Pretrained:
             f"{name}: a causal model without a reward head, so there is none to extrapolate; give "
             "two reward models, the second trained from the first"
         )
+    if source.lora.rank:  # the product of two matrices does not lie on a line
+        raise UserError(
+            f"{name}: trained with LoRA; merge its adapters first, with `python -m rmjax.convert "
+            "orbax-to-hf`"
+        )
     return source
 
 

@@ -1,8 +1,13 @@
-"""From an Orbax model or a run to Hugging Face's files: what `convert` does to each piece."""
+"""From an Orbax model or a run to Hugging Face's files: what `convert` does to each piece.
+
+Adapters beside the weights are either merged into these or exported alone, with the head, in
+PEFT's format.
+"""
 
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,14 @@ import tensorstore as ts
 
 from rmjax.errors import UserError
 from rmjax.llama import LlamaConfig
-from rmjax.parameters import Parameter, axis_sizes, model_parameters
+from rmjax.lora import NO_LORA, LoraConfig, merge_block
+from rmjax.parameters import (
+    ADAPTERS,
+    Parameter,
+    axis_sizes,
+    model_parameters,
+    peft_parameters,
+)
 from rmjax.pieces import PIECE_BYTES, Piece, band_axis, cut
 from rmjax.safetensorsfile import (
     Layout,
@@ -52,18 +64,40 @@ class ToHuggingFace:
     """
 
     def __init__(
-        self, params: Path, llama: LlamaConfig, attributes: int, dtype: str | None, limit: int
+        self,
+        params: Path,
+        llama: LlamaConfig,
+        attributes: int,
+        dtype: str | None,
+        limit: int,
+        lora: LoraConfig = NO_LORA,
+        adapter: bool = False,
     ):
-        """Plans it: `dtype` of the weights or that stored, files of at most `limit` bytes.
+        """Plans it.
+
+        Args:
+          params: the directory of the arrays.
+          llama: the architecture.
+          attributes: outputs of the head.
+          dtype: of the weights, or None for that stored.
+          limit: most bytes of a file.
+          lora: adapters that are beside the weights, to be merged into them.
+          adapter: export these and the head alone instead, by PEFT's names.
 
         Raises:
           UserError: a parameter is missing, damaged or of another shape than the config calls for.
         """
-        self._params, self._llama, self._sizes = params, llama, axis_sizes(llama, attributes)
+        self._params, self._llama = params, llama
+        self._sizes = axis_sizes(llama, attributes, lora)
         self._arrays: dict[str, ts.TensorStore] = {}
+        self._lora = NO_LORA if adapter else lora  # what is to be merged
+        rows = peft_parameters(lora) if adapter else model_parameters(llama)
         tensors: list[_Tensor] = []
-        for row in model_parameters(llama):
+        for row in rows:
             tensors += self._tensors(row, dtype)
+            if self._lora.adapts(row.path):
+                for part in ADAPTERS[row.path]:
+                    self._open(part)
         self.dtype = max(tensors, key=lambda tensor: tensor.nbytes).dtype
         self.keys = [tensor.key for tensor in tensors]
         shards = _shards(tensors, limit)
@@ -73,14 +107,15 @@ class ToHuggingFace:
         self._file_of: dict[str, str] = {}
         self.pieces: list[Piece] = []
         for number, shard in enumerate(shards, start=1):
-            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            name = name if len(shards) > 1 else "model.safetensors"
+            stem = "adapter_model" if adapter else "model"
+            name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+            name = name if len(shards) > 1 else f"{stem}.safetensors"
             self._layouts[name] = file_layout([(t.key, t.shape, t.dtype) for t in shard])
             for tensor in shard:
                 self._file_of[tensor.key] = name
                 self._plan(tensor)
 
-    def _tensors(self, row: Parameter, dtype: str | None) -> list[_Tensor]:
+    def _open(self, row: Parameter) -> ts.TensorStore:
         array = self._arrays[row.path] = open_array(self._params, row.path)
         shape = tuple(self._sizes[axis] for axis in row.all_axes)
         if tuple(array.shape) != shape:
@@ -88,7 +123,10 @@ class ToHuggingFace:
                 f"{self._params}: parameter {row.path!r} has shape {tuple(array.shape)}, but "
                 f"config.json calls for {shape}"
             )
-        stored = array.dtype.numpy_dtype
+        return array
+
+    def _tensors(self, row: Parameter, dtype: str | None) -> list[_Tensor]:
+        stored = self._open(row).dtype.numpy_dtype
         wanted = stored if dtype is None or row.path == "head" else np.dtype(dtype)
         return [
             _Tensor(key, row, layer, hf_shape(row, self._sizes), wanted)
@@ -102,6 +140,8 @@ class ToHuggingFace:
         aligned = chunk[row.all_axes.index(band_axis(row))]
         size = self._sizes[band_axis(row)]
         itemsize = max(tensor.dtype.itemsize, array.dtype.numpy_dtype.itemsize)
+        if self._lora.adapts(row.path):  # merged in float32
+            itemsize = max(itemsize, 4)
         each = math.prod(tensor.shape) // size * itemsize
         step = max(aligned, PIECE_BYTES // each // aligned * aligned)
         for start, stop in cut(size, min(step, max(1, _LARGEST_PIECE // each))):
@@ -120,9 +160,17 @@ class ToHuggingFace:
 
     def read(self, piece: Piece) -> np.ndarray:
         """A piece of the source, in HF's axes and the converted dtype."""
-        array = self._arrays[piece.row.path]
-        block = read_block(array, self._params, piece.row.path, piece.index)
+        index = dict(zip(piece.row.all_axes, piece.index))
+        block = self._block(piece.row, index)
+        if self._lora.adapts(piece.row.path):
+            a, b = (self._block(part, index) for part in ADAPTERS[piece.row.path])
+            block = merge_block(block, a, b, self._lora.scale)
         return piece.to_hf(block).astype(piece.dtype, copy=False)
+
+    def _block(self, row: Parameter, index: Mapping[str, int | slice]) -> np.ndarray:
+        """A parameter at `index` by axis; axes that are not there are whole."""
+        place = tuple(index.get(axis, slice(None)) for axis in row.all_axes)
+        return read_block(self._arrays[row.path], self._params, row.path, place)
 
     def write(self, model: Path, piece: Piece, block: np.ndarray) -> None:
         """Writes the piece to its place in its file."""

@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, Float32
 from rmjax.attention import Plan, attention
 from rmjax.kernels import prepare
 from rmjax.llama import LlamaConfig
+from rmjax.lora import NO_LORA, LoraConfig, drop
 from rmjax.mask import Layout
-from rmjax.parameters import PARAMETERS, axis_sizes, initializer
+from rmjax.parameters import ADAPTERS, PARAMETERS, axis_sizes, initializer
 from rmjax.quantized import product
 from rmjax.rope import angles, dynamic_frequencies, inverse_frequencies, rotate
 from rmjax.rows import Rows
@@ -35,7 +36,9 @@ _POLICIES = {
     "dots": _save.save_from_both_policies(_save.dots_with_no_batch_dims_saveable, _ATTENDED),
 }
 REMAT = tuple(_POLICIES)
-_ROWS = {row.path: row for row in PARAMETERS}
+_ROWS = {row.path: row for row in PARAMETERS} | {
+    row.path: row for pair in ADAPTERS.values() for row in pair
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +85,11 @@ class _Table(nn.Module):
     config: LlamaConfig
     options: ModelOptions
     attributes: int
+    lora: LoraConfig = NO_LORA
 
     def weight(self, path: str) -> jax.Array:
         row = _ROWS[path]
-        sizes = axis_sizes(self.config, self.attributes)
+        sizes = axis_sizes(self.config, self.attributes, self.lora)
         shape = tuple(sizes[axis] for axis in row.axes.split())
         name = path.removeprefix("layers/")
         return self.param(name, initializer(row, self.config), shape, jnp.float32)
@@ -93,14 +97,30 @@ class _Table(nn.Module):
     def linear(self, equation: str, x: jax.Array, path: str, bias: bool = False) -> jax.Array:
         weight = self.weight(path)
         if isinstance(weight, jax.Array):
-            mesh = self.options.sharding.mesh
-            multiply = jnp.einsum if mesh.size > 1 else _as_matrices
-            y = multiply(equation, x, weight.astype(x.dtype))
+            y = self.multiply(equation, x, weight)
         else:  # in 8 bits
             y = product(equation, x, weight, self.options.sharding.mesh)
+        if self.lora.adapts(path):
+            y += self.adapter(equation, x, path)
         if not bias:
             return y
         return y + jnp.broadcast_to(self.weight(f"{path}_bias").astype(x.dtype), y.shape)
+
+    def multiply(self, equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
+        multiply = jnp.einsum if self.options.sharding.mesh.size > 1 else _as_matrices
+        return multiply(equation, x, weight.astype(x.dtype))
+
+    def adapter(self, equation: str, x: jax.Array, path: str) -> jax.Array:
+        """What LoRA adds to the product of `equation`, by way of `rank` numbers a token."""
+        factors, result = equation.split("->")
+        left, right = factors.split(",")
+        summed = "".join(axis for axis in right if axis in left)
+        if self.lora.dropout and self.has_rng("dropout"):  # in training only
+            x = drop(x, self.lora.dropout, self.make_rng("dropout"))
+        z = self.multiply(f"{left},{summed}r->blr", x, self.weight(f"{path}_lora_a"))
+        z = self.place(self.lora.scale * z, "row", "length", "rank")
+        out = right.removeprefix(summed)
+        return self.multiply(f"blr,r{out}->{result}", z, self.weight(f"{path}_lora_b"))
 
     def place(self, x: jax.Array, *axes: str) -> jax.Array:
         return self.options.sharding.constrain(x, axes)
@@ -144,7 +164,8 @@ class RewardModel(_Table):
     def __call__(self, rows: Rows) -> Float32[Array, "B S A"]:
         """Scores of every sample slot; slots without a sample hold arbitrary finite numbers."""
         config, options = self.config, self.options
-        x = self.weight("embed").astype(options.dtype)[rows.tokens]
+        # Rows are looked up before they are rounded: the gradient sums many tokens' in float32.
+        x = self.weight("embed")[rows.tokens].astype(options.dtype)
         x = self.place(x, "row", "length", "embed")
         cos, sin = angles(rows.positions, self._frequencies(rows))
 
@@ -154,14 +175,15 @@ class RewardModel(_Table):
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=config.num_hidden_layers,
         )
         layout: Any = Layout(rows.segments, rows.hidden_from, rows.hidden_to)
         if not self.is_initializing():  # whose rows are shorter than any kernel wants
             layout = prepare(options.attention, layout, options.sharding)
-        x, _ = layers(config, options, self.attributes, name="layers")(x, layout, cos, sin)
+        stack = layers(config, options, self.attributes, self.lora, name="layers")
+        x, _ = stack(x, layout, cos, sin)
 
         with jax.named_scope("head"):
             last = jnp.take_along_axis(x, rows.ends[:, :, None], axis=1)

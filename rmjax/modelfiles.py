@@ -11,11 +11,13 @@ from typing import Any
 
 from rmjax.errors import UserError
 from rmjax.llama import LlamaConfig, llama_config_to_hf
+from rmjax.lora import NO_LORA, LoraConfig
 from rmjax.tokenizer import Tokenizer, pad_token_id
 from rmjax.weights import read_json
 
 FORMAT_VERSION = "0.1"
 FILE = "rmjax.json"
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,7 @@ class ModelCard:
       seed: of the head or of all weights; None if the weights came with a head.
       source: what the weights were made from.
       data: fingerprint of the training data; empty if there was none.
+      lora: adapters that are kept beside the weights.
     """
 
     attributes: tuple[str, ...]
@@ -37,6 +40,7 @@ class ModelCard:
     seed: int | None = None
     source: str = ""
     data: str = ""
+    lora: LoraConfig = NO_LORA
 
 
 def write_model_files(
@@ -69,8 +73,28 @@ def write_model_files(
     }
     _write_json(directory / "config.json", config)
     _save_tokenizer(directory, tokenizer, pad)
-    card_fields = {"format": "rmjax", "format_version": FORMAT_VERSION} | dataclasses.asdict(card)
-    _write_json(directory / FILE, card_fields)
+    fields = {"format": "rmjax", "format_version": FORMAT_VERSION} | dataclasses.asdict(card)
+    if not card.lora.rank:
+        del fields["lora"]
+    _write_json(directory / FILE, fields)
+
+
+def write_adapter_config(directory: Path, card: ModelCard) -> None:
+    """Writes `adapter_config.json`, as PEFT 0.21 reads it, for `adapter_model.safetensors`."""
+    lora = card.lora
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS",
+        "base_model_name_or_path": card.source,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": [f"{target}_proj" for target in lora.targets],
+        "modules_to_save": ["score"],
+        "bias": "none",
+        "inference_mode": True,
+    }
+    _write_json(directory / ADAPTER_CONFIG, config)
 
 
 def _save_tokenizer(directory: Path, tokenizer: Tokenizer, pad: int) -> None:
@@ -104,7 +128,8 @@ def read_card(directory: Path) -> ModelCard:
             "rmjax reads"
         )
     try:
-        card = ModelCard(**raw)
+        lora = LoraConfig(**raw.pop("lora", {}))
+        card = ModelCard(**raw, lora=dataclasses.replace(lora, targets=tuple(lora.targets)))
     except TypeError as error:
         raise UserError(f"{directory / FILE}: {error}") from error
     return dataclasses.replace(card, attributes=tuple(card.attributes))

@@ -1,57 +1,242 @@
 """Objectives: what is minimised, as values.
 
-An objective is two functions of a batch. The loss is a sum, and the step divides it by the weight
-of the whole batch, over all micro-batches and devices: so the loss and its gradient are the same
-however the batch is packed, accumulated or sharded.
+An objective is a weighted sum of terms. Each term is a mean over the batch: its loss is a sum,
+which the step divides by the term's weight in the whole batch, over all micro-batches and devices.
+So the loss and its gradient are the same however the batch is packed, accumulated or sharded.
+
+Formulas and sources are in docs/objectives.md.
 """
 
+import dataclasses
+import math
+import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
-from rmjax.rows import Pairs, Ratings
+from rmjax.errors import UserError
+from rmjax.rows import Pairs, Targets
 
 Scores = Float32[Array, "... S A"]
+Rewards = Float32[Array, "... P"]
+
+TIES = ("drop", "half", "zero_weight")
+
+
+@dataclasses.dataclass
+class PreferenceConfig:
+    """How preference pairs are learned from; regression takes no notice of it.
+
+    Attributes:
+      attribute: the column of the head that pairs train; empty for the first. It may be one that
+        nobody rated.
+      label_smoothing: the probability that a pair's label is wrong, less than .5.
+      centring: coefficient of the mean of (reward of chosen + reward of rejected) squared, which
+        keeps rewards near 0; 0 for none.
+      ties: what becomes of pairs without a preference: `drop` leaves them out of the data, `half`
+        takes them as preferred one half each way, `zero_weight` computes them but learns nothing
+        from them.
+    """
+
+    attribute: str = ""
+    label_smoothing: float = 0.0
+    centring: float = 0.0
+    ties: str = "drop"
+
+
+class Term(NamedTuple):
+    """`loss(scores, targets)` sums over a batch, `weight(targets)` is what that is divided by."""
+
+    loss: Callable[[Scores, Targets], Float32[Array, ""]]
+    weight: Callable[[Targets], Float32[Array, ""]]
 
 
 class Objective(NamedTuple):
-    """`loss(scores, targets)` sums over the batch, `weight(targets)` normalises it.
+    """A weighted sum of terms.
 
-    `targets` is the kind of targets it needs, and so the kind of data.
+    Attributes:
+      terms: each with its coefficient.
+      ratings: whether it needs rated samples.
+      pairs: whether it needs pairs.
+      strengths: whether it needs to know how much better a pair's preferred sample is.
+      column: of the head, that pairs train.
     """
 
-    loss: Callable[[Scores, Any], Float32[Array, ""]]
-    weight: Callable[[Any], Float32[Array, ""]]
-    targets: type[Ratings] | type[Pairs]
+    terms: tuple[tuple[float, Term], ...]
+    ratings: bool
+    pairs: bool
+    strengths: bool
+    column: int
+
+    def weights(self, targets: Targets) -> Float32[Array, "T"]:
+        """What each term's sum over `targets` is divided by, at least 1."""
+        found = [term.weight(targets) for _, term in self.terms]
+        return jnp.maximum(jnp.stack(found), 1.0)
+
+    def loss(
+        self, scores: Scores, targets: Targets, weights: Float32[Array, "T"]
+    ) -> Float32[Array, ""]:
+        """The share of `targets` in the loss of the batch whose `weights` are given."""
+        terms = [
+            coefficient * term.loss(scores, targets) / weight
+            for (coefficient, term), weight in zip(self.terms, weights)
+        ]
+        return jnp.sum(jnp.stack(terms))
 
 
-def _squared_error(scores: Scores, targets: Ratings) -> jax.Array:
+# ---- ratings ------------------------------------------------------------------------------------
+
+
+def _squared_error(scores: Scores, targets: Targets) -> jax.Array:
     # Empty slots hold arbitrary scores: select before squaring, so that no infinity times zero
     # can reach the sum or the gradient.
-    error = jnp.where(targets.weights > 0, scores - targets.labels, 0.0)
-    return jnp.sum(targets.weights * jnp.square(error))
+    labels, weights = targets.ratings
+    error = jnp.where(weights > 0, scores - labels, 0.0)
+    return jnp.sum(weights * jnp.square(error))
 
 
-def _bradley_terry(scores: Scores, targets: Pairs) -> jax.Array:
-    reward = scores[..., 0]
-    chosen = jnp.take_along_axis(reward, targets.chosen, axis=-1)
-    rejected = jnp.take_along_axis(reward, targets.rejected, axis=-1)
-    margin = jnp.where(targets.weights > 0, chosen - rejected, 0.0)
-    return jnp.sum(targets.weights * jax.nn.softplus(-margin))
+def _sum_of_ratings(targets: Targets) -> jax.Array:
+    return jnp.sum(targets.ratings.weights)
 
 
-def _sum_of_weights(targets: Ratings | Pairs) -> jax.Array:
-    return jnp.sum(targets.weights)
+# ---- pairs --------------------------------------------------------------------------------------
 
 
-# HelpSteer2 (arXiv 2406.08673): mean squared error over the labels that are present.
-regression = Objective(_squared_error, _sum_of_weights, Ratings)
+def _gather(x: Float32[Array, "... S C"], slots: jax.Array) -> Float32[Array, "... P C"]:
+    return jnp.take_along_axis(x, slots[..., None], axis=-2)
 
-# Bradley and Terry (1952): -log sigmoid(chosen - rejected), a mean over pairs. The reward is the
-# first attribute.
-bradley_terry = Objective(_bradley_terry, _sum_of_weights, Pairs)
 
-OBJECTIVES: dict[str, Objective] = {"regression": regression, "bradley_terry": bradley_terry}
+def pair_margins(scores: Scores, pairs: Pairs, column: int) -> Rewards:
+    """Reward of the chosen less that of the rejected; 0 where there is no pair.
+
+    Args:
+      scores: of the slots.
+      pairs: of the slots.
+      column: of the head, that holds the reward.
+    """
+    reward = scores[..., column : column + 1]
+    margin = _gather(reward, pairs.chosen) - _gather(reward, pairs.rejected)
+    assert margin.shape[:-1] == pairs.weights.shape, (margin.shape, pairs.weights.shape)
+    return jnp.where(pairs.weights > 0, margin[..., 0], 0.0)
+
+
+def _pair_weights(pairs: Pairs, config: PreferenceConfig) -> Rewards:
+    learned = pairs.strengths > 0 if config.ties == "zero_weight" else True
+    return jnp.where(learned, pairs.weights, 0.0)
+
+
+def _cross_entropy(margins: Rewards, pairs: Pairs, config: PreferenceConfig) -> Rewards:
+    """-p log sigmoid(margin) - (1 - p) log sigmoid(-margin), p = 1 - smoothing, 1/2 in a tie."""
+    p = jnp.where(pairs.strengths > 0, 1 - config.label_smoothing, 0.5)
+    return p * jax.nn.softplus(-margins) + (1 - p) * jax.nn.softplus(margins)
+
+
+def _bradley_terry(margins: Rewards, pairs: Pairs, config: PreferenceConfig) -> Rewards:
+    return _cross_entropy(margins, pairs, config)
+
+
+def _margin_bradley_terry(margins: Rewards, pairs: Pairs, config: PreferenceConfig) -> Rewards:
+    assert margins.shape == pairs.strengths.shape  # a margin for each pair, none for all pairs
+    return _cross_entropy(margins - pairs.strengths, pairs, config)
+
+
+def _scaled_bradley_terry(margins: Rewards, pairs: Pairs, config: PreferenceConfig) -> Rewards:
+    assert margins.shape == pairs.strengths.shape
+    return pairs.strengths * _cross_entropy(margins, pairs, config)
+
+
+_OF_MARGINS = {
+    "bradley_terry": _bradley_terry,
+    "margin_bradley_terry": _margin_bradley_terry,
+    "scaled_bradley_terry": _scaled_bradley_terry,
+}
+_NEED_STRENGTHS = ("margin_bradley_terry", "scaled_bradley_terry")
+OBJECTIVES = ("regression", *_OF_MARGINS)
+
+
+def _pair_term(name: str, column: int, config: PreferenceConfig) -> Term:
+    def loss(scores: Scores, targets: Targets) -> jax.Array:
+        pairs = targets.pairs
+        found = _OF_MARGINS[name](pair_margins(scores, pairs, column), pairs, config)
+        if config.centring:
+            found += config.centring * jnp.square(_sums(scores, pairs, column))
+        return jnp.sum(_pair_weights(pairs, config) * found)
+
+    return Term(loss, lambda targets: jnp.sum(_pair_weights(targets.pairs, config)))
+
+
+def _sums(scores: Scores, pairs: Pairs, column: int) -> Rewards:
+    reward = scores[..., column : column + 1]
+    total = _gather(reward, pairs.chosen) + _gather(reward, pairs.rejected)
+    return jnp.where(pairs.weights > 0, total[..., 0], 0.0)
+
+
+# ---- by name ------------------------------------------------------------------------------------
+
+
+def parse_objective(text: str) -> dict[str, float]:
+    """Coefficients by name: `"regression + 0.5 * bradley_terry"` has 1 and 0.5.
+
+    Raises:
+      UserError: naming what is not understood.
+    """
+    found: dict[str, float] = {}
+    for part in text.split("+"):
+        match = re.fullmatch(r"\s*(?:([0-9.eE-]+)\s*\*\s*)?(\w+)\s*", part)
+        try:
+            coefficient = float(match[1] or 1) if match else math.nan
+        except ValueError:
+            coefficient = math.nan
+        if not match or not 0 < coefficient < math.inf or match[2] in found:
+            raise UserError(
+                f"config.objective = {text!r}: expected names, each once, with positive "
+                "coefficients, such as 'regression + 0.5 * bradley_terry'"
+            )
+        if match[2] not in OBJECTIVES:
+            raise UserError(
+                f"config.objective = {text!r}: there are {', '.join(OBJECTIVES)}, and sums of them"
+            )
+        found[match[2]] = coefficient
+    return found
+
+
+def make_objective(text: str, attributes: tuple[str, ...], config: PreferenceConfig) -> Objective:
+    """The objective that a config names.
+
+    Args:
+      text: see `parse_objective`.
+      attributes: of the head's columns.
+      config: of the terms that learn from pairs.
+
+    Raises:
+      UserError: it does not fit the attributes.
+    """
+    column = pair_column(attributes, config)
+    coefficients, terms = parse_objective(text), []
+    for name, coefficient in coefficients.items():
+        regression = Term(_squared_error, _sum_of_ratings)
+        term = regression if name == "regression" else _pair_term(name, column, config)
+        terms.append((coefficient, term))
+    pairs = [name for name in coefficients if name != "regression"]
+    return Objective(
+        terms=tuple(terms),
+        ratings="regression" in coefficients,
+        pairs=bool(pairs),
+        strengths=any(name in _NEED_STRENGTHS for name in pairs),
+        column=column,
+    )
+
+
+def pair_column(attributes: tuple[str, ...], config: PreferenceConfig) -> int:
+    """The column of the head that pairs train."""
+    if not config.attribute:
+        return 0
+    if config.attribute not in attributes:
+        raise UserError(
+            f"config.preference.attribute = {config.attribute!r}: config.data.attributes has "
+            + ", ".join(attributes)
+        )
+    return attributes.index(config.attribute)

@@ -18,7 +18,7 @@ DECAY: tuple[tuple[str, bool], ...] = (
     (r".*norm", False),
     (r".*_bias", False),
     (r"embed", True),
-    (r"layers/(q|k|v|o|gate|up|down)", True),
+    (r"layers/(q|k|v|o|gate|up|down)(_lora_[ab])?", True),
     (r"head", True),
 )
 

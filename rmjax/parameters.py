@@ -3,10 +3,14 @@
 Shapes, shardings, initial values and conversion in both directions all read this table. The
 layout is frozen for format version 0.1: changing a row means a new format version.
 
+A model in training with LoRA has more rows, made of those of the weights that they adapt.
+
     B row, L token, D embed, N heads, K kv_heads, H head_dim, F mlp, V vocab, A attribute
 """
 
 import dataclasses
+import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -14,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rmjax.llama import LlamaConfig
+from rmjax.lora import NO_LORA, TARGETS, LoraConfig
 from rmjax.sharding import Sharding, check_divisible
 
 Params = dict[str, Any]
@@ -36,7 +41,7 @@ class Parameter:
     axes: str
     hf_key: str
     hf_axes: str
-    init: Literal["normal", "ones", "zeros"] = "normal"
+    init: Literal["normal", "fan_in", "ones", "zeros"] = "normal"
     only_if: str = ""
 
     @property
@@ -78,13 +83,49 @@ PARAMETERS: tuple[Parameter, ...] = (
 )
 # fmt: on
 
+_PEFT = "base_model.model."  # what PEFT's format puts in front of every key
 
-def model_parameters(config: LlamaConfig) -> Iterator[Parameter]:
+
+def _adapters(row: Parameter) -> tuple[Parameter, Parameter]:
+    """LoRA's A and B of a weight, whose HF tensor has what comes out first; keys are PEFT's."""
+    found = re.fullmatch(r"(\(.+\)|\w+) (\(.+\)|\w+)", row.hf_axes)
+    assert found
+    (left, right), key = found.groups(), _PEFT + row.hf_key.removesuffix("weight")
+    a, b = f"{right.strip('()')} rank", f"rank {left.strip('()')}"
+    return (
+        Parameter(f"{row.path}_lora_a", a, f"{key}lora_A.weight", f"rank {right}", "fan_in"),
+        Parameter(f"{row.path}_lora_b", b, f"{key}lora_B.weight", f"{left} rank", "zeros"),
+    )
+
+
+ADAPTERS = {p.path: _adapters(p) for p in PARAMETERS if p.path.removeprefix("layers/") in TARGETS}
+# What LoRA trains: nothing else has gradients or optimizer state.
+ADAPTED = (r"layers/\w+_lora_[ab]", "head")
+
+
+def model_parameters(config: LlamaConfig, lora: LoraConfig = NO_LORA) -> Iterator[Parameter]:
     """The rows of the table that a model of this config has."""
-    return (p for p in PARAMETERS if not p.only_if or getattr(config, p.only_if))
+    for row in PARAMETERS:
+        if not row.only_if or getattr(config, row.only_if):
+            yield row
+    yield from adapter_parameters(lora)
 
 
-def axis_sizes(config: LlamaConfig, attributes: int) -> dict[str, int]:
+def peft_parameters(lora: LoraConfig) -> Iterator[Parameter]:
+    """The rows of an adapter in PEFT's format: those of LoRA, and the head."""
+    yield from adapter_parameters(lora)
+    head = next(row for row in PARAMETERS if row.path == "head")
+    yield dataclasses.replace(head, hf_key=_PEFT + head.hf_key)
+
+
+def adapter_parameters(lora: LoraConfig) -> Iterator[Parameter]:
+    """The rows that LoRA adds."""
+    for path, rows in ADAPTERS.items():
+        if lora.adapts(path):
+            yield from rows
+
+
+def axis_sizes(config: LlamaConfig, attributes: int, lora: LoraConfig = NO_LORA) -> dict[str, int]:
     """The size of every axis name of the table."""
     return {
         "layers": config.num_hidden_layers,
@@ -96,25 +137,34 @@ def axis_sizes(config: LlamaConfig, attributes: int) -> dict[str, int]:
         "head_dim": config.head_dim,
         "mlp": config.intermediate_size,
         "attribute": attributes,
-    }
+    } | ({"rank": lora.rank} if lora.rank else {})
 
 
 def abstract_params(
-    config: LlamaConfig, attributes: int, sharding: Sharding, dtype: Any = jnp.float32
+    config: LlamaConfig,
+    attributes: int,
+    sharding: Sharding,
+    dtype: Any = jnp.float32,
+    lora: LoraConfig = NO_LORA,
 ) -> Params:
     """Shapes, dtypes and shardings of a model's parameters, without any array.
 
     Raises:
       UserError: an axis does not divide over its mesh axes.
     """
-    sizes = axis_sizes(config, attributes)
+    sizes = axis_sizes(config, attributes, lora)
     leaves = {}
-    for row in model_parameters(config):
+    for row in model_parameters(config, lora):
         shape = tuple(sizes[axis] for axis in row.all_axes)
         placed = sharding.parameter(row.all_axes)
         check_divisible(f"parameter {row.path}", shape, placed)
         leaves[row.path] = jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
     return nest(leaves)
+
+
+def in_float32(path: str) -> bool:
+    """Whether a parameter is float32 whatever the others are: norms, the head, adapters."""
+    return path == "head" or "norm" in path or "_lora_" in path
 
 
 def nest(leaves: dict[str, Any]) -> Params:
@@ -144,4 +194,11 @@ def initializer(row: Parameter, config: LlamaConfig) -> Callable[..., jax.Array]
         return jax.nn.initializers.ones
     if row.init == "zeros":
         return jax.nn.initializers.zeros
+    if row.init == "fan_in":
+        return _normal_by_fan_in
     return jax.nn.initializers.normal(config.initializer_range)
+
+
+def _normal_by_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Normal, of a variance that is one over all that is summed over: every axis but the last."""
+    return jax.nn.initializers.normal(math.prod(shape[:-1]) ** -0.5)(key, shape, dtype)

@@ -14,17 +14,20 @@ from rmjax.ggufweights import GGUFWeights
 from rmjax.hub import local_path
 from rmjax.llama import LlamaConfig, llama_config_from_hf
 from rmjax.loading import load_parameter
+from rmjax.lora import NO_LORA, LoraConfig, merge_adapters
 from rmjax.model import RewardModel
-from rmjax.modelfiles import FILE, ModelCard, hf_attributes, read_card
+from rmjax.modelfiles import ADAPTER_CONFIG, FILE, ModelCard, hf_attributes, read_card
 from rmjax.parameters import (
     Params,
     abstract_params,
+    adapter_parameters,
     axis_sizes,
     flatten,
+    in_float32,
     model_parameters,
     nest,
 )
-from rmjax.step import random_head
+from rmjax.step import random_head, random_leaves
 from rmjax.store import array_paths, cause, open_array
 from rmjax.tokenizer import Tokenizer, load_tokenizer
 from rmjax.unfinished import PLAN
@@ -51,6 +54,7 @@ class Pretrained:
       card: names of the head's outputs and more; None for a causal model without a head.
       weights: tensors by HF key, or the Orbax checkpoint that holds `params`.
       check: what was found out about tensors in HF's naming.
+      lora: adapters that are beside the weights and belong to the model.
     """
 
     name: str
@@ -59,6 +63,7 @@ class Pretrained:
     card: ModelCard | None
     weights: Weights | Path
     check: TensorCheck | None
+    lora: LoraConfig = NO_LORA
 
     def tokenizer(self) -> Tokenizer:
         """The model's own tokenizer, its date frozen."""
@@ -102,6 +107,11 @@ def open_pretrained(name: str) -> Pretrained:
         return _open_orbax(name, path, path / WEIGHTS)
     if (path / PLAN).exists():
         raise UserError(f"{path}: an unfinished conversion; give the same command again to end it")
+    if (path / ADAPTER_CONFIG).exists():
+        raise UserError(
+            f"{path}: an adapter in PEFT's format, which is not read here; name the run it was "
+            "made from, or merge it into its base with PEFT"
+        )
     if not (path / "config.json").exists():
         raise UserError(
             f"{path}: no model here. Looked for config.json (Hugging Face), {WEIGHTS}/ (a "
@@ -140,40 +150,41 @@ def _open_orbax(name: str, files: Path, weights: Path) -> Pretrained:
     where = files / "config.json"
     llama = llama_config_from_hf(read_json(where), str(where))
     paths = array_paths(weights / "params")
-    expected = {row.path for row in model_parameters(llama)}
+    expected = {row.path for row in model_parameters(llama, card.lora)}
     if paths != expected:
         raise UserError(
             f"{weights}: parameters do not match config.json; missing: "
             f"{sorted(expected - paths) or 'none'}, unknown: {sorted(paths - expected) or 'none'}"
         )
-    return Pretrained(name, files, llama, card, weights, None)
+    return Pretrained(name, files, llama, card, weights, None, card.lora)
 
 
 def load_params(source: Pretrained, model: RewardModel, *, seed: int, dtype: Any) -> Params:
     """Reads a model's parameters onto `model`'s mesh; each process reads its own shards, once.
 
     Args:
-      source: what to read.
-      model: what to read it for; the head is a fresh one if `source` has none.
-      seed: of a fresh head.
-      dtype: of the parameters; norms and head are float32 always.
+      source: what to read; its adapters, if it has any, become part of its weights.
+      model: what to read it for; the head is a fresh one if `source` has none, and adapters are
+        always fresh ones.
+      seed: of what is fresh.
+      dtype: of the parameters, but those that are float32 always (`parameters.in_float32`).
 
     Raises:
       UserError: something is missing, damaged or of another shape.
     """
-    abstract = flatten(abstract_params(model.config, model.attributes, model.options.sharding))
+    abstract = abstract_params(
+        model.config, model.attributes, model.options.sharding, lora=source.lora
+    )
     wanted = {
         path: jax.ShapeDtypeStruct(
-            leaf.shape,
-            jnp.float32 if path == "head" or "norm" in path else dtype,
-            sharding=leaf.sharding,
+            leaf.shape, jnp.float32 if in_float32(path) else dtype, sharding=leaf.sharding
         )
-        for path, leaf in abstract.items()
+        for path, leaf in flatten(abstract).items()
     }
     if not source.has_head:
         del wanted["head"]
     if isinstance(source.weights, Path):
-        leaves = _load_orbax(source.weights, wanted)
+        leaves = merge_adapters(_load_orbax(source.weights, wanted), source.lora)
     else:
         sizes = axis_sizes(model.config, model.attributes)
         rows = {row.path: row for row in model_parameters(model.config)}
@@ -185,7 +196,8 @@ def load_params(source: Pretrained, model: RewardModel, *, seed: int, dtype: Any
         }
     if not source.has_head:
         leaves["head"] = random_head(model, seed)
-    return nest(leaves)
+    adapters = [row.path for row in adapter_parameters(model.lora)]
+    return nest(leaves | (random_leaves(model, seed, adapters) if adapters else {}))
 
 
 def _load_orbax(directory: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:

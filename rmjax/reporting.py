@@ -22,9 +22,11 @@ from tensorboardX.summary import scalar
 
 from rmjax.data.batches import Batches
 from rmjax.errors import UserError, disk_errors
-from rmjax.metrics import AttributeMetrics
+from rmjax.metrics import AttributeMetrics, PairMetrics
 from rmjax.model import RewardModel
-from rmjax.parameters import abstract_params
+from rmjax.parameters import adapter_parameters, flatten
+from rmjax.scoring import Evaluation
+from rmjax.step import abstract_model
 
 METRICS_FILE = "metrics.jsonl"
 _WINDOW = 20  # steps over which tokens per second are averaged
@@ -98,17 +100,25 @@ class Reporter:
         if not self.console.is_terminal and (step % self._every == 0 or step == self._total):
             self.console.print(f"step {step}/{self._total}  {status}")
 
-    def evaluation(
-        self, step: int, loss: float, table: Mapping[str, AttributeMetrics], seconds: float
-    ) -> None:
+    def evaluation(self, step: int, found: Evaluation, seconds: float) -> None:
         """Reports an evaluation after step `step`; its time does not count as training."""
         flat = {
             f"{name}/{field}": value
-            for name, metrics in table.items()
+            for name, metrics in found.attributes.items()
             for field, value in dataclasses.asdict(metrics).items()
         }
-        self._write(step, {"validation_loss": loss, "evaluation_seconds": seconds, **flat})
-        self.console.print(f"step {step}: validation loss {loss:.4f} ({seconds:.1f} s)")
+        accuracy = ""
+        if found.pairs:
+            pairs = dataclasses.asdict(found.pairs)
+            strengths = pairs.pop("by_strength")
+            del pairs["attribute"]
+            pairs |= {f"accuracy_at_strength_{s}": share for s, (share, _) in strengths.items()}
+            flat |= {f"pairs/{field}": value for field, value in pairs.items()}
+            accuracy = f", pair accuracy {found.pairs.accuracy:.3f}"
+        self._write(step, {"validation_loss": found.loss, "evaluation_seconds": seconds, **flat})
+        self.console.print(
+            f"step {step}: validation loss {found.loss:.4f}{accuracy} ({seconds:.1f} s)"
+        )
         self._times.clear()
         self._times.append((time.monotonic(), 0))
 
@@ -169,17 +179,19 @@ def announce(
     """Says what is about to run: model, mesh, data by reason, rows."""
     devices, options = jax.devices(), model.options
     mesh = ", ".join(f"{axis} {size}" for axis, size in options.sharding.mesh.shape.items())
-    count = sum(
-        math.prod(leaf.shape)
-        for leaf in jax.tree.leaves(
-            abstract_params(model.config, model.attributes, options.sharding)
+    sizes = {path: math.prod(leaf.shape) for path, leaf in flatten(abstract_model(model)).items()}
+    kept = "float32"
+    if model.lora.rank:
+        trained = sizes["head"] + sum(sizes[row.path] for row in adapter_parameters(model.lora))
+        kept = (
+            f"{trained / 1e6:,.1f} M of them trained: the head and adapters of rank "
+            f"{model.lora.rank} for {', '.join(model.lora.targets)}; the rest {options.dtype.name}"
         )
-    )
     console.print(f"run         {workdir}")
     console.print(f"devices     {len(devices)} x {devices[0].device_kind}; mesh {mesh}")
     console.print(
-        f"model       {count / 1e6:,.1f} M parameters, float32; computed in {options.dtype.name}, "
-        f"remat {options.remat}, attention {options.attention}"
+        f"model       {sum(sizes.values()) / 1e6:,.1f} M parameters, {kept}; computed in "
+        f"{options.dtype.name}, remat {options.remat}, attention {options.attention}"
     )
     console.print(f"weights     {origin}")
     for name, part in (("training", batches), ("validation", held_out)):
@@ -207,13 +219,14 @@ def conclude(console: Console, workdir: Path, evaluations: Mapping[int, Mapping[
     """Prints the table of the best checkpoint and the commands to type next."""
     if evaluations:
         best = min(evaluations, key=lambda step: evaluations[step]["validation_loss"])
-        rows: Mapping[str, Mapping[str, Any]] = evaluations[best]["attributes"]
-        table = {name: AttributeMetrics(**row) for name, row in rows.items()}
-        loss = evaluations[best]["validation_loss"]
+        found = evaluations[best]
+        title = f"held-out data, step {best} (best validation loss, {found['validation_loss']:.4f})"
         console.print()
-        console.print(
-            attribute_table(f"held-out data, step {best} (best validation loss, {loss:.4f})", table)
-        )
+        if found["attributes"]:
+            rows = {name: AttributeMetrics(**row) for name, row in found["attributes"].items()}
+            console.print(attribute_table(title, rows))
+        if found.get("pairs"):
+            console.print(pair_table(title, PairMetrics(**found["pairs"])))
     console.print(
         f"""
 Next:
@@ -258,18 +271,37 @@ def _start_wandb(project: str, workdir: Path, config: dict[str, Any]) -> Any:
 
 
 def attribute_table(title: str, table: Mapping[str, AttributeMetrics]) -> Table:
-    """The table of attributes on held-out data."""
-    view = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    """The table of rated attributes on held-out data."""
+    view = _table(title)
     view.add_column("attribute", no_wrap=True)
-    rated = any(metrics.count for metrics in table.values())  # pairs carry no ratings
-    names = ("ratings", "MSE", "MSE of\nmean", "Pearson", "Spear-\nman") if rated else ()
-    for name in (*names, "pair\nacc.", "pairs"):
+    for name in ("ratings", "MSE", "MSE of\nmean", "Pearson", "Spear-\nman", "pair\nacc.", "pairs"):
         view.add_column(name, justify="right", no_wrap=True)
     for name, metrics in table.items():
         errors = (metrics.mse, metrics.mse_constant, metrics.pearson, metrics.spearman)
-        ratings = [str(metrics.count), *map(_decimal, errors)] if rated else []
-        view.add_row(name, *ratings, _decimal(metrics.pair_accuracy), str(metrics.pairs))
+        shown = map(_decimal, (*errors, metrics.pair_accuracy))
+        view.add_row(name, str(metrics.count), *shown, str(metrics.pairs))
     return view
+
+
+def pair_table(title: str, metrics: PairMetrics) -> Table:
+    """The table of preference pairs on held-out data."""
+    view = _table(title)
+    view.add_column("preference pairs", no_wrap=True)
+    view.add_column(metrics.attribute, justify="right", no_wrap=True)
+    interval = f"{_decimal(metrics.accuracy)} ({_decimal(metrics.low)} to {_decimal(metrics.high)})"
+    view.add_row("pairs", str(metrics.pairs))
+    view.add_row("accuracy (95 % interval)", interval)
+    for strength, (share, count) in metrics.by_strength.items():
+        view.add_row(f"  strength {strength}, {count} pairs", _decimal(share))
+    view.add_row("mean margin", _decimal(metrics.mean_margin))
+    view.add_row("calibration error", _decimal(metrics.calibration_error))
+    view.add_row("temperature", _decimal(metrics.temperature))
+    view.add_row("correlation with length", _decimal(metrics.length_correlation))
+    return view
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def _decimal(value: float) -> str:

@@ -11,7 +11,7 @@ by these arrays alone; nothing is ever inferred from a token's value, so a pad t
 eos, or padding on the left, changes nothing.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Float32, Int32
@@ -61,11 +61,21 @@ class Pairs(NamedTuple):
       chosen: slot of the preferred sample; 0 where there is no pair.
       rejected: slot of the other one.
       weights: 1 where there is a pair, else 0.
+      strengths: how much better the preferred one is, raw; 0 in a tie, where neither is, or without
+        a pair, and 1 where nobody said.
     """
 
     chosen: Int32[jax.Array, "... P"]
     rejected: Int32[jax.Array, "... P"]
     weights: Float32[jax.Array, "... P"]
+    strengths: Float32[jax.Array, "... P"]
+
+
+class Targets(NamedTuple):
+    """What the scores of a row's samples are held against; either may hold nothing."""
+
+    ratings: Ratings
+    pairs: Pairs
 
 
 class Batch(NamedTuple):
@@ -79,24 +89,23 @@ class Batch(NamedTuple):
     """
 
     rows: Rows
-    targets: Ratings | Pairs
+    targets: Targets
     samples: Int32[jax.Array, "M B S"]
     microbatches: Int32[jax.Array, ""]
 
 
-_TARGETS_AXES = {
-    Ratings: [("row", "sample", "attribute")] * 2,
-    Pairs: [("row", "sample")] * 3,
-}
+TARGETS_AXES = Targets(
+    Ratings._make([("row", "sample", "attribute")] * 2), Pairs._make([("row", "sample")] * 4)
+)
 
 
-def batch_axes(targets: type[Ratings] | type[Pairs]) -> Batch:
-    """The names of each array's axes in a batch with such targets."""
-    return Batch._make(
-        [
-            Rows._make(("microbatch", *names) for names in ROWS_AXES),
-            targets._make(("microbatch", *names) for names in _TARGETS_AXES[targets]),
-            ("microbatch", "row", "sample"),
-            (),
-        ]
+def _by_microbatch(axes: Any) -> Any:
+    return jax.tree.map(
+        lambda names: ("microbatch", *names), axes, is_leaf=lambda x: type(x) is tuple
     )
+
+
+# The names of each array's axes in a step's batch.
+BATCH_AXES = Batch._make(
+    [_by_microbatch(ROWS_AXES), _by_microbatch(TARGETS_AXES), ("microbatch", "row", "sample"), ()]
+)

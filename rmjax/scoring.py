@@ -1,20 +1,19 @@
 """Scores of a whole data set, exact whatever the last batch holds."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
-from rmjax.data.batches import Batches, put
+from rmjax.data.batches import Batches, make_targets, put
+from rmjax.data.tokenise import TokenizedData
 from rmjax.errors import UserError
-from rmjax.metrics import (
-    AttributeMetrics,
-    attribute_metrics,
-    bradley_terry_loss,
-    pair_metrics,
-    validation_loss,
-)
+from rmjax.metrics import AttributeMetrics, PairMetrics, attribute_metrics, pair_metrics
+from rmjax.objectives import Objective
 from rmjax.parameters import Params
 from rmjax.rows import ROWS_AXES, Rows
 from rmjax.sharding import Sharding
@@ -43,20 +42,42 @@ def score_data(
     return scores
 
 
+class Evaluation(NamedTuple):
+    """What held-out data say of a model.
+
+    Attributes:
+      loss: the objective's value.
+      attributes: each rated attribute's metrics.
+      pairs: those of preference pairs, if there are any.
+    """
+
+    loss: float
+    attributes: dict[str, AttributeMetrics]
+    pairs: PairMetrics | None
+
+    def record(self) -> dict[str, Any]:
+        """In JSON's types, for a checkpoint."""
+        rated = {name: dataclasses.asdict(row) for name, row in self.attributes.items()}
+        pairs = dataclasses.asdict(self.pairs) if self.pairs else None
+        return {"validation_loss": self.loss, "attributes": rated, "pairs": pairs}
+
+
 def evaluate(
     score: Score,
     params: Params,
     batches: Batches,
-    constants: Float32[np.ndarray, "A"],
+    constants: Float[np.ndarray, "A"],
+    objective: Objective,
     sharding: Sharding,
-) -> tuple[float, dict[str, AttributeMetrics]]:
-    """Validation loss and the metrics of each attribute, or of the reward, on held-out data.
+) -> Evaluation:
+    """The objective and the metrics of ratings and pairs on held-out data.
 
     Args:
       score: from `step.make_score`.
       params: the model's.
       batches: from `data.batches.evaluation_batches`.
       constants: mean rating of each attribute in the training data.
+      objective: whose value is the loss.
       sharding: the mesh.
 
     Raises:
@@ -70,8 +91,32 @@ def evaluate(
             f"the scores of {len(bad)} held-out samples are not finite, the first of them "
             f"{data.where(int(bad[0]))}; nothing was saved"
         )
-    if data.pairs:
-        margins = scores[::2, 0].astype(np.float64) - scores[1::2, 0]
-        return bradley_terry_loss(margins), {data.attributes[0]: pair_metrics(margins)}
-    table = attribute_metrics(data.attributes, scores, data.labels, data.groups, constants)
-    return validation_loss(scores, data.labels), table
+    rated = {
+        name: row
+        for name, row in attribute_metrics(
+            data.attributes, scores, data.labels, data.groups, constants
+        ).items()
+        if row.count
+    }
+    first = np.flatnonzero(data.chosen)
+    pairs = None
+    if len(first):
+        rewards = scores[:, objective.column]
+        pairs = pair_metrics(
+            data.attributes[objective.column],
+            rewards[first],
+            rewards[first + 1],
+            data.strengths[first],
+            np.stack([data.lengths[first], data.lengths[first + 1]], axis=1),
+        )
+    return Evaluation(objective_value(objective, scores, data), rated, pairs)
+
+
+def objective_value(
+    objective: Objective, scores: Float32[np.ndarray, "N A"], data: TokenizedData
+) -> float:
+    """The objective over all samples of `data` at once, on a CPU."""
+    targets = make_targets(data, np.arange(len(data))[None])
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        found = objective.loss(jnp.asarray(scores[None]), targets, objective.weights(targets))
+    return float(found)

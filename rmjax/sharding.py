@@ -31,6 +31,7 @@ PARAMETER_AXES: dict[str, MeshAxes] = {
     "head_dim": None,
     "mlp": "tensor",
     "attribute": None,
+    "rank": None,
 }
 
 # Activations: rows over data and fsdp, tokens of a row over context, features over tensor.
@@ -44,6 +45,7 @@ ACTIVATION_AXES: dict[str, MeshAxes] = {
     "head_dim": None,
     "mlp": "tensor",
     "attribute": None,
+    "rank": None,
     "microbatch": None,
 }
 

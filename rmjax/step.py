@@ -1,6 +1,6 @@
 """The state of a run and the two compiled functions: one step of training, and scoring."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ from rmjax.compilation import compiler_options
 from rmjax.model import RewardModel
 from rmjax.objectives import Objective
 from rmjax.optimizer import abstract_opt_state, merge, partition
-from rmjax.parameters import Params, abstract_params
+from rmjax.parameters import Params, abstract_params, flatten, in_float32, nest
 from rmjax.rows import Batch, Rows
 
 
@@ -32,12 +32,34 @@ class Metrics(NamedTuple):
     learning_rate: Float32[Array, ""]
 
 
+def abstract_model(model: RewardModel) -> Params:
+    """Shapes, dtypes and shardings of the parameters in training, without any array.
+
+    They are float32, save that LoRA keeps the weights it freezes in the dtype of the computation,
+    to which every product rounds them anyway: no score changes by that.
+    """
+    options = model.options
+    params = abstract_params(model.config, model.attributes, options.sharding, lora=model.lora)
+    if not model.lora.rank:
+        return params
+    return nest(
+        {
+            path: jax.ShapeDtypeStruct(
+                leaf.shape,
+                leaf.dtype if in_float32(path) else options.dtype,
+                sharding=leaf.sharding,
+            )
+            for path, leaf in flatten(params).items()
+        }
+    )
+
+
 def abstract_state(
     model: RewardModel, optimizer: optax.GradientTransformation, trainable: tuple[str, ...]
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state, float32, without any array."""
+    """Shapes, dtypes and shardings of the state without any array; see `abstract_model`."""
     sharding = model.options.sharding
-    params = abstract_params(model.config, model.attributes, sharding)
+    params = abstract_model(model)
     free, _ = partition(params, trainable)
     return TrainState._make(
         [
@@ -62,23 +84,39 @@ def init_state(
 
 def random_params(model: RewardModel, seed: int) -> Params:
     """All weights from their initial distributions; the same numbers on every mesh."""
-    abstract = abstract_params(model.config, model.attributes, model.options.sharding)
-    init = jax.jit(_initializer(model), out_shardings=_shardings(abstract))
-    return init(jax.random.key(seed))
+    return nest(random_leaves(model, seed, list(flatten(abstract_model(model)))))
 
 
 def random_head(model: RewardModel, seed: int) -> Float32[Array, "D A"]:
     """The head that `random_params` would give; the other weights are never made."""
-    abstract = abstract_params(model.config, model.attributes, model.options.sharding)
-    init = jax.jit(
-        lambda key: _initializer(model)(key)["head"], out_shardings=abstract["head"].sharding
-    )
-    return init(jax.random.key(seed))
+    return random_leaves(model, seed, ["head"])["head"]
 
 
-def apply(model: RewardModel, params: Params, rows: Rows) -> Float32[Array, "B S A"]:
-    """Scores of every slot of every row, traced into whatever is being compiled."""
-    scores: Any = model.apply({"params": params}, rows)
+def random_leaves(model: RewardModel, seed: int, paths: Sequence[str]) -> dict[str, jax.Array]:
+    """Those of the parameters that `random_params` would give; the others are never made."""
+    abstract = flatten(abstract_model(model))
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        leaves = flatten(_initializer(model)(key))
+        return {path: leaves[path].astype(abstract[path].dtype) for path in paths}
+
+    placed = {path: abstract[path].sharding for path in paths}
+    return jax.jit(init, out_shardings=placed)(jax.random.key(seed))
+
+
+def apply(
+    model: RewardModel, params: Params, rows: Rows, dropout: jax.Array | None = None
+) -> Float32[Array, "B S A"]:
+    """Scores of every slot of every row, traced into whatever is being compiled.
+
+    Args:
+      model: what to compute.
+      params: its parameters.
+      rows: the samples.
+      dropout: the key of LoRA's dropout; None for none, as in scoring.
+    """
+    rngs = {} if dropout is None else {"dropout": dropout}
+    scores: Any = model.apply({"params": params}, rows, rngs=rngs)
     return scores
 
 
@@ -101,21 +139,26 @@ def make_train_step(
     schedule: Callable[[jax.Array], jax.Array],
     trainable: tuple[str, ...],
     abstract: TrainState,
+    seed: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """One optimizer step, compiled once: its state is donated, its batch's shape static.
 
     Gradients are summed over the micro-batches that hold anything; how many that is may differ
-    from step to step without another compilation.
+    from step to step without another compilation. LoRA's dropout goes by `seed`, the step and the
+    micro-batch.
     """
+    dropping = model.lora.rank > 0 and model.lora.dropout > 0
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         free, frozen = partition(state.params, trainable)
-        weight = jnp.maximum(objective.weight(batch.targets), 1.0)
+        weights = objective.weights(batch.targets)
 
         def loss_of(free: Params, index: Any) -> jax.Array:
             micro = jax.tree.map(lambda x: x[index], batch._replace(microbatches=None))
-            scores = apply(model, merge(free, frozen), micro.rows)
-            return objective.loss(scores, micro.targets) / weight
+            key = jax.random.fold_in(jax.random.key(seed), state.step) if dropping else None
+            key = None if key is None else jax.random.fold_in(key, index)
+            scores = apply(model, merge(free, frozen), micro.rows, key)
+            return objective.loss(scores, micro.targets, weights)
 
         gradient = jax.value_and_grad(loss_of)
         if batch.samples.shape[0] == 1:

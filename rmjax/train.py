@@ -4,7 +4,6 @@ Running the same command again continues the run.
 """
 
 import contextlib
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from rmjax.data.batches import (
 from rmjax.errors import UserError
 from rmjax.experiment import (
     check_position,
+    config_objective,
     data_position,
     first_params,
     load_data,
@@ -36,7 +36,7 @@ from rmjax.experiment import (
     shares_prompts,
 )
 from rmjax.kernels import alignment
-from rmjax.objectives import OBJECTIVES
+from rmjax.metrics import mean_ratings
 from rmjax.optimizer import make_optimizer, make_schedule
 from rmjax.pretrained import open_pretrained
 from rmjax.processes import Preemption, check_agreement
@@ -92,14 +92,16 @@ def train_in(workdir: Path, config: Config) -> None:
     held_out = None
     if validation:
         held_out = evaluation_batches(validation, shape, packing=packing, share=share)
-    constants = np.nanmean(data.labels, axis=0)
+    constants = mean_ratings(data.labels)
 
     # ---- step --------------------------------------------------------------------------------
     schedule = make_schedule(config.optimizer, len(batches))
     optimizer = make_optimizer(config.optimizer, schedule)
-    abstract = abstract_state(model, optimizer, config.trainable)
-    objective = OBJECTIVES[config.objective]
-    train_step = make_train_step(model, objective, optimizer, schedule, config.trainable, abstract)
+    abstract = abstract_state(model, optimizer, config.trained)
+    objective = config_objective(config)
+    train_step = make_train_step(
+        model, objective, optimizer, schedule, config.trained, abstract, config.seed
+    )
     score = make_score(model)
 
     # ---- state: 1. the run's last checkpoint, 2. the weights of `init`, 3. random weights ------
@@ -117,7 +119,7 @@ def train_in(workdir: Path, config: Config) -> None:
         state, origin = checkpoints.restore(start, abstract), f"this run's, after step {start}"
     else:
         params, origin = first_params(config, source, model)
-        state = init_state(params, optimizer, config.trainable, abstract)
+        state = init_state(params, optimizer, config.trained, abstract)
         del params  # donated with the state
     record_run(workdir, config, model, tokenizer, data, validation)
     announce(
@@ -151,13 +153,10 @@ def train_in(workdir: Path, config: Config) -> None:
             unseen, evaluation = None, None
             if evaluating:
                 began = time.monotonic()
-                loss, table = evaluate(score, state.params, evaluating, constants, sharding)
-                report.evaluation(step, loss, table, time.monotonic() - began)
-                evaluation = {
-                    "validation_loss": loss,
-                    "attributes": {name: dataclasses.asdict(row) for name, row in table.items()},
-                }
-                saving, best = saving or loss < best, min(best, loss)
+                found = evaluate(score, state.params, evaluating, constants, objective, sharding)
+                report.evaluation(step, found, time.monotonic() - began)
+                evaluation = found.record()
+                saving, best = saving or found.loss < best, min(best, found.loss)
             if saving:
                 checkpoints.save(
                     step,

@@ -155,6 +155,7 @@ def record_run(
         seed=config.seed,
         source=public_name(config.init) if config.init else "",
         data=data.key,
+        lora=model.lora,
     )
     described = {"train": describe_data(data)}
     if validation:

@@ -69,6 +69,21 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
     os.environ["RMJAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compilations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Programs are compiled once for all tests: many are of a few.
+
+    Returns the environment in which subprocesses find them too.
+    """
+    values = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compilations"),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    for name, value in values.items():
+        jax.config.update(name, value)
+    return {name.upper(): str(value) for name, value in values.items()}
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The directory with small real data."""

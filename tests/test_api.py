@@ -484,7 +484,7 @@ def run(tmp_path_factory) -> Path:
     losses = iter([3.0, 1.0, 2.0])
     real = train.evaluate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "evaluate", lambda *a: (next(losses), real(*a)[1]))
+        patch.setattr(train, "evaluate", lambda *a: real(*a)._replace(loss=next(losses)))
         train.train(config)
     return workdir
 

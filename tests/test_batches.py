@@ -8,6 +8,7 @@ import pytest
 from conftest import make_model, one_device, tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from targets import regression
 
 from rmjax.data.batches import (
     evaluation_batches,
@@ -19,7 +20,6 @@ from rmjax.data.batches import (
 )
 from rmjax.data.layout import RowShape
 from rmjax.data.tokenise import TokenizedData, beginnings
-from rmjax.objectives import regression
 from rmjax.parameters import flatten
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import abstract_state, init_state, make_score, make_train_step, random_params
@@ -40,6 +40,8 @@ def make_data(lengths, groups=None, attributes=2, seed=0):
         groups=groups,
         shared=beginnings(np.split(tokens, np.cumsum(lengths)[:-1]), groups),
         rows=np.arange(1, len(lengths) + 1, dtype=np.int32),
+        chosen=np.zeros(len(lengths), bool),
+        strengths=np.full(len(lengths), np.nan, np.float32),
         counts={},
         source="memory",
         key="key",
@@ -149,8 +151,8 @@ def test_a_batch_holds_every_sample_where_it_says(lengths, rows, slots):
         expected.rows.ends[m, row, slot] = end - 1
         for column, label in enumerate(data.labels[sample]):
             if not np.isnan(label):
-                expected.targets.labels[m, row, slot, column] = label
-                expected.targets.weights[m, row, slot, column] = 1
+                expected.targets.ratings.labels[m, row, slot, column] = label
+                expected.targets.ratings.weights[m, row, slot, column] = 1
         expected.rows.hidden_from[m, row, start:end] = start
         expected.rows.hidden_to[m, row, start:end] = start
     rebuilt = batch._replace(rows=expected.rows, targets=expected.targets)

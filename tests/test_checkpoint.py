@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import test_train
 from conftest import ROOT
+from targets import regression
 from test_config import QUICKSTART, load_config
 from test_train import (
     assert_same_bits,
@@ -35,19 +35,16 @@ from rmjax.data.batches import plan_steps, put, training_batches
 from rmjax.data.generated import generate
 from rmjax.data.layout import RowShape
 from rmjax.errors import UserError
-from rmjax.objectives import regression
 from rmjax.optimizer import make_optimizer, make_schedule
 from rmjax.processes import Preemption
-from rmjax.rows import Ratings, batch_axes
+from rmjax.rows import BATCH_AXES
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import TrainState, abstract_state, make_train_step
 from rmjax.store import open_array
 
-compilations = test_train.compilations  # a fixture
-
 
 @pytest.fixture(scope="module")
-def six(tmp_path_factory, compilations):
+def six(tmp_path_factory):
     """Six steps without a break, evaluated and saved after 3 and 6."""
     workdir = tmp_path_factory.mktemp("six") / "run"
     run(tiny_config(workdir))
@@ -55,7 +52,7 @@ def six(tmp_path_factory, compilations):
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory, compilations):
+def three(tmp_path_factory):
     """Three steps of the same run."""
     workdir = tmp_path_factory.mktemp("three") / "run"
     run(tiny_config(workdir, steps=3))
@@ -108,7 +105,7 @@ def test_moments_in_bfloat16_continue_to_the_same_bits(tmp_path):
     assert_same_bits(ours, theirs)
 
 
-def test_a_continued_run_sees_the_other_samples(tmp_path, compilations):
+def test_a_continued_run_sees_the_other_samples(tmp_path):
     """Stopped after three of eight steps, an epoch still shows every sample once."""
     samples: list = []
     original = rmjax.train.finish_step
@@ -159,7 +156,7 @@ def test_a_changed_config_is_refused_with_the_difference(copy, changes, differen
     assert contents(copy) == before
 
 
-def test_changed_data_are_refused(tmp_path, compilations):
+def test_changed_data_are_refused(tmp_path):
     file = tmp_path / "ratings.jsonl"
     lines = [json.dumps(row) + "\n" for row in generate(64, "train")]
     file.write_text("".join(lines))
@@ -184,7 +181,7 @@ def test_a_run_may_move(copy, tmp_path, six):
 # ---- what is kept --------------------------------------------------------------------------------
 
 
-def test_the_best_and_the_last_are_kept_and_nothing_else(tmp_path, compilations):
+def test_the_best_and_the_last_are_kept_and_nothing_else(tmp_path):
     """Validation is worst at the end here: the loss of each evaluation is made up."""
     workdir = tmp_path / "run"
     config = tiny_config(workdir, eval__every=1, checkpoint__every=2)
@@ -197,7 +194,7 @@ def test_the_best_and_the_last_are_kept_and_nothing_else(tmp_path, compilations)
     assert found == {2: 1.0, 6: 5.0}
 
 
-def test_the_best_survives_a_restart(tmp_path, compilations):
+def test_the_best_survives_a_restart(tmp_path):
     workdir = tmp_path / "run"
     config = tiny_config(workdir, eval__every=1, checkpoint__every=3, steps=3)
     run(config, evaluate=made_up([2.0, 1.0, 3.0]))
@@ -206,7 +203,7 @@ def test_the_best_survives_a_restart(tmp_path, compilations):
     assert steps_kept(workdir) == ["5", "6"]
 
 
-def test_without_validation_the_last_is_kept(tmp_path, compilations, capsys):
+def test_without_validation_the_last_is_kept(tmp_path, capsys):
     workdir = tmp_path / "run"
     run(tiny_config(workdir, data__validation="", checkpoint__every=2, steps=5))
     assert steps_kept(workdir) == ["5"]
@@ -218,7 +215,7 @@ def test_without_validation_the_last_is_kept(tmp_path, compilations, capsys):
 def made_up(losses):
     """A replacement of `evaluate` with these losses and the true table."""
     original, losses = rmjax.train.evaluate, iter(losses)
-    return lambda *args: (next(losses), original(*args)[1])
+    return lambda *args: original(*args)._replace(loss=next(losses))
 
 
 def test_a_checkpoint_is_what_a_run_that_stops_there_has(tmp_path, three):
@@ -301,7 +298,7 @@ def test_a_damaged_checkpoint_is_refused_and_left(copy, what):
     gc.collect()  # what Orbax leaves behind complains here and not in other tests
 
 
-def test_without_the_damaged_one_the_run_goes_on_from_the_one_before(tmp_path, compilations):
+def test_without_the_damaged_one_the_run_goes_on_from_the_one_before(tmp_path):
     workdir = tmp_path / "run"
     config = tiny_config(workdir, eval__every=2, checkpoint__every=2, steps=4)
     run(config, evaluate=made_up([1.0, 2.0]))
@@ -369,7 +366,7 @@ def test_another_programs_config_json_is_refused_and_left(tmp_path, text):
     assert (tmp_path / "config.json").read_text() == text
 
 
-def test_a_run_that_failed_before_its_first_step_can_be_mended(tmp_path, compilations):
+def test_a_run_that_failed_before_its_first_step_can_be_mended(tmp_path):
     """Whatever failed: data, tokenizer, first weights, or writing down what is run."""
     workdir = tmp_path / "run"
 
@@ -408,7 +405,7 @@ def test_a_state_of_one_device_is_restored_on_eight(three, mesh):
     assert held == {(2, 32 // mesh["fsdp"], 64 // mesh.get("tensor", 1))}
 
 
-def test_a_run_of_one_device_goes_on_on_eight(three, compilations):
+def test_a_run_of_one_device_goes_on_on_eight(three):
     config = tiny_config(three)
     schedule = make_schedule(config.optimizer, 6)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -424,7 +421,7 @@ def test_a_run_of_one_device_goes_on_on_eight(three, compilations):
         abstract = abstract_state(model, optimizer, (".*",))
         step = make_train_step(model, regression, optimizer, schedule, (".*",), abstract)
         for number in range(metadata["position"]["next_step"], 6):
-            state, found = step(state, put(batches[number], batch_axes(Ratings), sharding))
+            state, found = step(state, put(batches[number], BATCH_AXES, sharding))
             losses.append(float(jax.block_until_ready(found).loss))
     np.testing.assert_allclose(losses[:3], losses[3:], rtol=1e-5)
 

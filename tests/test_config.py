@@ -20,12 +20,11 @@ from rmjax.config import (
     validate,
 )
 from rmjax.errors import UserError
-from rmjax.experiment import make_model
+from rmjax.experiment import config_objective, make_model
 from rmjax.llama import Rope
-from rmjax.objectives import OBJECTIVES
 from rmjax.optimizer import make_optimizer, make_schedule
 from rmjax.parameters import abstract_params
-from rmjax.rows import Batch, Pairs, Ratings, Rows
+from rmjax.rows import Batch, Pairs, Ratings, Rows, Targets
 from rmjax.sharding import MeshConfig, Sharding, abstract_mesh
 from rmjax.step import abstract_state, make_train_step
 
@@ -66,9 +65,9 @@ def test_every_config_traces_on_its_mesh(path, arg):
     model = make_model(config, None, sharding)
     schedule = make_schedule(config.optimizer, 1000)
     optimizer = make_optimizer(config.optimizer, schedule)
-    abstract = abstract_state(model, optimizer, config.trainable)
+    abstract = abstract_state(model, optimizer, config.trained)
     step = make_train_step(
-        model, OBJECTIVES[config.objective], optimizer, schedule, config.trainable, abstract
+        model, config_objective(config), optimizer, schedule, config.trained, abstract
     )
 
     attributes, rows = len(config.data.attributes), config.rows_per_device * sharding.row_shards
@@ -79,13 +78,10 @@ def test_every_config_traces_on_its_mesh(path, arg):
     row = shape(config.row_length, dtype=jnp.int32)
     slots = shape(8, dtype=jnp.int32)
     pair = shape(4, dtype=jnp.int32)
-    kinds = {
-        Ratings: Ratings(shape(8, attributes), shape(8, attributes)),
-        Pairs: Pairs(pair, pair, shape(4)),
-    }
+    ratings = Ratings(shape(8, attributes), shape(8, attributes))
     batch = Batch(
         rows=Rows(*[row] * 5, slots),
-        targets=kinds[OBJECTIVES[config.objective].targets],
+        targets=Targets(ratings, Pairs(pair, pair, shape(4), shape(4))),
         samples=slots,
         microbatches=jax.ShapeDtypeStruct((), jnp.int32),
     )

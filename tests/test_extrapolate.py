@@ -1,5 +1,6 @@
 """ExPO: the formula against numpy, whole models of every form, kills, and the search for alpha."""
 
+import dataclasses
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from test_convert import NAMES, TALK, edit_json, edit_tensors, llama_of, save_hf
 from test_unfinished import watch, weights_of
 
 import rmjax
-from rmjax import alphas, extrapolate, store
+from rmjax import alphas, expo, extrapolate, store
 from rmjax.alphas import AlphaSearch, Trial, best_trial
 from rmjax.checkpoint import Checkpoints
 from rmjax.config import Config, DataConfig
@@ -32,6 +33,7 @@ from rmjax.errors import UserError
 from rmjax.experiment import first_params
 from rmjax.expo import extrapolated, open_parents
 from rmjax.importing import ToOrbax
+from rmjax.lora import LoraConfig
 from rmjax.metrics import wilson_interval
 from rmjax.modelfiles import read_card
 from rmjax.optimizer import OptimizerConfig
@@ -291,6 +293,15 @@ def test_models_that_do_not_belong_together_are_refused(make, parents, tmp_path)
             str(parents["weak orbax float32"]), str(strong), str(target), alpha=1.5
         )
     assert [path.name for path in tmp_path.iterdir()] == ["strong"]
+
+
+def test_adapters_must_be_merged_first(parents, monkeypatch):
+    with_adapters = dataclasses.replace(
+        open_pretrained(str(parents["weak run float32"])), lora=LoraConfig(rank=4)
+    )
+    monkeypatch.setattr(expo, "open_pretrained", lambda name: with_adapters)
+    with pytest.raises(UserError, match="run: trained with LoRA; merge its adapters first"):
+        open_parents("run", "run")
 
 
 def test_another_pad_token_is_the_same_tokenizer(parents, tmp_path):
@@ -653,7 +664,7 @@ def test_of_equal_trials_the_one_nearest_to_strong_is_best():
 @pytest.mark.parametrize("found", range(0, 31, 3))
 def test_wilson_intervals_are_scipys(found):
     expected = stats.binomtest(found, 30).proportion_ci(method="wilson")
-    assert wilson_interval(found / 30, 30) == pytest.approx((expected.low, expected.high))
+    assert wilson_interval(found, 30) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
 WRONG = {

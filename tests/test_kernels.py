@@ -166,16 +166,19 @@ def by_tiles(sharding):
 
 
 def test_tiles_skip_what_nobody_sees(rng):
-    """NaNs there would spread. Two rows, so a tile is skipped only where both skip it."""
-    layout, _ = make_layout([[(0, [128]), (0, [192])], [(0, [128]), (0, [100])]], 320, 1)
+    """NaNs there would spread. Each row skips for itself, and a sibling in front is skipped."""
+    layout, _ = make_layout([[(0, [128]), (0, [192])], [(64, [128, 128])]], 320, 1)
     plan = jax.jit(lambda x: tiles.make_plan(x, one_device()))(layout)
-    assert plan.first.tolist() == [0, 0, 2, 2, 2] and plan.end.tolist() == [1, 2, 3, 4, 5]
+    needed = [row[:count] for row, count in zip(plan.needed.tolist(), plan.count.tolist())]
+    assert needed[:5] == [[0], [0, 1], [2], [2, 3], [2, 3, 4]]
+    assert needed[5:] == [[5], [5, 6], [5, 6, 7], [5, 8], [5, 8, 9]]
     shapes = [(2, 320, n, 8) for n in (4, 2, 2, 4)]
     q, k, v, cotangent = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
-    k[:, :128], v[:, :128] = np.nan, np.nan
+    k[0, :128], v[0, :128], k[1, 64:192], v[1, 64:192] = np.nan, np.nan, np.nan, np.nan
     out, (by_q, _, _) = by_tiles(one_device())(q, k, v, layout, cotangent)
-    assert np.isnan(out[:, :128]).all()
-    assert np.isfinite(out[:, 128:]).all() and np.isfinite(by_q[:, 128:]).all()
+    assert np.isnan(out[0, :128]).all() and np.isnan(out[1, 64:192]).all()
+    for found in (out, by_q):
+        assert np.isfinite(found[0, 128:]).all() and np.isfinite(found[1, 192:]).all()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from conftest import make_model, one_device, tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from targets import bradley_terry, regression
 from test_batches import make_data
 
 from rmjax.data.batches import (
@@ -26,7 +27,6 @@ from rmjax.data.batches import (
 from rmjax.data.layout import Group, RowShape, common_beginning, make_rows, places
 from rmjax.data.tokenise import in_memory
 from rmjax.mask import Layout, allowed
-from rmjax.objectives import bradley_terry, regression
 from rmjax.parameters import flatten
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import abstract_state, init_state, make_score, make_train_step, random_params
@@ -198,7 +198,7 @@ def with_labels(tokens, prompts, seed=0):
 
 
 def as_pairs(data):
-    return dataclasses.replace(data, pairs=True)
+    return dataclasses.replace(data, chosen=np.arange(len(data)) % 2 == 0)
 
 
 @settings(max_examples=20, deadline=None)
@@ -271,10 +271,10 @@ def test_pairs_stay_in_one_row_whether_they_share_or_not():
             batches = evaluation_batches(data, shape, packing=packing, share=share)
             seen = []
             for batch in batches:
-                there = batch.targets.weights > 0
+                there = batch.targets.pairs.weights > 0
                 samples = batch.samples
-                chosen = np.take_along_axis(samples, batch.targets.chosen, -1)[there]
-                rejected = np.take_along_axis(samples, batch.targets.rejected, -1)[there]
+                chosen = np.take_along_axis(samples, batch.targets.pairs.chosen, -1)[there]
+                rejected = np.take_along_axis(samples, batch.targets.pairs.rejected, -1)[there]
                 np.testing.assert_array_equal(rejected, chosen + 1)
                 seen.extend(chosen)
                 assert (samples >= 0).sum() == 2 * there.sum()

@@ -3,17 +3,16 @@
 from itertools import pairwise
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import make_model, one_device, tiny_llama
+from targets import only_ratings, regression
 
 from rmjax.data.batches import put
 from rmjax.data.layout import Group, RowShape, make_rows
 from rmjax.errors import UserError
-from rmjax.objectives import regression
 from rmjax.parameters import flatten
-from rmjax.rows import Batch, Ratings, batch_axes
+from rmjax.rows import BATCH_AXES, Batch, Ratings
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import apply, random_params
 
@@ -44,7 +43,8 @@ def batch() -> Batch:
     present = filled[..., None] & (rng.random((ROWS, SLOTS, 5)) < 0.8)
     labels = np.where(present, rng.integers(0, 5, present.shape), 0).astype(np.float32)
     samples = np.where(filled, np.arange(ROWS * SLOTS).reshape(ROWS, SLOTS), -1).astype(np.int32)
-    arrays = (placed, Ratings(labels, present.astype(np.float32)), samples)
+    targets = only_ratings(Ratings(labels, present.astype(np.float32)))
+    arrays = (placed, targets, samples)
     return Batch(*jax.tree.map(lambda x: x[None], arrays), np.int32(1))
 
 
@@ -52,13 +52,13 @@ def on(sharding: Sharding, batch: Batch):
     """Loss, gradients and scores, computed over `sharding`'s mesh."""
     llama = tiny_llama(vocab_size=264, num_attention_heads=8, num_key_value_heads=4)
     model = make_model(llama, sharding=sharding, remat="full")
-    placed = put(batch, batch_axes(Ratings), sharding)
+    placed = put(batch, BATCH_AXES, sharding)
 
     def loss_of(params):
         micro = jax.tree.map(lambda x: x[0], placed._replace(microbatches=None))
         scores = apply(model, params, micro.rows)
-        weight = jnp.maximum(regression.weight(micro.targets), 1.0)
-        return regression.loss(scores, micro.targets) / weight, scores
+        weights = regression.weights(micro.targets)
+        return regression.loss(scores, micro.targets, weights), scores
 
     params = random_params(model, seed=1)
     (loss, scores), gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(params)

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 import warnings
@@ -6,9 +7,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
-from rmjax.metrics import attribute_metrics, pair_agreement, validation_loss
+from rmjax.metrics import (
+    attribute_metrics,
+    calibration_error,
+    fit_temperature,
+    mean_ratings,
+    pair_agreement,
+    pair_metrics,
+    wilson_interval,
+)
 
 
 def one(score, label, groups=None, constant=0.0):
@@ -111,10 +120,70 @@ def test_a_mean_over_many_float32_scores_is_taken_in_float64(rng):
     label = rng.integers(0, 5, len(score)).astype(np.float32)
     expected = math.fsum((float(s) - float(y)) ** 2 for s, y in zip(score, label)) / len(score)
     assert one(score, label).mse == pytest.approx(expected, rel=1e-12)
-    assert validation_loss(score[:, None], label[:, None]) == pytest.approx(expected, rel=1e-12)
 
 
-def test_validation_loss_is_over_labels_and_not_a_mean_of_means():
-    labels = np.asarray([[0.0, np.nan], [0.0, np.nan], [0.0, 4.0]])
-    scores = np.asarray([[1.0, 9.0], [1.0, 9.0], [1.0, 1.0]])
-    assert validation_loss(scores, labels) == pytest.approx((1 + 1 + 1 + 9) / 4)
+# ---- preference pairs ----------------------------------------------------------------------------
+
+
+def one_pair_metrics(margins, strengths=None, lengths=None):
+    margins = np.asarray(margins, np.float32)
+    strengths = np.full(len(margins), np.nan) if strengths is None else np.asarray(strengths)
+    lengths = np.ones((len(margins), 2), int) if lengths is None else np.asarray(lengths)
+    return pair_metrics("reward", margins + 3, np.full_like(margins, 3), strengths, lengths)
+
+
+def test_pair_metrics_by_hand():
+    found = one_pair_metrics([2, -1, 0, 1], [1, 1, 2, 3])
+    assert (found.attribute, found.pairs, found.accuracy) == ("reward", 4, 2.5 / 4)
+    assert found.mean_margin == 0.5
+    assert found.by_strength == {"1": (0.5, 2), "2": (0.5, 1), "3": (1.0, 1)}
+
+
+def test_ties_in_the_data_are_no_pairs():
+    found = one_pair_metrics([2, -1, 5], [1, 1, 0])
+    assert (found.pairs, found.accuracy, found.mean_margin) == (2, 0.5, 0.5)
+
+
+def test_no_pairs_have_no_numbers():
+    found = one_pair_metrics([1.0], [0.0])
+    numbers = dataclasses.astuple(found)[2:-1]
+    assert found.pairs == 0 and all(math.isnan(x) for x in numbers) and found.by_strength == {}
+
+
+def test_wilson_interval_is_the_published_one():
+    """Newcombe (1998), table I: 81 of 263 and 15 of 148."""
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+
+
+def test_calibration_error_by_hand():
+    # Confidences .5 (a tie, half right), .6, .65 and .95; bins of .05.
+    logit = lambda p: math.log(p / (1 - p))  # noqa: E731
+    margins = [0.0, logit(0.61), -logit(0.64), logit(0.96)]
+    expected = (abs(0.5 - 0.5) + abs((1 - 0.61) + (0 - 0.64)) + abs(1 - 0.96)) / 4
+    assert calibration_error(np.asarray(margins)) == pytest.approx(expected)
+
+
+def test_a_reward_that_is_calibrated_has_temperature_one(rng):
+    """Labels drawn from sigmoid(margin / 2.5): that temperature is found."""
+    margins = rng.normal(0, 4, 200_000)
+    chosen = rng.random(len(margins)) < special.expit(margins / 2.5)
+    margins = np.where(chosen, margins, -margins)
+    assert fit_temperature(margins) == pytest.approx(2.5, rel=0.02)
+    assert calibration_error(margins / 2.5) < 0.005 < calibration_error(margins)
+
+
+@pytest.mark.parametrize("margins", [[1.0, 2.0], [-1.0, -2.0], [1.0, -2.0], []])
+def test_no_temperature_where_none_is_best(margins):
+    assert math.isnan(fit_temperature(np.asarray(margins)))
+
+
+def test_correlation_with_length_is_over_responses():
+    found = one_pair_metrics([1, 2], lengths=[[10, 1], [20, 1]])
+    expected = np.corrcoef([4, 3, 5, 3], [10, 1, 20, 1])[0, 1]
+    assert found.length_correlation == pytest.approx(expected)
+
+
+def test_mean_ratings_of_nothing_are_none():
+    labels = np.asarray([[1.0, np.nan, 2.0], [2.0, np.nan, np.nan]])
+    np.testing.assert_array_equal(mean_ratings(labels), [1.5, np.nan, 2.0])

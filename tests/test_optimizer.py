@@ -6,12 +6,12 @@ import numpy as np
 import optax
 import pytest
 from conftest import make_model, one_device, tiny_llama
+from targets import regression
 
 from rmjax.data.batches import plan_steps, put, training_batches
 from rmjax.data.layout import RowShape
 from rmjax.data.tokenise import load_tokenized
 from rmjax.errors import UserError
-from rmjax.objectives import regression
 from rmjax.optimizer import (
     OptimizerConfig,
     decay_mask,
@@ -22,7 +22,7 @@ from rmjax.optimizer import (
     round_at_random,
 )
 from rmjax.parameters import PARAMETERS, abstract_params, flatten, nest
-from rmjax.rows import Ratings, batch_axes
+from rmjax.rows import BATCH_AXES
 from rmjax.step import abstract_state, init_state, make_train_step
 from rmjax.tokenizer import byte_tokenizer
 
@@ -216,7 +216,7 @@ def trained(data, trainable, config, steps=3):
     step = make_train_step(model, regression, optimizer, schedule, trainable, abstract)
     metrics = []
     for number in range(steps):
-        state, found = step(state, put(batches[number], batch_axes(Ratings), sharding))
+        state, found = step(state, put(batches[number], BATCH_AXES, sharding))
         metrics.append(jax.tree.map(float, found))
     return flatten(kept), state, metrics
 

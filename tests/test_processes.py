@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import test_train
 from launching import LIMIT, run_all, started
 from test_checkpoint import flags
 from test_train import metrics, numbers, restore, steps_kept, tiny_config
@@ -19,8 +18,6 @@ from rmjax.errors import UserError
 from rmjax.processes import _explain
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.workdir import LOCK, open_workdir
-
-compilations = test_train.compilations  # a fixture
 
 # Trains as the command does. By its variables it puts down the samples it got and the states that
 # were saved and restored, and misbehaves at some place of the program.
@@ -76,7 +73,7 @@ def stored(workdir, step: int, mesh: MeshConfig = MESH):
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory, compilations):
+def one(tmp_path_factory):
     """The run on one process with eight devices."""
     workdir = tmp_path_factory.mktemp("one") / "run"
     rmjax.train.train(config_of(workdir))

@@ -11,7 +11,7 @@ from rmjax.errors import UserError
 from rmjax.llama import LlamaConfig
 from rmjax.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from rmjax.parameters import PARAMETERS, abstract_params, flatten
-from rmjax.rows import ROWS_AXES, Pairs, Ratings, batch_axes
+from rmjax.rows import BATCH_AXES, ROWS_AXES
 from rmjax.sharding import (
     MeshConfig,
     Sharding,
@@ -56,8 +56,8 @@ def test_every_axis_of_every_array_is_in_the_tables():
     sharding = one_device()
     for row in PARAMETERS:
         sharding.parameter(row.all_axes)
-    batches = [batch_axes(targets) for targets in (Ratings, Pairs)]
-    named = [axes for batch in batches for axes in (*batch.rows, *batch.targets, *batch[2:])]
+    targets = BATCH_AXES.targets
+    named = [*BATCH_AXES.rows, *targets.ratings, *targets.pairs, *BATCH_AXES[2:]]
     for axes in (*ROWS_AXES, *named):
         sharding.activation(axes)
 

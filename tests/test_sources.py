@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from rmjax.data.sources import fingerprint, origin, read_pairs, read_samples
+from rmjax.data.sources import fingerprint, origin, pairs_of_ratings, read_pairs, read_samples
 from rmjax.errors import UserError
 
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -260,7 +260,9 @@ def test_bad_parquet_is_named(tmp_path):
         assert str(caught.value).startswith(f"{path}: ")
 
 
-@pytest.mark.parametrize("name", ["./x", "x.jsonl", "a/b/c", "~/none.parquet", "a/x.jsonl.gz", "x"])
+@pytest.mark.parametrize(
+    "name", ["./x", "x.jsonl", "a/b/c/d", "~/none.parquet", "a/x.jsonl.gz", "x"]
+)
 def test_what_is_not_there_is_said_to_be_missing(name):
     with pytest.raises(UserError, match="no such file or directory"):
         read(name)
@@ -381,3 +383,77 @@ def test_a_broken_pair_names_file_row_and_field(bad, said, tmp_path):
 def test_there_are_no_generated_pairs():
     with pytest.raises(UserError, match="generated ratings only"):
         read_pairs("generated:10", "train")
+
+
+def preference(strength, split="train", **changes):
+    fields = {"prompt": "p", "response_1": "one", "response_2": "two"}
+    return fields | {"preference_strength": strength, "split": split} | changes
+
+
+def test_helpsteer2_preference_has_sign_strength_and_split(tmp_path):
+    """Negative: the first is better; its rows name their split; a tie is nobody's second."""
+    rows = [preference(-3), preference(2), preference(0), preference(1, "validation")]
+    directory = tmp_path / "HelpSteer2" / "preference"
+    directory.mkdir(parents=True)
+    write(directory / "preference.jsonl.gz", rows)
+    found = read_pairs(str(directory), "train")
+    said = [(a.response, b.response, a.strength, b.strength, a.row) for a, b in found]
+    assert said == [("one", "two", 3, 3, 1), ("two", "one", 2, 2, 2), ("one", "two", 0, 0, 3)]
+    ((chosen, rejected),) = read_pairs(str(directory), "validation")
+    assert (chosen.response, rejected.response, chosen.strength) == ("two", "one", 1)
+    # The same layout as datasets reads it from the hub, where it is one directory of a repository.
+    loaded = datasets.load_dataset(str(directory.parent), data_dir="preference", split="train")
+    assert list(loaded) == rows
+
+
+def test_a_directory_of_a_hub_repository(monkeypatch):
+    asked = []
+
+    def load_dataset(name, data_dir=None, split=None):
+        asked.append((name, data_dir, split))
+        return datasets.Dataset.from_list([preference(1), preference(-1, "validation")])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    ((chosen, _),) = read_pairs("nvidia/HelpSteer2/preference", "validation")
+    assert chosen.response == "one"
+    assert asked == [("nvidia/HelpSteer2", "preference", "train")]
+    assert fingerprint("nvidia/HelpSteer2/preference", "train") != fingerprint(
+        "nvidia/HelpSteer2/preference", "validation"
+    )
+
+
+@pytest.mark.parametrize("field", ["margin", "strength"])
+def test_chosen_and_rejected_may_say_how_much(field, tmp_path):
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    path = write(tmp_path / "x.jsonl", [pair | {field: 1.5}, pair, pair | {field: None}])
+    strengths = [chosen.strength for chosen, _ in read_pairs(str(path), "train")]
+    assert strengths[0] == 1.5 and all(map(math.isnan, strengths[1:]))
+    path = write(tmp_path / "y.jsonl", [pair | {field: -1}])
+    with pytest.raises(UserError, match=rf"row 1: field '{field}' is -1: it says that 'rejected'"):
+        read_pairs(str(path), "train")
+
+
+@pytest.mark.parametrize("strength", ["2", None, math.nan, True])
+def test_a_strength_is_a_number(strength, tmp_path):
+    path = write(tmp_path / "x.jsonl", [preference(strength)])
+    with pytest.raises(UserError, match=r"row 1: field 'preference_strength' is .*expected a num"):
+        read_pairs(str(path), "train")
+
+
+def test_ratings_become_pairs_by_their_difference(tmp_path):
+    rows = [
+        row(prompt=p, response=r, helpful=y)
+        for p, r, y in (
+            ("a", "1", 1),
+            ("a", "3", 3),
+            ("b", "x", 2),
+            ("a", "3 too", 3),
+            ("a", "?", None),
+        )
+    ]
+    samples = read(write(tmp_path / "x.jsonl", rows))
+    found = pairs_of_ratings(samples, "helpful")
+    said = [(a.response, b.response, a.strength) for a, b in found]
+    assert said == [("3", "1", 2), ("3 too", "1", 2), ("3", "3 too", 0)]
+    with pytest.raises(UserError, match="no prompt has two responses with a rating of 'helpful'"):
+        pairs_of_ratings(samples[2:3], "helpful")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmjax.data import tokenise
-from rmjax.data.tokenise import hold_out, load_tokenized, truncate_left
+from rmjax.data.tokenise import hold_out, join, load_tokenized, truncate_left
 from rmjax.errors import UserError
 from rmjax.tokenizer import byte_tokenizer, encode
 
@@ -349,7 +349,8 @@ def test_a_pair_is_its_chosen_and_its_rejected_sample(tmp_path):
         np.testing.assert_array_equal(data.sequence(i), encode(BYTES, messages))
     np.testing.assert_array_equal(data.groups, [0, 0, 0, 0, 1, 1])
     np.testing.assert_array_equal(data.rows, [1, 1, 3, 3, 2, 2])
-    assert data.pairs and data.samples_together == 2
+    np.testing.assert_array_equal(data.chosen, [True, False] * 3)
+    assert np.isnan(data.strengths).all() and data.samples_together == 2
     assert data.counts == {"read": 3, "kept": 3, "prompts": 2}
 
 
@@ -382,7 +383,7 @@ def test_pairs_are_held_out_by_prompt(tmp_path):
     kept, held = hold_out(load_pairs(write(tmp_path / "x.jsonl", rows)), 0.3)
     assert (kept.counts["kept"], held.counts["kept"]) == (28, 12)
     assert held.counts["on the other side of the split"] == 28
-    assert kept.pairs and held.pairs and len(held) == 24
+    assert kept.chosen[::2].all() and held.chosen[::2].all() and len(held) == 24
     prompts = {kept.sequence(i)[:3].tobytes() for i in range(len(kept))}
     assert not prompts & {held.sequence(i)[:3].tobytes() for i in range(len(held))}
 
@@ -410,3 +411,39 @@ def test_what_siblings_share_is_kept_through_cache_and_split(tmp_path):
                 n = int(part.shared[i])
                 np.testing.assert_array_equal(part.sequence(i)[:n], part.sequence(j)[:n])
                 assert n < len(part.sequence(j))
+
+
+def test_ties_are_dropped_or_kept_and_counted(tmp_path):
+    rows = [pair("a") | {"margin": 2}, pair("b") | {"margin": 0}]
+    path = write(tmp_path / "x.jsonl", rows)
+    dropped, kept = load_pairs(path), load_pairs(path, ties="half")
+    assert dropped.counts == {"read": 2, "dropped: a tie": 1, "kept": 1, "prompts": 1}
+    assert kept.counts == {"read": 2, "kept": 2, "prompts": 2}
+    np.testing.assert_array_equal(kept.strengths, [2, 2, 0, 0])
+
+
+def test_repeated_and_contradicting_pairs_are_counted(tmp_path):
+    rows = [pair(), pair(), pair(chosen="bad", rejected="good"), pair("q")]
+    data = load_pairs(write(tmp_path / "x.jsonl", rows))
+    assert data.counts["kept"] == 4
+    assert data.counts["of these repeat another"] == 1
+    assert data.counts["of these contradict another"] == 3
+
+
+def test_ratings_and_pairs_are_joined(tmp_path):
+    """A prompt of both stays two; every sample keeps its tokens, labels and row."""
+    rated = load(write(tmp_path / "r.jsonl", [row(prompt="p"), row(prompt="q")]))
+    pairs = load(
+        write(tmp_path / "p.jsonl", [pair("p") | {"margin": 3}]),
+        pairs=True,
+        attributes=rated.attributes,
+    )
+    data = join(rated, pairs)
+    np.testing.assert_array_equal(data.groups, [0, 1, 2, 2])
+    np.testing.assert_array_equal(data.chosen, [False, False, True, False])
+    np.testing.assert_array_equal(data.strengths, [np.nan, np.nan, 3, 3])
+    assert np.isnan(data.labels[2:]).all() and not np.isnan(data.labels[:2]).all()
+    for i in range(4):
+        part, index = (rated, i) if i < 2 else (pairs, i - 2)
+        np.testing.assert_array_equal(data.sequence(i), part.sequence(index))
+    assert data.counts["pairs kept"] == 1 and data.counts["ratings kept"] == 2

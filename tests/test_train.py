@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+from targets import regression
 from test_config import QUICKSTART, load_config
 
 import rmjax.experiment
@@ -23,34 +23,12 @@ from rmjax.data.batches import (
 from rmjax.data.layout import Group, RowShape, make_rows
 from rmjax.errors import UserError
 from rmjax.experiment import load_data, make_model, pick_tokenizer
-from rmjax.metrics import validation_loss
-from rmjax.objectives import regression
 from rmjax.optimizer import make_optimizer, make_schedule
 from rmjax.reporting import Reporter
-from rmjax.rows import Ratings, batch_axes
+from rmjax.rows import BATCH_AXES
 from rmjax.scoring import evaluate, score_data
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import abstract_state, init_state, make_score, make_train_step, random_params
-
-
-@pytest.fixture(scope="module")
-def compilations(tmp_path_factory):
-    """Programs compiled once for all tests that ask for this, and for their subprocesses.
-
-    Most runs here are of one program. Yields the environment that subprocesses need.
-    """
-    values = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compilations"),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: getattr(jax.config, name) for name in values}
-    for name, value in values.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield {name.upper(): str(value) for name, value in values.items()}
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def tiny_config(workdir, **changes) -> Config:
@@ -137,7 +115,7 @@ def seen_samples(into: list):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, compilations):
+def finished(tmp_path_factory):
     """A run from its first to its last step: 60 samples in eight steps, the last of four."""
     workdir = tmp_path_factory.mktemp("finished")
     samples: list = []
@@ -273,7 +251,7 @@ def spoil(at: int):
 
 
 @pytest.mark.parametrize("at", [3, 5, 6])
-def test_a_loss_that_is_not_finite_stops_the_run(at, tmp_path, compilations):
+def test_a_loss_that_is_not_finite_stops_the_run(at, tmp_path):
     """At a step that would be saved, between two, and at the last."""
     samples: list = []
     config = tiny_config(tmp_path / "run")
@@ -289,7 +267,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(at, tmp_path, compilations):
     assert max(line["step"] for line in metrics(tmp_path / "run")) == at - 1
 
 
-def test_a_learning_rate_too_large_saves_no_broken_weights(tmp_path, compilations):
+def test_a_learning_rate_too_large_saves_no_broken_weights(tmp_path):
     workdir = tmp_path / "run"
     config = tiny_config(workdir, optimizer__learning_rate=1e38, checkpoint__every=1)
     with pytest.raises(UserError, match=r"not finite|step \d+: loss"):
@@ -307,7 +285,7 @@ def restore(config: Config, step: int | None = None, sharding: Sharding | None =
     checkpoints = Checkpoints(Path(config.workdir), clean=False)
     try:
         step = step or checkpoints.latest
-        abstract = abstract_state(model, optimizer, config.trainable)
+        abstract = abstract_state(model, optimizer, config.trained)
         return checkpoints.restore(step, abstract), checkpoints.metadata(step)
     finally:
         checkpoints.close()
@@ -320,7 +298,7 @@ def assert_same_bits(ours, theirs) -> None:
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
 
 
-def test_the_step_compiles_once(compilations):
+def test_the_step_compiles_once():
     """However many micro-batches a batch has; and it writes over the state it is given."""
     config = tiny_config("unused")
     model, data, _ = parts(config)
@@ -334,7 +312,7 @@ def test_the_step_compiles_once(compilations):
     state = init_state(random_params(model, 0), optimizer, (".*",), abstract)
     counts, losses = [], []
     for number in range(len(batches)):
-        batch = put(batches[number], batch_axes(Ratings), model.options.sharding)
+        batch = put(batches[number], BATCH_AXES, model.options.sharding)
         given = state
         state, found = step(given, batch)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
@@ -344,7 +322,7 @@ def test_the_step_compiles_once(compilations):
     assert step._cache_size() == 1
 
 
-def test_micro_batches_do_not_change_the_step(compilations):
+def test_micro_batches_do_not_change_the_step():
     """One micro-batch of eight rows, or three of two: the same gradient."""
     config = tiny_config("unused")
     model, data, _ = parts(config)
@@ -357,12 +335,12 @@ def test_micro_batches_do_not_change_the_step(compilations):
         batches = training_batches(data, plan, RowShape(rows, 256, 4))
         assert batches.microbatches == {8: 1, 2: 3}[rows]
         state = init_state(random_params(model, 0), optimizer, (".*",), abstract)
-        _, metrics = step(state, put(batches[0], batch_axes(Ratings), model.options.sharding))
+        _, metrics = step(state, put(batches[0], BATCH_AXES, model.options.sharding))
         found.append([float(metrics.loss), float(metrics.grad_norm)])
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
 
 
-def test_evaluation_is_exact_on_an_uneven_last_batch(compilations):
+def test_evaluation_is_exact_on_an_uneven_last_batch():
     config = tiny_config("unused", data__validation="generated:14")
     model, _, held_out = parts(config)
     batches = evaluation_batches(held_out, RowShape(2, 256, 4))
@@ -380,21 +358,23 @@ def test_evaluation_is_exact_on_an_uneven_last_batch(compilations):
         ]
     )[:, 0]
     np.testing.assert_allclose(found, alone, atol=1e-5)
-    loss, table = evaluate(score, params, batches, np.zeros(5), sharding)
+    evaluation = evaluate(score, params, batches, np.zeros(5), regression, sharding)
     expected = np.mean((alone.astype(np.float64) - held_out.labels) ** 2)
-    assert loss == pytest.approx(expected, rel=1e-6)
-    assert loss == validation_loss(found, held_out.labels)
-    assert all(row.count == 14 for row in table.values())
+    assert evaluation.loss == pytest.approx(expected, rel=1e-6)
+    assert [row.count for row in evaluation.attributes.values()] == [14] * 5
+    assert evaluation.pairs is None
 
 
-def test_scores_that_are_not_finite_name_the_sample(compilations):
+def test_scores_that_are_not_finite_name_the_sample():
     config = tiny_config("unused")
     model, _, held_out = parts(config)
     batches = evaluation_batches(held_out, RowShape(2, 256, 4))
     params = random_params(model, 1)
     params["head"] = params["head"] * np.nan
     with pytest.raises(UserError, match=r"16 held-out samples .* validation row 1;"):
-        evaluate(make_score(model), params, batches, np.zeros(5), model.options.sharding)
+        evaluate(
+            make_score(model), params, batches, np.zeros(5), regression, model.options.sharding
+        )
 
 
 def test_rows_must_divide_over_the_context_axis(tmp_path):

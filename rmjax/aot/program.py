@@ -18,14 +18,14 @@ from rmjax.aot.roofline import Prediction, predict
 from rmjax.config import Config
 from rmjax.data.batches import slots_for
 from rmjax.errors import UserError
+from rmjax.experiment import config_objective
 from rmjax.flops import model_flops
 from rmjax.kernels import choose
 from rmjax.llama import LlamaConfig
 from rmjax.model import ModelOptions, RewardModel
-from rmjax.objectives import OBJECTIVES
 from rmjax.optimizer import make_optimizer, make_schedule, partition
 from rmjax.pretrained import open_pretrained
-from rmjax.rows import Batch, Pairs, Ratings, Rows, batch_axes
+from rmjax.rows import BATCH_AXES, Batch, Pairs, Ratings, Rows, Targets
 from rmjax.sharding import Sharding, check_divisible
 from rmjax.step import TrainState, abstract_state, make_train_step
 
@@ -50,7 +50,7 @@ class Report:
       rows: rows computed at once, over all chips.
       microbatches: of a step.
       tokens: real tokens of a step.
-      parameters: bytes, float32.
+      parameters: bytes; float32, but what LoRA freezes.
       optimizer: bytes of its state.
       gradients: bytes; part of the temporaries.
       temporaries: bytes of everything else that lives during a step.
@@ -205,7 +205,7 @@ def check(config: Config, topology: str, mesh: Mesh, chip: Chip, load: Workload)
             prediction = predict(costs, mesh, chip)
         except jax.errors.JaxRuntimeError as error:  # the compiler is newer than its reader
             unread = f"JAX {jax.__version__}: {str(error).splitlines()[0][-160:]}"
-    parts = state_bytes(state, config.trainable)
+    parts = state_bytes(state, config.trained)
     return Report(
         topology=topology,
         mesh=dict(mesh.shape),
@@ -220,7 +220,11 @@ def check(config: Config, topology: str, mesh: Mesh, chip: Chip, load: Workload)
         peak=peak,
         memory=chip.memory,
         model_flops=model_flops(
-            llama, len(config.data.attributes), [load.group] * load.groups, training=True
+            llama,
+            len(config.data.attributes),
+            [load.group] * load.groups,
+            training=True,
+            lora=config.lora,
         ),
         fits=fits,
         prediction=prediction,
@@ -240,12 +244,14 @@ def abstract_program(
       UserError: something does not divide over the mesh.
     """
     options = ModelOptions(sharding, dtype=_dtype(config), remat=config.remat, attention=attention)
-    model = RewardModel(llama, options, len(config.data.attributes))
+    model = RewardModel(llama, options, len(config.data.attributes), config.lora)
     schedule = make_schedule(config.optimizer, config.steps or 1)
     optimizer = make_optimizer(config.optimizer, schedule)
-    state = abstract_state(model, optimizer, config.trainable)
-    objective = OBJECTIVES[config.objective]
-    step = make_train_step(model, objective, optimizer, schedule, config.trainable, state)
+    state = abstract_state(model, optimizer, config.trained)
+    objective = config_objective(config)
+    step = make_train_step(
+        model, objective, optimizer, schedule, config.trained, state, config.seed
+    )
     return step, state
 
 
@@ -261,7 +267,6 @@ def abstract_batch(config: Config, sharding: Sharding, load: Workload) -> tuple[
         "rows of config.data.row_length", (rows, length), sharding.activation(("row", "length"))
     )
     count = -(-load.rows(length) // rows)
-    targets = OBJECTIVES[config.objective].targets
     slots = max(load.responses, 2)
     if config.data.packing:
         slots = slots_for(length, load.group_places / load.responses)
@@ -274,10 +279,10 @@ def abstract_batch(config: Config, sharding: Sharding, load: Workload) -> tuple[
 
     labels = floats(slots, len(config.data.attributes))
     pair = slots // 2
-    pairs = Pairs(ints(pair), ints(pair), floats(pair))
+    pairs = Pairs(ints(pair), ints(pair), floats(pair), floats(pair))
     batch = Batch(
         Rows._make([ints(length)] * 5 + [ints(slots)]),
-        pairs if targets is Pairs else Ratings(labels, labels),
+        Targets(Ratings(labels, labels), pairs),
         ints(slots),
         jax.ShapeDtypeStruct((), jnp.int32),  # pyright: ignore[reportArgumentType]
     )
@@ -286,7 +291,7 @@ def abstract_batch(config: Config, sharding: Sharding, load: Workload) -> tuple[
             leaf.shape, leaf.dtype, sharding=sharding.activation(names)
         ),
         batch,
-        batch_axes(targets),
+        BATCH_AXES,
     )
     return placed, count
 

@@ -57,7 +57,7 @@ def _estimated(
         sizes = mesh_shape(mesh, len(devices))
         sharding = Sharding(abstract_mesh(mesh, len(devices)))
         try:
-            state = state_bytes(abstract_program(config, llama, sharding)[1], config.trainable)
+            state = state_bytes(abstract_program(config, llama, sharding)[1], config.trained)
         except UserError:  # does not divide
             continue
         for rows in (1, 2, 4, 8):

@@ -11,12 +11,12 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int, Int64
 
 from rmjax.data.layout import Group, RowShape, make_rows, places
 from rmjax.data.packing import pack
 from rmjax.data.tokenise import TokenizedData
-from rmjax.rows import Batch, Pairs, Ratings, batch_axes
+from rmjax.rows import BATCH_AXES, Batch, Pairs, Ratings, Targets
 from rmjax.sharding import Sharding
 
 _SLOTS_MULTIPLE = 4
@@ -127,10 +127,10 @@ def units(
     Raises:
       ValueError: something that cannot be divided is longer than a row.
     """
-    together = data.samples_together
     found: list[Unit] = []
     taken: list[int] = []
     for run in _siblings(data, samples):
+        together = 2 if data.chosen[run[0]] else 1
         atoms = np.split(run, range(together, len(run), together))
         for i, atom in enumerate(atoms):
             if share and i and len(found[-1]) + together <= shape.slots:
@@ -271,27 +271,40 @@ def make_batch(
     return Batch._make(
         [
             jax.tree.map(stack, laid),
-            jax.tree.map(stack, _targets(data, samples)),
+            jax.tree.map(stack, make_targets(data, samples)),
             stack(samples),
             np.int32(-(-len(rows) // shape.rows)),
         ]
     )
 
 
-def _targets(data: TokenizedData, samples: np.ndarray) -> Ratings | Pairs:
-    """What the slots' scores are held against, as numpy arrays."""
-    if data.pairs:  # the two of a pair stand side by side, the chosen one first
-        first, second = samples[:, :-1:2], samples[:, 1::2]
-        slots = np.broadcast_to(2 * np.arange(first.shape[1], dtype=np.int32), first.shape)
-        there = second >= 0
-        return Pairs._make(
-            [np.where(there, slots, 0), np.where(there, slots + 1, 0), there.astype(np.float32)]
-        )
+def make_targets(data: TokenizedData, samples: Int[np.ndarray, "B S"]) -> Targets:
+    """What the scores of slots are held against, as numpy arrays.
+
+    Args:
+      data: the samples.
+      samples: which one each slot of a row holds, -1 for none; the two of a pair side by side.
+    """
     labels = np.where(samples[..., None] >= 0, data.labels[samples], np.nan)
     present = ~np.isnan(labels)
-    return Ratings._make(
+    ratings = Ratings._make(
         [np.where(present, labels, 0).astype(np.float32), present.astype(np.float32)]
     )
+
+    chosen = (samples >= 0) & data.chosen[samples]
+    most = max(1, samples.shape[1] // 2)
+    slots = np.argsort(~chosen, axis=1, kind="stable")[:, :most].astype(np.int32)
+    there = np.take_along_axis(chosen, slots, axis=1)
+    strengths = data.strengths[np.take_along_axis(samples, slots, axis=1)]
+    pairs = Pairs._make(
+        [
+            np.where(there, slots, 0),
+            np.where(there, slots + 1, 0),
+            there.astype(np.float32),
+            np.where(there, np.where(np.isnan(strengths), 1, strengths), 0).astype(np.float32),
+        ]
+    )
+    return Targets(ratings, pairs)
 
 
 def put(batch: Any, axes: Any, sharding: Sharding) -> Any:
@@ -310,4 +323,4 @@ def iterate(batches: Batches, start: int, sharding: Sharding) -> Iterator[Batch]
     steps = grain.MapDataset.range(start, len(batches)).map(batches.__getitem__)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     for batch in steps.to_iter_dataset(options):
-        yield put(batch, batch_axes(type(batch.targets)), sharding)
+        yield put(batch, BATCH_AXES, sharding)

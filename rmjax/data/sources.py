@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import hashlib
+import itertools
 import json
 import math
 import zlib
@@ -21,6 +22,8 @@ from rmjax.tokenizer import Message
 
 GENERATED = "generated:"
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+_STRENGTHS = ("margin", "strength")  # fields
+_SPLITS = {"train": "train", "validation": "validation", "val": "validation"}
 _MASKED = -100  # what NeMo's files put where a label is missing
 
 
@@ -34,6 +37,8 @@ class Sample:
       labels: one rating an attribute; NaN where there is none.
       where: file and row, for messages.
       row: its row in the source, from 1.
+      strength: how much better the preferred one of its pair is; 0 if neither is, NaN if nobody
+        said.
     """
 
     prompt: list[Message]
@@ -41,20 +46,27 @@ class Sample:
     labels: tuple[float, ...]
     where: str
     row: int
+    strength: float = math.nan
 
 
 def read_samples(
-    source: str, split: str, attributes: Sequence[str], label_range: tuple[float, float]
+    source: str,
+    split: str,
+    attributes: Sequence[str],
+    label_range: tuple[float, float],
+    unrated: str = "",
 ) -> list[Sample]:
     """All samples of a source, checked.
 
     Args:
       source: a `.jsonl`, `.jsonl.gz` or `.parquet` file; a directory that holds
-        `<split>.jsonl[.gz]` or `<split>.parquet`; a hub id such as `nvidia/HelpSteer2`; or
-        `generated:COUNT`.
+        `<split>.jsonl[.gz]` or `<split>.parquet`, or `preference.jsonl.gz` for both; a
+        hub id such as `nvidia/HelpSteer2`, or with one of its directories,
+        `nvidia/HelpSteer2/preference`; or `generated:COUNT`.
       split: `train` or `validation`.
       attributes: the columns that hold the ratings.
       label_range: the lowest and highest rating there may be.
+      unrated: one of the attributes, whose column may be missing.
 
     Raises:
       UserError: naming file, row and field.
@@ -62,6 +74,8 @@ def read_samples(
     samples = []
     name = origin(source, split)
     for number, row in enumerate(_read_rows(source, split), start=1):
+        if unrated:
+            row.setdefault(unrated, None)
         samples.append(_check_row(row, attributes, label_range, name, number))
     if not samples:
         raise UserError(f"{name}: there is no row in it")
@@ -69,11 +83,17 @@ def read_samples(
 
 
 def read_pairs(source: str, split: str) -> list[tuple[Sample, Sample]]:
-    """All preference pairs of a source, checked: the chosen and the rejected response.
+    """All preference pairs of a source, checked: the preferred response and the other one.
 
-    A row has `prompt`, `chosen` and `rejected`; or `chosen` and `rejected` alone, each a whole
-    conversation that ends with the response. A conversation is a list of messages, or a text with
-    `\\n\\nHuman: ` and `\\n\\nAssistant: ` before its turns. A response may be empty.
+    A row has one of three forms:
+    - `prompt`, `response_1`, `response_2` and `preference_strength`, as HelpSteer2-Preference:
+      negative where the first response is better, positive where the second is, 0 in a tie. Rows
+      whose field `split` names another split are left to that one.
+    - `prompt`, `chosen` and `rejected`.
+    - `chosen` and `rejected` alone, each a whole conversation that ends with the response.
+    The last two may have a `margin` or a `strength`, 0 or more. A conversation is a list of
+    messages, or a text with `\\n\\nHuman: ` and `\\n\\nAssistant: ` before its turns. A response
+    may be empty.
 
     Args:
       source: as in `read_samples`, without generated ones.
@@ -88,18 +108,79 @@ def read_pairs(source: str, split: str) -> list[tuple[Sample, Sample]]:
         raise UserError(f"{source}: there are generated ratings only, no pairs")
     for number, row in enumerate(_read_rows(source, split), start=1):
         where = f"{name} row {number}"
-        _check_fields(row, ("chosen", "rejected"), where)
-        prompt = row.get("prompt")
+        fields = ("chosen", "rejected")
+        if "preference_strength" in row:
+            _check_fields(row, ("prompt", "response_1", "response_2"), where)
+            if _SPLITS.get(str(row.get("split")), split) != split:
+                continue
+            signed = _number(row, "preference_strength", where)
+            fields = ("response_2", "response_1") if signed > 0 else ("response_1", "response_2")
+            strength = abs(signed)
+        else:
+            _check_fields(row, fields, where)
+            strength = _strength(row, where)
         found = []
-        for field in ("chosen", "rejected"):
+        for field in fields:
             try:
-                messages, response = parse_response(prompt, row[field])
+                messages, response = parse_response(row.get("prompt"), row[field])
             except ValueError as error:
                 raise UserError(f"{where}: field {field!r} {error}") from error
-            found.append(Sample(messages, response, (), where, number))
+            found.append(Sample(messages, response, (), where, number, strength))
         pairs.append(tuple(found))
     if not pairs:
-        raise UserError(f"{name}: there is no row in it")
+        raise UserError(f"{name}: there is no row of the split {split!r} in it")
+    return pairs
+
+
+def _strength(row: dict[str, Any], where: str) -> float:
+    """What a row says of how much better its chosen response is."""
+    for field in _STRENGTHS:
+        if row.get(field) is not None:
+            strength = _number(row, field, where)
+            if strength < 0:
+                raise UserError(
+                    f"{where}: field {field!r} is {strength:g}: it says that 'rejected' is better; "
+                    "expected 0 or more"
+                )
+            return strength
+    return math.nan
+
+
+def _number(row: dict[str, Any], field: str, where: str) -> float:
+    value = row[field]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+        raise UserError(f"{where}: field {field!r} is {value!r}, expected a number")
+    return float(value)
+
+
+def pairs_of_ratings(samples: Sequence[Sample], attribute: str) -> list[tuple[Sample, Sample]]:
+    """Every two responses to one prompt, the one with the higher rating first.
+
+    Their strength is the difference of the ratings. Responses without the rating make none.
+
+    Args:
+      samples: with this rating alone.
+      attribute: its name, for messages.
+
+    Raises:
+      UserError: there is no pair.
+    """
+    prompts: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if not math.isnan(sample.labels[0]):
+            prompts.setdefault(json.dumps(sample.prompt, sort_keys=True), []).append(sample)
+    pairs = []
+    for siblings in prompts.values():
+        for first, second in itertools.combinations(siblings, 2):
+            better = max(first, second, key=lambda sample: sample.labels[0])
+            other = second if better is first else first
+            strength = better.labels[0] - other.labels[0]
+            pairs.append(tuple(dataclasses.replace(s, strength=strength) for s in (better, other)))
+    if not pairs:
+        raise UserError(
+            f"{samples[0].where.rsplit(' row ', 1)[0]}: no prompt has two responses with a rating "
+            f"of {attribute!r} to compare"
+        )
     return pairs
 
 
@@ -162,12 +243,17 @@ def _local_file(source: str, split: str) -> Path | None:
         return None
     path = Path(source).expanduser()
     if path.is_dir():
-        return _split_file(path, split)
+        whole = [path / f"preference{suffix}" for suffix in _SUFFIXES]  # its rows name their split
+        return next(filter(Path.exists, whole), None) or _split_file(path, split)
     if path.is_file():
         if not path.name.endswith(_SUFFIXES):
             raise UserError(f"{path}: unknown kind of file; supported: {', '.join(_SUFFIXES)}")
         return path
-    if source.startswith((".", "/", "~")) or source.endswith(_SUFFIXES) or source.count("/") != 1:
+    if (
+        source.startswith((".", "/", "~"))
+        or source.endswith(_SUFFIXES)
+        or source.count("/") not in (1, 2)
+    ):
         raise UserError(f"{source}: there is no such file or directory")
     return None
 
@@ -215,7 +301,10 @@ def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _hub_data(source: str, split: str) -> Any:
+    owner, name, *directory = source.split("/")
     try:
+        if directory:  # such as HelpSteer2's preferences, whose rows name their split
+            return datasets.load_dataset(f"{owner}/{name}", data_dir=directory[0], split="train")
         return datasets.load_dataset(source, split=split)
     except Exception as error:  # no network, no such data set, no such split: datasets says which
         raise UserError(

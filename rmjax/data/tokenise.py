@@ -11,15 +11,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32, Int64
+from jaxtyping import Bool, Float32, Int, Int32, Int64
 
 from rmjax.data.layout import common_beginning
-from rmjax.data.sources import Sample, fingerprint, origin, read_pairs, read_samples
+from rmjax.data.sources import (
+    Sample,
+    fingerprint,
+    origin,
+    pairs_of_ratings,
+    read_pairs,
+    read_samples,
+)
 from rmjax.errors import UserError, disk_errors
 from rmjax.tokenizer import Tokenizer, encode
 
 OVER_LONG = ("drop", "truncate_left", "error")
-_VERSION = 2  # of this module's result; part of the cache's key
+_VERSION = 3  # of this module's result; part of the cache's key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +44,9 @@ class TokenizedData:
       counts: samples by what became of them: read, kept, and reasons.
       source: where they came from.
       key: fingerprint of everything that made them.
-      pairs: whether the samples are preference pairs: chosen and rejected, one after the other.
+      chosen: whether the sample is the preferred one of a pair; the next one is then the other.
+      strengths: how much better the preferred one of the sample's pair is; 0 in a tie, NaN where
+        nobody said, or where there is no pair.
     """
 
     attributes: tuple[str, ...]
@@ -47,10 +56,11 @@ class TokenizedData:
     groups: Int32[np.ndarray, "N"]
     shared: Int32[np.ndarray, "N"]
     rows: Int32[np.ndarray, "N"]
+    chosen: Bool[np.ndarray, "N"]
+    strengths: Float32[np.ndarray, "N"]
     counts: dict[str, int]
     source: str
     key: str
-    pairs: bool = False
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -62,8 +72,8 @@ class TokenizedData:
 
     @property
     def samples_together(self) -> int:
-        """Samples that only mean something together: 2 in pairs, else 1."""
-        return 2 if self.pairs else 1
+        """Most samples that only mean something together: 2 where there are pairs, else 1."""
+        return 2 if self.chosen.any() else 1
 
     def sequence(self, sample: int) -> Int32[np.ndarray, "L"]:
         """Tokens of one sample."""
@@ -84,8 +94,24 @@ def load_tokenized(
     max_length: int,
     over_long: str,
     pairs: bool = False,
+    compare: str = "",
+    ties: str = "drop",
+    unrated: str = "",
 ) -> TokenizedData:
     """The tokenised samples of a source, from the cache if it has them.
+
+    Args:
+      source: see `sources.read_samples`.
+      split: `train` or `validation`.
+      tokenizer: of the model.
+      attributes: of the head.
+      label_range: the lowest and highest rating.
+      max_length: most tokens of a sample.
+      over_long: one of `OVER_LONG`.
+      pairs: whether pairs are wanted, not ratings.
+      compare: the rating whose differences make them; empty if the source holds pairs.
+      ties: whether pairs without a preference are left out: `drop`, or anything else.
+      unrated: an attribute whose column may be missing.
 
     The cache is `$RMJAX_CACHE`, else `~/.cache/rmjax`; its entries can be deleted at any time.
 
@@ -101,16 +127,23 @@ def load_tokenized(
         "max_length": max_length,
         "over_long": over_long,
         "pairs": pairs,
+        "compare": compare,
+        "ties": ties == "drop",
+        "unrated": unrated,
     }
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
     root = Path(os.environ.get("RMJAX_CACHE", Path.home() / ".cache" / "rmjax"))
     entry = root / "tokens" / key
     if not (entry / "counts.json").exists():
-        if pairs:
-            samples = [sample for pair in read_pairs(source, split) for sample in pair]
+        if compare:
+            found = pairs_of_ratings(read_samples(source, split, [compare], label_range), compare)
+        elif pairs:
+            found = read_pairs(source, split)
         else:
-            samples = read_samples(source, split, attributes, label_range)
-        result = _tokenize(samples, tokenizer, max_length, over_long, 2 if pairs else 1)
+            found = [[s] for s in read_samples(source, split, attributes, label_range, unrated)]
+        result = _tokenize(
+            found, len(attributes), tokenizer, max_length, over_long, drop_ties=ties == "drop"
+        )
         try:
             with disk_errors(f"the cache in {root}"):
                 _write(entry, *result)
@@ -119,7 +152,7 @@ def load_tokenized(
                 f"the cache in {root} cannot be written ({error}): set RMJAX_CACHE to a directory "
                 "that can"
             ) from error
-    return _read(entry, tuple(attributes), origin(source, split), key, pairs)
+    return _read(entry, tuple(attributes), origin(source, split), key)
 
 
 def _tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
@@ -134,16 +167,21 @@ def _tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def _tokenize(
-    samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, over_long: str, together: int
+    found: Sequence[Sequence[Sample]],
+    columns: int,
+    tokenizer: Tokenizer,
+    max_length: int,
+    over_long: str,
+    drop_ties: bool,
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Arrays and counts; `together` samples, one or a pair's two, are kept or dropped at once."""
-    counts: Counter[str] = Counter(read=len(samples) // together)
+    """Arrays and counts; samples that are found together, a pair's two, are kept or dropped so."""
+    counts: Counter[str] = Counter(read=len(found))
     groups: dict[str, list[tuple[Sample, np.ndarray]]] = {}
-    for start in range(0, len(samples), together):
-        members = samples[start : start + together]
+    pairs: Counter[tuple[bytes, bytes]] = Counter()
+    for members in found:
         tokens = [_encode(sample, tokenizer) for sample in members if sample.response]
         longest = max(map(len, tokens), default=0)
-        reason = _why_not(members, tokens)
+        reason = _why_not(members, tokens, drop_ties)
         if not reason and longest > max_length:
             if over_long == "error":
                 raise UserError(
@@ -155,31 +193,47 @@ def _tokenize(
             else:
                 counts["truncated on the left"] += 1
                 tokens = [truncate_left(t, max_length, tokenizer.bos_token_id) for t in tokens]
-                reason = _why_not(members, tokens)
+                reason = _why_not(members, tokens, drop_ties)
         if reason:
             counts[reason] += 1
             continue
         prompt = json.dumps(members[0].prompt, sort_keys=True)
         groups.setdefault(prompt, []).extend(zip(members, tokens))
+        if len(members) == 2:
+            pairs[tokens[0].tobytes(), tokens[1].tobytes()] += 1
     kept = [(g, *member) for g, found in enumerate(groups.values()) for member in found]
-    counts["kept"] = len(kept) // together
+    counts["kept"] = len(kept) // len(found[0])
     counts["prompts"] = len(groups)
+    counts.update(_repetitions(pairs))
     if not kept:
         raise UserError(
-            f"{samples[0].where.rsplit(' row ', 1)[0]}: no {'sample' if together == 1 else 'pair'} "
-            f"is left of {len(samples) // together} "
+            f"{found[0][0].where.rsplit(' row ', 1)[0]}: no "
+            f"{'sample' if len(found[0]) == 1 else 'pair'} is left of {len(found)} "
             f"({', '.join(f'{n} {reason}' for reason, n in counts.items() if n)})"
         )
     numbers = np.asarray([g for g, _, _ in kept], np.int32)
+    unrated = (np.nan,) * columns  # of a pair's two
+    samples = [sample for _, sample, _ in kept]
+    paired = len(found[0]) == 2
     arrays = {
         "tokens": np.concatenate([tokens for _, _, tokens in kept]),
         "offsets": np.cumsum([0] + [len(tokens) for _, _, tokens in kept], dtype=np.int64),
-        "labels": np.asarray([sample.labels for _, sample, _ in kept], np.float32),
+        "labels": np.asarray([unrated if paired else s.labels for s in samples], np.float32),
         "groups": numbers,
         "shared": beginnings([tokens for _, _, tokens in kept], numbers),
-        "rows": np.asarray([sample.row for _, sample, _ in kept], np.int32),
+        "rows": np.asarray([sample.row for sample in samples], np.int32),
+        "chosen": (np.arange(len(kept)) % 2 == 0) & paired,
+        "strengths": np.asarray([sample.strength for sample in samples], np.float32),
     }
     return arrays, dict(counts)
+
+
+def _repetitions(pairs: Counter[tuple[bytes, bytes]]) -> dict[str, int]:
+    """Pairs that were kept though they say something again, or its opposite."""
+    again = sum(count - 1 for count in pairs.values())
+    opposed = sum(count for (a, b), count in pairs.items() if (b, a) in pairs)
+    said = {"of these repeat another": again, "of these contradict another": opposed}
+    return {reason: count for reason, count in said.items() if count}
 
 
 def _encode(sample: Sample, tokenizer: Tokenizer) -> np.ndarray:
@@ -190,13 +244,15 @@ def _encode(sample: Sample, tokenizer: Tokenizer) -> np.ndarray:
         raise UserError(f"{sample.where}: {error}") from error
 
 
-def _why_not(members: Sequence[Sample], tokens: Sequence[np.ndarray]) -> str:
+def _why_not(members: Sequence[Sample], tokens: Sequence[np.ndarray], drop_ties: bool) -> str:
     """Why nothing can be learned from a sample or a pair; empty if something can."""
     if len(tokens) < len(members):
         return "dropped: an empty response"
     if len(members) == 1:
         return "dropped: no label" if all(np.isnan(members[0].labels)) else ""
-    return "dropped: chosen equals rejected" if np.array_equal(tokens[0], tokens[1]) else ""
+    if np.array_equal(tokens[0], tokens[1]):
+        return "dropped: chosen equals rejected"
+    return "dropped: a tie" if drop_ties and members[0].strength == 0 else ""
 
 
 def truncate_left(tokens: np.ndarray, max_length: int, bos: int | None) -> np.ndarray:
@@ -226,9 +282,7 @@ def _write(entry: Path, arrays: dict[str, np.ndarray], counts: dict[str, int]) -
         shutil.rmtree(partial)
 
 
-def _read(
-    entry: Path, attributes: tuple[str, ...], source: str, key: str, pairs: bool
-) -> TokenizedData:
+def _read(entry: Path, attributes: tuple[str, ...], source: str, key: str) -> TokenizedData:
     def array(name: str) -> np.ndarray:
         return np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 
@@ -240,10 +294,11 @@ def _read(
         groups=np.asarray(array("groups")),
         shared=np.asarray(array("shared")),
         rows=np.asarray(array("rows")),
+        chosen=np.asarray(array("chosen")),
+        strengths=np.asarray(array("strengths")),
         counts=json.loads((entry / "counts.json").read_text()),
         source=source,
         key=key,
-        pairs=pairs,
     )
 
 
@@ -268,6 +323,8 @@ def in_memory(
         groups=groups[order],
         shared=beginnings(members, groups[order]),
         rows=order.astype(np.int32) + 1,
+        chosen=np.zeros(len(members), bool),
+        strengths=np.full(len(members), np.nan, np.float32),
         counts={},
         source="memory",
         key="",
@@ -304,12 +361,38 @@ def subset(data: TokenizedData, samples: np.ndarray) -> TokenizedData:
         groups=groups,
         shared=data.shared[samples],
         rows=data.rows[samples],
+        chosen=data.chosen[samples],
+        strengths=data.strengths[samples],
         counts=data.counts
         | {
             "kept": len(samples) // data.samples_together,
             "prompts": int(groups.max(initial=-1)) + 1,
             "on the other side of the split": (len(data) - len(samples)) // data.samples_together,
         },
+        key=digest.hexdigest()[:32],
+    )
+
+
+def join(rated: TokenizedData, pairs: TokenizedData) -> TokenizedData:
+    """Rated samples and then pairs; a prompt that both have counts as two."""
+    digest = hashlib.sha256(f"{rated.key} {pairs.key}".encode())
+
+    def both(name: str) -> np.ndarray:
+        return np.concatenate([getattr(rated, name), getattr(pairs, name)])
+
+    return TokenizedData(
+        attributes=rated.attributes,
+        tokens=both("tokens"),
+        offsets=np.concatenate([rated.offsets, pairs.offsets[1:] + rated.offsets[-1]]),
+        labels=both("labels"),
+        groups=np.concatenate([rated.groups, pairs.groups + rated.groups[-1] + 1]),
+        shared=both("shared"),
+        rows=both("rows"),
+        chosen=both("chosen"),
+        strengths=both("strengths"),
+        counts={f"ratings {name}": count for name, count in rated.counts.items()}
+        | {f"pairs {name}": count for name, count in pairs.counts.items()},
+        source=f"{rated.source} and {pairs.source}",
         key=digest.hexdigest()[:32],
     )
 
