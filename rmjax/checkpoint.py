@@ -21,13 +21,16 @@ def _loss(metrics: Any) -> float:
 
 
 def _chunks(key: Any, value: Any) -> Any:
-    """How an array is cut for storage: along its first axis, the layers, before any other.
+    """How an array is cut for storage: along the layers, where it has any, before any other axis.
 
     Left alone, Orbax makes one chunk of all that a device holds, and whoever wants one layer, as
-    conversion does, decodes them all.
+    conversion does, decodes them all. An axis so named it cuts into single places, so nothing but
+    layers may be: of an embedding each row of each device would become a chunk.
     """
     options = ocp.options.ArrayOptions.Saving.StorageOptions
-    return options(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,)) if np.ndim(value) else None
+    stacked = any(getattr(part, "key", None) == "layers" for part in key)
+    first = (0,) if stacked else ()
+    return options(chunk_byte_size=_CHUNK_BYTES, shard_axes=first) if np.ndim(value) else None
 
 
 class Checkpoints:

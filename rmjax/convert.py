@@ -17,7 +17,7 @@ start each with --processes=N and --process=0 to N-1. They need not start or end
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -97,7 +97,7 @@ def hf_to_orbax(
         write_model_files(files, source.llama, tokenizer, card)
         work.prepare(model)
 
-    return notes + _convert(work, source, dst, plan, prepare, Share(process, processes))
+    return notes + convert_pieces(work, [source], dst, plan, prepare, Share(process, processes))
 
 
 def orbax_to_hf(
@@ -148,7 +148,7 @@ def orbax_to_hf(
     ]
     if lora.rank:
         notes.append(f"merged into the weights: adapters for {', '.join(lora.targets)}")
-    return notes + _convert(work, source, dst, plan, prepare, Share(process, processes))
+    return notes + convert_pieces(work, [source], dst, plan, prepare, Share(process, processes))
 
 
 def orbax_to_peft(src: str, dst: str, *, process: int = 0, processes: int = 1) -> list[str]:
@@ -186,7 +186,7 @@ def orbax_to_peft(src: str, dst: str, *, process: int = 0, processes: int = 1) -
         work.prepare(files, model)
 
     notes = [f"{len(work.keys)} tensors for {card.source}; head: {', '.join(card.attributes)}"]
-    return notes + _convert(work, source, dst, plan, prepare, Share(process, processes))
+    return notes + convert_pieces(work, [source], dst, plan, prepare, Share(process, processes))
 
 
 def _open_orbax(src: str) -> tuple[Pretrained, Path, ModelCard]:
@@ -208,13 +208,30 @@ class _Work(Protocol):
     def complete(self, model: Path) -> None: ...
 
 
-def _convert(
-    work: _Work, source: Pretrained, dst: str, plan: dict[str, Any], prepare: Any, share: Share
+def convert_pieces(
+    work: _Work,
+    sources: Sequence[Pretrained],
+    dst: str,
+    plan: dict[str, Any],
+    prepare: Callable[[Path, Path], None],
+    share: Share,
 ) -> list[str]:
-    """Converts this process's share of the pieces; returns what there is to say."""
-    _check_apart(source, dst)
+    """Converts this process's share of the pieces; returns what there is to say.
+
+    Args:
+      work: how a piece is read, written and read back.
+      sources: what it reads; a conversion of files that changed since is not continued.
+      dst: directory to make; must not exist or be empty.
+      plan: with `command`, what else must be the same for a conversion to be continued.
+      prepare: see `unfinished.unfinished`.
+      share: this process's.
+
+    Raises:
+      UserError: see `unfinished.unfinished`; or what was written is not what is read back.
+    """
+    _check_apart(sources, dst)
     plan |= {
-        "files of the source": _state(source),
+        "files of the source": "-".join(map(_state, sources)),
         "pieces": xxhash.xxh3_64_hexdigest(repr(work.pieces).encode()),
     }
     mine, notes = work.pieces[share.process :: share.processes], []
@@ -268,12 +285,13 @@ def _checksum(block: np.ndarray) -> str:
     return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
 
 
-def _check_apart(source: Pretrained, dst: str) -> None:
-    """Raises a `UserError` if the target would be written into the source."""
+def _check_apart(sources: Sequence[Pretrained], dst: str) -> None:
+    """Raises a `UserError` if the target would be written into a source."""
     target = Path(dst).expanduser().resolve()
-    for place in (source.files, source.weights):
-        if isinstance(place, Path) and place.resolve() in target.parents:
-            raise UserError(f"{target}: inside of the source {place}; choose another target")
+    for source in sources:
+        for place in (source.files, source.weights):
+            if isinstance(place, Path) and place.resolve() in target.parents:
+                raise UserError(f"{target}: inside of the source {place}; choose another target")
 
 
 def _state(source: Pretrained) -> str:

@@ -1,6 +1,5 @@
 """From Hugging Face's tensors to an Orbax model: what `convert` does to each piece."""
 
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from rmjax.store import (
     read_block,
     write_metadata,
 )
-from rmjax.weights import Weights, hf_keys, to_hf
+from rmjax.weights import Weights, common_dtype, hf_keys, to_hf
 
 
 class ToOrbax:
@@ -48,11 +47,7 @@ class ToOrbax:
         """The dtype of a parameter; layers of unequal precision share the widest."""
         if row.path == "head" and self._head is not None:
             return self._head.dtype
-        dtypes = {self._weights.dtype(key) for key in self._keys[row.path]}
-        if len(dtypes) == 1:
-            return dtypes.pop()
-        # float16 and bfloat16 hold each other's values only as float32, which numpy would not pick.
-        return functools.reduce(np.promote_types, dtypes, np.dtype(np.float32))
+        return common_dtype(self._weights, self._keys[row.path])
 
     def _shape(self, row: Parameter) -> list[int]:
         return [self._sizes[axis] for axis in row.all_axes]

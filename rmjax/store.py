@@ -103,25 +103,36 @@ def create_array(
     ).result()
 
 
-def open_array(params: Path, path: str, *, partial: bool = False) -> ts.TensorStore:
+def written_by_orbax(params: Path) -> bool:
+    """Whether Orbax saved these arrays, as of a run, or `create_array` made them."""
+    return (params / "manifest.ocdbt").exists()
+
+
+def open_array(
+    params: Path, path: str, *, partial: bool = False, context: ts.Context | None = None
+) -> ts.TensorStore:
     """Opens the array of a parameter, whether Orbax or `create_array` wrote it.
 
     Args:
       params: the directory of the arrays.
       path: of the parameter.
       partial: open it for writing, and do not ask whether all of it is there.
+      context: of TensorStore; with a cache, chunks that were read are kept in it.
 
     Raises:
       UserError: it is not there, or damaged.
     """
-    if (params / "manifest.ocdbt").exists():
+    if written_by_orbax(params):
         base = {"driver": "file", "path": f"{params}/"}  # as a URL it would have to be absolute
         kvstore = {"driver": "ocdbt", "base": base, "path": f"{_name(path)}/"}
     else:
         kvstore = {"driver": "file", "path": f"{params / _name(path)}/"}
     spec = {"driver": "zarr3", "kvstore": kvstore, "store_data_equal_to_fill_value": True}
     with _damage(params, path, "missing or damaged"):
-        array = ts.open(spec, read=True, write=partial).result()
+        recheck = None if context is None else False  # what is kept is not asked for again
+        array = ts.open(
+            spec, read=True, write=partial, context=context, recheck_cached_data=recheck
+        ).result()
     if kvstore["driver"] == "file" and not partial:
         # zarr reads a file that is not there as zeros: count, or a lost one is a wrong model.
         files: Any = array.chunk_layout.write_chunk.shape

@@ -6,6 +6,7 @@ own, except that today's date is taken out of it, and there is exactly one BOS.
 
 import contextlib
 import datetime
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,28 @@ def encode(tokenizer: Tokenizer, messages: list[Message]) -> np.ndarray:
 
 def _adds_bos(tokenizer: Tokenizer) -> bool:
     return tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def differences(one: Tokenizer, other: Tokenizer) -> list[str]:
+    """What differs of two tokenizers that may give a conversation other tokens.
+
+    Padding does not: an exported model has a pad token of its own, see `pad_token_id`.
+    """
+    first, second = _made_of(one), _made_of(other)
+    return [name for name in first if first[name] != second[name]]
+
+
+def _made_of(tokenizer: Tokenizer) -> dict[str, Any]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = json.loads(backend.to_str()) if backend is not None else {}
+    steps = ("normalizer", "pre_tokenizer", "post_processor")
+    return {
+        "vocabulary": (tokenizer.get_vocab(), parts.get("model")),
+        "added tokens": parts.get("added_tokens"),
+        "splitting": ([parts.get(step) for step in steps], tokenizer.split_special_tokens),
+        "BOS or EOS": (tokenizer.bos_token, tokenizer.eos_token),
+        "chat template": tokenizer.chat_template,
+    }
 
 
 def pad_token_id(tokenizer: Tokenizer) -> int:

@@ -136,8 +136,7 @@ def unfinished(
       UserError: `dst` is there and not empty, or cannot be made; the disk is full; what is there
         is of another plan, or in use. After an error what is done stays, and the message says so.
     """
-    final = Path(dst).expanduser().resolve()
-    _check_target(final)
+    final = check_target(dst)
     directory = final.with_name(final.name + ".partial")
     plan = json.loads(json.dumps(plan))
     with disk_errors(str(final)):
@@ -175,11 +174,14 @@ def _leave(under_way: Unfinished, share: Share, error: BaseException) -> None:
     error.add_note(kept)
 
 
-def _check_target(final: Path) -> None:
+def check_target(dst: str) -> Path:
+    """The path of a target; raises a `UserError` if it exists and is not empty."""
+    final = Path(dst).expanduser().resolve()
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise UserError(f"{final}: already exists and is not empty; choose another target")
     if final.is_mount():
         raise UserError(f"{final}: a mount point, which cannot be replaced; name a directory in it")
+    return final
 
 
 def _drop_other(directory: Path, plan: dict[str, Any], share: Share) -> list[str]:

@@ -4,6 +4,7 @@ Nothing here runs code from a file: PyTorch's pickled `.bin` files are refused.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -190,6 +191,38 @@ def hf_index(
         start, stop, _ = index.get(first, slice(None)).indices(sizes[first])
         found.append(slice(start * unit, stop * unit))
     return tuple(found)
+
+
+def our_index(row: Parameter, index: Sequence[slice], sizes: Mapping[str, int]) -> dict[str, slice]:
+    """The places of ours, by axis, that a block of a parameter's HF tensor holds.
+
+    The inverse of `hf_index`.
+
+    Args:
+      row: the parameter.
+      index: of the block, one slice an axis from the left; an axis that is not there is whole.
+      sizes: of every axis.
+
+    Raises:
+      ValueError: an axis of HF's is cut inside of what one place of ours stands for.
+    """
+    found = {}
+    for (first, *rest), part in zip(hf_groups(row), index):
+        unit = math.prod(sizes[axis] for axis in rest)
+        start, stop, _ = part.indices(sizes[first] * unit)
+        if start % unit or stop % unit:
+            raise ValueError(f"{row.hf_key}: {start}:{stop} is not a whole number of {first!r}")
+        found[first] = slice(start // unit, stop // unit)
+    return found
+
+
+def common_dtype(weights: Weights, keys: Sequence[str]) -> np.dtype:
+    """The dtype of tensors that become one array; of unequal precision, one that holds all."""
+    dtypes = {weights.dtype(key) for key in keys}
+    if len(dtypes) == 1:
+        return dtypes.pop()
+    # float16 and bfloat16 hold each other's values only as float32, which numpy would not pick.
+    return functools.reduce(np.promote_types, dtypes, np.dtype(np.float32))
 
 
 def hf_groups(row: Parameter) -> list[list[str]]:

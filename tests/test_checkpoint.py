@@ -40,6 +40,7 @@ from rmjax.processes import Preemption
 from rmjax.rows import BATCH_AXES
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import TrainState, abstract_state, make_train_step
+from rmjax.store import open_array
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,17 @@ def test_three_and_three_steps_are_six(six, copy):
     assert stored["config"] == as_flat_dict(tiny_config(copy, eval__every=2, checkpoint__every=1))
     lines = [line for line in numbers(copy) if "loss" in line]
     assert lines == [line for line in numbers(six) if "loss" in line]
+
+
+def test_layers_are_stored_apart_and_an_embedding_is_not_cut_into_rows(three):
+    params = three / "checkpoints" / "3" / "params"
+    for path in ("embed", "layers/q", "head", "final_norm"):
+        array = open_array(params, path)
+        expected = tuple(array.shape)
+        if path.startswith("layers/"):
+            assert expected[0] > 1
+            expected = (1, *expected[1:])
+        assert array.chunk_layout.read_chunk.shape == expected, path
 
 
 def test_moments_in_bfloat16_continue_to_the_same_bits(tmp_path):
