@@ -142,7 +142,7 @@ def open_parents(weak: str, strong: str) -> Parents:
 
 def check_alpha(alpha: float) -> float:
     """The `alpha` given; raises a `UserError` if it is not finite, in float32 too."""
-    if not abs(alpha) <= np.finfo(np.float32).max:
+    if not abs(alpha) <= float(np.finfo(np.float32).max):
         raise UserError(f"alpha = {alpha}: expected a finite number; 0 is WEAK, 1 is STRONG")
     return alpha
 
