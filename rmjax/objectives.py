@@ -105,22 +105,12 @@ def _sum_of_ratings(targets: Targets) -> jax.Array:
 # ---- pairs --------------------------------------------------------------------------------------
 
 
-def _gather(x: Float32[Array, "... S C"], slots: jax.Array) -> Float32[Array, "... P C"]:
-    return jnp.take_along_axis(x, slots[..., None], axis=-2)
-
-
-def pair_margins(scores: Scores, pairs: Pairs, column: int) -> Rewards:
-    """Reward of the chosen less that of the rejected; 0 where there is no pair.
-
-    Args:
-      scores: of the slots.
-      pairs: of the slots.
-      column: of the head, that holds the reward.
-    """
-    reward = scores[..., column : column + 1]
-    margin = _gather(reward, pairs.chosen) - _gather(reward, pairs.rejected)
-    assert margin.shape[:-1] == pairs.weights.shape, (margin.shape, pairs.weights.shape)
-    return jnp.where(pairs.weights > 0, margin[..., 0], 0.0)
+def _rewards(scores: Scores, pairs: Pairs, column: int) -> tuple[Rewards, Rewards]:
+    """Of the chosen and of the rejected; 0 where there is no pair, whose slots hold anything."""
+    reward = scores[..., column]
+    found = [jnp.take_along_axis(reward, s, axis=-1) for s in (pairs.chosen, pairs.rejected)]
+    chosen, rejected = (jnp.where(pairs.weights > 0, r, 0.0) for r in found)
+    return chosen, rejected
 
 
 def _pair_weights(pairs: Pairs, config: PreferenceConfig) -> Rewards:
@@ -134,10 +124,6 @@ def _cross_entropy(margins: Rewards, pairs: Pairs, config: PreferenceConfig) -> 
     return p * jax.nn.softplus(-margins) + (1 - p) * jax.nn.softplus(margins)
 
 
-def _bradley_terry(margins: Rewards, pairs: Pairs, config: PreferenceConfig) -> Rewards:
-    return _cross_entropy(margins, pairs, config)
-
-
 def _margin_bradley_terry(margins: Rewards, pairs: Pairs, config: PreferenceConfig) -> Rewards:
     assert margins.shape == pairs.strengths.shape  # a margin for each pair, none for all pairs
     return _cross_entropy(margins - pairs.strengths, pairs, config)
@@ -149,7 +135,7 @@ def _scaled_bradley_terry(margins: Rewards, pairs: Pairs, config: PreferenceConf
 
 
 _OF_MARGINS = {
-    "bradley_terry": _bradley_terry,
+    "bradley_terry": _cross_entropy,
     "margin_bradley_terry": _margin_bradley_terry,
     "scaled_bradley_terry": _scaled_bradley_terry,
 }
@@ -160,18 +146,13 @@ OBJECTIVES = ("regression", *_OF_MARGINS)
 def _pair_term(name: str, column: int, config: PreferenceConfig) -> Term:
     def loss(scores: Scores, targets: Targets) -> jax.Array:
         pairs = targets.pairs
-        found = _OF_MARGINS[name](pair_margins(scores, pairs, column), pairs, config)
+        chosen, rejected = _rewards(scores, pairs, column)
+        found = _OF_MARGINS[name](chosen - rejected, pairs, config)
         if config.centring:
-            found += config.centring * jnp.square(_sums(scores, pairs, column))
+            found += config.centring * jnp.square(chosen + rejected)
         return jnp.sum(_pair_weights(pairs, config) * found)
 
     return Term(loss, lambda targets: jnp.sum(_pair_weights(targets.pairs, config)))
-
-
-def _sums(scores: Scores, pairs: Pairs, column: int) -> Rewards:
-    reward = scores[..., column : column + 1]
-    total = _gather(reward, pairs.chosen) + _gather(reward, pairs.rejected)
-    return jnp.where(pairs.weights > 0, total[..., 0], 0.0)
 
 
 # ---- by name ------------------------------------------------------------------------------------

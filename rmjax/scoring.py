@@ -115,8 +115,6 @@ def evaluate(
 def objective_value(
     objective: Objective, scores: Float32[np.ndarray, "N A"], data: TokenizedData
 ) -> float:
-    """The objective over all samples of `data` at once, on a CPU."""
+    """The objective over all samples of `data` at once."""
     targets = make_targets(data, np.arange(len(data))[None])
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        found = objective.loss(jnp.asarray(scores[None]), targets, objective.weights(targets))
-    return float(found)
+    return float(objective.loss(jnp.asarray(scores[None]), targets, objective.weights(targets)))

@@ -7,8 +7,11 @@ import pytest
 from test_train import numbers, parts, run, tiny_config
 
 from rmjax.config import validate
-from rmjax.data.batches import plan_steps, row_shape, training_batches
+from rmjax.data.batches import evaluation_batches, plan_steps, row_shape, training_batches
 from rmjax.errors import UserError
+from rmjax.experiment import config_objective
+from rmjax.scoring import evaluate, score_data
+from rmjax.step import make_score, random_params
 
 PAIRS = dict(objective="scaled_bradley_terry", data__compare="helpfulness")
 MIXED = PAIRS | dict(
@@ -62,6 +65,25 @@ def test_pairs_stay_whole_at_any_batch_size():
         assert rated == int((~np.isnan(data.labels)).sum())
         assert np.isnan(data.labels[data.chosen | second]).all()
     assert held.chosen.any() and not held.chosen.all()
+
+
+def test_pairs_are_judged_by_the_column_they_train():
+    """Margins, loss and lengths by numpy from the scores of every held-out sample."""
+    config = tiny_config("unused", **MIXED)
+    model, _, held = parts(config)
+    batches = evaluation_batches(held, row_shape(held, rows=2, length=256))
+    params, score, sharding = random_params(model, 1), make_score(model), model.options.sharding
+    objective = config_objective(config)
+    found = evaluate(score, params, batches, np.zeros(3), objective, sharding)
+    scores = score_data(score, params, batches, sharding).astype(np.float64)
+    first = np.flatnonzero(held.chosen)
+    margins, strengths = scores[first, 2] - scores[first + 1, 2], held.strengths[first]
+    assert found.pairs is not None and found.pairs.attribute == "reward"
+    assert found.pairs.mean_margin == pytest.approx(margins.mean(), rel=1e-5)
+    assert found.pairs.accuracy == pytest.approx((margins > 0).mean())
+    squared = np.nanmean((scores - held.labels) ** 2)
+    scaled = np.mean(strengths * np.logaddexp(0, -margins))
+    assert found.loss == pytest.approx(squared + 0.5 * scaled, rel=1e-5)
 
 
 def test_a_run_on_pairs_alone(tmp_path):
