@@ -47,12 +47,14 @@ class Score:
       value: the scalar reward, by `rule`.
       rule: an attribute, a published vector's name, or the weights.
       tokens: length of the templated conversation.
+      cut: how many more there were in front, with `over_long="truncate_left"`.
     """
 
     attributes: dict[str, float]
     value: float
     rule: str
     tokens: int
+    cut: int = 0
 
     def __repr__(self) -> str:
         width = _width(self.attributes)
@@ -100,6 +102,23 @@ def _width(names: Iterable[str]) -> int:
     return max([16, *map(len, names)])
 
 
+@dataclasses.dataclass
+class Work:
+    """What a scorer has computed so far.
+
+    Attributes:
+      conversations: different ones.
+      tokens: theirs, each alone.
+      computed: tokens computed, beginnings that siblings share once.
+      places: of rows, padding included.
+    """
+
+    conversations: int = 0
+    tokens: int = 0
+    computed: int = 0
+    places: int = 0
+
+
 class Scorer:
     """A loaded reward model; make one with `rmjax.load`."""
 
@@ -116,6 +135,7 @@ class Scorer:
         self.model, self.params, self.tokenizer, self.card = model, params, tokenizer, card
         self.rule, self.over_long, self.share_prompts = rule, over_long, share_prompts
         self.max_length = card.max_length or model.config.max_position_embeddings
+        self.work = Work()
         self._score = make_score(model)
 
     @property
@@ -157,7 +177,8 @@ class Scorer:
         Raises:
           UserError: one of them is not a conversation, or too long; it says which.
         """
-        tokens = [self._tokens(c, number) for number, c in enumerate(conversations)]
+        encoded = [self._tokens(c, number) for number, c in enumerate(conversations)]
+        tokens, cuts = [t for t, _ in encoded], [cut for _, cut in encoded]
         prompts = [json.dumps([(m["role"], m["content"]) for m in c[:-1]]) for c in conversations]
         # The same conversation is computed once, so that it has the same score to the last bit.
         number_of: dict[bytes, int] = {}
@@ -172,8 +193,14 @@ class Scorer:
             )
         values = scores.astype(np.float64) @ self.rule.vector(self.attributes).astype(np.float64)
         return [
-            Score(dict(zip(self.attributes, map(float, row))), float(value), self.rule.name, len(t))
-            for row, value, t in zip(scores, values, tokens)
+            Score(
+                dict(zip(self.attributes, map(float, row))),
+                float(value),
+                self.rule.name,
+                len(t),
+                cut,
+            )
+            for row, value, t, cut in zip(scores, values, tokens, cuts)
         ]
 
     def _compute(
@@ -182,11 +209,15 @@ class Scorer:
         """Scores of token sequences; those with the same prompt share what they begin with."""
         scores = np.empty((len(tokens), len(self.attributes)), np.float32)
         batches = self._plan(tokens, prompts) if tokens else []
+        self.work.conversations += len(tokens)
+        self.work.tokens += sum(map(len, tokens))
         for shape, rows in track(
             batches, description="scoring", disable=len(batches) < _BAR_FROM, transient=True
         ):
             groups = [[group for _, group in row] for row in rows]
             arrays = make_rows(groups, shape.rows, shape)
+            self.work.computed += int((arrays.segments > 0).sum())
+            self.work.places += arrays.segments.size
             found = np.asarray(
                 self._score(self.params, put(arrays, ROWS_AXES, self.model.options.sharding))
             )
@@ -195,7 +226,8 @@ class Scorer:
                 scores[members] = found[number, : len(members)]
         return scores
 
-    def _tokens(self, messages: Sequence[Message], number: int) -> np.ndarray:
+    def _tokens(self, messages: Sequence[Message], number: int) -> tuple[np.ndarray, int]:
+        """Those of a conversation, and how many were cut away in front."""
         where = f"conversation {number}"
         if not isinstance(messages, list | tuple) or not all(isinstance(m, dict) for m in messages):
             raise UserError(
@@ -222,8 +254,9 @@ class Scorer:
                     f"{where}: {len(tokens)} tokens, the model was trained with up to "
                     f"{self.max_length}; shorten it, or load with over_long='truncate_left'"
                 )
-            tokens = truncate_left(tokens, self.max_length, self.tokenizer.bos_token_id)
-        return tokens
+            kept = truncate_left(tokens, self.max_length, self.tokenizer.bos_token_id)
+            return kept, len(tokens) - len(kept)
+        return tokens, 0
 
     def _plan(
         self, tokens: Sequence[np.ndarray], prompts: Sequence[str]

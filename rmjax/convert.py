@@ -42,7 +42,6 @@ from rmjax.streaming import for_each_piece, keep_freed_memory
 from rmjax.unfinished import Share, Unfinished, unfinished
 
 _SHARD_BYTES = 5_000_000_000
-_HEADER_BYTES = 1 << 20  # of a file of weights: more than any header
 
 
 def hf_to_orbax(
@@ -231,7 +230,7 @@ def convert_pieces(
     """
     _check_apart(sources, dst)
     plan |= {
-        "files of the source": "-".join(map(_state, sources)),
+        "files of the source": "-".join(source.state() for source in sources),
         "pieces": xxhash.xxh3_64_hexdigest(repr(work.pieces).encode()),
     }
     mine, notes = work.pieces[share.process :: share.processes], []
@@ -292,24 +291,6 @@ def _check_apart(sources: Sequence[Pretrained], dst: str) -> None:
         for place in (source.files, source.weights):
             if isinstance(place, Path) and place.resolve() in target.parents:
                 raise UserError(f"{target}: inside of the source {place}; choose another target")
-
-
-def _state(source: Pretrained) -> str:
-    """What changes when a file of the source does: names, sizes, times, and headers of weights."""
-    digest = xxhash.xxh3_64()
-    weights = source.weights
-    files = [file for file in source.files.glob("*") if file.is_file()]
-    if isinstance(weights, Path):
-        files += [file for file in weights.rglob("*") if file.is_file()]
-    else:
-        files += weights.files()
-        for file in weights.files():
-            with open(file, "rb") as opened:
-                digest.update(opened.read(_HEADER_BYTES))
-    for file in sorted(set(files)):
-        stat = file.stat()
-        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 def _check_names(attributes: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import xxhash
 from orbax.checkpoint import v1 as ocp
 
 from rmjax import checkpoint
@@ -40,6 +41,7 @@ from rmjax.weights import (
     read_json,
 )
 
+_HEADER_BYTES = 1 << 20  # of a file of weights: more than any header
 WEIGHTS = "checkpoint"  # a converted model's Orbax checkpoint, inside its directory
 
 
@@ -73,6 +75,22 @@ class Pretrained:
     def has_head(self) -> bool:
         """Whether `load_params` finds a head, or makes one."""
         return self.card is not None
+
+    def state(self) -> str:
+        """What changes when a file does: names, sizes, times, and headers of weights."""
+        digest = xxhash.xxh3_64()
+        files = [file for file in self.files.glob("*") if file.is_file()]
+        if isinstance(self.weights, Path):
+            files += [file for file in self.weights.rglob("*") if file.is_file()]
+        else:
+            files += self.weights.files()
+            for file in self.weights.files():
+                with open(file, "rb") as opened:
+                    digest.update(opened.read(_HEADER_BYTES))
+        for file in sorted(set(files)):
+            stat = file.stat()
+            digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
 
     def without_head(self) -> "Pretrained":
         """The same model, whose head is to be a fresh one."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32, Float64
 
 from rmjax.errors import UserError
 
@@ -29,6 +29,11 @@ PUBLISHED: dict[str, dict[str, float]] = {
     },
     "goodness": {"helpfulness": 0.65, "correctness": 0.8, "coherence": 0.45},
 }
+# The benchmark that a vector was fitted on: its score there is too high.
+FITTED_ON = {
+    "llama3_70b_rewardbench": "reward-bench",
+    "nemotron4_340b_rewardbench": "reward-bench",
+}
 
 
 class ScalarRule(NamedTuple):
@@ -40,6 +45,12 @@ class ScalarRule(NamedTuple):
     def vector(self, attributes: Sequence[str]) -> Float32[np.ndarray, "A"]:
         """One weight an attribute, in order; 0 where the rule names none."""
         return np.asarray([self.weights.get(name, 0.0) for name in attributes], np.float32)
+
+    def values(
+        self, scores: Float[np.ndarray, "*N A"], attributes: Sequence[str]
+    ) -> Float64[np.ndarray, "*N"]:
+        """The number that each row of attributes becomes."""
+        return scores.astype(np.float64) @ self.vector(attributes).astype(np.float64)
 
 
 def scalar_rule(rule: str | Mapping[str, float], attributes: Sequence[str]) -> ScalarRule:

@@ -220,7 +220,7 @@ def test_attention_can_be_chosen(hf, scorer, monkeypatch):
 
 
 def tokens_of(scorer, conversations):
-    tokens = [scorer._tokens(c, i) for i, c in enumerate(conversations)]
+    tokens = [scorer._tokens(c, i)[0] for i, c in enumerate(conversations)]
     return tokens, [str(c[:-1]) for c in conversations]
 
 

@@ -21,7 +21,7 @@ from rmjax.errors import UserError
 from rmjax.tokenizer import Message
 
 GENERATED = "generated:"
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 _STRENGTHS = ("margin", "strength")  # fields
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation"}
 _MASKED = -100  # what NeMo's files put where a label is missing
@@ -110,36 +110,54 @@ def read_pairs(source: str, split: str) -> list[tuple[Sample, Sample]]:
             "'helpfulness' makes pairs of them"
         )
     for number, row in enumerate(_read_rows(source, split), start=1):
-        where = f"{name} row {number}"
-        fields = ("chosen", "rejected")
-        if "preference_strength" in row:
-            _check_fields(row, ("prompt", "response_1", "response_2"), where)
-            if _SPLITS.get(str(row.get("split")), split) != split:
-                continue
-            signed = _number(row, "preference_strength", where)
-            fields = ("response_2", "response_1") if signed > 0 else ("response_1", "response_2")
-            strength = abs(signed)
-        else:
-            _check_fields(row, fields, where)
-            strength = _strength(row, where)
-        found = []
-        for field in fields:
-            try:
-                messages, response = parse_response(row.get("prompt"), row[field])
-            except ValueError as error:
-                raise UserError(f"{where}: field {field!r} {error}") from error
-            found.append(Sample(messages, response, (), where, number, strength))
-        pairs.append(tuple(found))
+        pair = pair_of_row(row, f"{name} row {number}", number, split)
+        if pair is not None:
+            pairs.append(pair)
     if not pairs:
         raise UserError(f"{name}: there is no row of the split {split!r} in it")
     return pairs
+
+
+def pair_of_row(
+    row: dict[str, Any], where: str, number: int, split: str
+) -> tuple[Sample, Sample] | None:
+    """The preferred and the other response of a row, in one of the forms of `read_pairs`.
+
+    Args:
+      row: of the data.
+      where: file and row, for messages.
+      number: of the row, from 1.
+      split: the one that is wanted; None is returned for a row that names another.
+
+    Raises:
+      UserError: naming file, row and field.
+    """
+    fields = ("chosen", "rejected")
+    if "preference_strength" in row:
+        _check_fields(row, ("prompt", "response_1", "response_2"), where)
+        if _SPLITS.get(str(row.get("split")), split) != split:
+            return None
+        signed = number_field(row, "preference_strength", where)
+        fields = ("response_2", "response_1") if signed > 0 else ("response_1", "response_2")
+        strength = abs(signed)
+    else:
+        _check_fields(row, fields, where)
+        strength = _strength(row, where)
+    found = []
+    for field in fields:
+        try:
+            messages, response = parse_response(row.get("prompt"), row[field])
+        except ValueError as error:
+            raise UserError(f"{where}: field {field!r} {error}") from error
+        found.append(Sample(messages, response, (), where, number, strength))
+    return found[0], found[1]
 
 
 def _strength(row: dict[str, Any], where: str) -> float:
     """What a row says of how much better its chosen response is."""
     for field in _STRENGTHS:
         if row.get(field) is not None:
-            strength = _number(row, field, where)
+            strength = number_field(row, field, where)
             if strength < 0:
                 raise UserError(
                     f"{where}: field {field!r} is {strength:g}: it says that 'rejected' is better; "
@@ -149,7 +167,8 @@ def _strength(row: dict[str, Any], where: str) -> float:
     return math.nan
 
 
-def _number(row: dict[str, Any], field: str, where: str) -> float:
+def number_field(row: dict[str, Any], field: str, where: str) -> float:
+    """A finite number of a row, or a `UserError`."""
     value = row[field]
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
         raise UserError(f"{where}: field {field!r} is {value!r}, expected a number")
@@ -232,11 +251,26 @@ def _check_label(value: Any, field: str, limits: tuple[float, float], where: str
     return float(value)
 
 
+def read_rows(source: str, split: str) -> tuple[str, Iterator[dict[str, Any]]]:
+    """What messages call a source, and its rows as they are.
+
+    Args:
+      source: as in `read_samples`; a local file may also be a `.json` list of objects.
+      split: of the source.
+
+    Raises:
+      UserError: there is no such source, or it cannot be read.
+    """
+    return origin(source, split), _read_rows(source, split)
+
+
 def _read_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
     file = _local_file(source, split)
     if file is None:
         generated = source.startswith(GENERATED)
         return _generated_rows(source, split) if generated else iter(_hub_data(source, split))
+    if file.suffix == ".json":
+        return _json_list(file)
     return _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file)
 
 
@@ -264,6 +298,8 @@ def _local_file(source: str, split: str) -> Path | None:
 def _split_file(directory: Path, split: str) -> Path:
     found = [directory / f"{split}{suffix}" for suffix in _SUFFIXES]
     found = [file for file in found if file.exists()]
+    if not found:  # as the hub stores a data set whose split is one file
+        found = [*directory.glob(f"{split}-*.parquet"), *directory.glob(f"data/{split}-*.parquet")]
     if len(found) != 1:
         names = ", ".join(f"{split}{suffix}" for suffix in _SUFFIXES)
         raise UserError(f"{directory}: expected one of {names}, found {len(found)} of them")
@@ -280,6 +316,16 @@ def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
                 yield _parse_line(line, f"{file} row {number}")
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file}: cannot be read ({error})") from error
+
+
+def _json_list(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{file}: expected a list of JSON objects (or a .jsonl file, one a line)")
+    return iter(rows)
 
 
 def _parse_line(line: bytes, where: str) -> dict[str, Any]:

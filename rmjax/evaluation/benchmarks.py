@@ -1,0 +1,244 @@
+"""The benchmarks, as one table: where they come from, what is in them, and how they are scored.
+
+Counts and rules are those of the benchmarks' own papers and programs:
+
+- RewardBench, arXiv 2403.13787. `math-prm` has 447 rows and weighs as much as the code: 984.
+  The counts of the two xstest subsets are the corrected ones of September 2024.
+- RewardBench 2, arXiv 2506.01937.
+- RM-Bench, arXiv 2410.16184.
+- JudgeBench, arXiv 2410.12784, the pairs of GPT-4o.
+- LLMBar, arXiv 2310.07641. Sections are means of their subsets; so is the overall figure.
+- HelpSteer2, arXiv 2406.08673, and HelpSteer2-Preference, arXiv 2410.01257.
+"""
+
+import dataclasses
+from typing import Literal
+
+Layout = Literal["choices", "judgements", "llmbar", "pairs", "ratings"]
+RuleName = Literal["pairs", "best_of", "styles", "ties", "ratings"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """Items that are counted together.
+
+    Attributes:
+      name: as the data name it.
+      count: how many there are; 0 where that is not known.
+      weight: in its section.
+      rule: how its items are scored, where that is not its benchmark's rule.
+    """
+
+    name: str
+    count: int = 0
+    weight: float = 1.0
+    rule: RuleName | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A named group of subsets; its score is their weighted mean."""
+
+    name: str
+    subsets: tuple[Subset, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """One row of the table.
+
+    Attributes:
+      name: as the command line has it.
+      title: as people write it.
+      source: on the hub, or in the user's words.
+      split: of the source.
+      layout: what its rows look like.
+      rule: how items are scored.
+      sections: in the order of the report; none where subsets are whatever the data hold.
+      overall: the mean of the sections, or of all items.
+      ties: the credit of equal values in a pair.
+    """
+
+    name: str
+    title: str
+    source: str
+    split: str
+    layout: Layout
+    rule: RuleName
+    sections: tuple[Section, ...] = ()
+    overall: Literal["sections", "items"] = "sections"
+    ties: float = 0.0
+
+
+def _counted(**counts: int) -> tuple[Subset, ...]:
+    """Subsets that weigh what they count."""
+    return tuple(Subset(name, n, n) for name, n in counts.items())
+
+
+def _section(name: str, counts: dict[str, int]) -> Section:
+    return Section(name, _counted(**counts))
+
+
+_REWARD_BENCH = (
+    _section(
+        "Chat",
+        {
+            "alpacaeval-easy": 100,
+            "alpacaeval-length": 95,
+            "alpacaeval-hard": 95,
+            "mt-bench-easy": 28,
+            "mt-bench-med": 40,
+        },
+    ),
+    _section(
+        "Chat Hard",
+        {
+            "mt-bench-hard": 37,
+            "llmbar-natural": 100,
+            "llmbar-adver-neighbor": 134,
+            "llmbar-adver-GPTInst": 92,
+            "llmbar-adver-GPTOut": 47,
+            "llmbar-adver-manual": 46,
+        },
+    ),
+    _section(
+        "Safety",
+        {
+            "refusals-dangerous": 100,
+            "refusals-offensive": 100,
+            "xstest-should-refuse": 154,
+            "xstest-should-respond": 250,
+            "donotanswer": 136,
+        },
+    ),
+    Section(
+        "Reasoning",
+        (
+            Subset("math-prm", 447, 984.0),
+            *_counted(**{f"hep-{x}": 164 for x in ("cpp", "go", "java", "js", "python", "rust")}),
+        ),
+    ),
+)
+
+_REWARD_BENCH_2 = (
+    *(
+        _section(name, {name: count})
+        for name, count in {
+            "Factuality": 475,
+            "Precise IF": 160,
+            "Math": 183,
+            "Safety": 450,
+            "Focus": 495,
+        }.items()
+    ),
+    Section("Ties", (Subset("Ties", 102, 1.0, "ties"),)),
+)
+
+_RM_BENCH = {"chat": 129, "math": 529, "code": 228, "safety": 441}
+_JUDGE_BENCH = {"knowledge": 154, "reasoning": 98, "math": 56, "coding": 42}
+_LLMBAR = (
+    Section("Natural", (Subset("Natural", 100),)),
+    Section(
+        "Adversarial",
+        tuple(
+            Subset(name, count)
+            for name, count in {"Neighbor": 134, "GPTInst": 92, "GPTOut": 47, "Manual": 46}.items()
+        ),
+    ),
+)
+
+_ROWS = (
+    Benchmark(
+        name="reward-bench",
+        title="RewardBench",
+        source="allenai/reward-bench",
+        split="filtered",
+        layout="choices",
+        rule="pairs",
+        sections=_REWARD_BENCH,
+    ),
+    Benchmark(
+        name="reward-bench-2",
+        title="RewardBench 2",
+        source="allenai/reward-bench-2",
+        split="test",
+        layout="choices",
+        rule="best_of",
+        sections=_REWARD_BENCH_2,
+    ),
+    Benchmark(
+        name="rm-bench",
+        title="RM-Bench",
+        source="THU-KEG/RM-Bench",
+        split="train",
+        layout="choices",
+        rule="styles",
+        sections=tuple(_section(name, {name: n}) for name, n in _RM_BENCH.items()),
+    ),
+    Benchmark(
+        name="judge-bench",
+        title="JudgeBench",
+        source="ScalerLab/JudgeBench",
+        split="gpt",
+        layout="judgements",
+        rule="pairs",
+        sections=tuple(_section(name, {name: n}) for name, n in _JUDGE_BENCH.items()),
+        overall="items",
+    ),
+    Benchmark(
+        name="llmbar",
+        title="LLMBar",
+        source="Dataset/LLMBar",
+        split="",
+        layout="llmbar",
+        rule="pairs",
+        sections=_LLMBAR,
+    ),
+    Benchmark(
+        name="helpsteer2",
+        title="HelpSteer2, ratings",
+        source="nvidia/HelpSteer2",
+        split="validation",
+        layout="ratings",
+        rule="ratings",
+        overall="items",
+    ),
+    Benchmark(
+        name="helpsteer2-preference",
+        title="HelpSteer2-Preference",
+        source="nvidia/HelpSteer2/preference",
+        split="validation",
+        layout="pairs",
+        rule="pairs",
+        overall="items",
+        ties=0.5,
+    ),
+    # Whatever the user has.
+    Benchmark("pairs", "Pairs", "", "validation", "pairs", "pairs", overall="items", ties=0.5),
+    Benchmark("best-of-n", "Best of n", "", "test", "choices", "best_of", overall="items"),
+    Benchmark("ratings", "Ratings", "", "validation", "ratings", "ratings", overall="items"),
+)
+
+BENCHMARKS = {row.name: row for row in _ROWS}
+# What `python -m rmjax.evaluate MODEL` runs: all that the hub holds as data.
+FROM_HUB = tuple(row.name for row in _ROWS if row.source.count("/") and row.name != "llmbar")
+
+# In JudgeBench's rows a subset is the beginning of the source's name.
+JUDGE_BENCH_SOURCES = {
+    "mmlu-pro": "knowledge",
+    "livebench-reasoning": "reasoning",
+    "livebench-math": "math",
+    "livecodebench": "coding",
+}
+
+RULES = {
+    "pairs": "right where every good response has a higher value than every bad one; a tie is "
+    "{ties}",
+    "best_of": "1 / (responses tied for the highest value) if a good one is among them, else 0",
+    "styles": "share of the nine comparisons of three good and three bad responses: easy, normal "
+    "and hard by style, their plain mean; a tie is wrong",
+    "ties": ".3 tied accuracy + .3 reference accuracy + .2 gap beyond the spread of right answers "
+    "+ .2 the same, also of the reference + .01 tanh(gap / spread - 1)",
+    "ratings": "share of the pairs of responses to a prompt that the value orders as {gold} does, "
+    "equal values counted one half; the mean over prompts",
+}

@@ -1,0 +1,304 @@
+"""Items of a benchmark: responses to one prompt, of which some are better than others."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rmjax.data.conversation import parse_prompt, parse_response
+from rmjax.data.sources import number_field, pair_of_row, read_rows
+from rmjax.errors import UserError
+from rmjax.evaluation.benchmarks import JUDGE_BENCH_SOURCES, Benchmark
+from rmjax.tokenizer import Message
+
+_DECIDING = ("helpfulness", "overall")
+_NOT_RATINGS = ("id", "row", "index", "seed")  # columns of numbers that are no ratings
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """What is judged at once.
+
+    Attributes:
+      id: as the data have it; the row's number where they have none.
+      subset: likewise; empty where they have none.
+      prompt: the conversation up to the responses.
+      responses: the good ones first.
+      good: how many of them are good; 0 where there are ratings instead.
+      where: file and row, for messages.
+      strength: of a pair's preference; 0 in a tie, NaN if nobody said.
+      gold: what each response is worth: 1 if it is good and 0 if not, or the rating that decides,
+        NaN where it is missing.
+      ratings: one mapping a response, of the ratings that are present; empty without ratings.
+    """
+
+    id: str
+    subset: str
+    prompt: tuple[Message, ...]
+    responses: tuple[str, ...]
+    good: int
+    where: str
+    strength: float = float("nan")
+    gold: tuple[float, ...] = ()
+    ratings: tuple[Mapping[str, float], ...] = ()
+
+    def conversations(self) -> list[list[Message]]:
+        """One a response."""
+        return [[*self.prompt, {"role": "assistant", "content": r}] for r in self.responses]
+
+
+class Data:
+    """The items of one benchmark and what became of the rows.
+
+    Attributes:
+      benchmark: which.
+      label: what reports call these data: the benchmark's name, or the user's file.
+      source: where they come from.
+      items: in the order of the data.
+      dropped: rows that are no items, by reason.
+      gold: the rating that decides; empty where responses are good or not.
+    """
+
+    def __init__(self, benchmark: Benchmark, source: str = "", label: str = "", gold: str = ""):
+        """Reads and checks all of it.
+
+        Args:
+          benchmark: a row of the table.
+          source: a file (`.jsonl`, `.jsonl.gz`, `.json`, `.parquet`), a directory of the hub's
+            layout or a hub id; empty for the benchmark's own.
+          label: see above; the benchmark's name if empty.
+          gold: of several ratings the one that decides; if empty helpfulness, overall, or the
+            first column.
+
+        Raises:
+          UserError: naming file, row and field.
+        """
+        self.benchmark, self.label = benchmark, label or benchmark.name
+        self.source = source or benchmark.source
+        self.dropped: Counter[str] = Counter()
+        found = list(_READERS[benchmark.layout](benchmark, self.source))
+        self.gold = _deciding(found, gold, self.source)
+        self.items = [self._with_gold(item) for item in found if not self._drop(item)]
+        if not self.items:
+            raise UserError(
+                f"{self.source}: no item is left of {len(found)} ({dict(self.dropped)})"
+            )
+
+    def _with_gold(self, item: Item) -> Item:
+        gold = [float(number < item.good) for number in range(len(item.responses))]
+        if self.gold:
+            gold = [ratings.get(self.gold, math.nan) for ratings in item.ratings]
+        return dataclasses.replace(item, gold=tuple(gold))
+
+    def _drop(self, item: Item) -> bool:
+        reason = ""
+        if not all(text.strip() for text in item.responses):
+            reason = "an empty response"
+        elif item.strength == 0:
+            reason = "a tie of the people who judged"
+        elif self.benchmark.layout == "pairs" and len(set(item.responses)) == 1:
+            reason = "chosen equals rejected"
+        self.dropped.update([reason] if reason else [])
+        return bool(reason)
+
+    @property
+    def key(self) -> str:
+        """Fingerprint of the items."""
+        digest = hashlib.sha256()
+        for item in self.items:
+            parts = [item.id, item.subset, item.prompt, item.responses, item.good]
+            parts.append([sorted(r.items()) for r in item.ratings])
+            digest.update(json.dumps(parts).encode())
+        return digest.hexdigest()[:32]
+
+
+def _deciding(items: Sequence[Item], wanted: str, source: str) -> str:
+    names = list(dict.fromkeys(name for item in items for r in item.ratings for name in r))
+    if wanted and names and wanted not in names:
+        raise UserError(f"{source}: there is no rating {wanted!r}; there are {', '.join(names)}")
+    known = [name for name in (wanted, *_DECIDING) if name in names]
+    return (known or names or [""])[0]
+
+
+def text_key(messages: Sequence[Message]) -> str:
+    """Fingerprint of a conversation."""
+    said = [(m["role"], m["content"]) for m in messages]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
+
+
+# ---- one reader a layout ------------------------------------------------------------------------
+
+
+def _choices(benchmark: Benchmark, source: str) -> Iterator[Item]:
+    """`prompt`, `chosen` and `rejected`, each of these one response or a list of them."""
+    for number, row, where in _rows(benchmark, source):
+        prompt = _prompt(row, "prompt", where)
+        good, bad = (_responses(row, field, prompt, where) for field in ("chosen", "rejected"))
+        yield Item(
+            id=str(row.get("id", number)),
+            subset=_subset(benchmark, row, where),
+            prompt=prompt,
+            responses=(*good, *bad),
+            good=len(good),
+            where=where,
+        )
+
+
+def _judgements(benchmark: Benchmark, source: str) -> Iterator[Item]:
+    """JudgeBench's: `question`, `response_A`, `response_B`, `label` "A>B" or "B>A", `source`."""
+    for number, row, where in _rows(benchmark, source):
+        texts = [_text(row, field, where) for field in ("response_A", "response_B")]
+        label = _text(row, "label", where)
+        if label not in ("A>B", "B>A"):
+            raise UserError(f"{where}: field 'label' is {label!r}, expected 'A>B' or 'B>A'")
+        yield Item(
+            id=str(row.get("pair_id", number)),
+            subset=_judge_bench_subset(_text(row, "source", where)),
+            prompt=_prompt(row, "question", where),
+            responses=tuple(texts if label == "A>B" else texts[::-1]),
+            good=1,
+            where=where,
+        )
+
+
+def _judge_bench_subset(source: str) -> str:
+    named = [name for start, name in JUDGE_BENCH_SOURCES.items() if source.startswith(start)]
+    return named[0] if named else source
+
+
+def _llmbar(benchmark: Benchmark, source: str) -> Iterator[Item]:
+    """`input`, `output_1`, `output_2`, `label` 1 or 2; a subset is a directory's `dataset.json`."""
+    root = Path(source).expanduser()
+    files = sorted(root.rglob("dataset.json")) if root.is_dir() else [root]
+    if not files or not root.exists():
+        raise UserError(
+            f"{source}: LLMBar is read from the directory Dataset/LLMBar of a clone of its "
+            "repository (princeton-nlp/LLMBar); on the hub it is a program, which is not run here"
+        )
+    for file in files:
+        for number, row, where in _rows(benchmark, str(file)):
+            texts = [_text(row, field, where) for field in ("output_1", "output_2")]
+            if row.get("label") not in (1, 2):
+                raise UserError(
+                    f"{where}: field 'label' is {row.get('label')!r}, expected 1 or 2"
+                )
+            yield Item(
+                id=str(number),
+                subset=file.parent.name,
+                prompt=_prompt(row, "input", where),
+                responses=tuple(texts if row["label"] == 1 else texts[::-1]),
+                good=1,
+                where=where,
+            )
+
+
+def _pairs(benchmark: Benchmark, source: str) -> Iterator[Item]:
+    """Preference pairs in any form that training takes."""
+    for number, row, where in _rows(benchmark, source):
+        pair = pair_of_row(row, where, number, benchmark.split)
+        if pair is None:  # of another split
+            continue
+        chosen, rejected = pair
+        yield Item(
+            id=str(row.get("id", number)),
+            subset=_subset(benchmark, row, where),
+            prompt=tuple(chosen.prompt),
+            responses=(chosen.response, rejected.response),
+            good=1,
+            where=where,
+            strength=chosen.strength,
+        )
+
+
+def _ratings(benchmark: Benchmark, source: str) -> Iterator[Item]:
+    """`prompt`, `response` and columns of numbers; responses to one prompt are one item."""
+    groups: dict[str, list[tuple[tuple[Message, ...], str, dict[str, float], str]]] = {}
+    for _, row, where in _rows(benchmark, source):
+        prompt = _prompt(row, "prompt", where)
+        ratings = {
+            name: number_field(row, name, where)
+            for name, value in row.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+            if name not in _NOT_RATINGS
+        }
+        if not ratings:
+            raise UserError(f"{where}: no rating; expected columns of numbers")
+        key = json.dumps(prompt, sort_keys=True)
+        groups.setdefault(key, []).append((prompt, _text(row, "response", where), ratings, where))
+    for number, members in enumerate(groups.values(), start=1):
+        prompts, responses, ratings, wheres = zip(*members)
+        yield Item(
+            id=str(number),
+            subset="",
+            prompt=prompts[0],
+            responses=responses,
+            good=0,
+            where=wheres[0],
+            ratings=ratings,
+        )
+
+
+_READERS = {
+    "choices": _choices,
+    "judgements": _judgements,
+    "llmbar": _llmbar,
+    "pairs": _pairs,
+    "ratings": _ratings,
+}
+
+
+def _rows(benchmark: Benchmark, source: str) -> Iterator[tuple[int, dict[str, Any], str]]:
+    name, rows = read_rows(source, benchmark.split)
+    for number, row in enumerate(rows, start=1):
+        yield number, row, f"{name} row {number}"
+
+
+def _subset(benchmark: Benchmark, row: Mapping[str, Any], where: str) -> str:
+    """RM-Bench's is its domain: a field, or, in the files by domain, the file's name."""
+    if benchmark.name != "rm-bench":
+        return str(row.get("subset") or "")
+    named = str(row.get("domain") or Path(where.rpartition(" row ")[0]).stem)
+    words = named.removeprefix("rm_bench_").replace("_", "-").split("-")
+    return words[0]
+
+
+def _prompt(row: Mapping[str, Any], field: str, where: str) -> tuple[Message, ...]:
+    _present(row, field, where)
+    try:
+        return tuple(parse_prompt(row[field]))
+    except ValueError as error:
+        raise UserError(f"{where}: field {field!r} {error}") from error
+
+
+def _responses(
+    row: Mapping[str, Any], field: str, prompt: Sequence[Message], where: str
+) -> list[str]:
+    _present(row, field, where)
+    value = row[field]
+    texts = value if isinstance(value, list) and all(isinstance(v, str) for v in value) else [value]
+    if not texts:
+        raise UserError(f"{where}: field {field!r} is empty")
+    try:
+        return [parse_response(list(prompt), text)[1] for text in texts]
+    except ValueError as error:
+        raise UserError(f"{where}: field {field!r} {error}") from error
+
+
+def _text(row: Mapping[str, Any], field: str, where: str) -> str:
+    _present(row, field, where)
+    if not isinstance(row[field], str):
+        raise UserError(
+            f"{where}: field {field!r} is {type(row[field]).__name__}, expected a string"
+        )
+    return row[field]
+
+
+def _present(row: Mapping[str, Any], field: str, where: str) -> None:
+    if field not in row:
+        raise UserError(
+            f"{where}: field {field!r} is missing; the row has {', '.join(sorted(row))}"
+        )
