@@ -6,6 +6,7 @@ without pyplot, so none is kept or shown, and nothing of the user's matplotlib c
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec
 
@@ -23,7 +24,7 @@ from rmjax.reports.theme import INK, LINE, MUTED, SERIES
 Numbers = Sequence[float] | Float[np.ndarray, "N"]
 _P = ParamSpec("_P")
 
-WIDTH, HEIGHT = 460, 290  # of a figure, in a page's pixels; two stand side by side
+WIDTH, HEIGHT = 430, 280  # of a figure, in a page's pixels; two stand side by side
 _SOFT = 0.25  # opacity of bands
 _LABEL = 24  # letters of a label beside an axis
 
@@ -398,7 +399,7 @@ class Curve:
       low: of a band, such as a 95 % interval; empty for none.
       high: of the same.
       rough: numbers of single steps: drawn pale, with their moving mean.
-      dashed: a level to compare with.
+      dashed: a level to compare with, in grey.
     """
 
     label: str
@@ -422,11 +423,11 @@ def curves(found: Sequence[Curve], xlabel: str, ylabel: str, logarithmic: bool =
     """
     figure, axes = _axes()
     drawn = 0
-    for i, curve in enumerate(found):
-        x, y = np.asarray(curve.x, float), np.asarray(curve.y, float)
+    for curve, colour in zip(found, _colours(found)):
+        y = np.asarray(curve.y, float)
         y = np.where((y > 0) | (not logarithmic), y, np.nan)
         drawn += int(np.isfinite(y).sum())
-        _line(axes, curve, x, y, SERIES[i % len(SERIES)])
+        _line(axes, curve, y, colour, logarithmic)
     if not drawn:
         return _empty(figure, axes)
     if logarithmic:
@@ -453,9 +454,8 @@ def best_of_n(found: Sequence[Curve], ylabel: str) -> Figure:
     places = sorted({float(n) for curve in found for n in curve.x if n > 0})
     if not places:
         return _empty(figure, axes)
-    for i, curve in enumerate(found):
-        x, y = np.asarray(curve.x, float), np.asarray(curve.y, float)
-        _line(axes, curve, x, y, SERIES[i % len(SERIES)])
+    for curve, colour in zip(found, _colours(found)):
+        _line(axes, curve, np.asarray(curve.y, float), colour, False)
     axes.set_xscale("log", base=2)
     powers = [n for n in places if float(np.log2(n)).is_integer()] or places
     axes.set_xticks(powers, [f"{n:g}" for n in powers])
@@ -466,29 +466,41 @@ def best_of_n(found: Sequence[Curve], ylabel: str) -> Figure:
     return figure
 
 
+def _colours(found: Sequence[Curve]) -> list[str]:
+    """A colour for each curve: the series' in turn, grey for levels."""
+    series = itertools.cycle(SERIES)
+    return [MUTED if curve.dashed else next(series) for curve in found]
+
+
 def _line(
-    axes: Axes, curve: Curve, x: Float[np.ndarray, "N"], y: Float[np.ndarray, "N"], colour: str
+    axes: Axes, curve: Curve, y: Float[np.ndarray, "N"], colour: str, logarithmic: bool
 ) -> None:
-    label = one_line(curve.label) or None
-    marked = {"marker": "o", "markersize": 4.5} if np.isfinite(y).sum() <= 25 else {}
+    x = np.asarray(curve.x, float)
+    look: Any = {"marker": "o", "markersize": 4.5} if np.isfinite(y).sum() <= 25 else {}
     if curve.rough and len(y) > 25:
         axes.plot(x, y, color=colour, alpha=0.3, linewidth=1)
-        y, marked = moving_mean(y, max(3, len(y) // 30)), {}
+        reach = max(3, len(y) // 30)
+        y = np.exp(moving_mean(np.log(y), reach)) if logarithmic else moving_mean(y, reach)
+        look = {}
     if len(curve.low):
         low, high = np.asarray(curve.low, float), np.asarray(curve.high, float)
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-    dashes = {"linestyle": (0, (4, 3)), "linewidth": 1.4} if curve.dashed else marked
-    axes.plot(x, y, color=colour, label=label, **dashes)
+    if curve.dashed:
+        look = {"linestyle": (0, (4, 3)), "linewidth": 1.4}
+    axes.plot(x, y, color=colour, label=one_line(curve.label) or None, **look)
 
 
 def moving_mean(values: Float[np.ndarray, "N"], reach: int) -> Float[np.ndarray, "N"]:
-    """The mean of each value with up to `reach` on either side, fewer at the ends; NaN left out."""
+    """The mean of each value with those up to `reach` away, NaN left out.
+
+    At the beginning, where curves are steep, as far on one side as on the other.
+    """
     present = np.isfinite(values)
     sums = np.append(0.0, np.cumsum(np.where(present, values, 0.0)))
     counts = np.append(0, np.cumsum(present))
     places = np.arange(len(values))
-    reach_ = np.minimum(reach, np.minimum(places, len(values) - 1 - places))  # no drift at the ends
-    first, last = places - reach_, places + reach_ + 1
+    first = places - np.minimum(reach, places)
+    last = np.minimum(places + np.minimum(reach, places) + 1, len(values))
     count = counts[last] - counts[first]
     return np.where(count > 0, (sums[last] - sums[first]) / np.maximum(count, 1), np.nan)
 

@@ -21,6 +21,7 @@ _COLOURS = {
     "paper": (PAPER, "#171b21"),
     "page": ("#f6f7f9", "#0e1116"),
     "soft": ("#f2f4f7", "#1f252d"),
+    "shade": ("#1b1f2426", "#00000080"),
     "warn-line": ("#e69f00", "#f3bb4a"),
     "warn-back": ("#fff8e8", "#2b2415"),
 } | {f"s{i}": pair for i, pair in enumerate(zip(SERIES, _SERIES_DARK))}
@@ -73,7 +74,10 @@ nav{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;margin:1.6rem 0 0;padding:.8rem
 figure{margin:1.2rem 0;min-width:0}
 .caption{font-size:.92rem;font-weight:600;margin:0 0 .5rem;max-width:none}
 .note{font-size:.83rem;color:var(--muted);margin:.55rem 0 0;max-width:52rem}
-.scroll{overflow-x:auto;-webkit-overflow-scrolling:touch}
+.scroll{overflow-x:auto}
+.scroll.card{background:linear-gradient(90deg,transparent,var(--paper) 70%) 100%/2.4rem 100%
+  no-repeat local,linear-gradient(90deg,transparent,var(--shade)) 100%/1rem 100% no-repeat,
+  var(--paper)}
 .scroll:focus-visible,summary:focus-visible{outline:2px solid var(--s0);outline-offset:2px}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{padding:.5rem .9rem;text-align:left;vertical-align:baseline;white-space:nowrap;
@@ -81,6 +85,7 @@ th,td{padding:.5rem .9rem;text-align:left;vertical-align:baseline;white-space:no
 thead th{color:var(--muted);font-weight:500;font-size:.8rem;white-space:normal;line-height:1.3;
   vertical-align:bottom}
 tbody th{font-weight:500}
+tr>:first-child{position:sticky;left:0;background:var(--paper)}
 tbody tr:last-child>*{border-bottom:0}
 tbody tr:hover>*{background:var(--soft)}
 tr.strong>*{font-weight:650;background:var(--soft)}
@@ -89,7 +94,7 @@ td.l{white-space:normal;min-width:9rem;overflow-wrap:anywhere}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,23rem),1fr));gap:1rem;
   margin:1.2rem 0}
 .figures figure{margin:0;padding:1rem 1.1rem .9rem;display:flex;flex-direction:column}
-.figures figure>svg{display:block;width:100%;height:auto;margin:auto}
+.figures figure>svg{display:block;width:100%;height:auto;margin:0 auto auto}
 .figures figcaption{font-size:.85rem;color:var(--muted);margin-top:.6rem;line-height:1.45}
 svg text{font-family:inherit;font-variant-numeric:tabular-nums}
 svg *{stroke-linejoin:round;stroke-linecap:butt}
