@@ -32,7 +32,7 @@ from rmjax.compilation import keep_programs
 from rmjax.errors import UserError, exit_with_message
 from rmjax.evaluation.benchmarks import BENCHMARKS, FROM_HUB
 from rmjax.evaluation.items import Data
-from rmjax.evaluation.page import document
+from rmjax.evaluation.page import document, summary
 from rmjax.evaluation.results import result
 from rmjax.evaluation.scores import (
     LENGTH,
@@ -75,7 +75,9 @@ def open_data(names: Sequence[str], gold: str = "") -> list[Data]:
     for text in names:
         name, _, source = text.partition("=")
         if name not in BENCHMARKS:
-            raise UserError(f"{text!r}: there are {', '.join(BENCHMARKS)}, each with =SOURCE or not")
+            raise UserError(
+                f"{text!r}: there are {', '.join(BENCHMARKS)}, each with =SOURCE or not"
+            )
         benchmark = BENCHMARKS[name]
         if not source and not benchmark.source:
             raise UserError(f"{text!r}: which? {name}=FILE, a directory or a hub id")
@@ -161,7 +163,7 @@ def evaluate(
     known: FittedWeights | None = None,
     against: str = "",
     fit: Data | None = None,
-) -> tuple[reports.Document, dict[str, Any]]:
+) -> dict[str, Any]:
     """Scores, judges and writes the report of one model, and perhaps of a second beside it.
 
     Args:
@@ -175,7 +177,7 @@ def evaluate(
       fit: pairs to fit weights of the attributes on; None for none.
 
     Returns:
-      What the report shows, and what its `report.json` holds.
+      What `report.json` holds.
 
     Raises:
       UserError: something that the user can mend.
@@ -207,10 +209,9 @@ def evaluate(
         "benchmarks": found,
         "against": {"name": against, "benchmarks": comparisons} if against else None,
     }
-    page = document(report, judged, scored.rule)
+    reports.write(document(report, judged, scored.rule), out, report)
     _write_samples(out / "samples.jsonl", judged, scored.rule)
-    reports.write(page, out, report)
-    return page, report
+    return report
 
 
 def _judged(scored: Scored, data: Sequence[Data], settings: Settings) -> list[Judged]:
@@ -301,7 +302,7 @@ def _main() -> None:
     settings = Settings(
         args.max_length, args.over_long, args.dtype, args.quantize, _mesh(args.mesh)
     )
-    page, _ = evaluate(
+    report = evaluate(
         args.model,
         data,
         out,
@@ -311,7 +312,7 @@ def _main() -> None:
         against=args.against,
         fit=fit,
     )
-    terminal.show(page, console)
+    terminal.show(summary(report), console)
     console.print(f"\n{out / 'report.html'}, report.md, report.json; scores: samples.jsonl")
 
 

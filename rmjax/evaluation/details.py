@@ -66,9 +66,7 @@ def _curves(judged: Judged, values: Values) -> dict[str, list[dict[str, float]]]
     if judged.data.gold:
         names = dict.fromkeys(n for item in judged.items for r in item.ratings for n in r)
         golds = {
-            name: [
-                np.asarray([r.get(name, np.nan) for r in item.ratings]) for item in judged.items
-            ]
+            name: [np.asarray([r.get(name, np.nan) for r in item.ratings]) for item in judged.items]
             for name in names
         }
     found = {}

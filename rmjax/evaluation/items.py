@@ -183,9 +183,7 @@ def _llmbar(benchmark: Benchmark, source: str) -> Iterator[Item]:
         for number, row, where in _rows(benchmark, str(file)):
             texts = [_text(row, field, where) for field in ("output_1", "output_2")]
             if row.get("label") not in (1, 2):
-                raise UserError(
-                    f"{where}: field 'label' is {row.get('label')!r}, expected 1 or 2"
-                )
+                raise UserError(f"{where}: field 'label' is {row.get('label')!r}, expected 1 or 2")
             yield Item(
                 id=str(number),
                 subset=file.parent.name,

@@ -130,7 +130,7 @@ def ties(items: Sequence[Item], values: Values, ties: float) -> Credits:
                 spread = good.max() - good.min()
         table.append(_tie_parts(gaps.get("tied"), gaps.get("ref"), spread))
         units.append(tuple(kinds.values()))
-    names, weights = zip(*_TIES)
+    names, weights = tuple(name for name, _ in _TIES), tuple(weight for _, weight in _TIES)
     return Credits(names, weights, _table(table, len(_TIES)), tuple(units))
 
 
@@ -160,7 +160,8 @@ def ratings(items: Sequence[Item], values: Values, ties: float) -> Credits:
 def ordered(item: Item) -> tuple[np.ndarray, np.ndarray]:
     """Every two responses of which the first is worth more than the second, as two index arrays."""
     gold = np.asarray(item.gold)
-    return np.nonzero(gold[:, None] > gold[None, :])
+    better, worse = np.nonzero(gold[:, None] > gold[None, :])
+    return better, worse
 
 
 def _table(rows: list[list[float]], columns: int) -> Float[np.ndarray, "U C"]:

@@ -184,7 +184,7 @@ def read_scores(path: Path, data: Sequence[Data], value: Any = None) -> Scored:
     Raises:
       UserError: naming file and row, or an item without scores.
     """
-    rows: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if line.strip():
             row = _score_row(line, f"{path} row {number}")
@@ -194,8 +194,7 @@ def read_scores(path: Path, data: Sequence[Data], value: Any = None) -> Scored:
         raise UserError(f"{path}: there is no row in it")
     attributes = tuple(next(iter(rows.values()))[0]["scores"][0])
     items = [
-        [_of_file(rows, part.label, item, attributes, path) for item in part.items]
-        for part in data
+        [_of_file(rows, part.label, item, attributes, path) for item in part.items] for part in data
     ]
     rule = scalar_rule(attributes[0] if value is None else value, attributes)
     return Scored(str(path), attributes, rule, {"kind": "a file of scores"}, {}, items)

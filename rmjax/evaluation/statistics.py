@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -112,7 +113,7 @@ def _length_bins(found: Comparisons) -> list[dict[str, float | None]]:
     ]
 
 
-def calibration(margins: Float[np.ndarray, "P"]) -> dict:
+def calibration(margins: Float[np.ndarray, "P"]) -> dict[str, Any]:
     """Of sigmoid(margin) as a probability, as a mapping for reports; see `metrics.PairMetrics`."""
     confidence = 1 / (1 + np.exp(-np.abs(np.clip(margins, -700, 700))))
     right = (1 + np.sign(margins)) / 2
@@ -188,7 +189,8 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float | None:
     """Pearson's; None where it is not defined."""
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
-    return _number(stats.pearsonr(x, y).statistic)
+    found: Any = stats.pearsonr(x, y)
+    return _number(found.statistic)
 
 
 def _mean(x: np.ndarray) -> float | None:

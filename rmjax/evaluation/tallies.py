@@ -183,8 +183,10 @@ def gaps(judged: Judged, found: Tally) -> list[str]:
             there = _items_in(found.credits.get(subset.name))
             if subset.count and there != subset.count:
                 what = f"has {there} of {subset.count} items" if there else "is missing"
-                named = section.name if section.name == subset.name else (
-                    f"{section.name} / {subset.name}"
+                named = (
+                    section.name
+                    if section.name == subset.name
+                    else (f"{section.name} / {subset.name}")
                 )
                 said.append(f"{named} {what}")
     named = {subset.name for section in found.sections for subset in section.subsets}
