@@ -120,7 +120,12 @@ class Work:
 
 
 class Scorer:
-    """A loaded reward model; make one with `rmjax.load`."""
+    """A loaded reward model; make one with `rmjax.load`.
+
+    Attributes:
+      state: changes when a file of the model does.
+      work: what has been computed so far.
+    """
 
     def __init__(
         self,
@@ -131,11 +136,12 @@ class Scorer:
         rule: ScalarRule,
         over_long: str,
         share_prompts: bool = True,
+        state: str = "",
     ):
         self.model, self.params, self.tokenizer, self.card = model, params, tokenizer, card
         self.rule, self.over_long, self.share_prompts = rule, over_long, share_prompts
         self.max_length = card.max_length or model.config.max_position_embeddings
-        self.work = Work()
+        self.state, self.work = state, Work()
         self._score = make_score(model)
 
     @property
@@ -358,4 +364,13 @@ def load(
     params = load_params(source, model, seed=0, dtype=computed)
     if quantize:
         params = quantize_params(params, sharding, quantize)
-    return Scorer(model, params, source.tokenizer(), source.card, rule, over_long, share_prompts)
+    return Scorer(
+        model,
+        params,
+        source.tokenizer(),
+        source.card,
+        rule,
+        over_long,
+        share_prompts,
+        source.state(),
+    )

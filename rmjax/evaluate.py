@@ -44,7 +44,6 @@ from rmjax.evaluation.scores import (
 )
 from rmjax.evaluation.tallies import Judged, comparison
 from rmjax.evaluation.weights import FittedWeights, fit_weights, read_weights, write_weights
-from rmjax.pretrained import open_pretrained
 from rmjax.reports import terminal
 from rmjax.scalar import PUBLISHED, ScalarRule, scalar_rule
 from rmjax.sharding import MeshConfig
@@ -109,7 +108,6 @@ def scored_by(
         return length_scores(data)
     if Path(model).is_file() and model.endswith(".jsonl"):
         return read_scores(Path(model), data, value)
-    state = open_pretrained(model).state()
     scorer = load(
         model,
         value=value,
@@ -120,7 +118,7 @@ def scored_by(
     )
     scorer.max_length = settings.max_length or scorer.max_length
     dtype, devices = str(scorer.model.options.dtype), jax.devices()
-    made_by = [state, str(scorer.max_length), dtype, settings.quantize]
+    made_by = [scorer.state, str(scorer.max_length), dtype, settings.quantize]
     store = Store(out / "scores" / f"{'-'.join(filter(None, made_by))}.jsonl", scorer.attributes)
     known, began = len(store.known), time.monotonic()
     items = score_data(scorer, data, store)

@@ -95,13 +95,11 @@ def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if work["computed"]:
         spared = percent(1 - work["computed"] / work["tokens"])
         padding = percent(1 - work["computed"] / work["places"])
-        yield (
-            "tokens",
-            (
-                f"{count(work['tokens'])}; {spared} spared: what responses to a prompt begin with is "
-                f"computed once; {padding} of the places were padding"
-            ),
+        said = (
+            f"{count(work['tokens'])}; {spared} spared: what responses to a prompt begin with is "
+            f"computed once; {padding} of the places were padding"
         )
+        yield "tokens", said
 
 
 def _overview(found: Sequence[Mapping[str, Any]]) -> Table:
