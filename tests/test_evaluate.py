@@ -58,6 +58,7 @@ class Counting:
 
     def __init__(self, scorer, limit=10**9):
         self.scorer, self.limit, self.asked = scorer, limit, []
+        self.model = scorer.model
 
     def score_many(self, conversations):
         if len(self.asked) >= self.limit:
@@ -84,7 +85,7 @@ def test_no_text_is_scored_twice(scorer, tmp_path):
 
 
 def test_a_killed_evaluation_goes_on(scorer, tmp_path, monkeypatch):
-    monkeypatch.setattr("rmjax.evaluation.scores._AT_ONCE", 4)
+    monkeypatch.setattr("rmjax.evaluation.scores._AT_ONCE", 1)  # for each of the eight devices
     data = [read("pairs", write(tmp_path / "a.jsonl", pairs(10)))]
     killed = Counting(scorer, limit=8)
     path = tmp_path / "s.jsonl"

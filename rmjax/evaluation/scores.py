@@ -17,7 +17,7 @@ from rmjax.evaluation.items import Data, Item, text_key
 from rmjax.scalar import ScalarRule, scalar_rule
 from rmjax.tokenizer import Message
 
-_AT_ONCE = 128  # conversations, after which what is known is written down
+_AT_ONCE = 128  # conversations for each shard of rows, after which what is known is written down
 LENGTH = "baseline:length"
 
 
@@ -116,11 +116,12 @@ def score_data(scorer: Scorer, data: Sequence[Data], store: Store) -> list[list[
             keys[-1].append([text_key(c) for c in conversations])
             wanted |= zip(keys[-1][-1], conversations)
     missing = [key for key in wanted if key not in store.known]
+    at_once = _AT_ONCE * scorer.model.options.sharding.row_shards
     with Progress(
-        *Progress.get_default_columns(), TimeElapsedColumn(), disable=len(missing) < _AT_ONCE
+        *Progress.get_default_columns(), TimeElapsedColumn(), disable=len(missing) < at_once
     ) as progress:
         bar = progress.add_task("scoring", total=len(missing))
-        for part in _portions(missing, wanted):
+        for part in _portions(missing, wanted, at_once):
             store.add(part, scorer.score_many([wanted[key] for key in part]))
             progress.advance(bar, len(part))
     return [[_of_keys(store, responses) for responses in items] for items in keys]
@@ -133,8 +134,10 @@ def _of_keys(store: Store, keys: Sequence[str]) -> ItemScores:
     )
 
 
-def _portions(keys: Iterable[str], texts: dict[str, list[Message]]) -> Iterable[list[str]]:
-    """Keys a few at a time, the longest prompts first, siblings together."""
+def _portions(
+    keys: Iterable[str], texts: dict[str, list[Message]], at_once: int
+) -> Iterable[list[str]]:
+    """Keys about `at_once` at a time, the longest conversations first, siblings together."""
     prompts: dict[str, list[str]] = {}
     for key in keys:
         prompts.setdefault(text_key(texts[key][:-1]), []).append(key)
@@ -145,7 +148,7 @@ def _portions(keys: Iterable[str], texts: dict[str, list[Message]]) -> Iterable[
     portion: list[str] = []
     for members in sorted(prompts.values(), key=size, reverse=True):
         portion += members
-        if len(portion) >= _AT_ONCE:
+        if len(portion) >= at_once:
             yield portion
             portion = []
     if portion:
