@@ -170,6 +170,8 @@ class Scorer:
                 f"conversation {bad[0]}: its scores are {scores[bad[0]].tolist()}; the weights are "
                 f"damaged, or {self.model.options.dtype} is too small for them"
             )
+        if self.card.ordinal:
+            scores = self.card.ordinal.read(scores, self.attributes)
         values = scores.astype(np.float64) @ self.rule.vector(self.attributes).astype(np.float64)
         return [
             Score(dict(zip(self.attributes, map(float, row))), float(value), self.rule.name, len(t))

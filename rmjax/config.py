@@ -227,7 +227,7 @@ def validate(config: Config) -> Config:
 def _check_objective(config: Config) -> None:
     """The relations between an objective and its data."""
     data, preference = config.data, config.preference
-    objective = make_objective(config.objective, data.attributes, preference)
+    objective = make_objective(config.objective, data.attributes, preference, data.label_range)
     if not 0 <= preference.label_smoothing < 0.5:
         raise UserError(
             f"config.preference.label_smoothing = {preference.label_smoothing!r}: expected 0 up "

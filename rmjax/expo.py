@@ -159,6 +159,11 @@ def _open(name: str) -> Pretrained:
             f"{name}: trained with LoRA; merge its adapters first, with `python -m rmjax.convert "
             "orbax-to-hf`"
         )
+    if source.card.ordinal:  # they would not have to rise any more
+        raise UserError(
+            f"{name}: has thresholds of an ordinal objective, which are not extrapolated; give "
+            "models that were trained by regression or on pairs alone"
+        )
     return source
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from rmjax.errors import UserError
 from rmjax.llama import LlamaConfig, llama_config_to_hf
 from rmjax.lora import NO_LORA, LoraConfig
+from rmjax.ordinal import OrdinalScale
 from rmjax.tokenizer import Tokenizer, pad_token_id
 from rmjax.weights import read_json
 
@@ -32,6 +33,7 @@ class ModelCard:
       source: what the weights were made from.
       data: fingerprint of the training data; empty if there was none.
       lora: adapters that are kept beside the weights.
+      ordinal: how the head's numbers are read as ratings; None where they are these themselves.
     """
 
     attributes: tuple[str, ...]
@@ -41,6 +43,7 @@ class ModelCard:
     source: str = ""
     data: str = ""
     lora: LoraConfig = NO_LORA
+    ordinal: OrdinalScale | None = None
 
 
 def write_model_files(
@@ -76,6 +79,8 @@ def write_model_files(
     fields = {"format": "rmjax", "format_version": FORMAT_VERSION} | dataclasses.asdict(card)
     if not card.lora.rank:
         del fields["lora"]
+    optional = ("ordinal",)
+    fields = {name: x for name, x in fields.items() if x is not None or name not in optional}
     _write_json(directory / FILE, fields)
 
 
@@ -129,10 +134,22 @@ def read_card(directory: Path) -> ModelCard:
         )
     try:
         lora = LoraConfig(**raw.pop("lora", {}))
-        card = ModelCard(**raw, lora=dataclasses.replace(lora, targets=tuple(lora.targets)))
-    except TypeError as error:
+        lora = dataclasses.replace(lora, targets=tuple(lora.targets))
+        ordinal = _read_scale(raw.pop("ordinal", None))
+        card = ModelCard(**raw, lora=lora, ordinal=ordinal)
+    except (TypeError, ValueError) as error:
         raise UserError(f"{directory / FILE}: {error}") from error
     return dataclasses.replace(card, attributes=tuple(card.attributes))
+
+
+def _read_scale(raw: dict[str, Any] | None) -> OrdinalScale | None:
+    if raw is None:
+        return None
+    scale = OrdinalScale(**raw)
+    rows = tuple(tuple(map(float, row)) for row in scale.thresholds)
+    if rows and [len(row) for row in rows] != [scale.count] * len(scale.attributes):
+        raise ValueError(f"'ordinal' must have {scale.count} thresholds for each attribute")
+    return dataclasses.replace(scale, attributes=tuple(scale.attributes), thresholds=rows)
 
 
 def hf_attributes(raw: dict[str, Any], where: Path) -> tuple[str, ...]:

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 from rmjax.errors import UserError
+from rmjax.ordinal import levels, negative_log_likelihood
+from rmjax.parameters import THRESHOLDS, Params
 from rmjax.rows import Pairs, Targets
 
 Scores = Float32[Array, "... S A"]
@@ -48,9 +50,12 @@ class PreferenceConfig:
 
 
 class Term(NamedTuple):
-    """`loss(scores, targets)` sums over a batch, `weight(targets)` is what that is divided by."""
+    """`loss(scores, targets, params)` sums over a batch; `weight(targets)` is what divides that.
 
-    loss: Callable[[Scores, Targets], Float32[Array, ""]]
+    The parameters are the model's, for terms that have some of their own.
+    """
+
+    loss: Callable[[Scores, Targets, Params], Float32[Array, ""]]
     weight: Callable[[Targets], Float32[Array, ""]]
 
 
@@ -63,6 +68,7 @@ class Objective(NamedTuple):
       pairs: whether it needs pairs.
       strengths: whether it needs to know how much better a pair's preferred sample is.
       column: of the head, that pairs train.
+      levels: lowest and highest of the ratings, where they are ordinal; else None.
     """
 
     terms: tuple[tuple[float, Term], ...]
@@ -70,6 +76,12 @@ class Objective(NamedTuple):
     pairs: bool
     strengths: bool
     column: int
+    levels: tuple[int, int] | None = None
+
+    @property
+    def thresholds(self) -> int:
+        """How many thresholds of its own it has for an attribute."""
+        return self.levels[1] - self.levels[0] if self.levels else 0
 
     def weights(self, targets: Targets) -> Float32[Array, "T"]:
         """What each term's sum over `targets` is divided by, at least 1."""
@@ -77,11 +89,18 @@ class Objective(NamedTuple):
         return jnp.maximum(jnp.stack(found), 1.0)
 
     def loss(
-        self, scores: Scores, targets: Targets, weights: Float32[Array, "T"]
+        self,
+        scores: Scores,
+        targets: Targets,
+        weights: Float32[Array, "T"],
+        params: Params | None = None,
     ) -> Float32[Array, ""]:
-        """The share of `targets` in the loss of the batch whose `weights` are given."""
+        """The share of `targets` in the loss of the batch whose `weights` are given.
+
+        `params` are the model's, of which the objective needs its own, if it has any.
+        """
         terms = [
-            coefficient * term.loss(scores, targets) / weight
+            coefficient * term.loss(scores, targets, params or {}) / weight
             for (coefficient, term), weight in zip(self.terms, weights)
         ]
         return jnp.sum(jnp.stack(terms))
@@ -90,12 +109,23 @@ class Objective(NamedTuple):
 # ---- ratings ------------------------------------------------------------------------------------
 
 
-def _squared_error(scores: Scores, targets: Targets) -> jax.Array:
+def _squared_error(scores: Scores, targets: Targets, params: Params) -> jax.Array:
     # Empty slots hold arbitrary scores: select before squaring, so that no infinity times zero
     # can reach the sum or the gradient.
     labels, weights = targets.ratings
     error = jnp.where(weights > 0, scores - labels, 0.0)
     return jnp.sum(weights * jnp.square(error))
+
+
+def _ordinal(lowest: int) -> Callable[[Scores, Targets, Params], jax.Array]:
+    def loss(scores: Scores, targets: Targets, params: Params) -> jax.Array:
+        labels, weights = targets.ratings
+        present = weights > 0
+        numbers, level = (jnp.where(present, x, 0.0) for x in (scores, labels - lowest))
+        found = negative_log_likelihood(numbers, level, params[THRESHOLDS.path])
+        return jnp.sum(weights * found)
+
+    return loss
 
 
 def _sum_of_ratings(targets: Targets) -> jax.Array:
@@ -140,11 +170,12 @@ _OF_MARGINS = {
     "scaled_bradley_terry": _scaled_bradley_terry,
 }
 _NEED_STRENGTHS = ("margin_bradley_terry", "scaled_bradley_terry")
-OBJECTIVES = ("regression", *_OF_MARGINS)
+_OF_RATINGS = ("regression", "ordinal")
+OBJECTIVES = (*_OF_RATINGS, *_OF_MARGINS)
 
 
 def _pair_term(name: str, column: int, config: PreferenceConfig) -> Term:
-    def loss(scores: Scores, targets: Targets) -> jax.Array:
+    def loss(scores: Scores, targets: Targets, params: Params) -> jax.Array:
         pairs = targets.pairs
         chosen, rejected = _rewards(scores, pairs, column)
         found = _OF_MARGINS[name](chosen - rejected, pairs, config)
@@ -181,33 +212,50 @@ def parse_objective(text: str) -> dict[str, float]:
                 f"config.objective = {text!r}: there are {', '.join(OBJECTIVES)}, and sums of them"
             )
         found[match[2]] = coefficient
+    if all(name in found for name in _OF_RATINGS):
+        raise UserError(
+            f"config.objective = {text!r}: a number of the head is a rating or lies among "
+            "thresholds, not both: choose one of " + ", ".join(_OF_RATINGS)
+        )
     return found
 
 
-def make_objective(text: str, attributes: tuple[str, ...], config: PreferenceConfig) -> Objective:
+def make_objective(
+    text: str,
+    attributes: tuple[str, ...],
+    config: PreferenceConfig,
+    label_range: tuple[float, float] = (0.0, 4.0),
+) -> Objective:
     """The objective that a config names.
 
     Args:
       text: see `parse_objective`.
       attributes: of the head's columns.
       config: of the terms that learn from pairs.
+      label_range: lowest and highest rating.
 
     Raises:
-      UserError: it does not fit the attributes.
+      UserError: it does not fit the attributes or the range.
     """
     column = pair_column(attributes, config)
-    coefficients, terms = parse_objective(text), []
-    for name, coefficient in coefficients.items():
-        regression = Term(_squared_error, _sum_of_ratings)
-        term = regression if name == "regression" else _pair_term(name, column, config)
-        terms.append((coefficient, term))
-    pairs = [name for name in coefficients if name != "regression"]
+    coefficients = parse_objective(text)
+    found = levels(label_range) if "ordinal" in coefficients else None
+
+    def term(name: str) -> Term:
+        if name == "regression":
+            return Term(_squared_error, _sum_of_ratings)
+        if found and name == "ordinal":
+            return Term(_ordinal(found[0]), _sum_of_ratings)
+        return _pair_term(name, column, config)
+
+    pairs = [name for name in coefficients if name not in _OF_RATINGS]
     return Objective(
-        terms=tuple(terms),
-        ratings="regression" in coefficients,
+        terms=tuple((coefficient, term(name)) for name, coefficient in coefficients.items()),
+        ratings=len(pairs) < len(coefficients),
         pairs=bool(pairs),
         strengths=any(name in _NEED_STRENGTHS for name in pairs),
         column=column,
+        levels=found,
     )
 
 

@@ -178,7 +178,9 @@ def test_objectives_are_parsed():
     for text in ("", "regression +", "-1 * regression", "regression + regression", "0*regression"):
         with pytest.raises(UserError, match=r"config\.objective"):
             parse_objective(text)
-    with pytest.raises(UserError, match=r"there are regression, bradley_terry, margin_brad"):
+    with pytest.raises(
+        UserError, match=r"there are regression, ordinal, bradley_terry, margin_brad"
+    ):
         parse_objective("bradley")
 
 
