@@ -25,7 +25,7 @@ from rmjax.parameters import Params
 from rmjax.pretrained import load_params, open_pretrained
 from rmjax.quantized import check_quantize, quantize_params
 from rmjax.rows import ROWS_AXES
-from rmjax.scalar import ScalarRule, scalar_rule
+from rmjax.scalar import Rule, model_rule
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import make_score
 from rmjax.tokenizer import Message, Tokenizer, encode
@@ -44,8 +44,9 @@ class Score:
 
     Attributes:
       attributes: one number an attribute, on the scale of the ratings the model was trained on.
-      value: the scalar reward, by `rule`.
-      rule: an attribute, a published vector's name, or the weights.
+      value: the scalar reward, by `rule`. NaN of a model of general preferences, whose numbers
+        mean nothing but beside those of another response.
+      rule: an attribute, a published vector's name, the weights, or `general_preference`.
       tokens: length of the templated conversation.
     """
 
@@ -57,7 +58,8 @@ class Score:
     def __repr__(self) -> str:
         width = _width(self.attributes)
         lines = [f"{name:<{width}} {value:8.4f}" for name, value in self.attributes.items()]
-        lines.append(f"{'value':<{width}} {self.value:8.4f}   ({self.rule}; {self.tokens} tokens)")
+        value = _shown(self.value)
+        lines.append(f"{'value':<{width}} {value:>8}   ({self.rule}; {self.tokens} tokens)")
         return "\n".join(lines)
 
 
@@ -68,32 +70,32 @@ class Comparison:
     Attributes:
       a: score of the first.
       b: score of the second.
+      margin: value of `a` minus value of `b`; of general preferences, how much more `a` is
+        preferred (`general.GeneralPreference`).
     """
 
     a: Score
     b: Score
-
-    @property
-    def margin(self) -> float:
-        """Value of `a` minus value of `b`."""
-        return self.a.value - self.b.value
+    margin: float
 
     @property
     def preferred(self) -> str:
-        """`"a"`, `"b"`, or `"tie"` where the values are equal."""
+        """`"a"`, `"b"`, or `"tie"` where the margin is 0."""
         return "a" if self.margin > 0 else "b" if self.margin < 0 else "tie"
 
     def __repr__(self) -> str:
         rows = [("", "a", "b", "a - b")]
-        pairs = {
-            **{n: (v, self.b.attributes[n]) for n, v in self.a.attributes.items()},
-            "value": (self.a.value, self.b.value),
-        }
+        pairs = {n: (v, self.b.attributes[n]) for n, v in self.a.attributes.items()}
         rows += [(n, f"{a:.4f}", f"{b:.4f}", f"{a - b:+.4f}") for n, (a, b) in pairs.items()]
+        rows.append(("value", _shown(self.a.value), _shown(self.b.value), f"{self.margin:+.4f}"))
         width = _width(pairs)
         lines = [f"{n:<{width}} {a:>8} {b:>8} {d:>8}" for n, a, b, d in rows]
         lines.append(f"preferred: {self.preferred}   (value: {self.a.rule})")
         return "\n".join(lines)
+
+
+def _shown(value: float) -> str:
+    return "none" if np.isnan(value) else f"{value:.4f}"
 
 
 def _width(names: Iterable[str]) -> int:
@@ -109,7 +111,7 @@ class Scorer:
         params: Params,
         tokenizer: Tokenizer,
         card: ModelCard,
-        rule: ScalarRule,
+        rule: Rule,
         over_long: str,
         share_prompts: bool = True,
     ):
@@ -146,7 +148,9 @@ class Scorer:
         first, second = self.score_many(
             [[*messages, {"role": "assistant", "content": text}] for text in (a, b)]
         )
-        return Comparison(first, second)
+        scores = np.asarray([list(score.attributes.values()) for score in (first, second)])
+        values = self.rule.values(scores)
+        return Comparison(first, second, float(values[0] - values[1]))
 
     def score_many(self, conversations: Sequence[Sequence[Message]]) -> list[Score]:
         """Scores conversations, in their order.
@@ -172,7 +176,7 @@ class Scorer:
             )
         if self.card.ordinal:
             scores = self.card.ordinal.read(scores, self.attributes)
-        values = scores.astype(np.float64) @ self.rule.vector(self.attributes).astype(np.float64)
+        values = self.rule.values(scores[:, None, :])[:, 0]  # of each by itself
         return [
             Score(dict(zip(self.attributes, map(float, row))), float(value), self.rule.name, len(t))
             for row, value, t in zip(scores, values, tokens)
@@ -323,7 +327,7 @@ def load(
     kernel = choose(attention, source.llama, sharding, computed)
     options = ModelOptions(sharding, dtype=computed, attention=kernel)
     model = RewardModel(source.llama, options, len(source.card.attributes))
-    rule = scalar_rule(source.card.scalar if value is None else value, source.card.attributes)
+    rule = model_rule(source.card, value)
     params = load_params(source, model, seed=0, dtype=computed)
     if quantize:
         params = quantize_params(params, sharding, quantize)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rmjax.errors import UserError
+from rmjax.general import GeneralPreference
 from rmjax.llama import LlamaConfig, llama_config_to_hf
 from rmjax.lora import NO_LORA, LoraConfig
 from rmjax.ordinal import OrdinalScale
@@ -27,13 +28,14 @@ class ModelCard:
 
     Attributes:
       attributes: names of the head's outputs, in order.
-      scalar: weights by attribute of the scalar reward.
+      scalar: weights by attribute of the scalar reward; none of a model of general preferences.
       max_length: most tokens of a sample in training; 0 if the model was not trained here.
       seed: of the head or of all weights; None if the weights came with a head.
       source: what the weights were made from.
       data: fingerprint of the training data; empty if there was none.
       lora: adapters that are kept beside the weights.
       ordinal: how the head's numbers are read as ratings; None where they are these themselves.
+      general_preference: how two responses' numbers are compared, where they have no order.
     """
 
     attributes: tuple[str, ...]
@@ -44,6 +46,7 @@ class ModelCard:
     data: str = ""
     lora: LoraConfig = NO_LORA
     ordinal: OrdinalScale | None = None
+    general_preference: GeneralPreference | None = None
 
 
 def write_model_files(
@@ -79,7 +82,7 @@ def write_model_files(
     fields = {"format": "rmjax", "format_version": FORMAT_VERSION} | dataclasses.asdict(card)
     if not card.lora.rank:
         del fields["lora"]
-    optional = ("ordinal",)
+    optional = ("ordinal", "general_preference")
     fields = {name: x for name, x in fields.items() if x is not None or name not in optional}
     _write_json(directory / FILE, fields)
 
@@ -136,7 +139,9 @@ def read_card(directory: Path) -> ModelCard:
         lora = LoraConfig(**raw.pop("lora", {}))
         lora = dataclasses.replace(lora, targets=tuple(lora.targets))
         ordinal = _read_scale(raw.pop("ordinal", None))
-        card = ModelCard(**raw, lora=lora, ordinal=ordinal)
+        general = raw.pop("general_preference", None)
+        general = general and GeneralPreference(**general)
+        card = ModelCard(**raw, lora=lora, ordinal=ordinal, general_preference=general)
     except (TypeError, ValueError) as error:
         raise UserError(f"{directory / FILE}: {error}") from error
     return dataclasses.replace(card, attributes=tuple(card.attributes))

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 from rmjax.errors import UserError
+from rmjax.general import NAME as GENERAL
+from rmjax.general import GeneralPreference
 from rmjax.ordinal import levels, negative_log_likelihood
 from rmjax.parameters import THRESHOLDS, Params
 from rmjax.rows import Pairs, Targets
@@ -69,6 +71,7 @@ class Objective(NamedTuple):
       strengths: whether it needs to know how much better a pair's preferred sample is.
       column: of the head, that pairs train.
       levels: lowest and highest of the ratings, where they are ordinal; else None.
+      general: how it compares responses, where that is not by one number each; else None.
     """
 
     terms: tuple[tuple[float, Term], ...]
@@ -77,6 +80,7 @@ class Objective(NamedTuple):
     strengths: bool
     column: int
     levels: tuple[int, int] | None = None
+    general: GeneralPreference | None = None
 
     @property
     def thresholds(self) -> int:
@@ -171,7 +175,7 @@ _OF_MARGINS = {
 }
 _NEED_STRENGTHS = ("margin_bradley_terry", "scaled_bradley_terry")
 _OF_RATINGS = ("regression", "ordinal")
-OBJECTIVES = (*_OF_RATINGS, *_OF_MARGINS)
+OBJECTIVES = (*_OF_RATINGS, *_OF_MARGINS, GENERAL)
 
 
 def _pair_term(name: str, column: int, config: PreferenceConfig) -> Term:
@@ -181,6 +185,20 @@ def _pair_term(name: str, column: int, config: PreferenceConfig) -> Term:
         found = _OF_MARGINS[name](chosen - rejected, pairs, config)
         if config.centring:
             found += config.centring * jnp.square(chosen + rejected)
+        return jnp.sum(_pair_weights(pairs, config) * found)
+
+    return Term(loss, lambda targets: jnp.sum(_pair_weights(targets.pairs, config)))
+
+
+def _general_term(general: GeneralPreference, config: PreferenceConfig) -> Term:
+    def loss(scores: Scores, targets: Targets, params: Params) -> jax.Array:
+        pairs = targets.pairs
+        there = pairs.weights[..., None] > 0
+        chosen, rejected = (
+            jnp.where(there, jnp.take_along_axis(scores, slots[..., None], axis=-2), 0.0)
+            for slots in (pairs.chosen, pairs.rejected)
+        )
+        found = _cross_entropy(general.margins(chosen, rejected), pairs, config)
         return jnp.sum(_pair_weights(pairs, config) * found)
 
     return Term(loss, lambda targets: jnp.sum(_pair_weights(targets.pairs, config)))
@@ -239,6 +257,9 @@ def make_objective(
     """
     column = pair_column(attributes, config)
     coefficients = parse_objective(text)
+    general = GeneralPreference() if GENERAL in coefficients else None
+    if general:
+        _check_general(coefficients, attributes, config)
     found = levels(label_range) if "ordinal" in coefficients else None
 
     def term(name: str) -> Term:
@@ -246,6 +267,8 @@ def make_objective(
             return Term(_squared_error, _sum_of_ratings)
         if found and name == "ordinal":
             return Term(_ordinal(found[0]), _sum_of_ratings)
+        if general:
+            return _general_term(general, config)
         return _pair_term(name, column, config)
 
     pairs = [name for name in coefficients if name not in _OF_RATINGS]
@@ -256,7 +279,29 @@ def make_objective(
         strengths=any(name in _NEED_STRENGTHS for name in pairs),
         column=column,
         levels=found,
+        general=general,
     )
+
+
+def _check_general(
+    coefficients: dict[str, float], attributes: tuple[str, ...], config: PreferenceConfig
+) -> None:
+    """Raises a `UserError` unless the whole head can be the vector that is compared."""
+    if len(coefficients) > 1:
+        raise UserError(
+            f"config.objective: {GENERAL!r} takes all numbers of the head as one vector, so it "
+            "cannot be summed with others"
+        )
+    if not attributes or len(attributes) % 2:
+        raise UserError(
+            f"config.data.attributes = {attributes!r}: {GENERAL!r} needs an even number of them, "
+            "such as ('v1', 'v2', 'v3', 'v4'); their names are yours to choose"
+        )
+    if config.attribute or config.centring:
+        raise UserError(
+            f"config.preference.attribute = {config.attribute!r} and centring = {config.centring}: "
+            f"{GENERAL!r} has neither a column of its own nor rewards to centre; leave both out"
+        )
 
 
 def pair_column(attributes: tuple[str, ...], config: PreferenceConfig) -> int:

@@ -17,6 +17,7 @@ from rmjax.objectives import Objective
 from rmjax.ordinal import OrdinalScale
 from rmjax.parameters import THRESHOLDS, Params
 from rmjax.rows import ROWS_AXES, Rows
+from rmjax.scalar import Rule, scalar_rule
 from rmjax.sharding import Sharding
 
 Score = Callable[[Params, Rows], jax.Array]
@@ -103,15 +104,21 @@ def evaluate(
     first = np.flatnonzero(data.chosen)
     pairs = None
     if len(first):
-        rewards = ratings[:, objective.column]
+        rule = _pair_rule(objective, data.attributes)
+        values = rule.values(np.stack([ratings[first], ratings[first + 1]], axis=1))
         pairs = pair_metrics(
-            data.attributes[objective.column],
-            rewards[first],
-            rewards[first + 1],
+            rule.name,
+            values[:, 0],
+            values[:, 1],
             data.strengths[first],
             np.stack([data.lengths[first], data.lengths[first + 1]], axis=1),
         )
     return Evaluation(objective_value(objective, scores, data, params), rated, pairs)
+
+
+def _pair_rule(objective: Objective, attributes: tuple[str, ...]) -> Rule:
+    """What pairs are judged by."""
+    return objective.general or scalar_rule(attributes[objective.column], attributes)
 
 
 def _as_ratings(

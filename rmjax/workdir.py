@@ -164,17 +164,19 @@ def record_run(
 
 def run_card(config: Config, model: RewardModel, data: TokenizedData) -> ModelCard:
     """What there is to know of a run's model before its first step."""
-    attributes, levels = config.data.attributes, config_objective(config).levels
+    attributes, objective = config.data.attributes, config_objective(config)
+    levels = objective.levels
     rated = [n for n, mean in zip(attributes, mean_ratings(data.labels)) if np.isfinite(mean)]
     return ModelCard(
         attributes=attributes,
-        scalar={attributes[0]: 1.0},
+        scalar={} if objective.general else {attributes[0]: 1.0},
         max_length=config.data.max_length,
         seed=config.seed,
         source=public_name(config.init) if config.init else "",
         data=data.key,
         lora=model.lora,
         ordinal=OrdinalScale(*levels, tuple(rated)) if levels else None,
+        general_preference=objective.general,
     )
 
 

@@ -1,4 +1,4 @@
-"""Ordinal ratings: the likelihood by hand and by scipy, runs that learn it, all forms of a model."""
+"""Ordinal ratings: the likelihood by hand and by scipy, runs that learn it, a model's forms."""
 
 import json
 import math
