@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 from rich.progress import track
+from scipy.special import expit
 
 from rmjax.data.batches import put, unit_groups, units
 from rmjax.data.conversation import parse_prompt
@@ -20,7 +21,7 @@ from rmjax.errors import UserError
 from rmjax.experiment import compute_dtype
 from rmjax.kernels import ATTENTION, alignment, choose, row_multiple
 from rmjax.model import ModelOptions, RewardModel
-from rmjax.modelfiles import ModelCard
+from rmjax.modelfiles import ModelCard, Temperature
 from rmjax.parameters import Params
 from rmjax.pretrained import load_params, open_pretrained
 from rmjax.quantized import check_quantize, quantize_params
@@ -72,16 +73,23 @@ class Comparison:
       b: score of the second.
       margin: value of `a` minus value of `b`; of general preferences, how much more `a` is
         preferred (`general.GeneralPreference`).
+      temperature: what makes the margin a probability; None where the model has none for `a.rule`.
     """
 
     a: Score
     b: Score
     margin: float
+    temperature: Temperature | None = None
 
     @property
     def preferred(self) -> str:
         """`"a"`, `"b"`, or `"tie"` where the margin is 0."""
         return "a" if self.margin > 0 else "b" if self.margin < 0 else "tie"
+
+    @property
+    def probability(self) -> float | None:
+        """That `a` is preferred: sigmoid(margin / T); None where no T was fitted."""
+        return float(expit(self.margin / self.temperature.value)) if self.temperature else None
 
     def __repr__(self) -> str:
         rows = [("", "a", "b", "a - b")]
@@ -91,6 +99,9 @@ class Comparison:
         width = _width(pairs)
         lines = [f"{n:<{width}} {a:>8} {b:>8} {d:>8}" for n, a, b, d in rows]
         lines.append(f"preferred: {self.preferred}   (value: {self.a.rule})")
+        if self.temperature:
+            fitted = f"T = {self.temperature.value:.3g}, fitted on {self.temperature.pairs:,}"
+            lines.append(f"P(a) = {self.probability:.3f}   ({fitted} held-out pairs)")
         return "\n".join(lines)
 
 
@@ -150,7 +161,9 @@ class Scorer:
         )
         scores = np.asarray([list(score.attributes.values()) for score in (first, second)])
         values = self.rule.values(scores)
-        return Comparison(first, second, float(values[0] - values[1]))
+        found = self.card.temperature
+        temperature = found if found and found.rule == self.rule.name else None
+        return Comparison(first, second, float(values[0] - values[1]), temperature)
 
     def score_many(self, conversations: Sequence[Sequence[Message]]) -> list[Score]:
         """Scores conversations, in their order.

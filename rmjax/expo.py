@@ -110,7 +110,7 @@ class Parents:
         source = f"{weak} + {alpha!r} * ({strong} - {weak})"
         if chosen_on:
             source += f", {alpha!r} chosen on {public_name(chosen_on)}"
-        return dataclasses.replace(self.card, source=source)
+        return dataclasses.replace(self.card, source=source, temperature=None)
 
 
 def open_parents(weak: str, strong: str) -> Parents:

@@ -23,6 +23,21 @@ ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 
 
 @dataclasses.dataclass(frozen=True)
+class Temperature:
+    """What makes margins probabilities: sigmoid(margin / value), as fitted on held-out pairs.
+
+    Attributes:
+      value: T.
+      rule: name of the rule whose margins it is for; see `scalar.Rule`.
+      pairs: on how many it was fitted.
+    """
+
+    value: float
+    rule: str
+    pairs: int
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelCard:
     """Contents of `rmjax.json`.
 
@@ -36,6 +51,7 @@ class ModelCard:
       lora: adapters that are kept beside the weights.
       ordinal: how the head's numbers are read as ratings; None where they are these themselves.
       general_preference: how two responses' numbers are compared, where they have no order.
+      temperature: of its margins; None if it was not fitted.
     """
 
     attributes: tuple[str, ...]
@@ -47,6 +63,7 @@ class ModelCard:
     lora: LoraConfig = NO_LORA
     ordinal: OrdinalScale | None = None
     general_preference: GeneralPreference | None = None
+    temperature: Temperature | None = None
 
 
 def write_model_files(
@@ -82,7 +99,7 @@ def write_model_files(
     fields = {"format": "rmjax", "format_version": FORMAT_VERSION} | dataclasses.asdict(card)
     if not card.lora.rank:
         del fields["lora"]
-    optional = ("ordinal", "general_preference")
+    optional = ("ordinal", "general_preference", "temperature")
     fields = {name: x for name, x in fields.items() if x is not None or name not in optional}
     _write_json(directory / FILE, fields)
 
@@ -139,9 +156,11 @@ def read_card(directory: Path) -> ModelCard:
         lora = LoraConfig(**raw.pop("lora", {}))
         lora = dataclasses.replace(lora, targets=tuple(lora.targets))
         ordinal = _read_scale(raw.pop("ordinal", None))
-        general = raw.pop("general_preference", None)
-        general = general and GeneralPreference(**general)
-        card = ModelCard(**raw, lora=lora, ordinal=ordinal, general_preference=general)
+        if "general_preference" in raw:
+            raw["general_preference"] = GeneralPreference(**raw["general_preference"])
+        if "temperature" in raw:
+            raw["temperature"] = Temperature(**raw["temperature"])
+        card = ModelCard(**raw, lora=lora, ordinal=ordinal)
     except (TypeError, ValueError) as error:
         raise UserError(f"{directory / FILE}: {error}") from error
     return dataclasses.replace(card, attributes=tuple(card.attributes))

@@ -1,7 +1,10 @@
 """Finding a model on disk, whatever its form, and reading its parameters onto a mesh."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,7 +19,14 @@ from rmjax.llama import LlamaConfig, llama_config_from_hf
 from rmjax.loading import load_parameter
 from rmjax.lora import NO_LORA, LoraConfig, merge_adapters
 from rmjax.model import RewardModel
-from rmjax.modelfiles import ADAPTER_CONFIG, FILE, ModelCard, hf_attributes, read_card
+from rmjax.modelfiles import (
+    ADAPTER_CONFIG,
+    FILE,
+    ModelCard,
+    Temperature,
+    hf_attributes,
+    read_card,
+)
 from rmjax.parameters import (
     THRESHOLDS,
     Params,
@@ -103,7 +113,8 @@ def open_pretrained(name: str) -> Pretrained:
         return Pretrained(name, path, llama, None, weights, check_tensors(weights, llama, 1))
     if (path / checkpoint.DIRECTORY).is_dir():
         files = path / "model"
-        return _open_orbax(name, files, checkpoint.best_params(path))
+        weights, evaluation = checkpoint.best_checkpoint(path)
+        return _open_orbax(name, files, weights, evaluation)
     if (path / WEIGHTS).is_dir():
         return _open_orbax(name, path, path / WEIGHTS)
     if (path / PLAN).exists():
@@ -146,8 +157,13 @@ def _open_huggingface(name: str, path: Path) -> Pretrained:
     return Pretrained(name, path, llama, card, weights, check)
 
 
-def _open_orbax(name: str, files: Path, weights: Path) -> Pretrained:
+def _open_orbax(
+    name: str, files: Path, weights: Path, evaluation: Mapping[str, Any] = MappingProxyType({})
+) -> Pretrained:
+    """Opens an Orbax model, or a run's checkpoint, whose card gets what training found out."""
     card = read_card(files)
+    if temperature := _temperature(evaluation):
+        card = dataclasses.replace(card, temperature=temperature)
     where = files / "config.json"
     llama = llama_config_from_hf(read_json(where), str(where))
     paths = array_paths(weights / "params")
@@ -164,6 +180,15 @@ def _open_orbax(name: str, files: Path, weights: Path) -> Pretrained:
         scale = card.ordinal.with_raw(raw, card.attributes)
         card = dataclasses.replace(card, ordinal=scale)
     return Pretrained(name, files, llama, card, weights, None, card.lora)
+
+
+def _temperature(evaluation: Mapping[str, Any]) -> Temperature | None:
+    """The one that an evaluation's pairs gave, if they gave any."""
+    pairs = evaluation.get("pairs") or {}
+    value = pairs.get("temperature")
+    if value is None or not math.isfinite(value):
+        return None
+    return Temperature(value, pairs["attribute"], pairs["pairs"])
 
 
 def load_params(source: Pretrained, model: RewardModel, *, seed: int, dtype: Any) -> Params:

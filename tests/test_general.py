@@ -223,7 +223,8 @@ def test_every_form_of_the_model_compares(forms):
             assert comparison.margin == pytest.approx(found[0].margin, abs=1e-4)
         back = scorers[0].compare("Your hand?", loser, winner)
         assert back.margin == pytest.approx(-found[0].margin, abs=1e-4) and back.preferred == "b"
-    assert scorers[0].compare("Your hand?", "rock", "rock").preferred == "tie"
+    same = scorers[0].compare("Your hand?", "rock", "rock")
+    assert same.preferred == "tie" and same.probability is None  # all pairs were right: no T
 
 
 def test_one_response_has_no_value(forms):
