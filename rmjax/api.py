@@ -1,8 +1,7 @@
 """Scores in a REPL: `rm = rmjax.load(path)`, `rm.score(messages)`, `rm.compare(prompt, a, b)`."""
 
-import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 from rich.progress import track
-from scipy.special import expit
 
 from rmjax.data.batches import put, unit_groups, units
 from rmjax.data.conversation import parse_prompt
@@ -21,10 +19,11 @@ from rmjax.errors import UserError
 from rmjax.experiment import compute_dtype
 from rmjax.kernels import ATTENTION, alignment, choose, row_multiple
 from rmjax.model import ModelOptions, RewardModel
-from rmjax.modelfiles import ModelCard, Temperature
+from rmjax.modelfiles import ModelCard
 from rmjax.parameters import Params
 from rmjax.pretrained import load_params, open_pretrained
 from rmjax.quantized import check_quantize, quantize_params
+from rmjax.results import Comparison, Score
 from rmjax.rows import ROWS_AXES
 from rmjax.scalar import Rule, model_rule
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
@@ -37,80 +36,6 @@ _SLOTS = 64  # conversations a row may hold
 _SHORTEST = 64  # the shortest row
 _DTYPES = ("auto", "float32", "bfloat16")
 _BAR_FROM = 8  # batches from which on there is a progress bar
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Score:
-    """Raw numbers of one conversation.
-
-    Attributes:
-      attributes: one number an attribute, on the scale of the ratings the model was trained on.
-      value: the scalar reward, by `rule`. NaN of a model of general preferences, whose numbers
-        mean nothing but beside those of another response.
-      rule: an attribute, a published vector's name, the weights, or `general_preference`.
-      tokens: length of the templated conversation.
-    """
-
-    attributes: dict[str, float]
-    value: float
-    rule: str
-    tokens: int
-
-    def __repr__(self) -> str:
-        width = _width(self.attributes)
-        lines = [f"{name:<{width}} {value:8.4f}" for name, value in self.attributes.items()]
-        value = _shown(self.value)
-        lines.append(f"{'value':<{width}} {value:>8}   ({self.rule}; {self.tokens} tokens)")
-        return "\n".join(lines)
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Comparison:
-    """Two responses to one prompt.
-
-    Attributes:
-      a: score of the first.
-      b: score of the second.
-      margin: value of `a` minus value of `b`; of general preferences, how much more `a` is
-        preferred (`general.GeneralPreference`).
-      temperature: what makes the margin a probability; None where the model has none for `a.rule`.
-    """
-
-    a: Score
-    b: Score
-    margin: float
-    temperature: Temperature | None = None
-
-    @property
-    def preferred(self) -> str:
-        """`"a"`, `"b"`, or `"tie"` where the margin is 0."""
-        return "a" if self.margin > 0 else "b" if self.margin < 0 else "tie"
-
-    @property
-    def probability(self) -> float | None:
-        """That `a` is preferred: sigmoid(margin / T); None where no T was fitted."""
-        return float(expit(self.margin / self.temperature.value)) if self.temperature else None
-
-    def __repr__(self) -> str:
-        rows = [("", "a", "b", "a - b")]
-        pairs = {n: (v, self.b.attributes[n]) for n, v in self.a.attributes.items()}
-        rows += [(n, f"{a:.4f}", f"{b:.4f}", f"{a - b:+.4f}") for n, (a, b) in pairs.items()]
-        rows.append(("value", _shown(self.a.value), _shown(self.b.value), f"{self.margin:+.4f}"))
-        width = _width(pairs)
-        lines = [f"{n:<{width}} {a:>8} {b:>8} {d:>8}" for n, a, b, d in rows]
-        lines.append(f"preferred: {self.preferred}   (value: {self.a.rule})")
-        if self.temperature:
-            fitted = f"T = {self.temperature.value:.3g}, fitted on {self.temperature.pairs:,}"
-            lines.append(f"P(a) = {self.probability:.3f}   ({fitted} held-out pairs)")
-        return "\n".join(lines)
-
-
-def _shown(value: float) -> str:
-    return "none" if np.isnan(value) else f"{value:.4f}"
-
-
-def _width(names: Iterable[str]) -> int:
-    return max([16, *map(len, names)])
 
 
 class Scorer:

@@ -18,7 +18,7 @@ from test_convert import NAMES, TALK, edit_json, save_hf
 
 import rmjax
 from rmjax import api, hub
-from rmjax.api import Comparison, Score, Scorer, bucket
+from rmjax.api import Scorer, bucket
 from rmjax.config import Config, DataConfig, EveryConfig
 from rmjax.convert import hf_to_orbax, orbax_to_hf
 from rmjax.data.layout import places
@@ -26,6 +26,7 @@ from rmjax.errors import UserError
 from rmjax.optimizer import OptimizerConfig
 from rmjax.parameters import flatten
 from rmjax.pretrained import load_params, open_pretrained
+from rmjax.results import Comparison, Score
 from rmjax.scalar import PUBLISHED
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.store import read_array

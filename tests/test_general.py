@@ -14,7 +14,6 @@ from targets import bradley_terry, only_pairs
 from test_train import numbers, parts, run, tiny_config
 
 import rmjax
-from rmjax.api import Comparison, Score
 from rmjax.config import validate
 from rmjax.convert import hf_to_orbax, orbax_to_hf
 from rmjax.data.batches import evaluation_batches, row_shape
@@ -22,6 +21,7 @@ from rmjax.errors import UserError
 from rmjax.experiment import config_objective
 from rmjax.general import GeneralPreference
 from rmjax.objectives import PreferenceConfig, make_objective
+from rmjax.results import Comparison, Score
 from rmjax.rows import Pairs
 from rmjax.scoring import evaluate, score_data
 from rmjax.step import make_score, random_params

@@ -7,11 +7,12 @@ import pytest
 from test_train import numbers, run, tiny_config
 
 import rmjax
-from rmjax.api import Comparison, Score, Scorer
+from rmjax.api import Scorer
 from rmjax.convert import hf_to_orbax, orbax_to_hf
 from rmjax.expo import open_parents
 from rmjax.modelfiles import Temperature, read_card
 from rmjax.pretrained import open_pretrained
+from rmjax.results import Comparison, Score
 
 
 @pytest.fixture(scope="module")
