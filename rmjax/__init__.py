@@ -5,9 +5,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rmjax.api import Comparison, Score, Scorer, load
+    from rmjax.api import Scorer, load
     from rmjax.convert import hf_to_orbax, orbax_to_hf
     from rmjax.errors import UserError
+    from rmjax.results import Comparison, Score
     from rmjax.scalar import PUBLISHED
 
 # transformers advises to install torch, which nothing here needs.
@@ -27,9 +28,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "rmjax.api": ("Comparison", "Score", "Scorer", "load"),
+    "rmjax.api": ("Scorer", "load"),
     "rmjax.convert": ("hf_to_orbax", "orbax_to_hf"),
     "rmjax.errors": ("UserError",),
+    "rmjax.results": ("Comparison", "Score"),
     "rmjax.scalar": ("PUBLISHED",),
 }
 

@@ -24,7 +24,7 @@ from rmjax.model import ModelOptions, RewardModel
 from rmjax.orbaxweights import named_weights
 from rmjax.parameters import Params, flatten, model_parameters, nest
 from rmjax.pretrained import Pretrained, load_params
-from rmjax.scalar import scalar_rule
+from rmjax.scalar import model_rule
 from rmjax.scoring import score_data
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import make_score
@@ -88,7 +88,7 @@ class AlphaSearch:
             over_long="drop",
             pairs=True,
         )
-        self.rule = scalar_rule(card.scalar, card.attributes)
+        self.rule = model_rule(card)
         self._sharding = Sharding(make_mesh(MeshConfig()))
         dtype = compute_dtype("auto")
         kernel = choose("auto", llama, self._sharding, dtype)
@@ -137,9 +137,8 @@ class AlphaSearch:
                 f"alpha = {alpha!r}: the scores of {len(bad)} samples are not finite, the first of "
                 f"them {self.data.where(int(bad[0]))}; leave that alpha out"
             )
-        weights = self.rule.vector(self.data.attributes).astype(np.float64)
-        values = scores.astype(np.float64) @ weights
-        return values[::2] - values[1::2]
+        values = self.rule.values(scores.reshape(-1, 2, scores.shape[1]))
+        return values[:, 0] - values[:, 1]
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial:

@@ -1,8 +1,7 @@
 """Scores in a REPL: `rm = rmjax.load(path)`, `rm.score(messages)`, `rm.compare(prompt, a, b)`."""
 
-import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ from rmjax.modelfiles import ModelCard
 from rmjax.parameters import Params
 from rmjax.pretrained import load_params, open_pretrained
 from rmjax.quantized import check_quantize, quantize_params
+from rmjax.results import Comparison, Score, Work
 from rmjax.rows import ROWS_AXES
-from rmjax.scalar import ScalarRule, scalar_rule
+from rmjax.scalar import Rule, model_rule
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.step import make_score
 from rmjax.tokenizer import Message, Tokenizer, encode
@@ -36,87 +36,6 @@ _SLOTS = 64  # conversations a row may hold
 _SHORTEST = 64  # the shortest row
 _DTYPES = ("auto", "float32", "bfloat16")
 _BAR_FROM = 8  # batches from which on there is a progress bar
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Score:
-    """Raw numbers of one conversation.
-
-    Attributes:
-      attributes: one number an attribute, on the scale of the ratings the model was trained on.
-      value: the scalar reward, by `rule`.
-      rule: an attribute, a published vector's name, or the weights.
-      tokens: length of the templated conversation.
-      cut: how many more there were in front, with `over_long="truncate_left"`.
-    """
-
-    attributes: dict[str, float]
-    value: float
-    rule: str
-    tokens: int
-    cut: int = 0
-
-    def __repr__(self) -> str:
-        width = _width(self.attributes)
-        lines = [f"{name:<{width}} {value:8.4f}" for name, value in self.attributes.items()]
-        lines.append(f"{'value':<{width}} {self.value:8.4f}   ({self.rule}; {self.tokens} tokens)")
-        return "\n".join(lines)
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Comparison:
-    """Two responses to one prompt.
-
-    Attributes:
-      a: score of the first.
-      b: score of the second.
-    """
-
-    a: Score
-    b: Score
-
-    @property
-    def margin(self) -> float:
-        """Value of `a` minus value of `b`."""
-        return self.a.value - self.b.value
-
-    @property
-    def preferred(self) -> str:
-        """`"a"`, `"b"`, or `"tie"` where the values are equal."""
-        return "a" if self.margin > 0 else "b" if self.margin < 0 else "tie"
-
-    def __repr__(self) -> str:
-        rows = [("", "a", "b", "a - b")]
-        pairs = {
-            **{n: (v, self.b.attributes[n]) for n, v in self.a.attributes.items()},
-            "value": (self.a.value, self.b.value),
-        }
-        rows += [(n, f"{a:.4f}", f"{b:.4f}", f"{a - b:+.4f}") for n, (a, b) in pairs.items()]
-        width = _width(pairs)
-        lines = [f"{n:<{width}} {a:>8} {b:>8} {d:>8}" for n, a, b, d in rows]
-        lines.append(f"preferred: {self.preferred}   (value: {self.a.rule})")
-        return "\n".join(lines)
-
-
-def _width(names: Iterable[str]) -> int:
-    return max([16, *map(len, names)])
-
-
-@dataclasses.dataclass
-class Work:
-    """What a scorer has computed so far.
-
-    Attributes:
-      conversations: different ones.
-      tokens: theirs, each alone.
-      computed: tokens computed, beginnings that siblings share once.
-      places: of rows, padding included.
-    """
-
-    conversations: int = 0
-    tokens: int = 0
-    computed: int = 0
-    places: int = 0
 
 
 class Scorer:
@@ -133,7 +52,7 @@ class Scorer:
         params: Params,
         tokenizer: Tokenizer,
         card: ModelCard,
-        rule: ScalarRule,
+        rule: Rule,
         over_long: str,
         share_prompts: bool = True,
         state: str = "",
@@ -172,7 +91,11 @@ class Scorer:
         first, second = self.score_many(
             [[*messages, {"role": "assistant", "content": text}] for text in (a, b)]
         )
-        return Comparison(first, second)
+        scores = np.asarray([list(score.attributes.values()) for score in (first, second)])
+        values = self.rule.values(scores)
+        found = self.card.temperature
+        temperature = found if found and found.rule == self.rule.name else None
+        return Comparison(first, second, float(values[0] - values[1]), temperature)
 
     def score_many(self, conversations: Sequence[Sequence[Message]]) -> list[Score]:
         """Scores conversations, in their order.
@@ -197,7 +120,9 @@ class Scorer:
                 f"conversation {bad[0]}: its scores are {scores[bad[0]].tolist()}; the weights are "
                 f"damaged, or {self.model.options.dtype} is too small for them"
             )
-        values = scores.astype(np.float64) @ self.rule.vector(self.attributes).astype(np.float64)
+        if self.card.ordinal:
+            scores = self.card.ordinal.read(scores, self.attributes)
+        values = self.rule.values(scores[:, None, :])[:, 0]  # of each by itself
         return [
             Score(
                 dict(zip(self.attributes, map(float, row))),
@@ -360,7 +285,7 @@ def load(
     kernel = choose(attention, source.llama, sharding, computed)
     options = ModelOptions(sharding, dtype=computed, attention=kernel)
     model = RewardModel(source.llama, options, len(source.card.attributes))
-    rule = scalar_rule(source.card.scalar if value is None else value, source.card.attributes)
+    rule = model_rule(source.card, value)
     params = load_params(source, model, seed=0, dtype=computed)
     if quantize:
         params = quantize_params(params, sharding, quantize)

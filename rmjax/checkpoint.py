@@ -159,12 +159,18 @@ class _Always:
 
 def best_params(workdir: Path) -> Path:
     """The directory of a run's checkpoint with the lowest validation loss (else its last)."""
+    return best_checkpoint(workdir)[0]
+
+
+def best_checkpoint(workdir: Path) -> tuple[Path, dict[str, Any]]:
+    """As `best_params`, with what was saved as its evaluation; nothing if it was not evaluated."""
     checkpoints = Checkpoints(workdir, clean=False)
     try:
-        losses = {s: e["validation_loss"] for s, e in checkpoints.evaluations.items()}
+        found = checkpoints.evaluations
+        losses = {s: e["validation_loss"] for s, e in found.items()}
         step = min(losses, key=losses.__getitem__) if losses else checkpoints.latest
     finally:
         checkpoints.close()
     if step is None:
         raise UserError(f"{workdir / DIRECTORY}: there is no complete checkpoint in this run yet")
-    return workdir / DIRECTORY / str(step)
+    return workdir / DIRECTORY / str(step), found.get(step, {})

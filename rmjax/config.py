@@ -227,7 +227,7 @@ def validate(config: Config) -> Config:
 def _check_objective(config: Config) -> None:
     """The relations between an objective and its data."""
     data, preference = config.data, config.preference
-    objective = make_objective(config.objective, data.attributes, preference)
+    objective = make_objective(config.objective, data.attributes, preference, data.label_range)
     if not 0 <= preference.label_smoothing < 0.5:
         raise UserError(
             f"config.preference.label_smoothing = {preference.label_smoothing!r}: expected 0 up "
@@ -313,9 +313,12 @@ def as_flat_dict(config: Config) -> dict[str, Any]:
 def check_continues(before: dict[str, Any], now: Config) -> None:
     """Raises a `UserError` with the difference unless `now` can continue the run of `before`.
 
-    More or fewer steps are fine where the learning rate does not depend on their number.
+    More or fewer steps are fine where the learning rate does not depend on their number. A run
+    that began before there was a field is as if it had its default.
     """
     after = as_flat_dict(now)
+    defaults = as_flat_dict(Config("", DataConfig(""), OptimizerConfig(0.0), 0))
+    before = {field: defaults[field] for field in after if field in defaults} | before
     fixed = ("steps", "epochs") if now.optimizer.schedule != "constant" else ()
     changed = [
         f"  {field}: was {before.get(field)!r}, now {after.get(field)!r}"

@@ -33,7 +33,7 @@ from rmjax.errors import UserError, exit_with_message
 from rmjax.evaluation.benchmarks import BENCHMARKS, FROM_HUB
 from rmjax.evaluation.items import Data
 from rmjax.evaluation.page import document, summary
-from rmjax.evaluation.results import result
+from rmjax.evaluation.results import result, weights_of
 from rmjax.evaluation.scores import (
     LENGTH,
     Scored,
@@ -45,7 +45,7 @@ from rmjax.evaluation.scores import (
 from rmjax.evaluation.tallies import Judged, comparison
 from rmjax.evaluation.weights import FittedWeights, fit_weights, read_weights, write_weights
 from rmjax.reports import terminal
-from rmjax.scalar import PUBLISHED, ScalarRule, scalar_rule
+from rmjax.scalar import PUBLISHED, Rule, ScalarRule, scalar_rule
 from rmjax.sharding import MeshConfig
 from rmjax.workdir import package_versions
 
@@ -139,9 +139,11 @@ def scored_by(
     return Scored(model, scorer.attributes, scorer.rule, facts, work, items)
 
 
-def all_rules(scored: Scored, fitted: FittedWeights | None) -> dict[str, ScalarRule]:
+def all_rules(scored: Scored, fitted: FittedWeights | None) -> dict[str, Rule]:
     """Every rule that can be read off the same scores, by name: the one in force first."""
-    rules = {scored.rule.name: scored.rule}
+    rules: dict[str, Rule] = {scored.rule.name: scored.rule}
+    if not isinstance(scored.rule, ScalarRule):  # numbers that mean nothing one by one
+        return rules
     for name in (*scored.attributes, *PUBLISHED):
         weights = PUBLISHED.get(name, {})
         if name in scored.attributes or set(weights) <= set(scored.attributes):
@@ -182,6 +184,8 @@ def evaluate(
     """
     everything = [*data, fit] if fit else list(data)
     scored = scored_by(model, everything, settings, out, value)
+    if fit and not isinstance(scored.rule, ScalarRule):
+        raise UserError(f"--fit={fit.source}: the model's value is no weighted sum of attributes")
     fitted = fit_weights(fit, scored.items[-1], scored.attributes) if fit else known
     if fit and fitted:
         write_weights(out / "weights.json", fitted)
@@ -198,7 +202,7 @@ def evaluate(
         "model": {
             "name": model,
             "attributes": scored.attributes,
-            "rule": {"name": scored.rule.name, "weights": scored.rule.weights},
+            "rule": {"name": scored.rule.name, "weights": weights_of(scored.rule)},
             **scored.facts,
         },
         "versions": package_versions(),
@@ -219,7 +223,7 @@ def _judged(scored: Scored, data: Sequence[Data], settings: Settings) -> list[Ju
     ]
 
 
-def _write_samples(path: Path, judged: Sequence[Judged], rule: ScalarRule) -> None:
+def _write_samples(path: Path, judged: Sequence[Judged], rule: Rule) -> None:
     """One line an item: what `read_scores` reads, with values and lengths."""
     with open(path, "w", encoding="utf-8") as file:
         for part in judged:

@@ -45,7 +45,13 @@ def make_model(config: Config, source: Pretrained | None, sharding: Sharding) ->
     dtype = compute_dtype(config.dtype)
     kernel = choose(config.attention, llama, sharding, dtype, config.row_length)
     options = ModelOptions(sharding, dtype=dtype, remat=config.remat, attention=kernel)
-    return RewardModel(llama, options, len(config.data.attributes), config.lora)
+    return new_model(config, llama, options)
+
+
+def new_model(config: Config, llama: LlamaConfig, options: ModelOptions) -> RewardModel:
+    """The model that a config trains: its head, its adapters, its objective's thresholds."""
+    count, thresholds = len(config.data.attributes), config_objective(config).thresholds
+    return RewardModel(llama, options, count, config.lora, thresholds=thresholds)
 
 
 def _differences(stated: LlamaConfig, found: LlamaConfig) -> str:
@@ -115,7 +121,8 @@ def load_data(
 
 def config_objective(config: Config) -> Objective:
     """The objective that a config names."""
-    return make_objective(config.objective, config.data.attributes, config.preference)
+    data = config.data
+    return make_objective(config.objective, data.attributes, config.preference, data.label_range)
 
 
 def _load(
@@ -137,7 +144,10 @@ def _load(
         ties=config.preference.ties,
         unrated=unrated,
     )
-    if pairs and config_objective(config).strengths:
+    objective = config_objective(config)
+    if objective.levels and not pairs:
+        _check_levels(found)
+    if pairs and objective.strengths:
         unknown = np.flatnonzero(np.isnan(found.strengths))
         if len(unknown):
             raise UserError(
@@ -149,6 +159,18 @@ def _load(
         if split == "train" and not pairs and name != unrated and np.isnan(labels).all():
             raise UserError(f"{found.source}: attribute {name!r} has no label in any sample")
     return found
+
+
+def _check_levels(data: TokenizedData) -> None:
+    """Raises a `UserError` if a rating is between two levels."""
+    between = np.argwhere(~np.isnan(data.labels) & (data.labels != np.round(data.labels)))
+    if len(between):
+        sample, column = between[0].tolist()
+        raise UserError(
+            f"{data.where(sample)}: {data.attributes[column]!r} is rated "
+            f"{data.labels[sample, column]:g}, and the levels of config.objective 'ordinal' are "
+            "whole numbers; round the ratings, or use 'regression'"
+        )
 
 
 def fit_pairs(data: TokenizedData, config: Config, share: bool, align: int = 1) -> TokenizedData:

@@ -110,7 +110,7 @@ class Parents:
         source = f"{weak} + {alpha!r} * ({strong} - {weak})"
         if chosen_on:
             source += f", {alpha!r} chosen on {public_name(chosen_on)}"
-        return dataclasses.replace(self.card, source=source)
+        return dataclasses.replace(self.card, source=source, temperature=None)
 
 
 def open_parents(weak: str, strong: str) -> Parents:
@@ -158,6 +158,11 @@ def _open(name: str) -> Pretrained:
         raise UserError(
             f"{name}: trained with LoRA; merge its adapters first, with `python -m rmjax.convert "
             "orbax-to-hf`"
+        )
+    if source.card.ordinal:  # they would not have to rise any more
+        raise UserError(
+            f"{name}: has thresholds of an ordinal objective, which are not extrapolated; give "
+            "models that were trained by regression or on pairs alone"
         )
     return source
 

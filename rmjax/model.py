@@ -18,7 +18,7 @@ from rmjax.kernels import prepare
 from rmjax.llama import LlamaConfig
 from rmjax.lora import NO_LORA, LoraConfig, drop
 from rmjax.mask import Layout
-from rmjax.parameters import ADAPTERS, PARAMETERS, axis_sizes, initializer
+from rmjax.parameters import ADAPTERS, PARAMETERS, THRESHOLDS, axis_sizes, initializer
 from rmjax.quantized import product
 from rmjax.rope import angles, dynamic_frequencies, inverse_frequencies, rotate
 from rmjax.rows import Rows
@@ -158,12 +158,22 @@ class Block(_Table):
 
 
 class RewardModel(_Table):
-    """Rows of tokens to attributes: embed, layers, norm, head."""
+    """Rows of tokens to attributes: embed, layers, norm, head.
+
+    Attributes:
+      thresholds: of each attribute, where the objective is ordinal. They are parameters of the
+        loss alone: scores are the head's numbers with them as without.
+    """
+
+    thresholds: int = 0
 
     @nn.compact
     def __call__(self, rows: Rows) -> Float32[Array, "B S A"]:
         """Scores of every sample slot; slots without a sample hold arbitrary finite numbers."""
         config, options = self.config, self.options
+        if self.thresholds and self.is_initializing():
+            shape = (self.thresholds, self.attributes)
+            self.param(THRESHOLDS.path, initializer(THRESHOLDS, config), shape, jnp.float32)
         # Rows are looked up before they are rounded: the gradient sums many tokens' in float32.
         x = self.weight("embed")[rows.tokens].astype(options.dtype)
         x = self.place(x, "row", "length", "embed")

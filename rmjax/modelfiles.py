@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rmjax.errors import UserError
+from rmjax.general import GeneralPreference
 from rmjax.llama import LlamaConfig, llama_config_to_hf
 from rmjax.lora import NO_LORA, LoraConfig
+from rmjax.ordinal import OrdinalScale
 from rmjax.tokenizer import Tokenizer, pad_token_id
 from rmjax.weights import read_json
 
@@ -21,17 +23,35 @@ ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 
 
 @dataclasses.dataclass(frozen=True)
+class Temperature:
+    """What makes margins probabilities: sigmoid(margin / value), as fitted on held-out pairs.
+
+    Attributes:
+      value: T.
+      rule: name of the rule whose margins it is for; see `scalar.Rule`.
+      pairs: on how many it was fitted.
+    """
+
+    value: float
+    rule: str
+    pairs: int
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelCard:
     """Contents of `rmjax.json`.
 
     Attributes:
       attributes: names of the head's outputs, in order.
-      scalar: weights by attribute of the scalar reward.
+      scalar: weights by attribute of the scalar reward; none of a model of general preferences.
       max_length: most tokens of a sample in training; 0 if the model was not trained here.
       seed: of the head or of all weights; None if the weights came with a head.
       source: what the weights were made from.
       data: fingerprint of the training data; empty if there was none.
       lora: adapters that are kept beside the weights.
+      ordinal: how the head's numbers are read as ratings; None where they are these themselves.
+      general_preference: how two responses' numbers are compared, where they have no order.
+      temperature: of its margins; None if it was not fitted.
     """
 
     attributes: tuple[str, ...]
@@ -41,6 +61,9 @@ class ModelCard:
     source: str = ""
     data: str = ""
     lora: LoraConfig = NO_LORA
+    ordinal: OrdinalScale | None = None
+    general_preference: GeneralPreference | None = None
+    temperature: Temperature | None = None
 
 
 def write_model_files(
@@ -76,6 +99,8 @@ def write_model_files(
     fields = {"format": "rmjax", "format_version": FORMAT_VERSION} | dataclasses.asdict(card)
     if not card.lora.rank:
         del fields["lora"]
+    optional = ("ordinal", "general_preference", "temperature")
+    fields = {name: x for name, x in fields.items() if x is not None or name not in optional}
     _write_json(directory / FILE, fields)
 
 
@@ -129,10 +154,26 @@ def read_card(directory: Path) -> ModelCard:
         )
     try:
         lora = LoraConfig(**raw.pop("lora", {}))
-        card = ModelCard(**raw, lora=dataclasses.replace(lora, targets=tuple(lora.targets)))
-    except TypeError as error:
+        lora = dataclasses.replace(lora, targets=tuple(lora.targets))
+        ordinal = _read_scale(raw.pop("ordinal", None))
+        if "general_preference" in raw:
+            raw["general_preference"] = GeneralPreference(**raw["general_preference"])
+        if "temperature" in raw:
+            raw["temperature"] = Temperature(**raw["temperature"])
+        card = ModelCard(**raw, lora=lora, ordinal=ordinal)
+    except (TypeError, ValueError) as error:
         raise UserError(f"{directory / FILE}: {error}") from error
     return dataclasses.replace(card, attributes=tuple(card.attributes))
+
+
+def _read_scale(raw: dict[str, Any] | None) -> OrdinalScale | None:
+    if raw is None:
+        return None
+    scale = OrdinalScale(**raw)
+    rows = tuple(tuple(map(float, row)) for row in scale.thresholds)
+    if rows and [len(row) for row in rows] != [scale.count] * len(scale.attributes):
+        raise ValueError(f"'ordinal' must have {scale.count} thresholds for each attribute")
+    return dataclasses.replace(scale, attributes=tuple(scale.attributes), thresholds=rows)
 
 
 def hf_attributes(raw: dict[str, Any], where: Path) -> tuple[str, ...]:

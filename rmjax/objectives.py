@@ -18,6 +18,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 from rmjax.errors import UserError
+from rmjax.general import NAME as GENERAL
+from rmjax.general import GeneralPreference
+from rmjax.ordinal import levels, negative_log_likelihood
+from rmjax.parameters import THRESHOLDS, Params
 from rmjax.rows import Pairs, Targets
 
 Scores = Float32[Array, "... S A"]
@@ -48,9 +52,12 @@ class PreferenceConfig:
 
 
 class Term(NamedTuple):
-    """`loss(scores, targets)` sums over a batch, `weight(targets)` is what that is divided by."""
+    """`loss(scores, targets, params)` sums over a batch; `weight(targets)` is what divides that.
 
-    loss: Callable[[Scores, Targets], Float32[Array, ""]]
+    The parameters are the model's, for terms that have some of their own.
+    """
+
+    loss: Callable[[Scores, Targets, Params], Float32[Array, ""]]
     weight: Callable[[Targets], Float32[Array, ""]]
 
 
@@ -63,6 +70,8 @@ class Objective(NamedTuple):
       pairs: whether it needs pairs.
       strengths: whether it needs to know how much better a pair's preferred sample is.
       column: of the head, that pairs train.
+      levels: lowest and highest of the ratings, where they are ordinal; else None.
+      general: how it compares responses, where that is not by one number each; else None.
     """
 
     terms: tuple[tuple[float, Term], ...]
@@ -70,6 +79,13 @@ class Objective(NamedTuple):
     pairs: bool
     strengths: bool
     column: int
+    levels: tuple[int, int] | None = None
+    general: GeneralPreference | None = None
+
+    @property
+    def thresholds(self) -> int:
+        """How many thresholds of its own it has for an attribute."""
+        return self.levels[1] - self.levels[0] if self.levels else 0
 
     def weights(self, targets: Targets) -> Float32[Array, "T"]:
         """What each term's sum over `targets` is divided by, at least 1."""
@@ -77,11 +93,18 @@ class Objective(NamedTuple):
         return jnp.maximum(jnp.stack(found), 1.0)
 
     def loss(
-        self, scores: Scores, targets: Targets, weights: Float32[Array, "T"]
+        self,
+        scores: Scores,
+        targets: Targets,
+        weights: Float32[Array, "T"],
+        params: Params | None = None,
     ) -> Float32[Array, ""]:
-        """The share of `targets` in the loss of the batch whose `weights` are given."""
+        """The share of `targets` in the loss of the batch whose `weights` are given.
+
+        `params` are the model's, of which the objective needs its own, if it has any.
+        """
         terms = [
-            coefficient * term.loss(scores, targets) / weight
+            coefficient * term.loss(scores, targets, params or {}) / weight
             for (coefficient, term), weight in zip(self.terms, weights)
         ]
         return jnp.sum(jnp.stack(terms))
@@ -90,12 +113,23 @@ class Objective(NamedTuple):
 # ---- ratings ------------------------------------------------------------------------------------
 
 
-def _squared_error(scores: Scores, targets: Targets) -> jax.Array:
+def _squared_error(scores: Scores, targets: Targets, params: Params) -> jax.Array:
     # Empty slots hold arbitrary scores: select before squaring, so that no infinity times zero
     # can reach the sum or the gradient.
     labels, weights = targets.ratings
     error = jnp.where(weights > 0, scores - labels, 0.0)
     return jnp.sum(weights * jnp.square(error))
+
+
+def _ordinal(lowest: int) -> Callable[[Scores, Targets, Params], jax.Array]:
+    def loss(scores: Scores, targets: Targets, params: Params) -> jax.Array:
+        labels, weights = targets.ratings
+        present = weights > 0
+        numbers, level = (jnp.where(present, x, 0.0) for x in (scores, labels - lowest))
+        found = negative_log_likelihood(numbers, level, params[THRESHOLDS.path])
+        return jnp.sum(weights * found)
+
+    return loss
 
 
 def _sum_of_ratings(targets: Targets) -> jax.Array:
@@ -140,16 +174,31 @@ _OF_MARGINS = {
     "scaled_bradley_terry": _scaled_bradley_terry,
 }
 _NEED_STRENGTHS = ("margin_bradley_terry", "scaled_bradley_terry")
-OBJECTIVES = ("regression", *_OF_MARGINS)
+_OF_RATINGS = ("regression", "ordinal")
+OBJECTIVES = (*_OF_RATINGS, *_OF_MARGINS, GENERAL)
 
 
 def _pair_term(name: str, column: int, config: PreferenceConfig) -> Term:
-    def loss(scores: Scores, targets: Targets) -> jax.Array:
+    def loss(scores: Scores, targets: Targets, params: Params) -> jax.Array:
         pairs = targets.pairs
         chosen, rejected = _rewards(scores, pairs, column)
         found = _OF_MARGINS[name](chosen - rejected, pairs, config)
         if config.centring:
             found += config.centring * jnp.square(chosen + rejected)
+        return jnp.sum(_pair_weights(pairs, config) * found)
+
+    return Term(loss, lambda targets: jnp.sum(_pair_weights(targets.pairs, config)))
+
+
+def _general_term(general: GeneralPreference, config: PreferenceConfig) -> Term:
+    def loss(scores: Scores, targets: Targets, params: Params) -> jax.Array:
+        pairs = targets.pairs
+        there = pairs.weights[..., None] > 0
+        chosen, rejected = (
+            jnp.where(there, jnp.take_along_axis(scores, slots[..., None], axis=-2), 0.0)
+            for slots in (pairs.chosen, pairs.rejected)
+        )
+        found = _cross_entropy(general.margins(chosen, rejected), pairs, config)
         return jnp.sum(_pair_weights(pairs, config) * found)
 
     return Term(loss, lambda targets: jnp.sum(_pair_weights(targets.pairs, config)))
@@ -181,34 +230,78 @@ def parse_objective(text: str) -> dict[str, float]:
                 f"config.objective = {text!r}: there are {', '.join(OBJECTIVES)}, and sums of them"
             )
         found[match[2]] = coefficient
+    if all(name in found for name in _OF_RATINGS):
+        raise UserError(
+            f"config.objective = {text!r}: a number of the head is a rating or lies among "
+            "thresholds, not both: choose one of " + ", ".join(_OF_RATINGS)
+        )
     return found
 
 
-def make_objective(text: str, attributes: tuple[str, ...], config: PreferenceConfig) -> Objective:
+def make_objective(
+    text: str,
+    attributes: tuple[str, ...],
+    config: PreferenceConfig,
+    label_range: tuple[float, float] = (0.0, 4.0),
+) -> Objective:
     """The objective that a config names.
 
     Args:
       text: see `parse_objective`.
       attributes: of the head's columns.
       config: of the terms that learn from pairs.
+      label_range: lowest and highest rating.
 
     Raises:
-      UserError: it does not fit the attributes.
+      UserError: it does not fit the attributes or the range.
     """
     column = pair_column(attributes, config)
-    coefficients, terms = parse_objective(text), []
-    for name, coefficient in coefficients.items():
-        regression = Term(_squared_error, _sum_of_ratings)
-        term = regression if name == "regression" else _pair_term(name, column, config)
-        terms.append((coefficient, term))
-    pairs = [name for name in coefficients if name != "regression"]
+    coefficients = parse_objective(text)
+    general = GeneralPreference() if GENERAL in coefficients else None
+    if general:
+        _check_general(coefficients, attributes, config)
+    found = levels(label_range) if "ordinal" in coefficients else None
+
+    def term(name: str) -> Term:
+        if name == "regression":
+            return Term(_squared_error, _sum_of_ratings)
+        if found and name == "ordinal":
+            return Term(_ordinal(found[0]), _sum_of_ratings)
+        if general:
+            return _general_term(general, config)
+        return _pair_term(name, column, config)
+
+    pairs = [name for name in coefficients if name not in _OF_RATINGS]
     return Objective(
-        terms=tuple(terms),
-        ratings="regression" in coefficients,
+        terms=tuple((coefficient, term(name)) for name, coefficient in coefficients.items()),
+        ratings=len(pairs) < len(coefficients),
         pairs=bool(pairs),
         strengths=any(name in _NEED_STRENGTHS for name in pairs),
         column=column,
+        levels=found,
+        general=general,
     )
+
+
+def _check_general(
+    coefficients: dict[str, float], attributes: tuple[str, ...], config: PreferenceConfig
+) -> None:
+    """Raises a `UserError` unless the whole head can be the vector that is compared."""
+    if len(coefficients) > 1:
+        raise UserError(
+            f"config.objective: {GENERAL!r} takes all numbers of the head as one vector, so it "
+            "cannot be summed with others"
+        )
+    if not attributes or len(attributes) % 2:
+        raise UserError(
+            f"config.data.attributes = {attributes!r}: {GENERAL!r} needs an even number of them, "
+            "such as ('v1', 'v2', 'v3', 'v4'); their names are yours to choose"
+        )
+    if config.attribute or config.centring:
+        raise UserError(
+            f"config.preference.attribute = {config.attribute!r} and centring = {config.centring}: "
+            f"{GENERAL!r} has neither a column of its own nor rewards to centre; leave both out"
+        )
 
 
 def pair_column(attributes: tuple[str, ...], config: PreferenceConfig) -> int:

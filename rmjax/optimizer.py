@@ -20,6 +20,7 @@ DECAY: tuple[tuple[str, bool], ...] = (
     (r"embed", True),
     (r"layers/(q|k|v|o|gate|up|down)(_lora_[ab])?", True),
     (r"head", True),
+    (r"thresholds", False),
 )
 
 SCHEDULES = ("constant", "cosine", "linear")
@@ -79,16 +80,41 @@ def decay_mask(params: Params) -> Params:
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: Callable[[jax.Array], jax.Array]
+    config: OptimizerConfig, schedule: Callable[[jax.Array], jax.Array], width: int = 1
 ) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW with decay where the rules say so."""
+    """Clipping by the global norm, then AdamW with decay where the rules say so.
+
+    Args:
+      config: of AdamW.
+      schedule: the learning rate by step.
+      width: how many numbers the head sums over. Thresholds, which scores are held against, move
+        so many times as fast as other parameters: about as fast as a score can.
+    """
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     adamw = optax.chain(
         adam if config.moments == "float32" else keep_in_bfloat16(adam),
         optax.add_decayed_weights(config.weight_decay, decay_mask),
-        optax.scale_by_learning_rate(schedule),  # pyright: ignore[reportArgumentType]
+        _thresholds_faster(optax.scale_by_learning_rate(schedule), width),  # pyright: ignore[reportArgumentType]
     )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def _thresholds_faster(rate: Any, factor: int) -> optax.GradientTransformation:
+    """`rate`, its updates of thresholds times `factor`.
+
+    AdamW moves every number by up to the learning rate. A score is a sum of `width` products and
+    moves by as many times that; thresholds would stay behind it, at the learning rates of large
+    models for ever where they began.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = rate.update(updates, state, params)
+        leaves = flatten(updates)
+        if "thresholds" in leaves:
+            leaves["thresholds"] = factor * leaves["thresholds"]
+        return nest(leaves), state
+
+    return optax.GradientTransformation(rate.init, update)
 
 
 def keep_in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -3,7 +3,8 @@
 Shapes, shardings, initial values and conversion in both directions all read this table. The
 layout is frozen for format version 0.1: changing a row means a new format version.
 
-A model in training with LoRA has more rows, made of those of the weights that they adapt.
+A model in training with LoRA has more rows, made of those of the weights that they adapt, and one
+that learns from ordinal ratings a row for their thresholds.
 
     B row, L token, D embed, N heads, K kv_heads, H head_dim, F mlp, V vocab, A attribute
 """
@@ -100,15 +101,21 @@ def _adapters(row: Parameter) -> tuple[Parameter, Parameter]:
 
 ADAPTERS = {p.path: _adapters(p) for p in PARAMETERS if p.path.removeprefix("layers/") in TARGETS}
 # What LoRA trains: nothing else has gradients or optimizer state.
-ADAPTED = (r"layers/\w+_lora_[ab]", "head")
+ADAPTED = (r"layers/\w+_lora_[ab]", "head|thresholds")
+# Of `ordinal.py`. No tensor of Hugging Face's: what they come to is in `rmjax.json`.
+THRESHOLDS = Parameter("thresholds", "threshold attribute", "", "", "zeros")
 
 
-def model_parameters(config: LlamaConfig, lora: LoraConfig = NO_LORA) -> Iterator[Parameter]:
+def model_parameters(
+    config: LlamaConfig, lora: LoraConfig = NO_LORA, thresholds: int = 0
+) -> Iterator[Parameter]:
     """The rows of the table that a model of this config has."""
     for row in PARAMETERS:
         if not row.only_if or getattr(config, row.only_if):
             yield row
     yield from adapter_parameters(lora)
+    if thresholds:
+        yield THRESHOLDS
 
 
 def peft_parameters(lora: LoraConfig) -> Iterator[Parameter]:
@@ -125,9 +132,11 @@ def adapter_parameters(lora: LoraConfig) -> Iterator[Parameter]:
             yield from rows
 
 
-def axis_sizes(config: LlamaConfig, attributes: int, lora: LoraConfig = NO_LORA) -> dict[str, int]:
+def axis_sizes(
+    config: LlamaConfig, attributes: int, lora: LoraConfig = NO_LORA, thresholds: int = 0
+) -> dict[str, int]:
     """The size of every axis name of the table."""
-    return {
+    sizes = {
         "layers": config.num_hidden_layers,
         "vocab": config.vocab_size,
         "embed": config.hidden_size,
@@ -137,7 +146,9 @@ def axis_sizes(config: LlamaConfig, attributes: int, lora: LoraConfig = NO_LORA)
         "head_dim": config.head_dim,
         "mlp": config.intermediate_size,
         "attribute": attributes,
-    } | ({"rank": lora.rank} if lora.rank else {})
+    }
+    optional = {"rank": lora.rank, "threshold": thresholds}
+    return sizes | {axis: size for axis, size in optional.items() if size}
 
 
 def abstract_params(
@@ -146,15 +157,16 @@ def abstract_params(
     sharding: Sharding,
     dtype: Any = jnp.float32,
     lora: LoraConfig = NO_LORA,
+    thresholds: int = 0,
 ) -> Params:
     """Shapes, dtypes and shardings of a model's parameters, without any array.
 
     Raises:
       UserError: an axis does not divide over its mesh axes.
     """
-    sizes = axis_sizes(config, attributes, lora)
+    sizes = axis_sizes(config, attributes, lora, thresholds)
     leaves = {}
-    for row in model_parameters(config, lora):
+    for row in model_parameters(config, lora, thresholds):
         shape = tuple(sizes[axis] for axis in row.all_axes)
         placed = sharding.parameter(row.all_axes)
         check_divisible(f"parameter {row.path}", shape, placed)
@@ -163,8 +175,8 @@ def abstract_params(
 
 
 def in_float32(path: str) -> bool:
-    """Whether a parameter is float32 whatever the others are: norms, the head, adapters."""
-    return path == "head" or "norm" in path or "_lora_" in path
+    """Whether a parameter is float32 whatever the others are: norms, head, thresholds, adapters."""
+    return path in ("head", "thresholds") or "norm" in path or "_lora_" in path
 
 
 def nest(leaves: dict[str, Any]) -> Params:

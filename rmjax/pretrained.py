@@ -1,7 +1,10 @@
 """Finding a model on disk, whatever its form, and reading its parameters onto a mesh."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -17,8 +20,16 @@ from rmjax.llama import LlamaConfig, llama_config_from_hf
 from rmjax.loading import load_parameter
 from rmjax.lora import NO_LORA, LoraConfig, merge_adapters
 from rmjax.model import RewardModel
-from rmjax.modelfiles import ADAPTER_CONFIG, FILE, ModelCard, hf_attributes, read_card
+from rmjax.modelfiles import (
+    ADAPTER_CONFIG,
+    FILE,
+    ModelCard,
+    Temperature,
+    hf_attributes,
+    read_card,
+)
 from rmjax.parameters import (
+    THRESHOLDS,
     Params,
     abstract_params,
     adapter_parameters,
@@ -29,7 +40,7 @@ from rmjax.parameters import (
     nest,
 )
 from rmjax.step import random_head, random_leaves
-from rmjax.store import array_paths, cause, open_array
+from rmjax.store import array_paths, cause, open_array, read_array
 from rmjax.tokenizer import Tokenizer, load_tokenizer
 from rmjax.unfinished import PLAN
 from rmjax.weights import (
@@ -120,7 +131,8 @@ def open_pretrained(name: str) -> Pretrained:
         return Pretrained(name, path, llama, None, weights, check_tensors(weights, llama, 1))
     if (path / checkpoint.DIRECTORY).is_dir():
         files = path / "model"
-        return _open_orbax(name, files, checkpoint.best_params(path))
+        weights, evaluation = checkpoint.best_checkpoint(path)
+        return _open_orbax(name, files, weights, evaluation)
     if (path / WEIGHTS).is_dir():
         return _open_orbax(name, path, path / WEIGHTS)
     if (path / PLAN).exists():
@@ -163,18 +175,38 @@ def _open_huggingface(name: str, path: Path) -> Pretrained:
     return Pretrained(name, path, llama, card, weights, check)
 
 
-def _open_orbax(name: str, files: Path, weights: Path) -> Pretrained:
+def _open_orbax(
+    name: str, files: Path, weights: Path, evaluation: Mapping[str, Any] = MappingProxyType({})
+) -> Pretrained:
+    """Opens an Orbax model, or a run's checkpoint, whose card gets what training found out."""
     card = read_card(files)
+    if temperature := _temperature(evaluation):
+        card = dataclasses.replace(card, temperature=temperature)
     where = files / "config.json"
     llama = llama_config_from_hf(read_json(where), str(where))
     paths = array_paths(weights / "params")
-    expected = {row.path for row in model_parameters(llama, card.lora)}
+    # A converted model has them in its card.
+    trained = card.ordinal.count if card.ordinal and not card.ordinal.thresholds else 0
+    expected = {row.path for row in model_parameters(llama, card.lora, trained)}
     if paths != expected:
         raise UserError(
             f"{weights}: parameters do not match config.json; missing: "
             f"{sorted(expected - paths) or 'none'}, unknown: {sorted(paths - expected) or 'none'}"
         )
+    if card.ordinal and trained:
+        raw = read_array(weights / "params", THRESHOLDS.path)
+        scale = card.ordinal.with_raw(raw, card.attributes)
+        card = dataclasses.replace(card, ordinal=scale)
     return Pretrained(name, files, llama, card, weights, None, card.lora)
+
+
+def _temperature(evaluation: Mapping[str, Any]) -> Temperature | None:
+    """The one that an evaluation's pairs gave, if they gave any."""
+    pairs = evaluation.get("pairs") or {}
+    value = pairs.get("temperature")
+    if value is None or not math.isfinite(value):
+        return None
+    return Temperature(value, pairs["attribute"], pairs["pairs"])
 
 
 def load_params(source: Pretrained, model: RewardModel, *, seed: int, dtype: Any) -> Params:
@@ -182,8 +214,8 @@ def load_params(source: Pretrained, model: RewardModel, *, seed: int, dtype: Any
 
     Args:
       source: what to read; its adapters, if it has any, become part of its weights.
-      model: what to read it for; the head is a fresh one if `source` has none, and adapters are
-        always fresh ones.
+      model: what to read it for; the head is a fresh one if `source` has none, thresholds are if
+        it has none that fit, and adapters always.
       seed: of what is fresh.
       dtype: of the parameters, but those that are float32 always (`parameters.in_float32`).
 
@@ -214,8 +246,15 @@ def load_params(source: Pretrained, model: RewardModel, *, seed: int, dtype: Any
         }
     if not source.has_head:
         leaves["head"] = random_head(model, seed)
-    adapters = [row.path for row in adapter_parameters(model.lora)]
-    return nest(leaves | (random_leaves(model, seed, adapters) if adapters else {}))
+    fresh = [row.path for row in adapter_parameters(model.lora)]
+    if model.thresholds:
+        fresh.append(THRESHOLDS.path)
+    leaves |= random_leaves(model, seed, fresh) if fresh else {}
+    scale = source.card.ordinal if source.card else None
+    if scale and source.card and scale.count == model.thresholds:
+        place = leaves[THRESHOLDS.path].sharding
+        leaves[THRESHOLDS.path] = jax.device_put(scale.raw(source.card.attributes), place)
+    return nest(leaves)
 
 
 def _load_orbax(directory: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:

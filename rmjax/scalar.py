@@ -1,13 +1,14 @@
-"""From attributes to one number: a named rule, never a hidden one."""
+"""From attributes to one number of each response to a prompt: a named rule, never a hidden one."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
 from rmjax.errors import UserError
+from rmjax.modelfiles import ModelCard
 
 # Weights that were published for HelpSteer2's attributes. The two RewardBench vectors were searched
 # on that benchmark itself (model cards of Llama3-70B-SteerLM-RM and Nemotron-4-340B-Reward); the
@@ -36,21 +37,58 @@ FITTED_ON = {
 }
 
 
+class Rule(Protocol):
+    """How a model's scores become what responses to a prompt are ordered by."""
+
+    @property
+    def name(self) -> str:
+        """An attribute, a published vector's name, the weights, or `general_preference`."""
+        ...
+
+    def values(self, scores: Float[np.ndarray, "... n A"]) -> Float64[np.ndarray, "... n"]:
+        """A number for each of the n responses to a prompt, from their scores; see each rule.
+
+        Of two responses the difference is the margin.
+        """
+        ...
+
+
 class ScalarRule(NamedTuple):
-    """How a model's attributes become one number: their weighted sum, without an offset."""
+    """A weighted sum of a model's attributes, without an offset.
+
+    Attributes:
+      name: see `Rule`.
+      weights: by attribute.
+      attributes: of the model, in order.
+    """
 
     name: str
     weights: dict[str, float]
+    attributes: tuple[str, ...]
+
+    def values(self, scores: Float[np.ndarray, "... n A"]) -> Float64[np.ndarray, "... n"]:
+        """The weighted sums; other responses do not matter."""
+        return scores.astype(np.float64) @ self.vector(self.attributes).astype(np.float64)
 
     def vector(self, attributes: Sequence[str]) -> Float32[np.ndarray, "A"]:
         """One weight an attribute, in order; 0 where the rule names none."""
         return np.asarray([self.weights.get(name, 0.0) for name in attributes], np.float32)
 
-    def values(
-        self, scores: Float[np.ndarray, "*N A"], attributes: Sequence[str]
-    ) -> Float64[np.ndarray, "*N"]:
-        """The number that each row of attributes becomes."""
-        return scores.astype(np.float64) @ self.vector(attributes).astype(np.float64)
+
+def model_rule(card: ModelCard, value: str | Mapping[str, float] | None = None) -> Rule:
+    """A model's own rule, or the one that `value` names; see `scalar_rule`.
+
+    Raises:
+      UserError: the model does not have it.
+    """
+    if card.general_preference is None:
+        return scalar_rule(card.scalar if value is None else value, card.attributes)
+    if value is not None:
+        raise UserError(
+            f"value = {value!r}: this is a model of general preferences, which compares two "
+            "responses and has no number for one; leave value out"
+        )
+    return card.general_preference
 
 
 def scalar_rule(rule: str | Mapping[str, float], attributes: Sequence[str]) -> ScalarRule:
@@ -61,7 +99,7 @@ def scalar_rule(rule: str | Mapping[str, float], attributes: Sequence[str]) -> S
     """
     if isinstance(rule, str):
         if rule in attributes:
-            return ScalarRule(rule, {rule: 1.0})
+            return ScalarRule(rule, {rule: 1.0}, tuple(attributes))
         if rule not in PUBLISHED:
             raise UserError(
                 f"scalar rule {rule!r}: neither an attribute ({', '.join(attributes)}) nor a "
@@ -85,4 +123,4 @@ def scalar_rule(rule: str | Mapping[str, float], attributes: Sequence[str]) -> S
             f"scalar rule {name!r}: the model has no attribute {unknown[0]!r}; "
             f"it has {', '.join(attributes)}"
         )
-    return ScalarRule(name, weights)
+    return ScalarRule(name, weights, tuple(attributes))

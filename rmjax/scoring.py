@@ -14,8 +14,10 @@ from rmjax.data.tokenise import TokenizedData
 from rmjax.errors import UserError
 from rmjax.metrics import AttributeMetrics, PairMetrics, attribute_metrics, pair_metrics
 from rmjax.objectives import Objective
-from rmjax.parameters import Params
+from rmjax.ordinal import OrdinalScale
+from rmjax.parameters import THRESHOLDS, Params
 from rmjax.rows import ROWS_AXES, Rows
+from rmjax.scalar import Rule, scalar_rule
 from rmjax.sharding import Sharding
 
 Score = Callable[[Params, Rows], jax.Array]
@@ -91,30 +93,58 @@ def evaluate(
             f"the scores of {len(bad)} held-out samples are not finite, the first of them "
             f"{data.where(int(bad[0]))}; nothing was saved"
         )
+    ratings = _as_ratings(objective, scores, params, constants, data.attributes)
     rated = {
         name: row
         for name, row in attribute_metrics(
-            data.attributes, scores, data.labels, data.groups, constants
+            data.attributes, ratings, data.labels, data.groups, constants
         ).items()
         if row.count
     }
     first = np.flatnonzero(data.chosen)
     pairs = None
     if len(first):
-        rewards = scores[:, objective.column]
+        rule = _pair_rule(objective, data.attributes)
+        values = rule.values(np.stack([ratings[first], ratings[first + 1]], axis=1))
         pairs = pair_metrics(
-            data.attributes[objective.column],
-            rewards[first],
-            rewards[first + 1],
+            rule.name,
+            values[:, 0],
+            values[:, 1],
             data.strengths[first],
             np.stack([data.lengths[first], data.lengths[first + 1]], axis=1),
         )
-    return Evaluation(objective_value(objective, scores, data), rated, pairs)
+    return Evaluation(objective_value(objective, scores, data, params), rated, pairs)
+
+
+def _pair_rule(objective: Objective, attributes: tuple[str, ...]) -> Rule:
+    """What pairs are judged by."""
+    return objective.general or scalar_rule(attributes[objective.column], attributes)
+
+
+def _as_ratings(
+    objective: Objective,
+    scores: Float32[np.ndarray, "N A"],
+    params: Params,
+    constants: Float[np.ndarray, "A"],
+    attributes: tuple[str, ...],
+) -> Float[np.ndarray, "N A"]:
+    """What a user will see: expected ratings, where an ordinal objective learned from some."""
+    if not objective.levels:
+        return scores
+    rated = tuple(name for name, mean in zip(attributes, constants) if np.isfinite(mean))
+    scale = OrdinalScale(*objective.levels, rated)
+    return scale.with_raw(np.asarray(params[THRESHOLDS.path]), attributes).read(scores, attributes)
 
 
 def objective_value(
-    objective: Objective, scores: Float32[np.ndarray, "N A"], data: TokenizedData
+    objective: Objective,
+    scores: Float32[np.ndarray, "N A"],
+    data: TokenizedData,
+    params: Params | None = None,
 ) -> float:
-    """The objective over all samples of `data` at once."""
+    """The objective over all samples of `data` at once; of `params` it needs thresholds alone."""
     targets = make_targets(data, np.arange(len(data))[None])
-    return float(objective.loss(jnp.asarray(scores[None]), targets, objective.weights(targets)))
+    # A copy of this process's own, whatever mesh they are on.
+    own = {p: jnp.asarray(np.asarray(x)) for p, x in (params or {}).items() if p == THRESHOLDS.path}
+    weights = objective.weights(targets)
+    return float(objective.loss(jnp.asarray(scores[None]), targets, weights, own))

@@ -32,6 +32,7 @@ PARAMETER_AXES: dict[str, MeshAxes] = {
     "mlp": "tensor",
     "attribute": None,
     "rank": None,
+    "threshold": None,
 }
 
 # Activations: rows over data and fsdp, tokens of a row over context, features over tensor.

@@ -39,7 +39,13 @@ def abstract_model(model: RewardModel) -> Params:
     to which every product rounds them anyway: no score changes by that.
     """
     options = model.options
-    params = abstract_params(model.config, model.attributes, options.sharding, lora=model.lora)
+    params = abstract_params(
+        model.config,
+        model.attributes,
+        options.sharding,
+        lora=model.lora,
+        thresholds=model.thresholds,
+    )
     if not model.lora.rank:
         return params
     return nest(
@@ -157,8 +163,9 @@ def make_train_step(
             micro = jax.tree.map(lambda x: x[index], batch._replace(microbatches=None))
             key = jax.random.fold_in(jax.random.key(seed), state.step) if dropping else None
             key = None if key is None else jax.random.fold_in(key, index)
-            scores = apply(model, merge(free, frozen), micro.rows, key)
-            return objective.loss(scores, micro.targets, weights)
+            params = merge(free, frozen)
+            scores = apply(model, params, micro.rows, key)
+            return objective.loss(scores, micro.targets, weights, params)
 
         gradient = jax.value_and_grad(loss_of)
         if batch.samples.shape[0] == 1:

@@ -96,7 +96,7 @@ def train_in(workdir: Path, config: Config) -> None:
 
     # ---- step --------------------------------------------------------------------------------
     schedule = make_schedule(config.optimizer, len(batches))
-    optimizer = make_optimizer(config.optimizer, schedule)
+    optimizer = make_optimizer(config.optimizer, schedule, model.config.hidden_size)
     abstract = abstract_state(model, optimizer, config.trained)
     objective = config_objective(config)
     train_step = make_train_step(

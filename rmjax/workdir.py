@@ -19,8 +19,11 @@ from rmjax import checkpoint
 from rmjax.config import Config, as_flat_dict, check_continues
 from rmjax.data.tokenise import TokenizedData
 from rmjax.errors import UserError, disk_errors
+from rmjax.experiment import config_objective
+from rmjax.metrics import mean_ratings
 from rmjax.model import RewardModel
 from rmjax.modelfiles import FILE, FORMAT_VERSION, ModelCard, write_model_files
+from rmjax.ordinal import OrdinalScale
 from rmjax.pretrained import public_name
 from rmjax.processes import meet, tell_all
 from rmjax.tokenizer import Tokenizer
@@ -148,15 +151,7 @@ def record_run(
         "versions": package_versions(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    card = ModelCard(
-        attributes=config.data.attributes,
-        scalar={config.data.attributes[0]: 1.0},
-        max_length=config.data.max_length,
-        seed=config.seed,
-        source=public_name(config.init) if config.init else "",
-        data=data.key,
-        lora=model.lora,
-    )
+    card = run_card(config, model, data)
     described = {"train": describe_data(data)}
     if validation:
         described["validation"] = describe_data(validation)
@@ -165,6 +160,24 @@ def record_run(
         _write(workdir / "data.json", described)
         if not (workdir / MODEL_DIRECTORY / FILE).exists():  # the last of them to be written
             write_model_files(workdir / MODEL_DIRECTORY, model.config, tokenizer, card)
+
+
+def run_card(config: Config, model: RewardModel, data: TokenizedData) -> ModelCard:
+    """What there is to know of a run's model before its first step."""
+    attributes, objective = config.data.attributes, config_objective(config)
+    levels = objective.levels
+    rated = [n for n, mean in zip(attributes, mean_ratings(data.labels)) if np.isfinite(mean)]
+    return ModelCard(
+        attributes=attributes,
+        scalar={} if objective.general else {attributes[0]: 1.0},
+        max_length=config.data.max_length,
+        seed=config.seed,
+        source=public_name(config.init) if config.init else "",
+        data=data.key,
+        lora=model.lora,
+        ordinal=OrdinalScale(*levels, tuple(rated)) if levels else None,
+        general_preference=objective.general,
+    )
 
 
 def describe_data(data: TokenizedData) -> dict[str, Any]:

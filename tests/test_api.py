@@ -18,7 +18,7 @@ from test_convert import NAMES, TALK, edit_json, save_hf
 
 import rmjax
 from rmjax import api, hub
-from rmjax.api import Comparison, Score, Scorer, bucket
+from rmjax.api import Scorer, bucket
 from rmjax.config import Config, DataConfig, EveryConfig
 from rmjax.convert import hf_to_orbax, orbax_to_hf
 from rmjax.data.layout import places
@@ -26,6 +26,7 @@ from rmjax.errors import UserError
 from rmjax.optimizer import OptimizerConfig
 from rmjax.parameters import flatten
 from rmjax.pretrained import load_params, open_pretrained
+from rmjax.results import Comparison, Score
 from rmjax.scalar import PUBLISHED
 from rmjax.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.store import read_array
@@ -325,7 +326,7 @@ def test_scores_are_readable():
         "value              3.2500   (helpfulness; 41 tokens)"
     )
     other = Score({"helpfulness": 1.0, "verbosity": 12.0}, 1.0, "helpfulness", 9)
-    assert repr(Comparison(score, other)) == (
+    assert repr(Comparison(score, other, 2.25)) == (
         "                        a        b    a - b\n"
         "helpfulness        3.2500   1.0000  +2.2500\n"
         "verbosity         -0.5000  12.0000 -12.5000\n"
@@ -339,7 +340,7 @@ def test_long_names_keep_their_columns():
     lines = repr(score).splitlines()
     assert lines[0] == "instruction following -23.4567"
     assert {line.index(".") for line in lines} == {lines[0].index(".")}
-    rows = repr(Comparison(score, score)).splitlines()[:-1]
+    rows = repr(Comparison(score, score, 0.0)).splitlines()[:-1]
     assert len({len(row) for row in rows}) == 1
     assert rows[1].split() == ["instruction", "following", "-23.4567", "-23.4567", "+0.0000"]
 

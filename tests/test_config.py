@@ -192,6 +192,15 @@ def test_a_run_continues_with_its_own_numbers_only():
             check_continues(before, tiny(**{field: value}))
 
 
+def test_a_field_that_a_run_began_without_counts_as_its_default():
+    before = as_flat_dict(tiny())
+    for field in ("optimizer.moments", "preference.centring", "lora.targets", "data.share_prompts"):
+        del before[field]
+    check_continues(before, tiny())
+    with pytest.raises(UserError, match=r"optimizer\.moments: was 'float32', now 'bfloat16'"):
+        check_continues(before, tiny(optimizer__moments="bfloat16"))
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_a_schedule_that_ends_fixes_the_number_of_steps(schedule):
     before = as_flat_dict(tiny(optimizer__schedule=schedule))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from targets import bradley_terry, only_pairs, regression
+from targets import only_pairs, regression
 
 from rmjax.errors import UserError
 from rmjax.objectives import PreferenceConfig, make_objective, parse_objective
@@ -149,17 +149,23 @@ def test_a_sum_of_objectives_on_one_head(rng):
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
-def test_parts_of_a_batch_add_up():
+@pytest.mark.parametrize("name", [*NAMES, "general_preference", "regression", "ordinal"])
+def test_parts_of_a_batch_add_up(name, rng):
     """Micro-batches divide by the whole batch's weights."""
-    rewards = np.asarray([1, 0, 0, 2, 5, 1], np.float32)[:, None]
-    whole = only_pairs(pairs([1, 2, 3]), 6, 1)
-    weights = bradley_terry.weights(whole)
-    parts = [only_pairs(pairs([m]), 2, 1) for m in (1, 2, 3)]
-    found = sum(
-        float(bradley_terry.loss(rewards[2 * i : 2 * i + 2], part, weights))
-        for i, part in enumerate(parts)
-    )
-    assert found == pytest.approx(float(bradley_terry.loss(rewards, whole, weights)))
+    objective = make_objective(name, ("a", "b"), PreferenceConfig())
+    scores = rng.normal(size=(6, 2)).astype(np.float32)
+    ratings = Ratings(*rng.integers((0, 0), (5, 2), (6, 2, 2)).T.swapaxes(1, 2).astype(np.float32))
+    params = {"thresholds": jnp.asarray(rng.normal(size=(4, 2)), jnp.float32)}
+    whole = Targets(ratings, pairs([1, 2, 3]))
+    weights = objective.weights(whole)
+
+    def part(i: int) -> float:
+        own = slice(2 * i, 2 * i + 2)
+        targets = Targets(Ratings(*(x[own] for x in ratings)), pairs([i + 1]))
+        return float(objective.loss(scores[own], targets, weights, params))
+
+    found = sum(part(i) for i in range(3))
+    assert found == pytest.approx(float(objective.loss(scores, whole, weights, params)), rel=1e-5)
 
 
 def test_a_margin_for_every_pair_is_asserted():
@@ -178,7 +184,9 @@ def test_objectives_are_parsed():
     for text in ("", "regression +", "-1 * regression", "regression + regression", "0*regression"):
         with pytest.raises(UserError, match=r"config\.objective"):
             parse_objective(text)
-    with pytest.raises(UserError, match=r"there are regression, bradley_terry, margin_brad"):
+    with pytest.raises(
+        UserError, match=r"there are regression, ordinal, bradley_terry, margin_brad"
+    ):
         parse_objective("bradley")
 
 

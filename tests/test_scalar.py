@@ -32,7 +32,7 @@ def test_every_published_vector_is_tested_above_and_leads_to_no_other():
 
 def test_an_attribute_is_a_rule():
     rule = scalar_rule("coherence", FIVE)
-    assert rule == ("coherence", {"coherence": 1.0})
+    assert rule == ("coherence", {"coherence": 1.0}, FIVE)
     assert rule.vector(FIVE).tolist() == [0, 0, 1, 0, 0]
     assert scalar_rule({"coherence": 1}, FIVE) == rule
 
@@ -42,6 +42,16 @@ def test_weights_by_attribute_say_their_name_and_follow_the_models_order():
     assert rule.name == "-0.5*verbosity +2*helpfulness"
     assert rule.vector(FIVE).tolist() == [2, 0, 0, 0, -0.5]
     assert rule.vector(FIVE[::-1]).tolist() == [-0.5, 0, 0, 0, 2]
+
+
+def test_values_are_weighted_sums_whatever_the_leading_axes(rng):
+    """In float64, and of each response by itself."""
+    rule = scalar_rule({"verbosity": -0.5, "helpfulness": 2}, FIVE)
+    scores = rng.normal(size=(2, 3, 5)).astype(np.float32)
+    expected = 2 * scores[..., 0].astype(np.float64) - 0.5 * scores[..., 4].astype(np.float64)
+    assert rule.values(scores).dtype == np.float64
+    np.testing.assert_allclose(rule.values(scores), expected, rtol=1e-15)
+    np.testing.assert_array_equal(rule.values(scores[1, :1]), rule.values(scores)[1, :1])
 
 
 def test_an_attribute_goes_before_a_published_vector_of_its_name():

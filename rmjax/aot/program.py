@@ -18,11 +18,11 @@ from rmjax.aot.roofline import Prediction, predict
 from rmjax.config import Config
 from rmjax.data.batches import slots_for
 from rmjax.errors import UserError
-from rmjax.experiment import config_objective
+from rmjax.experiment import config_objective, new_model
 from rmjax.flops import model_flops
 from rmjax.kernels import choose
 from rmjax.llama import LlamaConfig
-from rmjax.model import ModelOptions, RewardModel
+from rmjax.model import ModelOptions
 from rmjax.optimizer import make_optimizer, make_schedule, partition
 from rmjax.pretrained import open_pretrained
 from rmjax.rows import BATCH_AXES, Batch, Pairs, Ratings, Rows, Targets
@@ -244,9 +244,9 @@ def abstract_program(
       UserError: something does not divide over the mesh.
     """
     options = ModelOptions(sharding, dtype=_dtype(config), remat=config.remat, attention=attention)
-    model = RewardModel(llama, options, len(config.data.attributes), config.lora)
+    model = new_model(config, llama, options)
     schedule = make_schedule(config.optimizer, config.steps or 1)
-    optimizer = make_optimizer(config.optimizer, schedule)
+    optimizer = make_optimizer(config.optimizer, schedule, llama.hidden_size)
     state = abstract_state(model, optimizer, config.trained)
     objective = config_objective(config)
     step = make_train_step(

@@ -24,12 +24,12 @@ from rmjax.reports.document import (
 )
 from rmjax.reports.numbers import DASH, count, decimal, interval, percent, short, signed
 from rmjax.reports.plots import Curve
-from rmjax.scalar import ScalarRule
+from rmjax.scalar import Rule
 
 _MANY = 12  # subsets, beyond which distributions are drawn together
 
 
-def document(report: Mapping[str, Any], judged: Sequence[Judged], rule: ScalarRule) -> Document:
+def document(report: Mapping[str, Any], judged: Sequence[Judged], rule: Rule) -> Document:
     """The page of an evaluation.
 
     Args:
@@ -185,7 +185,7 @@ def _benchmark(b: Mapping[str, Any]) -> Iterator[Block]:
         yield _rules(b)
 
 
-def _details(b: Mapping[str, Any], judged: Judged, rule: ScalarRule) -> Iterator[Block]:
+def _details(b: Mapping[str, Any], judged: Judged, rule: Rule) -> Iterator[Block]:
     if not b["items"]:
         return
     yield from _figures(b, judged, rule)
@@ -244,7 +244,7 @@ def _rules(b: Mapping[str, Any]) -> Table:
     )
 
 
-def _figures(b: Mapping[str, Any], judged: Judged, rule: ScalarRule) -> Iterator[Block]:
+def _figures(b: Mapping[str, Any], judged: Judged, rule: Rule) -> Iterator[Block]:
     values, name = judged.values(rule), _slug(b["name"])
     found = compare(judged, values)
     bars = [(_named(s, u), u) for s in b["sections"] for u in s["subsets"] if u["score"]]

@@ -7,13 +7,13 @@ from rmjax.evaluation.benchmarks import RULES
 from rmjax.evaluation.details import attributes_of, comparisons_of, mistakes
 from rmjax.evaluation.tallies import Judged, gaps, scores_of, tally
 from rmjax.evaluation.weights import FittedWeights
-from rmjax.scalar import FITTED_ON, ScalarRule
+from rmjax.scalar import FITTED_ON, Rule, ScalarRule
 
 
 def result(
     judged: Judged,
-    rule: ScalarRule,
-    rules: Mapping[str, ScalarRule],
+    rule: Rule,
+    rules: Mapping[str, Rule],
     fitted: FittedWeights | None = None,
 ) -> dict[str, Any]:
     """All that is said of one benchmark.
@@ -65,9 +65,7 @@ def _scoring(judged: Judged) -> str:
     return "; ".join([text, *(f"{name}: {RULES[other]}" for name, other in others.items())])
 
 
-def _warnings(
-    judged: Judged, rules: Mapping[str, ScalarRule], fitted: FittedWeights | None
-) -> list[str]:
+def _warnings(judged: Judged, rules: Mapping[str, Rule], fitted: FittedWeights | None) -> list[str]:
     said = [
         f"the weights {name!r} were fitted on this very benchmark by their authors: their score "
         "here is too high"
@@ -83,10 +81,15 @@ def _warnings(
     return said
 
 
-def _brief(judged: Judged, rule: ScalarRule) -> dict[str, Any]:
+def weights_of(rule: Rule) -> dict[str, float]:
+    """By attribute; none of a rule that is no weighted sum."""
+    return dict(rule.weights) if isinstance(rule, ScalarRule) else {}
+
+
+def _brief(judged: Judged, rule: Rule) -> dict[str, Any]:
     scores = scores_of(tally(judged, rule))
     return {
-        "weights": dict(rule.weights),
+        "weights": weights_of(rule),
         **scores["overall"],
         "sections": {section["name"]: section["score"] for section in scores["sections"]},
     }

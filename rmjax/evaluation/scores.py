@@ -14,7 +14,7 @@ from rich.progress import Progress, TimeElapsedColumn
 from rmjax.api import Scorer
 from rmjax.errors import UserError
 from rmjax.evaluation.items import Data, Item, text_key
-from rmjax.scalar import ScalarRule, scalar_rule
+from rmjax.scalar import Rule, scalar_rule
 from rmjax.tokenizer import Message
 
 _AT_ONCE = 128  # conversations for each shard of rows, after which what is known is written down
@@ -51,7 +51,7 @@ class Scored:
 
     name: str
     attributes: tuple[str, ...]
-    rule: ScalarRule
+    rule: Rule
     facts: dict[str, Any]
     work: dict[str, float]
     items: list[list[ItemScores]]

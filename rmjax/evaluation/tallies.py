@@ -13,7 +13,7 @@ from rmjax.evaluation.items import Data, Item
 from rmjax.evaluation.rules import RULES, Credits
 from rmjax.evaluation.scores import ItemScores
 from rmjax.evaluation.statistics import draws, interval, sign_test
-from rmjax.scalar import ScalarRule
+from rmjax.scalar import Rule
 
 SEED = 0  # of the bootstrap
 
@@ -53,9 +53,9 @@ class Judged:
             dropped=len(kept) - sum(kept),
         )
 
-    def values(self, rule: ScalarRule) -> list[Float[np.ndarray, "n"]]:
-        """Each item's responses by the rule."""
-        return [rule.values(s.scores, self.attributes) for s in self.scores]
+    def values(self, rule: Rule) -> list[Float[np.ndarray, "n"]]:
+        """Each item's responses by the rule; 0 of one that has none to be compared with."""
+        return [np.nan_to_num(rule.values(s.scores)) for s in self.scores]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Tally:
         }
 
 
-def tally(judged: Judged, rule: ScalarRule) -> Tally:
+def tally(judged: Judged, rule: Rule) -> Tally:
     """Applies the rule's values, and to them each subset's way of scoring."""
     benchmark, values = judged.data.benchmark, judged.values(rule)
     members: dict[str, list[int]] = {}
@@ -196,9 +196,7 @@ def gaps(judged: Judged, found: Tally) -> list[str]:
     return said
 
 
-def comparison(
-    judged: Judged, rule: ScalarRule, other: Judged, other_rule: ScalarRule
-) -> dict[str, Any]:
+def comparison(judged: Judged, rule: Rule, other: Judged, other_rule: Rule) -> dict[str, Any]:
     """The difference of two models on the items that both were judged on, paired.
 
     The interval is of units drawn again, the same for both; the test is on the units of which one
