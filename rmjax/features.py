@@ -19,11 +19,11 @@ import xxhash
 from jaxtyping import Float32
 from rich.console import Console
 
-from rmjax.data.batches import Batches, put
+from rmjax.data.batches import Batches
 from rmjax.errors import UserError, disk_errors
 from rmjax.model import RewardModel
 from rmjax.pretrained import Pretrained
-from rmjax.rows import ROWS_AXES, Rows
+from rmjax.rows import Rows
 
 Features = Callable[[Rows], jax.Array]
 _VERSION = 1  # of this module's result; part of the cache's key
@@ -101,7 +101,10 @@ def cached_features(
     """
     data, shape = batches.data, batches.shape
     made_by = made_by | {"data": data.key, "rows": repr(shape), "share": batches.share}
-    made_by |= {"rows of each batch": [batches.places(0), len(batches)]}
+    layout = xxhash.xxh3_128()  # which sample is where
+    for step in range(len(batches)):
+        layout.update(f"{step}".encode() + batches.samples(step).astype(np.int64).tobytes())
+    made_by |= {"layout": layout.hexdigest()}
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
     root = Path(os.environ.get("RMJAX_CACHE", Path.home() / ".cache" / "rmjax")).expanduser()
     entry = root / "features" / key
@@ -170,25 +173,3 @@ def _write(file: Path, part: np.ndarray, made_by: dict[str, Any]) -> None:
             f"the cache in {file.parent} cannot be written ({error}): set RMJAX_CACHE to a "
             "directory that can"
         ) from error
-
-
-def loader(
-    model: RewardModel, params: Callable[[], Any], make: Callable[[RewardModel], Any]
-) -> Callable[[], Features]:
-    """A function that reads the weights when it is called first, and gives what computes features.
-
-    Args:
-      model: what to compute.
-      params: reads its parameters.
-      make: `step.make_features`.
-    """
-    found: list[Features] = []
-
-    def load() -> Features:
-        if not found:
-            compute, read = make(model), params()
-            sharding = model.options.sharding
-            found.append(lambda rows: compute(read, put(rows, ROWS_AXES, sharding)))
-        return found[0]
-
-    return load

@@ -14,6 +14,7 @@ which predicts training prompts best that are left out, so held-out data stay un
 """
 
 import dataclasses
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -28,19 +29,18 @@ from rmjax.commandline import run_with_config
 from rmjax.compilation import keep_programs
 from rmjax.config import Config, validate
 from rmjax.convert import convert_pieces
-from rmjax.data.batches import Batches, evaluation_batches, row_shape
+from rmjax.data.batches import Batches, evaluation_batches, put, row_shape
 from rmjax.data.tokenise import TokenizedData
 from rmjax.errors import UserError
 from rmjax.experiment import (
     config_objective,
-    first_params,
     load_data,
     make_model,
     pick_tokenizer,
     shares_prompts,
     with_first_head,
 )
-from rmjax.features import cached_features, describe_model, fingerprint_weights, loader
+from rmjax.features import Features, cached_features, describe_model, fingerprint_weights
 from rmjax.headfit import head_scores, train_head
 from rmjax.importing import ToOrbax
 from rmjax.kernels import alignment
@@ -49,9 +49,10 @@ from rmjax.model import RewardModel
 from rmjax.modelfiles import ModelCard, write_model_files
 from rmjax.orbaxweights import named_weights
 from rmjax.parameters import PARAMETERS, axis_sizes
-from rmjax.pretrained import Pretrained, open_pretrained, public_name
+from rmjax.pretrained import Pretrained, load_params, open_pretrained, public_name
 from rmjax.reporting import attribute_table, pair_table
 from rmjax.ridge import Ridge, fit_ridge
+from rmjax.rows import ROWS_AXES
 from rmjax.scoring import Evaluation, judge
 from rmjax.sharding import Sharding, check_divisible, make_mesh
 from rmjax.step import make_features, random_head
@@ -101,14 +102,7 @@ def probe(config: Config, dst: str, fit: str = "") -> None:
 
     # ---- features, once ----------------------------------------------------------------------
     began = time.monotonic()
-    made_by = describe_model(model, fingerprint_weights(source), source)
-    load = loader(model, lambda: first_params(config, source, model)[0], make_features)
-    width = model.config.hidden_size
-
-    def samples(batches: Batches) -> Samples:
-        return Samples(batches.data, cached_features(batches, made_by, width, load, console))
-
-    train, held = samples(training), samples(validation) if validation else None
+    train, held = extract(config, source, model, training, validation, console)
     console.print(
         f"features    {len(train.data):,} samples to train on"
         + (f", {len(held.data):,} held out" if held else "")
@@ -172,6 +166,32 @@ def make_batches(
     ]
     assert made[0] is not None
     return made[0], made[1]
+
+
+def extract(
+    config: Config,
+    source: Pretrained,
+    model: RewardModel,
+    training: Batches,
+    validation: Batches | None,
+    console: Console,
+) -> tuple[Samples, Samples | None]:
+    """The samples with their features; the weights are read only if one is missing."""
+    made_by = describe_model(model, fingerprint_weights(source), source)
+
+    @functools.cache
+    def load() -> Features:
+        # Not in float32 where products round them anyway: half the memory and the same numbers.
+        read = with_first_head(config, source)[0]
+        params = load_params(read, model, seed=config.seed, dtype=model.options.dtype)
+        compute = make_features(model)
+        return lambda rows: compute(params, put(rows, ROWS_AXES, model.options.sharding))
+
+    def samples(batches: Batches) -> Samples:
+        width = model.config.hidden_size
+        return Samples(batches.data, cached_features(batches, made_by, width, load, console))
+
+    return samples(training), samples(validation) if validation else None
 
 
 # ---- the two fits -------------------------------------------------------------------------------

@@ -237,7 +237,7 @@ def test_features_are_computed_once(base, tmp_path, own_features, calls):
     config.objective, config.data.label_range = "regression", (0.0, 4.0)
     config.seed, config.optimizer.learning_rate = 3, 0.5
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe, "first_params", None)  # the weights are not even read
+        patch.setattr(probe, "load_params", None)  # the weights are not even read
         probe.probe(config, str(tmp_path / "second"), "adamw")
         probe.probe(config, str(tmp_path / "third"), "ridge")
     assert len(calls) == count
