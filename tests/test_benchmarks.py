@@ -5,6 +5,7 @@ import runpy
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,12 +86,11 @@ def test_curves_are_compared_by_hand():
     import argparse
 
     script = runpy.run_path(str(BENCHMARKS / "curves_vs_trl.py"))
-    from timing import Piece
 
-    def side(losses: list[float], margins: list[float]) -> Piece:
+    def side(losses: list[float], margins: list[float]) -> Any:
         norms, rates = [2.0] * len(losses), [1e-5] * len(losses)
         value = {"loss": losses, "grad_norm": norms, "learning_rate": rates}
-        return Piece(3.0, value | {"margins": np.array(margins)})
+        return script["Piece"](3.0, value | {"margins": np.array(margins)})
 
     ours = side([0.7] * 11 + [0.6], [1.0, -1.0, 0.5, 0.0])
     theirs = side([0.7] * 10 + [0.75, 0.6], [1.0, 1.0, 0.25, 0.0])
