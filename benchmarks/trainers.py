@@ -1,4 +1,4 @@
-"""The other sides of `train_vs_trl.py`: TRL's RewardTrainer and transformers' Trainer."""
+"""The other sides: TRL's RewardTrainer and transformers' Trainer, told to do what rmjax does."""
 
 import os
 import tempfile
@@ -27,6 +27,38 @@ def torch_steps(task: str, data: Any, plan: Any) -> list[list[dict[str, Any]]]:
 def longest(sample: dict[str, Any]) -> int:
     """Tokens of a sample's longest sequence."""
     return max(len(ids) for name, ids in sample.items() if name.endswith("_ids"))
+
+
+def trainer_arguments(
+    optimizer: OptimizerConfig, steps: int, micro: int, microbatches: int
+) -> dict[str, Any]:
+    """What transformers' trainers are told so that they do what rmjax does without warm-up.
+
+    With warm-up their rate would be a step behind: theirs starts at 0.
+    """
+    return dict(
+        output_dir=tempfile.gettempdir(),
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=microbatches,
+        train_sampling_strategy="sequential",
+        optim="adamw_torch_fused",
+        learning_rate=optimizer.learning_rate,
+        lr_scheduler_type=optimizer.schedule,
+        warmup_steps=0,
+        adam_beta1=optimizer.b1,
+        adam_beta2=optimizer.b2,
+        adam_epsilon=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.clip_norm,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
 
 
 def torch_side(
@@ -61,28 +93,7 @@ def torch_side(
     )
     network.config.use_cache = False
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-    arguments: dict[str, Any] = dict(
-        output_dir=tempfile.gettempdir(),
-        max_steps=1,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=len(steps[0]) // micro,
-        train_sampling_strategy="sequential",
-        optim="adamw_torch_fused",
-        learning_rate=optimizer.learning_rate,
-        lr_scheduler_type="constant",
-        adam_beta1=optimizer.b1,
-        adam_beta2=optimizer.b2,
-        adam_epsilon=optimizer.eps,
-        weight_decay=optimizer.weight_decay,
-        max_grad_norm=optimizer.clip_norm,
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
+    arguments = trainer_arguments(optimizer, 1, micro, len(steps[0]) // micro)
     first = datasets.Dataset.from_list(steps[0])
     if task == "pairs":
         config = RewardConfig(**arguments, max_length=None)

@@ -3,7 +3,7 @@
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,15 @@ _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 
 
-def run_with_config(run: Callable[[Config], None], *, together: bool = True) -> None:
-    """Parses the command line and calls `run` with the config.
+def run_with_config(
+    run: Callable[..., None], *, together: bool = True, arguments: Sequence[str] = ()
+) -> None:
+    """Parses the command line and calls `run` with the config and the arguments that it has.
 
     Args:
       run: the command.
       together: whether many processes run it as one, if there are many.
+      arguments: names of what stands on the command line without a flag; all must be there.
     """
     flag = config_flags.DEFINE_config_file("config", None, "The experiment: configs/NAME.py[:arg].")
 
@@ -43,8 +46,13 @@ def run_with_config(run: Callable[[Config], None], *, together: bool = True) -> 
             raise UserError(f"the command line does not fit the config: {message}") from error
 
     def main(argv: list[str]) -> None:
-        if len(argv) > 1:
-            raise UserError(f"unexpected argument {argv[1]!r}; fields are --config.field=value")
+        given = argv[1:]
+        if len(given) > len(arguments):
+            raise UserError(
+                f"unexpected argument {given[len(arguments)]!r}; fields are --config.field=value"
+            )
+        if len(given) < len(arguments):
+            raise UserError(f"{arguments[len(given)]} is missing from the command line")
         _hush()
         config = flag.value
         if not isinstance(config, Config):
@@ -53,9 +61,9 @@ def run_with_config(run: Callable[[Config], None], *, together: bool = True) -> 
             initialize(
                 coordinator=_COORDINATOR.value, processes=_PROCESSES.value, process=_PROCESS.value
             )
-            run_together(lambda: run(config))
+            run_together(lambda: run(config, *given))
         else:
-            exit_with_message(lambda: run(config))
+            exit_with_message(lambda: run(config, *given))
 
     exit_with_message(lambda: app.run(main, argv=sys.argv, flags_parser=parse))
 

@@ -213,6 +213,13 @@ def first_params(
     """The weights before the first step, and what to say about them."""
     if source is None:
         return random_params(model, config.seed), f"random weights, seed {config.seed}"
+    source, origin = with_first_head(config, source)
+    dtype = model.options.dtype if model.lora.rank else jnp.float32
+    return load_params(source, model, seed=config.seed, dtype=dtype), origin
+
+
+def with_first_head(config: Config, source: Pretrained) -> tuple[Pretrained, str]:
+    """`source`, without its head if a fresh one is to be made; and what to say about both."""
     head = f"a fresh head, seed {config.seed}"
     if source.card and source.card.attributes == config.data.attributes:
         head = "its head"
@@ -220,9 +227,7 @@ def first_params(
         # A head for other attributes cannot be continued; say so, and start a new one.
         head += f" (its own is for {', '.join(source.card.attributes)})"
         source = source.without_head()
-    dtype = model.options.dtype if model.lora.rank else jnp.float32
-    params = load_params(source, model, seed=config.seed, dtype=dtype)
-    return params, f"{source.name} with {head}"
+    return source, f"{source.name} with {head}"
 
 
 def data_position(step: int, batches: Batches, validation: TokenizedData | None) -> dict[str, Any]:

@@ -66,6 +66,16 @@ def _rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float) ->
     return (normal * jnp.broadcast_to(scale.astype(jnp.float32), x.shape)).astype(x.dtype)
 
 
+def read_head(
+    features: Float32[Array, "B S D"], head: Float[Array, "D A"]
+) -> Float32[Array, "B S A"]:
+    """The head's scores of what it reads."""
+    # Full float32: accelerators otherwise round the factors to bfloat16 or tf32.
+    return jnp.einsum(
+        "bsd,da->bsa", features, head.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+    )
+
+
 def _as_matrices(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     """What `jnp.einsum` gives where the axes summed over end `x` and begin `weight`.
 
@@ -168,8 +178,11 @@ class RewardModel(_Table):
     thresholds: int = 0
 
     @nn.compact
-    def __call__(self, rows: Rows) -> Float32[Array, "B S A"]:
-        """Scores of every sample slot; slots without a sample hold arbitrary finite numbers."""
+    def __call__(self, rows: Rows, features: bool = False) -> Float32[Array, "B S A"]:
+        """Scores of every sample slot; slots without a sample hold arbitrary finite numbers.
+
+        With `features`, what the head reads instead, [B, S, D].
+        """
         config, options = self.config, self.options
         if self.thresholds and self.is_initializing():
             shape = (self.thresholds, self.attributes)
@@ -198,13 +211,8 @@ class RewardModel(_Table):
         with jax.named_scope("head"):
             last = jnp.take_along_axis(x, rows.ends[:, :, None], axis=1)
             last = _rms_norm(last, self.weight("final_norm"), config.rms_norm_eps)
-            # Full float32: accelerators otherwise round the factors to bfloat16 or tf32.
-            return jnp.einsum(
-                "bsd,da->bsa",
-                last.astype(jnp.float32),
-                self.weight("head").astype(jnp.float32),
-                precision=jax.lax.Precision.HIGHEST,
-            )
+            last = last.astype(jnp.float32)
+            return last if features else read_head(last, self.weight("head"))
 
     def _frequencies(self, rows: Rows) -> Any:
         """With dynamic RoPE they go by the sample's length: there each sample is its own group."""

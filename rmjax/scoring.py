@@ -85,8 +85,16 @@ def evaluate(
     Raises:
       UserError: a score is not finite; it names the sample.
     """
-    data = batches.data
-    scores = score_data(score, params, batches, sharding)
+    return judge(score_data(score, params, batches, sharding), batches.data, constants, objective)
+
+
+def judge(
+    scores: Float32[np.ndarray, "N A"],
+    data: TokenizedData,
+    constants: Float[np.ndarray, "A"],
+    objective: Objective,
+) -> Evaluation:
+    """As `evaluate`, of scores that are there, in the data's order."""
     bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(bad):
         raise UserError(

@@ -212,7 +212,23 @@ def make_score(model: RewardModel) -> Callable[[Params, Rows], Float32[Array, "B
     def score(params: Params, rows: Rows) -> jax.Array:
         return apply(model, params, rows)
 
+    return _whole_everywhere(model, score)
+
+
+def make_features(model: RewardModel) -> Callable[[Params, Rows], Float32[Array, "B S D"]]:
+    """What the head reads of every slot, the last layer's normed states, whole on every process."""
+
+    def features(params: Params, rows: Rows) -> jax.Array:
+        found: Any = model.apply({"params": params}, rows, features=True)
+        return found
+
+    return _whole_everywhere(model, features)
+
+
+def _whole_everywhere(
+    model: RewardModel, function: Callable[[Params, Rows], jax.Array]
+) -> Callable[[Params, Rows], jax.Array]:
     replicated = model.options.sharding.replicated
     return jax.jit(
-        score, out_shardings=replicated, compiler_options=compiler_options(replicated.mesh)
+        function, out_shardings=replicated, compiler_options=compiler_options(replicated.mesh)
     )

@@ -5,6 +5,7 @@ import runpy
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ def on_the_path(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     before = set(sys.modules)
     yield
-    for name in ("material", "timing"):
+    for name in ("material", "timing", "trainers"):
         if name not in before:
             sys.modules.pop(name, None)
 
@@ -79,3 +80,28 @@ def test_best_of_has_distinct_responses_and_keeps_the_prompts_own():
     assert [len(set(one.responses)) for one in made] == [16] * 6
     assert all(set(one.responses) >= set(d.responses) for one, d in zip(made, dialogues))
     assert made == script["best_of"](dialogues, 16)
+
+
+def test_curves_are_compared_by_hand():
+    import argparse
+
+    script = runpy.run_path(str(BENCHMARKS / "curves_vs_trl.py"))
+
+    def side(losses: list[float], margins: list[float]) -> Any:
+        norms, rates = [2.0] * len(losses), [1e-5] * len(losses)
+        value = {"loss": losses, "grad_norm": norms, "learning_rate": rates}
+        return script["Piece"](3.0, value | {"margins": np.array(margins)})
+
+    ours = side([0.7] * 11 + [0.6], [1.0, -1.0, 0.5, 0.0])
+    theirs = side([0.7] * 10 + [0.75, 0.6], [1.0, 1.0, 0.25, 0.0])
+    found = script["compare"](ours.value, theirs.value)
+    assert found["largest difference of the loss, first steps"] == 0  # the first ten
+    assert found["largest difference of the loss, all steps"] == pytest.approx(0.05)
+    assert found["largest difference of a held-out margin"] == 2
+    assert found["held-out pairs decided differently"] == 1
+    assert script["accuracy"](ours.value["margins"])[0] == 2.5 / 4
+    settings = argparse.Namespace(steps=12, pairs=4, length=9, learning_rate=1e-5, micro=2, cores=1)
+    record, table = script["report"]({"rmjax": ours, "TRL": theirs}, settings)
+    assert json.loads(json.dumps(record))["sides"]["TRL"]["loss"][10] == 0.75
+    assert "| 11 | 0.700000 | 0.750000 | -5.0e-02 |" in table.splitlines()
+    assert "| rmjax | 0.625 (" in table
