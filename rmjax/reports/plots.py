@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from rmjax.metrics import wilson_interval
 from rmjax.reports.drawing import PIXEL, style
@@ -432,6 +432,8 @@ def curves(found: Sequence[Curve], xlabel: str, ylabel: str, logarithmic: bool =
         return _empty(figure, axes)
     if logarithmic:
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
         axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(_short))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -596,7 +598,7 @@ def _short(value: float, _: int) -> str:
         digits = f"{value:.2g}"
         if abs(value) >= 10000:
             digits = f"{value / 1000:g}k" if abs(value) < 1e6 else f"{value / 1e6:g}M"
-        return digits.replace("-", "−")
+        return digits.replace("e-0", "e-").replace("-", "−")
     return f"{value:g}".replace("-", "−")
 
 

@@ -155,7 +155,7 @@ def _headline(run: RunFiles) -> tuple[tuple[str, str, str], ...]:
         (
             "Training loss",
             decimal(_final_loss(run), 4),
-            f"mean of the last {_LAST} steps" if last >= _LAST else "",
+            f"last {_LAST} steps" if last >= _LAST else "",
         ),
     ]
     if best:
@@ -356,7 +356,7 @@ def _training(run: RunFiles) -> list[Block]:
         ),
         _curves(
             "learning-rate",
-            [Curve("", steps, numbers["learning_rate"], rough=len(steps) > 25)],
+            [Curve("", steps, numbers["learning_rate"], rough=False)],
             "learning rate",
             "Learning rate.",
         ),

@@ -79,11 +79,15 @@ figure{margin:1.2rem 0;min-width:0}
   no-repeat local,linear-gradient(90deg,transparent,var(--shade)) 100%/1rem 100% no-repeat,
   var(--paper)}
 .scroll:focus-visible,summary:focus-visible{outline:2px solid var(--s0);outline-offset:2px}
-table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
+.scroll.card{width:fit-content;max-width:100%}
+.scroll.wide{width:auto}
+table{border-collapse:collapse;min-width:min(26rem,calc(100vw - 2.2rem));
+  font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{padding:.5rem .9rem;text-align:left;vertical-align:baseline;white-space:nowrap;
   border-bottom:1px solid var(--line)}
 thead th{color:var(--muted);font-weight:500;font-size:.8rem;white-space:normal;line-height:1.3;
   vertical-align:bottom}
+.wide table{min-width:100%}
 tbody th{font-weight:500}
 tr>:first-child{position:sticky;left:0;background:var(--paper)}
 tbody tr:last-child>*{border-bottom:0}
