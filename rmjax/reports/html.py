@@ -109,9 +109,14 @@ def _facts(items: Sequence[tuple[str, str]]) -> str:
     if not items:
         return ""
     rows = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>\n" for name, value in items
+        f"<div><dt>{escape(name)}</dt><dd>{_breakable(value)}</dd></div>\n" for name, value in items
     )
     return f'<dl class="facts card">\n{rows}</dl>\n'
+
+
+def _breakable(value: str) -> str:
+    """With places where a path may go on in the next line."""
+    return escape(value).replace("/", "/<wbr>").replace("_", "_<wbr>")
 
 
 def _headline(items: Sequence[tuple[str, str, str]]) -> str:

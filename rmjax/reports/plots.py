@@ -7,6 +7,7 @@ without pyplot, so none is kept or shown, and nothing of the user's matplotlib c
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec
 
@@ -25,6 +26,7 @@ Numbers = Sequence[float] | Float[np.ndarray, "N"]
 _P = ParamSpec("_P")
 
 WIDTH, HEIGHT = 430, 280  # of a figure, in a page's pixels; two stand side by side
+_LETTER = 6.5  # pixels of a letter in an axis's numbers, about
 _SOFT = 0.25  # opacity of bands
 _LABEL = 24  # letters of a label beside an axis
 
@@ -33,7 +35,10 @@ def _styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
     @functools.wraps(draw)
     def styled(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
         with style():
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # all forms have the same layout
+            return figure
 
     return styled
 
@@ -72,7 +77,7 @@ def histograms(groups: Mapping[str, Numbers], xlabel: str, bins: int = 30) -> Fi
             axes.stairs(shares, edges, color=colour, linewidth=1.6, label=_label(name))
     _percent(axes.yaxis)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(one_line(xlabel))
+    axes.set_xlabel(_label(xlabel, 46))
     axes.set_ylabel("share")
     axes.grid(axis="x", visible=False)
     if len(found) > 1:
@@ -104,7 +109,7 @@ def distributions(groups: Mapping[str, Numbers], xlabel: str, bins: int = 40) ->
         axes.yaxis.set_major_locator(NullLocator())
         axes.set_ylabel(_label(name), rotation=0, ha="right", va="center", color=INK)
         axes.tick_params(axis="x", length=3 if axes is rows[-1] else 0)
-    rows[-1].set_xlabel(one_line(xlabel))
+    rows[-1].set_xlabel(_label(xlabel, 46))
     return figure
 
 
@@ -134,7 +139,7 @@ def margin_histogram(margins: Numbers, xlabel: str = "margin", bins: int = 40) -
             edges[:-1][where], counts[where], 0.9 * width, align="edge", color=colour, label=name
         )
     axes.axvline(0, color=INK, linewidth=1)
-    axes.set_xlabel(one_line(xlabel))
+    axes.set_xlabel(_label(xlabel, 46))
     axes.set_ylabel("pairs")
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(axis="x", visible=False)
@@ -167,11 +172,14 @@ def columns(
             color=SERIES[i % len(SERIES)],
             label=_label(name),
         )
-    axes.set_xticks(places, [_label(name) for name in categories])
+    names = [_label(name, 12) for name in categories]
+    # As many names as have room: the first, and every so many after it.
+    every = math.ceil(_LETTER * (2 + max(map(len, names))) * len(names) / (WIDTH - 70))
+    axes.set_xticks(places[::every], names[::every])
     axes.tick_params(axis="x", length=0)
     _percent(axes.yaxis)
-    axes.set_xlabel(one_line(xlabel))
-    axes.set_ylabel(one_line(ylabel))
+    axes.set_xlabel(_label(xlabel, 46))
+    axes.set_ylabel(_label(ylabel, 30))
     axes.grid(axis="x", visible=False)
     if len(groups) > 1:
         _legend(axes)
@@ -211,7 +219,7 @@ def boxes(groups: Mapping[str, Numbers], xlabel: str) -> Figure:
         whiskerprops=thin,
     )
     _rows(axes, list(found), places)
-    axes.set_xlabel(one_line(xlabel))
+    axes.set_xlabel(_label(xlabel, 46))
     return figure
 
 
@@ -285,7 +293,7 @@ def correlation_matrix(names: Sequence[str], matrix: Float[np.ndarray, "A A"]) -
             axes.bar(j, 0.96, 0.96, i - 0.48, color=colour, alpha=opacity)
             shown = f"{value:.2f}".replace("-", "−") if defined else "–"
             axes.text(j, i, shown, ha="center", va="center", fontsize=size)
-    labels = [_label(name, 16) for name in names]
+    labels = [_label(name, 18) for name in names]
     axes.set_xticks(
         range(count),
         labels,
@@ -333,7 +341,7 @@ def accuracy_by_length(
     _whiskers(axes, x, intervals, SERIES[0])
     axes.plot(x, y, "o-", color=SERIES[0], markersize=5)
     axes.set_ylim(min(0.4, *(low for low, _ in intervals)), 1.02)
-    axes.set_xlabel(one_line(xlabel))
+    axes.set_xlabel(_label(xlabel, 46))
     axes.set_ylabel("accuracy")
     _percent(axes.yaxis)
     _legend(axes)
@@ -380,7 +388,7 @@ def bars(
         axes.text(max(end, 0) + 0.015 * span, place, shown, va="center", fontsize=11.5)
     axes.set_xlim(min(filled.min(), 0.0), max(ends.max(), 0.0) + 0.16 * span)
     _rows(axes, labels, places)
-    axes.set_xlabel(one_line(xlabel))
+    axes.set_xlabel(_label(xlabel, 46))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     return figure
 
@@ -437,8 +445,8 @@ def curves(found: Sequence[Curve], xlabel: str, ylabel: str, logarithmic: bool =
         axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(_short))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_xlabel(one_line(xlabel))
-    axes.set_ylabel(one_line(ylabel))
+    axes.set_xlabel(_label(xlabel, 46))
+    axes.set_ylabel(_label(ylabel, 30))
     if any(curve.label for curve in found):
         _legend(axes)
     return figure
@@ -463,7 +471,7 @@ def best_of_n(found: Sequence[Curve], ylabel: str) -> Figure:
     axes.set_xticks(powers, [f"{n:g}" for n in powers])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("n")
-    axes.set_ylabel(one_line(ylabel))
+    axes.set_ylabel(_label(ylabel, 30))
     _legend(axes)
     return figure
 
@@ -489,7 +497,7 @@ def _line(
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
     if curve.dashed:
         look = {"linestyle": (0, (4, 3)), "linewidth": 1.4}
-    axes.plot(x, y, color=colour, label=one_line(curve.label) or None, **look)
+    axes.plot(x, y, color=colour, label=_label(curve.label) or None, **look)
 
 
 def moving_mean(values: Float[np.ndarray, "N"], reach: int) -> Float[np.ndarray, "N"]:

@@ -95,7 +95,7 @@ tbody tr:hover>*{background:var(--soft)}
 tr.strong>*{font-weight:650;background:var(--soft)}
 .r{text-align:right}
 td.l{white-space:normal;min-width:9rem;overflow-wrap:anywhere}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,23rem),1fr));gap:1rem;
+.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,23rem),1fr));gap:1rem;
   margin:1.2rem 0}
 .figures figure{margin:0;padding:1rem 1.1rem .9rem;display:flex;flex-direction:column}
 .figures figure>svg{display:block;width:100%;height:auto;margin:0 auto auto}
