@@ -28,7 +28,8 @@ _P = ParamSpec("_P")
 WIDTH, HEIGHT = 430, 280  # of a figure, in a page's pixels; two stand side by side
 _LETTER = 6.5  # pixels of a letter in an axis's numbers, about
 _SOFT = 0.25  # opacity of bands
-_LABEL = 24  # letters of a label beside an axis
+_LABEL = 24  # letters of a name or of a label beside an axis
+_XLABEL = 36  # of one below
 
 
 def _styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
@@ -77,7 +78,7 @@ def histograms(groups: Mapping[str, Numbers], xlabel: str, bins: int = 30) -> Fi
             axes.stairs(shares, edges, color=colour, linewidth=1.6, label=_label(name))
     _percent(axes.yaxis)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(_label(xlabel, 46))
+    axes.set_xlabel(_label(xlabel, _XLABEL))
     axes.set_ylabel("share")
     axes.grid(axis="x", visible=False)
     if len(found) > 1:
@@ -109,7 +110,7 @@ def distributions(groups: Mapping[str, Numbers], xlabel: str, bins: int = 40) ->
         axes.yaxis.set_major_locator(NullLocator())
         axes.set_ylabel(_label(name), rotation=0, ha="right", va="center", color=INK)
         axes.tick_params(axis="x", length=3 if axes is rows[-1] else 0)
-    rows[-1].set_xlabel(_label(xlabel, 46))
+    rows[-1].set_xlabel(_label(xlabel, _XLABEL))
     return figure
 
 
@@ -139,7 +140,7 @@ def margin_histogram(margins: Numbers, xlabel: str = "margin", bins: int = 40) -
             edges[:-1][where], counts[where], 0.9 * width, align="edge", color=colour, label=name
         )
     axes.axvline(0, color=INK, linewidth=1)
-    axes.set_xlabel(_label(xlabel, 46))
+    axes.set_xlabel(_label(xlabel, _XLABEL))
     axes.set_ylabel("pairs")
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(axis="x", visible=False)
@@ -178,8 +179,8 @@ def columns(
     axes.set_xticks(places[::every], names[::every])
     axes.tick_params(axis="x", length=0)
     _percent(axes.yaxis)
-    axes.set_xlabel(_label(xlabel, 46))
-    axes.set_ylabel(_label(ylabel, 30))
+    axes.set_xlabel(_label(xlabel, _XLABEL))
+    axes.set_ylabel(_label(ylabel))
     axes.grid(axis="x", visible=False)
     if len(groups) > 1:
         _legend(axes)
@@ -219,7 +220,7 @@ def boxes(groups: Mapping[str, Numbers], xlabel: str) -> Figure:
         whiskerprops=thin,
     )
     _rows(axes, list(found), places)
-    axes.set_xlabel(_label(xlabel, 46))
+    axes.set_xlabel(_label(xlabel, _XLABEL))
     return figure
 
 
@@ -341,7 +342,7 @@ def accuracy_by_length(
     _whiskers(axes, x, intervals, SERIES[0])
     axes.plot(x, y, "o-", color=SERIES[0], markersize=5)
     axes.set_ylim(min(0.4, *(low for low, _ in intervals)), 1.02)
-    axes.set_xlabel(_label(xlabel, 46))
+    axes.set_xlabel(_label(xlabel, _XLABEL))
     axes.set_ylabel("accuracy")
     _percent(axes.yaxis)
     _legend(axes)
@@ -388,7 +389,7 @@ def bars(
         axes.text(max(end, 0) + 0.015 * span, place, shown, va="center", fontsize=11.5)
     axes.set_xlim(min(filled.min(), 0.0), max(ends.max(), 0.0) + 0.16 * span)
     _rows(axes, labels, places)
-    axes.set_xlabel(_label(xlabel, 46))
+    axes.set_xlabel(_label(xlabel, _XLABEL))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     return figure
 
@@ -445,8 +446,8 @@ def curves(found: Sequence[Curve], xlabel: str, ylabel: str, logarithmic: bool =
         axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(_short))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_xlabel(_label(xlabel, 46))
-    axes.set_ylabel(_label(ylabel, 30))
+    axes.set_xlabel(_label(xlabel, _XLABEL))
+    axes.set_ylabel(_label(ylabel))
     if any(curve.label for curve in found):
         _legend(axes)
     return figure
@@ -471,7 +472,7 @@ def best_of_n(found: Sequence[Curve], ylabel: str) -> Figure:
     axes.set_xticks(powers, [f"{n:g}" for n in powers])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("n")
-    axes.set_ylabel(_label(ylabel, 30))
+    axes.set_ylabel(_label(ylabel))
     _legend(axes)
     return figure
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from rmjax.reports import plots
 from rmjax.reports.document import (
@@ -144,6 +145,11 @@ def _speed(run: RunFiles) -> float:
     return float(np.median(rates)) if len(rates) else math.nan
 
 
+def _mean(values: Float[np.ndarray, "N"]) -> float:
+    present = values[np.isfinite(values)]
+    return float(present.mean()) if len(present) else math.nan
+
+
 def _headline(run: RunFiles) -> tuple[tuple[str, str, str], ...]:
     last, best = (run.steps[-1] if run.steps else 0), run.best
     items = [
@@ -174,7 +180,7 @@ def _headline(run: RunFiles) -> tuple[tuple[str, str, str], ...]:
             name, row = next(iter(best.attributes.items()))
             shown = decimal(row.get("pearson", math.nan))
             items.append((f"Pearson, {name}", shown, f"step {best.step}"))
-    items.append(("Speed", short(round(_speed(run)), 4) if run.steps else DASH, "tokens/s, median"))
+    items.append(("Speed", decimal(_speed(run), 0), "tokens/s, median"))
     return tuple(items)
 
 
@@ -364,8 +370,8 @@ def _training(run: RunFiles) -> list[Block]:
             "speed",
             [Curve("", steps, numbers["tokens_per_second"], rough=True)],
             "tokens/s",
-            f"Real tokens a second, padding not counted. Median {short(round(_speed(run)))}; "
-            f"padding {percent(float(np.nanmean(numbers['padding'])))} of the places.",
+            f"Real tokens a second, padding not counted. Median {decimal(_speed(run), 0)}; "
+            f"padding {percent(_mean(numbers['padding']))} of the places.",
         ),
     ]
     return [Heading("Training"), *figures]

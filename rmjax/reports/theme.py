@@ -45,7 +45,7 @@ STYLE = (
 html{-webkit-text-size-adjust:100%;scroll-behavior:smooth;scroll-padding-top:1rem}
 body{margin:0;background:var(--page);color:var(--ink);line-height:1.55;font-size:16px;
   font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","Noto Sans",sans-serif;
-  overflow-wrap:break-word}
+  overflow-wrap:anywhere}
 main{max-width:1060px;margin:0 auto;padding:3rem 2rem 4rem}
 header{margin-bottom:2rem}
 h1{font-size:2.1rem;line-height:1.2;letter-spacing:-.02em;margin:0 0 .4rem;font-weight:700}
@@ -82,7 +82,7 @@ figure{margin:1.2rem 0;min-width:0}
 .scroll.card{width:fit-content;max-width:100%}
 .scroll.wide{width:auto}
 table{border-collapse:collapse;min-width:min(26rem,calc(100vw - 2.2rem));
-  font-size:.9rem;font-variant-numeric:tabular-nums}
+  overflow-wrap:normal;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{padding:.5rem .9rem;text-align:left;vertical-align:baseline;white-space:nowrap;
   border-bottom:1px solid var(--line)}
 thead th{color:var(--muted);font-weight:500;font-size:.8rem;white-space:normal;line-height:1.3;
@@ -136,6 +136,7 @@ footer{margin-top:3.5rem;padding-top:1rem;border-top:1px solid var(--line);font-
   .headline .number{font-size:1.4rem}
   .figures figure{padding:.8rem .7rem .8rem}
   th,td{padding:.45rem .65rem}
+  tr>:first-child{white-space:normal;min-width:7rem;max-width:45vw;overflow-wrap:anywhere}
 }
 @media print{
   body{background:none;font-size:11pt}
