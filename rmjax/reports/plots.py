@@ -110,7 +110,7 @@ def distributions(groups: Mapping[str, Numbers], xlabel: str, bins: int = 40) ->
         axes.yaxis.set_major_locator(NullLocator())
         axes.set_ylabel(_label(name), rotation=0, ha="right", va="center", color=INK)
         axes.tick_params(axis="x", length=3 if axes is rows[-1] else 0)
-    rows[-1].set_xlabel(_label(xlabel, _XLABEL))
+    rows[-1].set_xlabel(_label(xlabel, _XLABEL), loc="right")
     return figure
 
 
@@ -220,7 +220,7 @@ def boxes(groups: Mapping[str, Numbers], xlabel: str) -> Figure:
         whiskerprops=thin,
     )
     _rows(axes, list(found), places)
-    axes.set_xlabel(_label(xlabel, _XLABEL))
+    axes.set_xlabel(_label(xlabel, _XLABEL), loc="right")
     return figure
 
 
@@ -389,7 +389,7 @@ def bars(
         axes.text(max(end, 0) + 0.015 * span, place, shown, va="center", fontsize=11.5)
     axes.set_xlim(min(filled.min(), 0.0), max(ends.max(), 0.0) + 0.16 * span)
     _rows(axes, labels, places)
-    axes.set_xlabel(_label(xlabel, _XLABEL))
+    axes.set_xlabel(_label(xlabel, _XLABEL), loc="right")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     return figure
 
