@@ -11,6 +11,7 @@ from rmjax.reports.document import (
     Block,
     Collapsible,
     Document,
+    Facts,
     Figure,
     Heading,
     Headline,
@@ -18,7 +19,7 @@ from rmjax.reports.document import (
     Warning,
 )
 from rmjax.reports.lengths import response_characters
-from rmjax.reports.numbers import DASH, count, decimal, percent, short
+from rmjax.reports.numbers import DASH, count, decimal, minus, percent, short
 from rmjax.reports.preferences import Pair
 from rmjax.reports.ratings import LENGTH, Ratings
 
@@ -231,6 +232,8 @@ def _sibling_table(measured: Mapping[str, Any]) -> Table:
 def _tally(what: str, whats: str, found: Mapping[str, int]) -> Block:
     whole = sum(found.values())
     rows = tuple((name, count(n), percent(n / whole)) for name, n in found.items())
+    if len(rows) == 1:
+        return Facts(((what, f"{rows[0][0]}, of all {rows[0][1]} {whats}"),))
     table = Table((what, whats, "share"), rows)
     if len(rows) <= _ROWS:
         return table
@@ -279,7 +282,7 @@ def _preferences(preferred: Mapping[str, Any], pairs: Sequence[Pair]) -> list[Bl
     position = preferred["position"]
     strengths = preferred["strengths"]
     shares = {name: number / preferred["pairs"] for name, number in strengths.items()}
-    rows = tuple((name, count(n), percent(shares[name])) for name, n in strengths.items())
+    rows = tuple((minus(name), count(n), percent(shares[name])) for name, n in strengths.items())
     note = (
         "Negative: response 1 is better; positive: response 2 is."
         if position
@@ -351,7 +354,9 @@ def _pair_figures(
     if len(shares) > 1:
         words = ", ".join(f"{name}: {percent(value)}" for name, value in shares.items())
         caption = "Pairs by the strength of the preference."
-        drawing = plots.columns(list(shares), {"pairs": list(shares.values())}, "strength")
+        drawing = plots.columns(
+            [minus(name) for name in shares], {"pairs": list(shares.values())}, "strength"
+        )
         figures.append(Figure(drawing, "strengths", f"{caption} {words}.", caption))
     found = preferred["longer_chosen"]
     rows = found["by_strength"]

@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from rmjax.metrics import wilson_interval
 from rmjax.reports.drawing import PIXEL, style
 from rmjax.reports.text import one_line
-from rmjax.reports.theme import INK, LINE, MUTED, SERIES
+from rmjax.reports.theme import INK, LINE, MUTED, PAPER, SERIES
 
 Numbers = Sequence[float] | Float[np.ndarray, "N"]
 _P = ParamSpec("_P")
@@ -386,7 +386,8 @@ def bars(
     span = max(ends.max(), 0.0) - min(filled.min(), 0.0) or 1.0
     for place, value, end in zip(places, numbers, ends):
         shown = f"{value:.3f}".replace("-", "−") if np.isfinite(value) else "–"
-        axes.text(max(end, 0) + 0.015 * span, place, shown, va="center", fontsize=11.5)
+        box = {"facecolor": PAPER, "pad": 0.8, "linewidth": 0}  # above the line of chance
+        axes.text(max(end, 0) + 0.015 * span, place, shown, va="center", fontsize=11.5, bbox=box)
     axes.set_xlim(min(filled.min(), 0.0), max(ends.max(), 0.0) + 0.16 * span)
     _rows(axes, labels, places)
     axes.set_xlabel(_label(xlabel, _XLABEL), loc="right")
@@ -593,6 +594,7 @@ def _label(name: str, most: int = _LABEL) -> str:
 
 
 def _percent(axis: Any) -> None:
+    axis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: _share(value)))
 
 

@@ -75,7 +75,7 @@ figure{margin:1.2rem 0;min-width:0}
 .caption{font-size:.92rem;font-weight:600;margin:0 0 .5rem;max-width:none}
 .note{font-size:.83rem;color:var(--muted);margin:.55rem 0 0;max-width:52rem}
 .scroll{overflow-x:auto}
-.scroll.card{background:linear-gradient(90deg,transparent,var(--paper) 70%) 100%/2.4rem 100%
+.scroll.card{background:linear-gradient(90deg,transparent,var(--paper) 55%) 100%/2.4rem 100%
   no-repeat local,linear-gradient(90deg,transparent,var(--shade)) 100%/1rem 100% no-repeat,
   var(--paper)}
 .scroll:focus-visible,summary:focus-visible{outline:2px solid var(--s0);outline-offset:2px}
@@ -136,7 +136,7 @@ footer{margin-top:3.5rem;padding-top:1rem;border-top:1px solid var(--line);font-
   .headline .number{font-size:1.4rem}
   .figures figure{padding:.8rem .7rem .8rem}
   th,td{padding:.45rem .65rem}
-  tr>:first-child{white-space:normal;min-width:7rem;max-width:45vw;overflow-wrap:anywhere}
+  tr>:first-child{white-space:normal;max-width:45vw;overflow-wrap:break-word}
 }
 @media print{
   body{background:none;font-size:11pt}
