@@ -60,14 +60,19 @@ def write_lines(path, rows):
     return path
 
 
-@pytest.fixture
-def both(tmp_path):
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
     """HelpSteer2's layout."""
-    directory = tmp_path / "set"
-    directory.mkdir()
+    directory = tmp_path_factory.mktemp("set")
     write_lines(directory / "train.jsonl.gz", RATED)
     write_lines(directory / "preference.jsonl.gz", PAIRS)
     return directory
+
+
+@pytest.fixture(scope="module")
+def reported(both, tmp_path_factory):
+    """Its report's numbers."""
+    return numbers(both, tmp_path_factory.mktemp("reported"))
 
 
 def numbers(source, tmp_path, **options):
@@ -75,8 +80,8 @@ def numbers(source, tmp_path, **options):
     return json.loads(files[2].read_text())
 
 
-def test_ratings_by_hand(both, tmp_path):
-    data = numbers(both, tmp_path)
+def test_ratings_by_hand(reported):
+    data = reported
     assert data["format"] == "rmjax.report.data/1" and data["split"] == "train"
     found = data["ratings"]
     assert (found["responses"], found["prompts"]) == (6, 3)
@@ -97,8 +102,8 @@ def test_ratings_by_hand(both, tmp_path):
     assert found["lengths"]["prompt_characters"]["mean"] == pytest.approx((5 * 2 + 3) / 6)
 
 
-def test_correlations_by_numpy(both, tmp_path):
-    found = numbers(both, tmp_path)["ratings"]
+def test_correlations_by_numpy(reported):
+    found = reported["ratings"]
     good, lengths = [4, 2, 2, 1, 3, 0], [2, 4, 6, 1, 9, 3]
     matrix = found["correlation"]["pearson"]
     assert found["correlation"]["names"] == ["good", "long", "response length"]
@@ -114,8 +119,8 @@ def test_correlations_by_numpy(both, tmp_path):
     assert "pearson_tokens" not in row
 
 
-def test_responses_to_one_prompt_by_hand(both, tmp_path):
-    found = numbers(both, tmp_path)["ratings"]["siblings"]
+def test_responses_to_one_prompt_by_hand(reported):
+    found = reported["ratings"]["siblings"]
     # good: 4, 2, 2 and 1, 3. Differences 2, 2, 0 and 2.
     good = found["good"]
     assert (good["prompts"], good["pairs"], good["equal"]) == (2, 4, 0.25)
@@ -133,8 +138,8 @@ def test_responses_to_one_prompt_by_hand(both, tmp_path):
     }
 
 
-def test_preferences_by_hand(both, tmp_path):
-    found = numbers(both, tmp_path)["preferences"]
+def test_preferences_by_hand(reported):
+    found = reported["preferences"]
     assert (found["pairs"], found["decided"], found["ties"], found["prompts"]) == (7, 6, 1, 3)
     assert found["strengths"] == {"-2": 1, "-1": 1, "0": 1, "1": 2, "3": 2}
     # Chosen and rejected: 2/4, 6/4, 9/1, 1/9, 1/2; the same text twice is left out.
@@ -148,8 +153,8 @@ def test_preferences_by_hand(both, tmp_path):
     assert found["lengths"]["chosen_characters"]["mean"] == pytest.approx(23 / 6)
 
 
-def test_agreement_by_hand(both, tmp_path):
-    found = numbers(both, tmp_path)["agreement"]
+def test_agreement_by_hand(reported):
+    found = reported["agreement"]
     assert (found["pairs"], found["matched"]) == (7, 5)
     good = found["attributes"]["good"]
     assert (good["agree"], good["equal"], good["opposite"]) == (2, 1, 1)
@@ -162,21 +167,22 @@ def test_agreement_by_hand(both, tmp_path):
     assert (long["pairs"], long["agree"], long["opposite"]) == (2, 1, 1)
 
 
-def test_ratings_of_another_place(both, tmp_path):
+def test_ratings_of_another_place(both, reported, tmp_path):
     rated = write_lines(tmp_path / "rated.jsonl", RATED)
     paired = both / "preference.jsonl.gz"
     found = numbers(paired, tmp_path, ratings=str(rated))
-    assert found["agreement"] == numbers(both, tmp_path)["agreement"] | {"ratings": str(rated)}
+    assert found["agreement"] == reported["agreement"] | {"ratings": str(rated)}
     assert numbers(paired, tmp_path)["agreement"] is None
     assert numbers(both, tmp_path, attributes=("long",))["agreement"]["attributes"].keys() == {
         "long"
     }
 
 
-def test_the_hub_s_directory_of_preferences(both, tmp_path):
-    (both / "preference").mkdir()
-    (both / "preference.jsonl.gz").rename(both / "preference" / "preference.jsonl.gz")
-    assert numbers(both, tmp_path)["agreement"]["matched"] == 5
+def test_the_hub_s_directory_of_preferences(tmp_path):
+    (tmp_path / "preference").mkdir()
+    write_lines(tmp_path / "train.jsonl", RATED)
+    write_lines(tmp_path / "preference" / "preference.jsonl.gz", PAIRS)
+    assert numbers(tmp_path, tmp_path)["agreement"]["matched"] == 5
 
 
 def test_pairs_without_strength_or_place(tmp_path):

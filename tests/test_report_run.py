@@ -107,6 +107,9 @@ def test_a_loss_that_is_not_finite_is_said(finished, tmp_path):
         print('{"step": 7, "loss": null, "grad_norm": null}', file=file)
     _, files = report_run(str(run_))
     assert "not finite at step 7" in files[0].read_text()
+    (run_ / "metrics.jsonl").write_text('{"step": 1, "loss": null}\n')
+    _, files = report_run(str(run_))
+    assert "not finite at step 1" in files[0].read_text()
 
 
 def test_preference_pairs(finished, tmp_path):

@@ -191,8 +191,9 @@ def training_blocks(run: RunFiles) -> list[Block]:
     if run.evaluations:
         evaluated = [e.step for e in run.evaluations]
         loss.append(Curve("validation", evaluated, [e.loss for e in run.evaluations]))
-    positive = all(np.nanmin(curve.y) > 0 for curve in loss if np.isfinite(curve.y).any())
-    wide = np.nanmax(numbers["loss"]) > 30 * np.nanmin(numbers["loss"]) if positive else False
+    drawn = np.concatenate([np.asarray(curve.y, float) for curve in loss])
+    drawn = drawn[np.isfinite(drawn)]
+    wide = len(drawn) > 0 and 0 < 30 * drawn.min() < drawn.max()
     figures = [
         _curves("loss", loss, "loss", "The objective, a step at a time.", logarithmic=bool(wide)),
         _curves(
