@@ -23,6 +23,7 @@ from rmjax.tokenizer import Message
 GENERATED = "generated:"
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 _STRENGTHS = ("margin", "strength")  # fields
+_PLACES = {"response_1": 1, "response_2": 2}
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation"}
 _MASKED = -100  # what NeMo's files put where a label is missing
 
@@ -39,6 +40,7 @@ class Sample:
       row: its row in the source, from 1.
       strength: how much better the preferred one of its pair is; 0 if neither is, NaN if nobody
         said.
+      place: which response of its pair it was to the annotators, 1 or 2; 0 if nobody said.
     """
 
     prompt: list[Message]
@@ -47,6 +49,7 @@ class Sample:
     where: str
     row: int
     strength: float = math.nan
+    place: int = 0
 
 
 def read_samples(
@@ -149,8 +152,48 @@ def pair_of_row(
             messages, response = parse_response(row.get("prompt"), row[field])
         except ValueError as error:
             raise UserError(f"{where}: field {field!r} {error}") from error
-        found.append(Sample(messages, response, (), where, number, strength))
+        place = _PLACES.get(field, 0)
+        found.append(Sample(messages, response, (), where, number, strength, place))
     return found[0], found[1]
+
+
+def describe(source: str, split: str) -> tuple[str, tuple[str, ...]]:
+    """What a source holds, and the columns that may be ratings.
+
+    Returns:
+      `pairs` or `ratings`, by the first row's fields, and of ratings the columns in which every
+      row has a number or nothing, and some row a number.
+
+    Raises:
+      UserError: the rows are neither; or a file is broken.
+    """
+    kind, name = "", origin(source, split)
+    fields: dict[str, bool] = {}  # whether there was a number
+    refused: set[str] = set()
+    for row in _read_rows(source, split):
+        if not kind:
+            kind = _kind(row, name)
+        if kind == "pairs":
+            return kind, ()
+        for field, value in row.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            fields[field] = fields.get(field, False) or number
+            if not number and value is not None:
+                refused.add(field)
+    if not kind:
+        raise UserError(f"{name}: there is no row in it")
+    return kind, tuple(field for field, found in fields.items() if found and field not in refused)
+
+
+def _kind(row: dict[str, Any], name: str) -> str:
+    if "preference_strength" in row or {"chosen", "rejected"} <= set(row):
+        return "pairs"
+    if "response" in row:
+        return "ratings"
+    raise UserError(
+        f"{name} row 1: neither a rating ('prompt', 'response') nor a pair ('chosen', 'rejected' "
+        f"or 'preference_strength'); the row has {', '.join(sorted(row))}"
+    )
 
 
 def _strength(row: dict[str, Any], where: str) -> float:

@@ -24,6 +24,7 @@ from rmjax.reports.theme import STYLE
 
 # Nothing may be fetched or run, should a text ever get past its escaping.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_WIDE = 6  # columns from which on a table takes the whole width
 _CONTENTS = 4  # sections from which on links to them stand on top
 
 
@@ -108,9 +109,14 @@ def _facts(items: Sequence[tuple[str, str]]) -> str:
     if not items:
         return ""
     rows = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>\n" for name, value in items
+        f"<div><dt>{escape(name)}</dt><dd>{_breakable(value)}</dd></div>\n" for name, value in items
     )
     return f'<dl class="facts card">\n{rows}</dl>\n'
+
+
+def _breakable(value: str) -> str:
+    """With places where a path may go on in the next line."""
+    return escape(value).replace("/", "/<wbr>").replace("_", "_<wbr>")
 
 
 def _headline(items: Sequence[tuple[str, str, str]]) -> str:
@@ -132,9 +138,10 @@ def _table(table: Table) -> str:
         for letter, name in zip(letters, table.columns)
     )
     rows = "".join(_rows(table))
+    kind = "scroll card wide" if len(table.columns) >= _WIDE else "scroll card"
     return (
         f"<figure>\n{caption if table.caption else ''}"
-        f'<div class="scroll card" tabindex="0" role="region" '
+        f'<div class="{kind}" tabindex="0" role="region" '
         f'aria-label="{escape(table.caption or "table")}"><table>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n"
         f"{note if table.note else ''}</figure>\n"

@@ -42,8 +42,11 @@ def interval(low: float, high: float, digits: int = 3) -> str:
     return f"{decimal(low, digits)} to {decimal(high, digits)}"
 
 
+def minus(text: str) -> str:
+    """A number's text with a true minus."""
+    return _MINUS + text[1:] if text.startswith("-") else text
+
+
 def _signed(text: str) -> str:
     """A true minus, and none before what was rounded to zero."""
-    if not text.strip("+-0.,"):
-        return text.strip("+-")
-    return text.replace("-", _MINUS, 1) if text.startswith("-") else text
+    return minus(text) if text.strip("+-0.,") else text.strip("+-")

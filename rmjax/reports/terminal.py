@@ -65,21 +65,18 @@ def _facts(items: Sequence[tuple[str, str]], console: Console) -> None:
 
 
 def _table(table: Table, console: Console) -> None:
-    view = View(
-        title=_text(table.caption) if table.caption else None,
-        caption=_text(table.note, "dim") if table.note else None,
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for letter, name in zip(table.alignment, table.columns):
-        view.add_column(
-            _text(name), justify="left" if letter == "l" else "right", no_wrap=letter == "r"
-        )
+    view = View(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, (letter, name) in enumerate(zip(table.alignment, table.columns)):
+        justify = "left" if letter == "l" else "right"
+        view.add_column(_text(name), justify=justify, no_wrap=number == 0, overflow="fold")
     for number, row in enumerate(table.rows):
         view.add_row(*map(_text, row), style="bold" if number in table.strong else "")
+    if table.caption:
+        console.print()
+        console.print(_text(table.caption))
     console.print(view)
+    if table.note:
+        console.print(_text(table.note, "dim"))
 
 
 def _text(text: str, style: str = "") -> Styled:

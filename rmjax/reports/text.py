@@ -7,7 +7,8 @@ import re
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 # Marks that reorder what stands around them.
 _REORDERING = re.compile("[\u202a-\u202e\u2066-\u2069]")
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$^=])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]#|~$])")
+_MARKDOWN_START = re.compile(r"^(\d*)([-+=.)])")  # of lists and underlines
 
 
 def printable(text: str) -> str:
@@ -29,9 +30,9 @@ def html_text(text: str) -> str:
 def markdown_text(text: str) -> str:
     """For a paragraph, a heading or a table's cell in Markdown: one line, nothing of it markup."""
     line = html.escape(one_line(text), quote=False)
-    line = _MARKDOWN.sub(r"\\\1", line)
+    line = _MARKDOWN_START.sub(r"\1\\\2", _MARKDOWN.sub(r"\\\1", line))
     # A colon or an at sign is not escaped by a backslash everywhere, and makes links and mentions.
-    return line.replace("://", "&#58;//").replace("@", "&#64;").replace("www\\.", "www&#46;")
+    return line.replace("://", "&#58;//").replace("@", "&#64;").replace("www.", "www&#46;")
 
 
 def markdown_block(text: str) -> str:

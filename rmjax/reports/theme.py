@@ -45,7 +45,7 @@ STYLE = (
 html{-webkit-text-size-adjust:100%;scroll-behavior:smooth;scroll-padding-top:1rem}
 body{margin:0;background:var(--page);color:var(--ink);line-height:1.55;font-size:16px;
   font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","Noto Sans",sans-serif;
-  overflow-wrap:break-word}
+  overflow-wrap:anywhere}
 main{max-width:1060px;margin:0 auto;padding:3rem 2rem 4rem}
 header{margin-bottom:2rem}
 h1{font-size:2.1rem;line-height:1.2;letter-spacing:-.02em;margin:0 0 .4rem;font-weight:700}
@@ -75,15 +75,19 @@ figure{margin:1.2rem 0;min-width:0}
 .caption{font-size:.92rem;font-weight:600;margin:0 0 .5rem;max-width:none}
 .note{font-size:.83rem;color:var(--muted);margin:.55rem 0 0;max-width:52rem}
 .scroll{overflow-x:auto}
-.scroll.card{background:linear-gradient(90deg,transparent,var(--paper) 70%) 100%/2.4rem 100%
+.scroll.card{background:linear-gradient(90deg,transparent,var(--paper) 55%) 100%/2.4rem 100%
   no-repeat local,linear-gradient(90deg,transparent,var(--shade)) 100%/1rem 100% no-repeat,
   var(--paper)}
 .scroll:focus-visible,summary:focus-visible{outline:2px solid var(--s0);outline-offset:2px}
-table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
+.scroll.card{width:fit-content;max-width:100%}
+.scroll.wide{width:auto}
+table{border-collapse:collapse;min-width:min(26rem,calc(100vw - 2.2rem));
+  overflow-wrap:normal;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{padding:.5rem .9rem;text-align:left;vertical-align:baseline;white-space:nowrap;
   border-bottom:1px solid var(--line)}
 thead th{color:var(--muted);font-weight:500;font-size:.8rem;white-space:normal;line-height:1.3;
   vertical-align:bottom}
+.wide table{min-width:100%}
 tbody th{font-weight:500}
 tr>:first-child{position:sticky;left:0;background:var(--paper)}
 tbody tr:last-child>*{border-bottom:0}
@@ -91,7 +95,7 @@ tbody tr:hover>*{background:var(--soft)}
 tr.strong>*{font-weight:650;background:var(--soft)}
 .r{text-align:right}
 td.l{white-space:normal;min-width:9rem;overflow-wrap:anywhere}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,23rem),1fr));gap:1rem;
+.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,23rem),1fr));gap:1rem;
   margin:1.2rem 0}
 .figures figure{margin:0;padding:1rem 1.1rem .9rem;display:flex;flex-direction:column}
 .figures figure>svg{display:block;width:100%;height:auto;margin:0 auto auto}
@@ -132,6 +136,7 @@ footer{margin-top:3.5rem;padding-top:1rem;border-top:1px solid var(--line);font-
   .headline .number{font-size:1.4rem}
   .figures figure{padding:.8rem .7rem .8rem}
   th,td{padding:.45rem .65rem}
+  tr>:first-child{white-space:normal;max-width:45vw;overflow-wrap:break-word}
 }
 @media print{
   body{background:none;font-size:11pt}
