@@ -102,13 +102,15 @@ def legend(axes: Axes) -> None:
     """Above the plot, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        wide = sum(map(len, labels)) + 5 * len(labels) > 50
+        # As many beside each other as have room; a mark takes about five letters.
+        fit = max(1, 54 // (5 + max(map(len, labels))))
+        rows = -(-len(labels) // fit)
         axes.legend(
             handles,
             labels,
             loc="lower left",
             bbox_to_anchor=(-0.02, 1.0),
-            ncols=2 if wide else len(labels),
+            ncols=-(-len(labels) // rows),
             columnspacing=1.4,
             handletextpad=0.5,
             borderpad=0,

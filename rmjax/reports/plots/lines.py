@@ -71,6 +71,8 @@ def curves(found: Sequence[Curve], xlabel: str, ylabel: str, logarithmic: bool =
         low, high = axes.get_ylim()
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
         axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 2.5, 5, 10)))
     axes.yaxis.set_major_formatter(FuncFormatter(tick_text))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel(shortened(xlabel, XLABEL))
