@@ -46,10 +46,10 @@ from rmjax.importing import ToOrbax
 from rmjax.kernels import alignment
 from rmjax.metrics import attribute_metrics, mean_ratings
 from rmjax.model import RewardModel
-from rmjax.modelfiles import ModelCard, write_model_files
+from rmjax.modelfiles import write_model_files
 from rmjax.orbaxweights import named_weights
 from rmjax.parameters import PARAMETERS, axis_sizes
-from rmjax.pretrained import Pretrained, load_params, open_pretrained, public_name
+from rmjax.pretrained import Pretrained, load_params, open_pretrained
 from rmjax.reporting import attribute_table, pair_table
 from rmjax.ridge import Ridge, fit_ridge
 from rmjax.rows import ROWS_AXES
@@ -60,6 +60,7 @@ from rmjax.streaming import keep_freed_memory
 from rmjax.tokenizer import Tokenizer
 from rmjax.unfinished import Share, check_target
 from rmjax.weights import from_hf
+from rmjax.workdir import run_card
 
 FITS = ("ridge", "adamw")
 _FIT = flags.DEFINE_enum("fit", None, FITS, "How the head is fitted; see docs/probing.md.")
@@ -118,7 +119,7 @@ def probe(config: Config, dst: str, fit: str = "") -> None:
     console.print(f"fit         {fit}; {time.monotonic() - began:.1f} s")
 
     # ---- model -------------------------------------------------------------------------------
-    for note in write(config, source, tokenizer, head, train.data, dst):
+    for note in write(config, source, model, tokenizer, head, train.data, dst):
         console.print(note)
     console.print(
         f"written: {dst}\n\nNext:\n"
@@ -133,6 +134,12 @@ def check(config: Config, dst: str, fit: str) -> str:
     check_target(dst)
     if not config.init:
         raise UserError("config.init is empty: a probe reads what a trained model computes")
+    if config_objective(config).levels:
+        raise UserError(
+            f"config.objective = {config.objective!r}: a probe fits the head alone, without "
+            "thresholds; take 'regression', or rmjax.train with "
+            "--config.trainable=\"('head','thresholds')\""
+        )
     if config.lora.rank:
         raise UserError(
             f"config.lora.rank = {config.lora.rank}: a probe trains the head alone; set it to 0"
@@ -292,6 +299,7 @@ def show(title: str, evaluation: Evaluation, console: Console) -> None:
 def write(
     config: Config,
     source: Pretrained,
+    model: RewardModel,
     tokenizer: Tokenizer,
     head: Float32[np.ndarray, "D A"],
     data: TokenizedData,
@@ -302,14 +310,7 @@ def write(
     Raises:
       UserError: see `convert.convert_pieces`.
     """
-    card = ModelCard(
-        attributes=config.data.attributes,
-        scalar={config.data.attributes[0]: 1.0},
-        max_length=config.data.max_length,
-        seed=config.seed,
-        source=public_name(config.init),
-        data=data.key,
-    )
+    card = run_card(config, model, data)
     work = ToOrbax(named_weights(source), source.llama, len(card.attributes), head)
     plan: dict[str, Any] = {
         "command": "probe",
@@ -317,9 +318,9 @@ def write(
         "head": xxhash.xxh3_64_hexdigest(np.ascontiguousarray(head).tobytes()),
     }
 
-    def prepare(files: Path, model: Path) -> None:
+    def prepare(files: Path, weights: Path) -> None:
         write_model_files(files, source.llama, tokenizer, card)
-        work.prepare(model)
+        work.prepare(weights)
 
     return convert_pieces(work, [source], dst, plan, prepare, Share())
 

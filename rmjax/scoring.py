@@ -85,7 +85,8 @@ def evaluate(
     Raises:
       UserError: a score is not finite; it names the sample.
     """
-    return judge(score_data(score, params, batches, sharding), batches.data, constants, objective)
+    scores = score_data(score, params, batches, sharding)
+    return judge(scores, batches.data, constants, objective, params)
 
 
 def judge(
@@ -93,8 +94,12 @@ def judge(
     data: TokenizedData,
     constants: Float[np.ndarray, "A"],
     objective: Objective,
+    params: Params | None = None,
 ) -> Evaluation:
-    """As `evaluate`, of scores that are there, in the data's order."""
+    """As `evaluate`, of scores that are there, in the data's order.
+
+    Of the parameters it needs the thresholds alone, where the objective has any.
+    """
     bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(bad):
         raise UserError(
@@ -132,13 +137,14 @@ def _pair_rule(objective: Objective, attributes: tuple[str, ...]) -> Rule:
 def _as_ratings(
     objective: Objective,
     scores: Float32[np.ndarray, "N A"],
-    params: Params,
+    params: Params | None,
     constants: Float[np.ndarray, "A"],
     attributes: tuple[str, ...],
 ) -> Float[np.ndarray, "N A"]:
     """What a user will see: expected ratings, where an ordinal objective learned from some."""
     if not objective.levels:
         return scores
+    assert params is not None
     rated = tuple(name for name, mean in zip(attributes, constants) if np.isfinite(mean))
     scale = OrdinalScale(*objective.levels, rated)
     return scale.with_raw(np.asarray(params[THRESHOLDS.path]), attributes).read(scores, attributes)
