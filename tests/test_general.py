@@ -174,7 +174,8 @@ def games(tmp_path_factory):
     file = tmp_path_factory.mktemp("games") / "games.jsonl"
     rows = [{"prompt": "Your hand?", "chosen": a, "rejected": b} for a, b in GAMES]
     file.write_text("\n".join(map(json.dumps, rows)))
-    return dict(data__train=str(file), data__validation=str(file), steps=60)
+    last = dict(eval__every=0, checkpoint__every=0)  # only the last step
+    return dict(data__train=str(file), data__validation=str(file), steps=60) | last
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +186,6 @@ def forms(games, tmp_path_factory):
         objective="general_preference",
         data__attributes=("v1", "v2", "v3", "v4"),
         batch_size=6,
-        checkpoint__every=60,
-        eval__every=60,
     )
     config = tiny_config(root / "run", **changes)
     config.optimizer.learning_rate = 1e-3
