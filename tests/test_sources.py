@@ -227,8 +227,16 @@ FILE_ERRORS = {
     "empty.parquet": (b"", "cannot be read"),
     "text.parquet": (lines(row()), "cannot be read"),
     "data.csv": (b"prompt,response\n", "unknown kind of file; supported: .jsonl"),
-    "data.json": (lines(row()), "unknown kind of file"),
+    "object.json": (lines(row()), "expected a list of JSON objects"),
+    "broken.json": (b"[", "cannot be read"),
+    "empty.json": (b"[]", "no row"),
 }
+
+
+def test_a_json_file_is_a_list_of_rows(tmp_path):
+    (tmp_path / "data.json").write_bytes(b"[" + lines(row()).strip() + b"]")
+    (sample,) = read(tmp_path / "data.json")
+    assert sample.response == row()["response"]
 
 
 @pytest.mark.parametrize("name", FILE_ERRORS)
