@@ -4,13 +4,18 @@ import io
 import json
 import zlib
 
+import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
 from test_report_data import PAIRS, RATED, write_lines
 from test_reports import everything
 
+from rmjax.config import HELPSTEER2
+from rmjax.evaluate import Settings, evaluate, open_data
+from rmjax.evaluation.benchmarks import BENCHMARKS
 from rmjax.report import report_data, report_run
 from rmjax.reports import write
+from rmjax.sharding import MeshConfig
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
@@ -77,10 +82,48 @@ def pages(tmp_path_factory):
     return {
         "data": report_data(str(data), out=str(directory / "of-data"))[1][0],
         "run": report_run(str(run))[1][0],
+        "evaluation": write_evaluation(directory / "evaluation"),
         "plain": write(everything("a name"), directory / "plain", {})[0],
         "hostile": write(everything(), directory / "hostile", {})[0],
         "long": write(everything("Unbreakable" * 20), directory / "long", {})[0],
     }
+
+
+def write_evaluation(directory):
+    """The page of two models' scores, made up, on a few items of each benchmark."""
+    directory.mkdir()
+    text = {"prompt": "Why? <b>not</b>", "chosen": "since " * 9, "rejected": "no"}
+    subsets = [u.name for s in BENCHMARKS["reward-bench"].sections for u in s.subsets]
+    bench = [text | {"subset": name, "id": i} for i, name in enumerate(subsets * 4)]
+    styles = [text | {"chosen": ["a"] * 3, "rejected": ["b"] * 3, "id": i} for i in range(9)]
+    rated = [
+        {"prompt": f"{i // 4}?", "response": f"{'x' * i}", "helpfulness": i % 5, "verbosity": i % 3}
+        for i in range(40)
+    ]
+    write_lines(directory / "filtered.jsonl", bench)
+    write_lines(directory / "chat_filtered.jsonl", styles)
+    write_lines(directory / "rated.jsonl", rated)
+    names = {"reward-bench": "filtered", "rm-bench": "chat_filtered", "ratings": "rated"}
+    data = open_data([f"{name}={directory / file}.jsonl" for name, file in names.items()])
+    rng, files = np.random.default_rng(0), []
+    for model in ("one", "two"):
+        rows = [
+            {
+                "benchmark": part.label,
+                "subset": item.subset,
+                "id": item.id,
+                "scores": [
+                    dict(zip(HELPSTEER2, rng.normal(good, 1, 5).tolist())) for good in item.gold
+                ],
+            }
+            for part in data
+            for item in part.items
+        ]
+        files.append(directory / f"{model}.jsonl")
+        write_lines(files[-1], rows)
+    settings = Settings(0, "truncate_left", "auto", "", MeshConfig())
+    evaluate(str(files[0]), data, directory, settings=settings, against=str(files[1]))
+    return directory / "report.html"
 
 
 def write_run(directory):
@@ -112,7 +155,7 @@ def write_run(directory):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["data", "run", "plain", "hostile", "long"])
+@pytest.mark.parametrize("name", ["data", "run", "evaluation", "plain", "hostile", "long"])
 def test_a_page(name, width, dark, pages, browser, tmp_path):
     browser.complaints.clear()
     browser.open(pages[name], width, dark)
@@ -126,7 +169,7 @@ def test_a_page(name, width, dark, pages, browser, tmp_path):
     assert browser.value("window.alerted === undefined") is True
     back = browser.value("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, back.removeprefix("rgb(").rstrip(")").split(","))) < 200) == dark
-    if name in ("data", "run"):
+    if name in ("data", "run", "evaluation"):
         assert browser.value(COLLISIONS) == []
     shot = tmp_path / f"{name}-{width}.png"
     shot.write_bytes(browser.screenshot())
