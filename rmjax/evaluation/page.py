@@ -1,32 +1,14 @@
 """An evaluation as a document that people want to look at."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from rmjax.evaluation.details import compare
+from rmjax.evaluation.blocks import details_of, figures_of
 from rmjax.evaluation.tallies import Judged
-from rmjax.reports import plots
-from rmjax.reports.document import (
-    Block,
-    Collapsible,
-    Document,
-    Example,
-    Facts,
-    Figure,
-    Heading,
-    Headline,
-    Table,
-    Text,
-    Warning,
-)
-from rmjax.reports.numbers import DASH, count, decimal, interval, percent, short, signed
-from rmjax.reports.plots import Curve
+from rmjax.evaluation.wording import points, score, score_interval, share, title
+from rmjax.reports.document import Block, Document, Heading, Headline, Table
+from rmjax.reports.numbers import DASH, count, decimal, percent, signed
 from rmjax.scalar import Rule
-
-_MANY = 12  # subsets, beyond which distributions are drawn together
 
 
 def document(report: Mapping[str, Any], judged: Sequence[Judged], rule: Rule) -> Document:
@@ -37,7 +19,7 @@ def document(report: Mapping[str, Any], judged: Sequence[Judged], rule: Rule) ->
       judged: of each benchmark, in the same order: the numbers that figures are made of.
       rule: the one in force.
     """
-    details = [_details(b, part, rule) for b, part in zip(report["benchmarks"], judged)]
+    details = [details_of(b, part, rule) for b, part in zip(report["benchmarks"], judged)]
     return _document(report, details)
 
 
@@ -51,7 +33,8 @@ def _document(report: Mapping[str, Any], details: Sequence[Iterable[Block]]) -> 
     blocks: list[Block] = [
         Headline(
             tuple(
-                (_title(b), _score(b.get("overall")), _range(b.get("overall"))) for b in found[:6]
+                (title(b), score(b.get("overall")), score_interval(b.get("overall")))
+                for b in found[:6]
             )
         ),
         _overview(found),
@@ -61,7 +44,7 @@ def _document(report: Mapping[str, Any], details: Sequence[Iterable[Block]]) -> 
     if report["against"]:
         blocks += _against(report)
     for benchmark, more in zip(found, details):
-        blocks += [*_benchmark(benchmark), *more]
+        blocks += [*figures_of(benchmark), *more]
     names = ", ".join(b["title"] for b in found)
     return Document(
         title=f"Evaluation of {report['model']['name']}",
@@ -105,11 +88,11 @@ def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _overview(found: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
         (
-            _title(b),
+            title(b),
             count(b["items"]),
-            _score(b.get("overall")),
-            _range(b.get("overall")),
-            _score_of((b.get("length") or {}).get("balanced")),
+            score(b.get("overall")),
+            score_interval(b.get("overall")),
+            share((b.get("length") or {}).get("balanced")),
         )
         for b in found
     ]
@@ -139,9 +122,9 @@ def _against(report: Mapping[str, Any]) -> Iterator[Block]:
     for b in report["benchmarks"]:
         c = against["benchmarks"][b["name"]]
         if c["units"]:
-            difference = f"{signed(100 * c['difference'], 1)} ({_points(c['low'], c['high'])})"
+            difference = f"{signed(100 * c['difference'], 1)} ({points(c['low'], c['high'])})"
             counts = f"{c['wins']} / {c['losses']}"
-            cells = (_score_of(c["score"]), _score_of(c["other"]), difference, counts, _p(c["p"]))
+            cells = (share(c["score"]), share(c["other"]), difference, counts, _p(c["p"]))
         else:
             cells = (DASH,) * 5
         rows.append((b["title"], *cells))
@@ -155,324 +138,3 @@ def _against(report: Mapping[str, Any]) -> Iterator[Block]:
 
 def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else decimal(p)
-
-
-# ---- one benchmark ------------------------------------------------------------------------------
-
-
-def _benchmark(b: Mapping[str, Any]) -> Iterator[Block]:
-    yield Heading(b["title"])
-    for text in b["warnings"]:
-        yield Warning(text)
-    if b["gaps"]:
-        yield Warning(
-            "not the whole benchmark, and so no overall score to quote: " + "; ".join(b["gaps"])
-        )
-    dropped = ", ".join(f"{n} ({reason})" for reason, n in b["dropped"].items())
-    yield Facts(
-        (
-            ("data", b["source"]),
-            ("items", f"{count(b['items'])} with {count(b['responses'])} responses"),
-            ("scoring", b["scoring"]),
-            ("cut", f"{count(b['cut'])} items have a response that was too long"),
-            ("dropped", dropped or "none"),
-        )
-    )
-    if not b["items"]:
-        return
-    yield _subsets(b)
-    if len(b["rules"]) > 1:
-        yield _rules(b)
-
-
-def _details(b: Mapping[str, Any], judged: Judged, rule: Rule) -> Iterator[Block]:
-    if not b["items"]:
-        return
-    yield from _figures(b, judged, rule)
-    yield _lengths(b)
-    if b["strengths"]:
-        yield _strengths(b)
-    yield from _curves(b)
-    yield from _attributes(b)
-    if b["mistakes"]:
-        examples = tuple(_example(m, b["gold"]) for m in b["mistakes"])
-        yield Collapsible(f"The {len(examples)} worst mistakes", examples)
-
-
-def _subsets(b: Mapping[str, Any]) -> Table:
-    parts = list(dict.fromkeys(p for s in b["sections"] for u in s["subsets"] for p in u["parts"]))
-    rows, strong = [], []
-    for section in b["sections"]:
-        alone = len(section["subsets"]) == 1
-        for subset in section["subsets"]:
-            shown = section["name"] if alone else f"{section['name']} / {subset['name']}"
-            expected = f" of {subset['expected']}" if subset["expected"] else ""
-            rows.append((shown, f"{subset['n']}{expected}", *_row(subset, parts)))
-        if not alone:
-            strong.append(len(rows))
-            rows.append((section["name"], count(section["n"]), *_row(section, parts)))
-    if len(b["sections"]) > 1:
-        strong.append(len(rows))
-        name = "overall" if b["complete"] else "of what is there"
-        rows.append((name, count(b["items"]), *_row(b["overall"], parts)))
-    return Table(
-        ("subset", "items", "score", "95 % interval", *parts),
-        tuple(rows),
-        caption="By section",
-        strong=tuple(strong),
-    )
-
-
-def _row(figure: Mapping[str, Any], parts: Sequence[str]) -> tuple[str, ...]:
-    own = figure.get("parts", {})
-    return (_score(figure), _range(figure), *(_score_of(own.get(p)) for p in parts))
-
-
-def _rules(b: Mapping[str, Any]) -> Table:
-    sections = [s["name"] for s in b["sections"]] if len(b["sections"]) > 1 else []
-    rows = [
-        (name, _score(r), _range(r), *(_score_of(r["sections"].get(s)) for s in sections))
-        for name, r in b["rules"].items()
-    ]
-    return Table(
-        ("value", "score", "95 % interval", *sections),
-        tuple(rows),
-        caption="The same scores read in other ways",
-        note="Each attribute alone and every weight vector with a name, from one pass; the first "
-        "is the value in force.",
-        strong=(0,),
-    )
-
-
-def _figures(b: Mapping[str, Any], judged: Judged, rule: Rule) -> Iterator[Block]:
-    values, name = judged.values(rule), _slug(b["name"])
-    found = compare(judged, values)
-    bars = [(_named(s, u), u) for s in b["sections"] for u in s["subsets"] if u["score"]]
-    if len(bars) > 1:
-        yield Figure(
-            plots.bars(
-                [label for label, _ in bars],
-                [100 * u["score"] for _, u in bars],
-                "score, %",
-                [100 * u["low"] for _, u in bars],
-                [100 * u["high"] for _, u in bars],
-                chance=50 if judged.data.benchmark.rule != "best_of" else None,
-            ),
-            f"{name}-subsets",
-            "; ".join(f"{label} {_score(u)}" for label, u in bars),
-            "Score of each subset, with its interval.",
-        )
-    yield Figure(
-        plots.distributions(_groups(judged, values), "value"),
-        f"{name}-values",
-        f"Distributions of the value of good and other responses of {b['title']}.",
-        "Values of good and of other responses."
-        if not judged.data.gold
-        else f"Values of responses whose {judged.data.gold} is above the mean, and of the others.",
-    )
-    if not len(found.margins):
-        return
-    yield Figure(
-        plots.margin_histogram(
-            found.margins, "value of the better less that of the worse response"
-        ),
-        f"{name}-margins",
-        f"{percent(float((found.margins > 0).mean()))} of the margins are positive.",
-        "Margins: how far the better response is ahead.",
-    )
-    clipped = np.clip(found.margins, -700, 700)
-    yield Figure(
-        plots.reliability(1 / (1 + np.exp(-np.abs(clipped))), found.credits),
-        f"{name}-calibration",
-        f"Calibration error {_number(b['calibration']['error'])}.",
-        "Whether sigmoid(margin) is the probability of being right; expected calibration error "
-        f"{_number(b['calibration']['error'])}, fitted temperature "
-        f"{_number(b['calibration']['temperature'])}.",
-    )
-    yield Figure(
-        plots.accuracy_by_length(
-            found.longer, found.credits, "characters of the better less those of the worse response"
-        ),
-        f"{name}-length",
-        f"Length-balanced accuracy {_score_of(b['length']['balanced'])}.",
-        "Accuracy against the difference in length.",
-    )
-
-
-def _groups(judged: Judged, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Values of good and other responses, by subset where there are not too many."""
-    golds = [np.asarray(item.gold) for item in judged.items]
-    middle = np.nanmean(np.concatenate(golds)) if judged.data.gold else 0.5
-    names = sorted({item.subset for item in judged.items})
-    apart = 1 < len(names) <= _MANY
-    found: dict[str, list[np.ndarray]] = {}
-    for item, value, gold in zip(judged.items, values, golds):
-        where = f"{item.subset}, " if apart else ""
-        found.setdefault(f"{where}good", []).append(value[gold > middle])
-        found.setdefault(f"{where}other", []).append(value[gold <= middle])
-    return {name: np.concatenate(found[name]) for name in sorted(found)}
-
-
-def _named(section: Mapping[str, Any], subset: Mapping[str, Any]) -> str:
-    return section["name"] if len(section["subsets"]) == 1 else subset["name"]
-
-
-def _lengths(b: Mapping[str, Any]) -> Table:
-    length = b["length"]
-    rows = [
-        (name, count(part["pairs"]), _score_of(part["accuracy"]))
-        for name, part in length["parts"].items()
-    ]
-    return Table(
-        ("", "comparisons", "accuracy"),
-        (*rows, ("length-balanced", count(b["comparisons"]), _score_of(length["balanced"]))),
-        caption="Length",
-        note="Comparisons of a better with a worse response to one prompt; equal values count one "
-        "half. Correlation of value and characters, each less its mean over the prompt: "
-        f"{_number(length['correlation'])}.",
-        strong=(len(rows),),
-    )
-
-
-def _strengths(b: Mapping[str, Any]) -> Table:
-    rows = [
-        (strength, count(part["pairs"]), _score_of(part["accuracy"]))
-        for strength, part in b["strengths"].items()
-    ]
-    return Table(("strength of the preference", "pairs", "accuracy"), tuple(rows))
-
-
-def _curves(b: Mapping[str, Any]) -> Iterator[Block]:
-    curves = b["best_of_n"]
-    if not curves:
-        return
-    rows = []
-    for name, curve in curves.items():
-        first, last = curve[0], curve[-1]
-        rows.append(
-            (
-                name,
-                count(last["prompts"]),
-                decimal(first["chosen"]),
-                f"{decimal(last['chosen'])} ({interval(last['low'], last['high'])})",
-                decimal(last["best"]),
-            )
-        )
-    n = max(len(curve) for curve in curves.values())
-    yield Table(
-        ("judged by", "prompts", "of 1 (random)", f"best of {n} by value (95 %)", f"best of {n}"),
-        tuple(rows),
-        caption="Best of n",
-        note="Mean over prompts of what the response with the highest value is worth, exact over "
-        "all choices of n responses; and of the best one there is.",
-    )
-    name, curve = next(iter(curves.items()))
-    x = [point["n"] for point in curve]
-    lines = [
-        Curve(
-            "highest value",
-            x,
-            [p["chosen"] for p in curve],
-            [p["low"] for p in curve],
-            [p["high"] for p in curve],
-        ),
-        Curve("best possible", x, [p["best"] for p in curve], dashed=True),
-    ]
-    yield Figure(
-        plots.best_of_n(lines, name),
-        f"{_slug(b['name'])}-best-of-n",
-        f"From {decimal(curve[0]['chosen'])} for one to {decimal(curve[-1]['chosen'])}.",
-        f"What the response with the highest value of n is worth: {name}.",
-    )
-
-
-def _attributes(b: Mapping[str, Any]) -> Iterator[Block]:
-    found = b["attributes"]
-    names = found["names"]
-    if len(names) > 1:
-        matrix = np.asarray(found["correlations"], float)
-        yield Figure(
-            plots.correlation_matrix(names, matrix),
-            f"{_slug(b['name'])}-attributes",
-            "Correlations of the attributes with each other.",
-            "Correlations of the attributes with each other, over all responses.",
-        )
-    if "ratings" in found:
-        rated = found["ratings"]
-        yield Table(
-            ("rating", *names),
-            tuple(
-                (name, *(_number(value) for value in column))
-                for name, column in zip(rated["names"], zip(*rated["correlations"]))
-            ),
-            caption="Correlation of attributes with people's ratings",
-        )
-    if "agreement" in found:
-        rows = [
-            (
-                name,
-                count(row["count"]),
-                *(_number(row[k]) for k in ("mse", "mse_constant", "pearson", "spearman")),
-                _score_of(row["pair_accuracy"]),
-            )
-            for name, row in found["agreement"].items()
-        ]
-        yield Table(
-            ("attribute", "ratings", "MSE", "of their mean", "Pearson", "Spearman", "pairs"),
-            tuple(rows),
-            caption="Attributes against the ratings of the same name",
-            note="MSE of their mean: of always answering the mean of these very ratings.",
-        )
-
-
-def _example(mistake: Mapping[str, Any], gold: str | None) -> Example:
-    said = "\n\n".join(f"{m['role']}: {m['content']}" for m in mistake["prompt"])
-
-    def numbers(side: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-        rated = ((gold, short(side["gold"])),) if gold else ()
-        return (("value", decimal(side["value"])), *rated)
-
-    better, worse = mistake["better"], mistake["worse"]
-    where = f"{mistake['subset']} " if mistake["subset"] else ""
-    return Example(
-        f"{where}{mistake['id']}",
-        (
-            Text("prompt", said, "prompt"),
-            Text("better", better["text"], "chosen", numbers(better)),
-            Text("worse", worse["text"], "rejected", numbers(worse)),
-        ),
-        (("margin", signed(mistake["margin"])),),
-    )
-
-
-# ---- numbers ------------------------------------------------------------------------------------
-
-
-def _score(figure: Mapping[str, Any] | None) -> str:
-    return _score_of(figure["score"] if figure else None)
-
-
-def _score_of(score: float | None) -> str:
-    return DASH if score is None else percent(score)
-
-
-def _range(figure: Mapping[str, Any] | None) -> str:
-    if not figure or figure["low"] is None:
-        return DASH
-    return interval(100 * figure["low"], 100 * figure["high"], 1)
-
-
-def _points(low: float, high: float) -> str:
-    return f"{signed(100 * low, 1)} to {signed(100 * high, 1)}"
-
-
-def _title(b: Mapping[str, Any]) -> str:
-    return b["title"] if b["complete"] else f"{b['title']}, in part"
-
-
-def _number(value: float | None) -> str:
-    return DASH if value is None else decimal(value)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
