@@ -50,6 +50,9 @@ def test_rm_bench_takes_the_domain_or_the_files_name(tmp_path):
     by_file = write(tmp_path / "safety-response_filtered.json", [row | {"subset": "xstest"}])
     assert read("rm-bench", by_file).items[0].subset == "safety"
     assert read("rm-bench", write(tmp_path / "rm_bench_chat.json", [row])).items[0].subset == "chat"
+    write(tmp_path / "math_filtered.json", [row])
+    found = [item.subset for item in read("rm-bench", tmp_path).items]  # as in its repository
+    assert found == ["math", "safety"]
 
 
 def test_judge_bench_puts_the_preferred_response_first(tmp_path):

@@ -250,9 +250,12 @@ _READERS = {
 
 
 def _rows(benchmark: Benchmark, source: str) -> Iterator[tuple[int, dict[str, Any], str]]:
-    name, rows = read_rows(source, benchmark.split)
-    for number, row in enumerate(rows, start=1):
-        yield number, row, f"{name} row {number}"
+    """A source's rows; of RM-Bench's directory those of its files by domain."""
+    domains = sorted(Path(source).expanduser().glob("*_filtered.json"))
+    for part in map(str, domains) if domains and benchmark.name == "rm-bench" else [source]:
+        name, rows = read_rows(part, benchmark.split)
+        for number, row in enumerate(rows, start=1):
+            yield number, row, f"{name} row {number}"
 
 
 def _subset(benchmark: Benchmark, row: Mapping[str, Any], where: str) -> str:
