@@ -172,3 +172,14 @@ def test_the_command(finished, tmp_path):
     done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and "not a training run" in done.stderr
+
+
+def test_epochs_of_pairs_are_of_two_responses_each(finished, tmp_path):
+    run_ = copy(finished, tmp_path)
+    record = json.loads((run_ / "config.json").read_text())
+    record["config"] |= {"steps": 0, "epochs": 2.0, "batch_size": 8}
+    (run_ / "config.json").write_text(json.dumps(record))
+    # ten pairs: twenty responses, of 30 tokens on average
+    data = {"samples": {"read": 12, "kept": 10}, "tokens": {"mean": 30.0, "total": 600, "max": 60}}
+    (run_ / "data.json").write_text(json.dumps({"train": {"source": "x", "labels": {}} | data}))
+    assert read_run(run_).planned == 5

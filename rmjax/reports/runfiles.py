@@ -84,9 +84,10 @@ class RunFiles:
         config = self.config
         if config.get("steps"):
             return int(config["steps"])
-        samples = self.data.get("train", {}).get("samples", {})
-        kept = sum(count for name, count in samples.items() if name.split()[-1] == "kept")
-        return math.ceil(config.get("epochs", 0) * kept / max(1, config.get("batch_size", 1)))
+        # Counts of what was kept may be of pairs; a batch's size is of responses, as tokens are.
+        tokens = self.data.get("train", {}).get("tokens", {})
+        responses = round(tokens["total"] / tokens["mean"]) if tokens.get("mean") else 0
+        return math.ceil(config.get("epochs", 0) * responses / max(1, config.get("batch_size", 1)))
 
 
 def read_run(directory: Path) -> RunFiles:
