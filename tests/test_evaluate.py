@@ -13,9 +13,17 @@ from rmjax.errors import UserError
 from rmjax.evaluate import Settings, all_rules, evaluate, open_data, scored_by
 from rmjax.evaluation.benchmarks import BENCHMARKS
 from rmjax.evaluation.items import Data
-from rmjax.evaluation.scores import ItemScores, Store, length_scores, read_scores, score_data
+from rmjax.evaluation.scores import (
+    ItemScores,
+    Scored,
+    Store,
+    length_scores,
+    read_scores,
+    score_data,
+)
 from rmjax.evaluation.tallies import Judged, comparison
 from rmjax.evaluation.weights import fit_weights, read_weights, write_weights
+from rmjax.general import GeneralPreference
 from rmjax.scalar import PUBLISHED, scalar_rule
 from rmjax.sharding import MeshConfig
 
@@ -234,6 +242,28 @@ def test_one_pass_gives_every_rule(model, scorer, tmp_path):
     )
     for name in ("report.html", "report.md", "report.json"):
         assert (tmp_path / "out" / name).stat().st_size > 500
+
+
+def test_general_preferences_are_judged_by_their_margins(tmp_path, rng, monkeypatch):
+    rows = [{"prompt": f"{i}?", "chosen": ["a"], "rejected": ["b", "c"]} for i in range(20)]
+    data = open_data([f"best-of-n={write(tmp_path / 'b.jsonl', rows)}"])
+    scores = rng.normal(size=(20, 3, 4))
+    items = [ItemScores(s, np.zeros(3, int), np.zeros(3, int) > 0) for s in scores]
+    rule, names = GeneralPreference(beta=1.0), ("v1", "v2", "v3", "v4")
+    scored = Scored("m", names, rule, {"kind": "made up"}, {}, [items])
+    monkeypatch.setattr("rmjax.evaluate.scored_by", lambda *args: scored)
+    report = evaluate("m", data, tmp_path / "out", settings=SETTINGS)
+    (found,) = report["benchmarks"]
+    assert set(found["rules"]) == {"general_preference"}
+    v = scores / np.linalg.norm(scores, axis=-1, keepdims=True)
+    margins = [  # of each over each, written out
+        [[a[0] * b[1] - a[1] * b[0] + a[2] * b[3] - a[3] * b[2] for b in each] for a in each]
+        for each in v
+    ]
+    best = np.mean(margins, axis=2).argmax(axis=1)
+    assert found["overall"]["score"] == pytest.approx(np.mean(best == 0))
+    with pytest.raises(UserError, match="no weighted sum of attributes"):
+        evaluate("m", data, tmp_path / "out", settings=SETTINGS, fit=data[0])
 
 
 def test_missing_subsets_are_named_and_there_is_no_whole(model, tmp_path):
