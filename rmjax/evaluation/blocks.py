@@ -27,7 +27,7 @@ from rmjax.scalar import Rule
 _MANY = 12  # subsets, beyond which distributions are drawn together
 
 
-def figures_of(b: Mapping[str, Any]) -> Iterator[Block]:
+def figures_of(b: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[Block]:
     """The tables that belong in every form: gaps, facts, scores."""
     yield Heading(b["title"])
     for text in b["warnings"]:
@@ -41,8 +41,9 @@ def figures_of(b: Mapping[str, Any]) -> Iterator[Block]:
         (
             ("data", b["source"]),
             ("items", f"{count(b['items'])} with {count(b['responses'])} responses"),
+            ("value", model["rule"]["name"]),
             ("scoring", b["scoring"]),
-            ("cut", f"{count(b['cut'])} items have a response that was too long"),
+            ("cut", _cut(b, model)),
             ("dropped", dropped or "none"),
         )
     )
@@ -66,6 +67,12 @@ def details_of(b: Mapping[str, Any], judged: Judged, rule: Rule) -> Iterator[Blo
     if b["mistakes"]:
         examples = tuple(_example(m, b["gold"]) for m in b["mistakes"])
         yield Collapsible(f"The {len(examples)} worst mistakes", examples)
+
+
+def _cut(b: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    if "max_length" not in model:
+        return f"{count(b['cut'])} items"
+    return f"{count(b['cut'])} items have a response beyond {count(model['max_length'])} tokens"
 
 
 def _subsets(b: Mapping[str, Any]) -> Table:

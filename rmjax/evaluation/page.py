@@ -44,7 +44,7 @@ def _document(report: Mapping[str, Any], details: Sequence[Iterable[Block]]) -> 
     if report["against"]:
         blocks += _against(report)
     for benchmark, more in zip(found, details):
-        blocks += [*figures_of(benchmark), *more]
+        blocks += [*figures_of(benchmark, report["model"]), *more]
     names = ", ".join(b["title"] for b in found)
     return Document(
         title=f"Evaluation of {report['model']['name']}",
