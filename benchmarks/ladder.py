@@ -3,10 +3,10 @@
     python benchmarks/ladder.py GGUF hh_harmless_base_test.jsonl.gz topical_chat_ratings.jsonl OUT
 
 From SmolLM2-135M-Instruct: a regression on people's ratings of dialogue replies; Bradley-Terry on
-hh-rlhf's pairs from it and from a fresh head; ExPO beyond the former, its alpha chosen on pairs of
-their own; and, on pairs made of the ratings, which say how much better a reply is, the three forms
+hh-rlhf's pairs from it, its head kept; ExPO beyond that, its alpha chosen on pairs of their own;
+and, on pairs made of the ratings, which say how much better a reply is, the three forms
 of Bradley-Terry. Then every model, the untrained one and the longer response are judged on pairs
-and dialogues that none of them saw, and on RM-Bench's chat domain if --rm-bench names its file.
+and dialogues that none of them saw, some on RM-Bench's chat domain, if --rm-bench names its file.
 
 Pairs are split by the dialogue's first turn, so that no conversation is on two sides. Each step is
 one of rmjax's own commands, printed as it is run; what is done already is not done again. Needs
@@ -39,12 +39,12 @@ _MODELS = {
     "regression on ratings": "regression",
     "then Bradley-Terry on hh": "bt",
     "then ExPO": "expo",
-    "Bradley-Terry on hh, fresh head": "bt_fresh",
     "regression, then Bradley-Terry on pairs of ratings": "ratings_bradley_terry",
     "regression, then margin Bradley-Terry on them": "ratings_margin_bradley_terry",
     "regression, then scaled Bradley-Terry on them": "ratings_scaled_bradley_terry",
     "the longer response": "baseline:length",
 }
+_ON_RM_BENCH = ("untrained", "regression", "bt", "expo", "baseline:length")
 
 
 def split_pairs(source: Path, out: Path) -> None:
@@ -122,7 +122,6 @@ def climb(gguf: str, ratings: Path, out: Path) -> None:
         optimizer__learning_rate=1e-4,
     )
     train("smollm2_135m_scaled_bt", out, "bt", init=out / "regression", **pairs)
-    train("smollm2_135m_scaled_bt", out, "bt_fresh", init=gguf, **pairs)
     for form in _FORMS:
         train(
             "smollm2_135m_scaled_bt",
@@ -148,10 +147,10 @@ def climb(gguf: str, ratings: Path, out: Path) -> None:
 
 def judge(out: Path, rm_bench: str) -> list[dict[str, Any]]:
     """The report of every model on what none of them saw."""
-    data = [f"pairs={out / 'test.jsonl'}", f"ratings={out / 'held_out.jsonl'}"]
-    data += [f"rm-bench={rm_bench}"] if rm_bench else []
     found = []
     for name in _MODELS.values():
+        data = [f"pairs={out / 'test.jsonl'}", f"ratings={out / 'held_out.jsonl'}"]
+        data += [f"rm-bench={rm_bench}"] if rm_bench and name in _ON_RM_BENCH else []
         model = name if ":" in name else str(out / name)
         report = out / "evaluations" / name.replace(":", "-")
         run("rmjax.evaluate", model, *data, f"--out={report}")
@@ -181,7 +180,8 @@ def table(out: Path, reports: Sequence[dict[str, Any]]) -> Table:
             "{score:.1%} ({low:.1%} to {high:.1%})".format(**benchmark["overall"])
             for benchmark in report["benchmarks"]
         ]
-        view.add_row(title, *cells, minutes(out / name))
+        missing = [""] * (len(reports[0]["benchmarks"]) - len(cells))
+        view.add_row(title, *cells, *missing, minutes(out / name))
     return view
 
 
