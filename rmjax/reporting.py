@@ -230,6 +230,7 @@ def conclude(console: Console, workdir: Path, evaluations: Mapping[int, Mapping[
     console.print(
         f"""
 Next:
+  python -m rmjax.report {workdir}
   python -m rmjax.convert orbax-to-hf {workdir} {workdir}-hf
   tensorboard --logdir {workdir}/tensorboard
   python
