@@ -70,9 +70,10 @@ def details_of(b: Mapping[str, Any], judged: Judged, rule: Rule) -> Iterator[Blo
 
 
 def _cut(b: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    cut = f"{count(b['cut'])} of {count(b['items'])} items"
     if "max_length" not in model:
-        return f"{count(b['cut'])} items"
-    return f"{count(b['cut'])} items have a response beyond {count(model['max_length'])} tokens"
+        return cut
+    return f"{cut}: a response beyond {count(model['max_length'])} tokens"
 
 
 def _subsets(b: Mapping[str, Any]) -> Table:
@@ -149,12 +150,10 @@ def _figures(b: Mapping[str, Any], judged: Judged, rule: Rule) -> Iterator[Block
     if not len(found.margins):
         return
     yield Figure(
-        plots.margin_histogram(
-            found.margins, "value of the better less that of the worse response"
-        ),
+        plots.margin_histogram(found.margins, "margin"),
         f"{name}-margins",
         f"{percent(float((found.margins > 0).mean()))} of the margins are positive.",
-        "Margins: how far the better response is ahead.",
+        "Margins: the value of the better response less that of the worse.",
     )
     clipped = np.clip(found.margins, -700, 700)
     yield Figure(
@@ -166,12 +165,10 @@ def _figures(b: Mapping[str, Any], judged: Judged, rule: Rule) -> Iterator[Block
         f"{number(b['calibration']['temperature'])}.",
     )
     yield Figure(
-        plots.accuracy_by_length(
-            found.longer, found.credits, "characters of the better less those of the worse response"
-        ),
+        plots.accuracy_by_length(found.longer, found.credits, "length difference, characters"),
         f"{name}-length",
         f"Length-balanced accuracy {share(b['length']['balanced'])}.",
-        "Accuracy against the difference in length.",
+        "Accuracy by how much longer the better response is than the worse.",
     )
 
 
