@@ -50,11 +50,12 @@ _ON_RM_BENCH = ("untrained", "regression", "bt", "expo", "baseline:length")
 def split_pairs(source: Path, out: Path) -> None:
     """Writes train.jsonl, select.jsonl and test.jsonl, by a hash of the first turn."""
     parts: dict[str, list[str]] = {"train": [], "select": [], "test": []}
-    for line in gzip.decompress(source.read_bytes()).decode().splitlines():
-        first = json.loads(line)["chosen"].split("\n\nAssistant:")[0]
+    for line in gzip.decompress(source.read_bytes()).splitlines():
+        row = json.loads(line)
+        first = row["chosen"].split("\n\nAssistant:")[0]
         place = int(hashlib.sha256(first.encode()).hexdigest()[:8], 16) / 2**32
         name = "train" if place < _SELECT else "select" if place < _TEST else "test"
-        parts[name].append(line + "\n")
+        parts[name].append(json.dumps(row) + "\n")
     for name, lines in parts.items():
         (out / f"{name}.jsonl").write_text("".join(lines))
 
