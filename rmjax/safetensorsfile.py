@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,7 +53,8 @@ class SafetensorsFile:
         try:
             with safe_open(path, framework="np"):
                 pass  # it checks lengths, overlaps and gaps
-            self._file = open(path, "rb", buffering=0)  # noqa: SIM115  (closed with its object)
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+            weakref.finalize(self, self._file.close)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: truncated or damaged ({error})") from error
         start = 8 + int.from_bytes(self._file.read(8), "little")
