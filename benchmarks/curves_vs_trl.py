@@ -76,7 +76,7 @@ def rmjax_side(config: Config) -> Callable[[None], Piece]:
         _, held = load(config)
         found = read_metrics(Path(config.workdir))
         rm = rmjax.load(config.workdir)
-        rows = [json.loads(line) for line in Path(config.data.train).read_text().splitlines()]
+        rows = [json.loads(line) for line in Path(config.data.train).read_bytes().splitlines()]
         talks = [
             [*rows[n - 1]["prompt"], {"role": "assistant", "content": rows[n - 1][name]}]
             for n in held.rows[::2].tolist()

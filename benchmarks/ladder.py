@@ -72,9 +72,9 @@ def write_held_out(ratings: Path, model: str, out: Path) -> None:
         over_long="drop",
     )
     rows = set(hold_out(data, _HELD)[1].rows.tolist())
-    lines = ratings.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = ratings.read_bytes().splitlines(keepends=True)
     kept = [line for number, line in enumerate(lines, start=1) if number in rows]
-    (out / "held_out.jsonl").write_text("".join(kept))
+    (out / "held_out.jsonl").write_bytes(b"".join(kept))
 
 
 def run(*command: str) -> None:

@@ -43,7 +43,7 @@ def split_turns(text: str) -> list[Message]:
 def read_pairs(path: Path, seed: int = 0) -> list[Answered]:
     """The pairs in a fixed shuffled order, less those whose prompts differ or lack a response."""
     pairs = []
-    for line in gzip.decompress(path.read_bytes()).decode().splitlines():
+    for line in gzip.decompress(path.read_bytes()).splitlines():
         row = json.loads(line)
         chosen, rejected = split_turns(row["chosen"]), split_turns(row["rejected"])
         same = chosen[:-1] == rejected[:-1] and chosen[-1]["role"] == rejected[-1]["role"]
@@ -57,7 +57,7 @@ def read_pairs(path: Path, seed: int = 0) -> list[Answered]:
 def read_dialogues(path: Path) -> list[Answered]:
     """The dialogues with their replies, in the file's order."""
     dialogues: dict[str, Answered] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         row = json.loads(line)
         key = json.dumps(row["prompt"])
         dialogues.setdefault(key, Answered(row["prompt"], [])).responses.append(row["response"])

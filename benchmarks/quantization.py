@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--sides", default="bfloat16,int8,fp8")
     args = parser.parse_args()
-    rows = [json.loads(line) for line in args.data.read_text().splitlines()]
+    rows = [json.loads(line) for line in args.data.read_bytes().splitlines()]
     number: dict[str, int] = {}
     dialogues = np.asarray([number.setdefault(str(row["prompt"]), len(number)) for row in rows])
     labels = np.asarray([[row[name] for name in _ATTRIBUTES] for row in rows])

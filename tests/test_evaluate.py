@@ -139,6 +139,15 @@ def test_scores_of_a_file(tmp_path):
     np.testing.assert_array_equal(found.items[0][2].scores, [[2, 1], [1, 0]])
 
 
+def test_lines_end_where_json_lines_do(tmp_path):
+    """Not at U+2028, which JSON leaves as it is."""
+    rows = [{"prompt": "?", "chosen": "a", "rejected": "b", "id": "one\u2028two"}]
+    data = [read("pairs", write(tmp_path / "a.jsonl", rows))]
+    line = json.dumps({"id": rows[0]["id"], "scores": [2, 1]}, ensure_ascii=False)
+    (tmp_path / "s.jsonl").write_text(line + "\n", encoding="utf-8")
+    assert read_scores(tmp_path / "s.jsonl", data).items[0][0].scores.tolist() == [[2], [1]]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -188,7 +188,7 @@ def read_scores(path: Path, data: Sequence[Data], value: Any = None) -> Scored:
       UserError: naming file and row, or an item without scores.
     """
     rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if line.strip():
             row = _score_row(line, f"{path} row {number}")
             for key in _names(row):
@@ -209,7 +209,7 @@ def _names(row: dict[str, Any]) -> set[tuple[str, str, str]]:
     return {(benchmark, subset, name), ("", subset, name), ("", "", name)}
 
 
-def _score_row(line: str, where: str) -> dict[str, Any]:
+def _score_row(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
         scores = [s if isinstance(s, dict) else {"score": s} for s in row["scores"]]
