@@ -61,17 +61,18 @@ def attribute_metrics(
             mse_constant=(
                 float(np.mean((constants[column] - label) ** 2)) if len(score) else np.nan
             ),
-            pearson=_correlation(stats.pearsonr, score, label),
-            spearman=_correlation(stats.spearmanr, score, label),
+            pearson=correlation(stats.pearsonr, score, label),
+            spearman=correlation(stats.spearmanr, score, label),
             pair_accuracy=agreed / pairs if pairs else np.nan,
             pairs=pairs,
         )
     return table
 
 
-def _correlation(
+def correlation(
     method: Callable[..., Any], score: Float[np.ndarray, "N"], label: Float[np.ndarray, "N"]
 ) -> float:
+    """By a method of `scipy.stats`; NaN where it is not defined."""
     if len(score) < 2 or np.ptp(score) == 0 or np.ptp(label) == 0:
         return np.nan
     return float(method(score, label).statistic)
@@ -173,7 +174,7 @@ def pair_metrics(
         mean_margin=float(margins.mean()) if count else np.nan,
         calibration_error=calibration_error(margins),
         temperature=fit_temperature(margins),
-        length_correlation=_correlation(stats.pearsonr, rewards.ravel(), lengths.ravel()),
+        length_correlation=correlation(stats.pearsonr, rewards.ravel(), lengths.ravel()),
         by_strength={
             f"{strength:g}": (
                 float(right[strengths == strength].mean()),

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -11,8 +12,9 @@ from scipy import stats
 from rmjax.errors import UserError
 from rmjax.evaluation import rules
 from rmjax.evaluation.benchmarks import BENCHMARKS
-from rmjax.evaluation.items import Item
+from rmjax.evaluation.items import Data, Item
 from rmjax.evaluation.rules import Credits, weighted_mean
+from rmjax.evaluation.scores import ItemScores
 from rmjax.evaluation.statistics import (
     Comparisons,
     best_of_n,
@@ -22,7 +24,9 @@ from rmjax.evaluation.statistics import (
     interval,
     sign_test,
 )
+from rmjax.evaluation.tallies import Judged, scores_of, tally
 from rmjax.metrics import calibration_error
+from rmjax.scalar import scalar_rule
 
 ASK = ({"role": "user", "content": "?"},)
 
@@ -92,28 +96,49 @@ def coarse(rng, *shape) -> np.ndarray:
     return np.round(rng.normal(0, 1.5, shape))
 
 
+def judged(benchmark, values: dict[str, np.ndarray]) -> Judged:
+    """Items of one good response each, by subset, with their values."""
+    data = Data.__new__(Data)
+    data.benchmark, data.label = benchmark, benchmark.name
+    items = [
+        dataclasses.replace(item(1, len(row)), subset=name)
+        for name, rows in values.items()
+        for row in rows
+    ]
+    scores = [
+        ItemScores(row[:, None], np.zeros(len(row), int), np.zeros(len(row), bool))
+        for rows in values.values()
+        for row in rows
+    ]
+    data.items = items
+    return Judged.of(data, ("x",), scores, "truncate_left")
+
+
 def test_reward_bench_gives_the_official_table(rng):
     constants, utils = load_official()
     benchmark = BENCHMARKS["reward-bench"]
-    accuracy, sections = {}, {}
-    for section in benchmark.sections:
-        for subset in section.subsets:
-            values = coarse(rng, subset.count, 2)
-            items = [item(1, 2)] * subset.count
-            accuracy[subset.name] = score(rules.pairs, items, values)
-            # as the official program has it, sample by sample
-            right = [1 if chosen > rejected else 0 for chosen, rejected in values]
-            sections.setdefault(section.name, []).append((subset, np.mean(right)))
+    values = {u.name: coarse(rng, u.count, 2) for s in benchmark.sections for u in s.subsets}
+    # as the official program has it, sample by sample
+    right = {
+        name: np.mean([1 if chosen > rejected else 0 for chosen, rejected in rows])
+        for name, rows in values.items()
+    }
     official = utils.calculate_scores_per_section(
-        constants.EXAMPLE_COUNTS,
-        constants.SUBSET_MAPPING,
-        {s.name: mean for found in sections.values() for s, mean in found},
+        constants.EXAMPLE_COUNTS, constants.SUBSET_MAPPING, right
     )
-    assert official.keys() == sections.keys()
-    for name, found in sections.items():
-        weights = np.asarray([subset.weight for subset, _ in found])
-        mine = weights @ [accuracy[subset.name] for subset, _ in found] / weights.sum()
-        assert mine == pytest.approx(official[name], abs=1e-12)
+    found = scores_of(tally(judged(benchmark, values), scalar_rule("x", ("x",))))
+    assert {s["name"]: s["score"] for s in found["sections"]} == pytest.approx(official, abs=1e-12)
+    assert found["overall"]["score"] == pytest.approx(np.mean(list(official.values())))
+    for figure in (found["overall"], *found["sections"]):
+        assert figure["low"] < figure["score"] < figure["high"]
+
+
+def test_judge_bench_counts_every_pair_the_same(rng):
+    benchmark = BENCHMARKS["judge-bench"]
+    values = {s.name: coarse(rng, s.subsets[0].count, 2) for s in benchmark.sections}
+    found = scores_of(tally(judged(benchmark, values), scalar_rule("x", ("x",))))
+    every = np.concatenate(list(values.values()))
+    assert found["overall"]["score"] == pytest.approx(np.mean(every[:, 0] > every[:, 1]))
 
 
 def test_the_table_is_the_official_one():

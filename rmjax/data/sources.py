@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,14 +137,14 @@ def pair_of_row(
     """
     fields = ("chosen", "rejected")
     if "preference_strength" in row:
-        _check_fields(row, ("prompt", "response_1", "response_2"), where)
+        check_fields(row, ("prompt", "response_1", "response_2"), where)
         if _SPLITS.get(str(row.get("split")), split) != split:
             return None
         signed = number_field(row, "preference_strength", where)
         fields = ("response_2", "response_1") if signed > 0 else ("response_1", "response_2")
         strength = abs(signed)
     else:
-        _check_fields(row, fields, where)
+        check_fields(row, fields, where)
         strength = _strength(row, where)
     found = []
     for field in fields:
@@ -249,7 +249,8 @@ def pairs_of_ratings(samples: Sequence[Sample], attribute: str) -> list[tuple[Sa
     return pairs
 
 
-def _check_fields(row: dict[str, Any], fields: Sequence[str], where: str) -> None:
+def check_fields(row: Mapping[str, Any], fields: Sequence[str], where: str) -> None:
+    """Raises a `UserError` unless a row has all of these."""
     for field in fields:
         if field not in row:
             raise UserError(
@@ -265,7 +266,7 @@ def _check_row(
     number: int,
 ) -> Sample:
     where = f"{name} row {number}"
-    _check_fields(row, ("prompt", "response", *attributes), where)
+    check_fields(row, ("prompt", "response", *attributes), where)
     try:
         prompt = parse_prompt(row["prompt"])
     except ValueError as error:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from rmjax.evaluation.details import compare
 from rmjax.evaluation.tallies import Judged
@@ -155,9 +156,8 @@ def _figures(b: Mapping[str, Any], judged: Judged, rule: Rule) -> Iterator[Block
         f"{percent(float((found.margins > 0).mean()))} of the margins are positive.",
         "Margins: the value of the better response less that of the worse.",
     )
-    clipped = np.clip(found.margins, -700, 700)
     yield Figure(
-        plots.reliability(1 / (1 + np.exp(-np.abs(clipped))), found.credits),
+        plots.reliability(special.expit(np.abs(found.margins)), found.credits),
         f"{name}-calibration",
         f"Calibration error {number(b['calibration']['error'])}.",
         "Whether sigmoid(margin) is the probability of being right; expected calibration error "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rmjax.data.conversation import parse_prompt, parse_response
-from rmjax.data.sources import number_field, pair_of_row, read_rows
+from rmjax.data.sources import check_fields, number_field, pair_of_row, read_rows
 from rmjax.errors import UserError
 from rmjax.evaluation.benchmarks import JUDGE_BENCH_SOURCES, Benchmark
 from rmjax.tokenizer import Message
@@ -268,7 +268,7 @@ def _subset(benchmark: Benchmark, row: Mapping[str, Any], where: str) -> str:
 
 
 def _prompt(row: Mapping[str, Any], field: str, where: str) -> tuple[Message, ...]:
-    _present(row, field, where)
+    check_fields(row, [field], where)
     try:
         return tuple(parse_prompt(row[field]))
     except ValueError as error:
@@ -278,7 +278,7 @@ def _prompt(row: Mapping[str, Any], field: str, where: str) -> tuple[Message, ..
 def _responses(
     row: Mapping[str, Any], field: str, prompt: Sequence[Message], where: str
 ) -> list[str]:
-    _present(row, field, where)
+    check_fields(row, [field], where)
     value = row[field]
     texts = value if isinstance(value, list) and all(isinstance(v, str) for v in value) else [value]
     if not texts:
@@ -290,16 +290,9 @@ def _responses(
 
 
 def _text(row: Mapping[str, Any], field: str, where: str) -> str:
-    _present(row, field, where)
+    check_fields(row, [field], where)
     if not isinstance(row[field], str):
         raise UserError(
             f"{where}: field {field!r} is {type(row[field]).__name__}, expected a string"
         )
     return row[field]
-
-
-def _present(row: Mapping[str, Any], field: str, where: str) -> None:
-    if field not in row:
-        raise UserError(
-            f"{where}: field {field!r} is missing; the row has {', '.join(sorted(row))}"
-        )

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
+from scipy import special, stats
 
+from rmjax import metrics
 from rmjax.evaluation.rules import Credits, weighted_mean
-from rmjax.metrics import calibration_error, fit_temperature
 
 DRAWS = 2000  # of the bootstrap
 _PERCENTILES = (2.5, 97.5)
@@ -115,7 +115,7 @@ def _length_bins(found: Comparisons) -> list[dict[str, float | None]]:
 
 def calibration(margins: Float[np.ndarray, "P"]) -> dict[str, Any]:
     """Of sigmoid(margin) as a probability, as a mapping for reports; see `metrics.PairMetrics`."""
-    confidence = 1 / (1 + np.exp(-np.abs(np.clip(margins, -700, 700))))
+    confidence = special.expit(np.abs(margins))
     right = (1 + np.sign(margins)) / 2
     place = np.minimum((2 * _BINS * (confidence - 0.5)).astype(int), _BINS - 1)
     bins = [
@@ -127,8 +127,8 @@ def calibration(margins: Float[np.ndarray, "P"]) -> dict[str, Any]:
         for i in range(_BINS)
     ]
     return {
-        "error": _number(calibration_error(margins)),
-        "temperature": _number(fit_temperature(margins)),
+        "error": _number(metrics.calibration_error(margins)),
+        "temperature": _number(metrics.fit_temperature(margins)),
         "bins": bins,
     }
 
@@ -187,10 +187,7 @@ def _expected(value: np.ndarray, gold: np.ndarray, n: int) -> float:
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float | None:
     """Pearson's; None where it is not defined."""
-    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    found: Any = stats.pearsonr(x, y)
-    return _number(found.statistic)
+    return _number(metrics.correlation(stats.pearsonr, x, y))
 
 
 def _mean(x: np.ndarray) -> float | None:

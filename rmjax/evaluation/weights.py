@@ -1,16 +1,15 @@
 """Weights of attributes fitted on preference pairs, and a record of which pairs these were."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import optimize
+from scipy import optimize, special
 
 from rmjax.errors import UserError
-from rmjax.evaluation.items import Data, Item
+from rmjax.evaluation.items import Data, Item, text_key
 from rmjax.evaluation.scores import ItemScores
 
 FORMAT = "rmjax.weights/1"
@@ -68,7 +67,7 @@ def fit_weights(data: Data, scored: Sequence[ItemScores], names: Sequence[str]) 
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         margins = features @ weights
-        wrong = 1 / (1 + np.exp(np.clip(margins, -700, 700)))
+        wrong = special.expit(-margins)
         value = np.logaddexp(0, -margins).mean() + _RIDGE * weights @ weights
         return value, -(wrong @ features) / len(features) + 2 * _RIDGE * weights
 
@@ -83,8 +82,7 @@ def fit_weights(data: Data, scored: Sequence[ItemScores], names: Sequence[str]) 
 
 
 def _prompt_key(item: Item) -> str:
-    said = [(m["role"], m["content"]) for m in item.prompt]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
+    return text_key(item.prompt)[:12]
 
 
 def write_weights(path: Path, fitted: FittedWeights) -> None:
