@@ -253,6 +253,19 @@ def test_one_pass_gives_every_rule(model, scorer, tmp_path):
         assert (tmp_path / "out" / name).stat().st_size > 500
 
 
+def test_the_worst_mistakes_are_shown_with_their_text(tmp_path):
+    texts = [("<b>good</b>", "bad" * 9), ("good and long", "bad"), ("ok", "bad" * 99)]
+    rows = [{"prompt": "Why?", "chosen": good, "rejected": bad} for good, bad in texts]
+    data = open_data([f"pairs={write(tmp_path / 'p.jsonl', rows)}"])
+    report = evaluate("baseline:length", data, tmp_path / "out", settings=SETTINGS)
+    first, second = report["benchmarks"][0]["mistakes"]
+    assert (first["id"], first["margin"]) == ("3", 2 - 297.0)
+    assert (second["id"], second["margin"]) == ("1", 11 - 27.0)
+    assert second["better"]["text"] == "<b>good</b>" and second["worse"]["value"] == 27
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "&lt;b&gt;good&lt;/b&gt;" in page and "<b>good</b>" not in page
+
+
 def test_general_preferences_are_judged_by_their_margins(tmp_path, rng, monkeypatch):
     rows = [{"prompt": f"{i}?", "chosen": ["a"], "rejected": ["b", "c"]} for i in range(20)]
     data = open_data([f"best-of-n={write(tmp_path / 'b.jsonl', rows)}"])
