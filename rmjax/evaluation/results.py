@@ -45,12 +45,13 @@ def result(
     if not judged.items:
         return head | {"complete": False, "gaps": ["no item is left"]}
     found, values = tally(judged, rule), judged.values(rule)
-    missing = gaps(judged, found)
+    missing, own = gaps(judged, found), scores_of(found)
+    others = {name: own if r is rule else scores_of(tally(judged, r)) for name, r in rules.items()}
     return (
         head
         | {"complete": not missing, "gaps": missing}
-        | scores_of(found)
-        | {"rules": {name: _brief(judged, other) for name, other in rules.items()}}
+        | own
+        | {"rules": {name: _brief(rules[name], scores) for name, scores in others.items()}}
         | comparisons_of(judged, values)
         | {"attributes": attributes_of(judged), "mistakes": mistakes(judged, values)}
     )
@@ -86,8 +87,7 @@ def weights_of(rule: Rule) -> dict[str, float]:
     return dict(rule.weights) if isinstance(rule, ScalarRule) else {}
 
 
-def _brief(judged: Judged, rule: Rule) -> dict[str, Any]:
-    scores = scores_of(tally(judged, rule))
+def _brief(rule: Rule, scores: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "weights": weights_of(rule),
         **scores["overall"],
