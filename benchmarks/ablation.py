@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 from timing import CLOCKS, load_average
 
-from rmjax.data.batches import slots_for
 from rmjax.data.packing import pack
+from rmjax.data.planning import slots_for
 
 CONFIG = Path(__file__).parent.parent / "configs" / "smollm2_135m_regression.py"
 _UNIT = 64  # lengths of rows that are not all the same are multiples of this
@@ -108,7 +108,7 @@ def simulated(prompts: int, seed: int = 0, most: int = 4096) -> list[Lengths]:
 
 def tokenised(pairs: Sequence[Answered], tokenizer: Any, most: int) -> list[Lengths]:
     """Lengths of real pairs, less those with a sample of more than `most`."""
-    from rmjax.tokenizer import encode
+    from rmjax.data.tokenizer import encode
 
     groups = []
     for prompt, responses in pairs:
@@ -125,11 +125,11 @@ def seconds_of(shapes: Sequence[tuple[int, int]], repeats: int, clock: str) -> d
     """Forward and backward of SmolLM2-135M on full rows of each shape, medians."""
     import jax
 
-    from rmjax.data.layout import Group, RowShape, make_rows
-    from rmjax.kernels import choose
-    from rmjax.model import ModelOptions, RewardModel
-    from rmjax.sharding import MeshConfig, Sharding, make_mesh
-    from rmjax.step import apply, random_params
+    from rmjax.data.row_layout import Group, RowShape, make_rows
+    from rmjax.models.attention.dispatch import choose
+    from rmjax.models.init import random_params
+    from rmjax.models.reward_model import ModelOptions, RewardModel, apply
+    from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
     llama = runpy.run_path(str(CONFIG))["get_config"]().model
     sharding = Sharding(make_mesh(MeshConfig()))
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="0: count only")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     args = parser.parse_args()
-    from rmjax.tokenizer import load_tokenizer
+    from rmjax.data.tokenizer import load_tokenizer
 
     console, started = Console(highlight=False, width=100), time.monotonic()
     groups = tokenised(read_pairs(args.data)[: args.count], load_tokenizer(args.weights), args.most)

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmjax import kernels
-from rmjax.attention import attention
-from rmjax.llama import LlamaConfig
-from rmjax.mask import Layout, sees
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
+from rmjax.models.attention import dispatch
+from rmjax.models.attention.dispatch import attention
+from rmjax.models.attention.mask import Layout, sees
+from rmjax.models.config import LlamaConfig
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +93,9 @@ def measure(shape: Shape, rows: int, length: int, mean: int, repeat: int) -> Non
     sharding = Sharding(make_mesh(MeshConfig(), jax.devices()[:1]))
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     llama = LlamaConfig(1, 1, 1, 1, shape.heads, shape.kv_heads, shape.head_dim, length, 1e-5)
-    kernel = kernels.choose("auto", llama, sharding, dtype, length)
+    kernel = dispatch.choose("auto", llama, sharding, dtype, length)
     rng = np.random.default_rng(0)
-    align = kernels.alignment(kernel, length)
+    align = dispatch.alignment(kernel, length)
     layout, seen = make_layout(rng, rows, length, mean, align)
     sizes = (shape.heads, shape.kv_heads, shape.kv_heads, shape.heads)
     q, k, v, by = (
@@ -106,7 +106,7 @@ def measure(shape: Shape, rows: int, length: int, mean: int, repeat: int) -> Non
     def side(name: str, q: jax.Array, k: jax.Array, v: jax.Array, layout: Layout) -> jax.Array:
         if name == "dense":
             return dense(q, k, v, layout)
-        return attention(q, k, v, kernels.prepare(name, layout, sharding))
+        return attention(q, k, v, dispatch.prepare(name, layout, sharding))
 
     def gradients(name: str, q: jax.Array, k: jax.Array, v: jax.Array, layout: Layout) -> tuple:
         return jax.vjp(lambda q, k, v: side(name, q, k, v, layout), q, k, v)[1](by)

@@ -29,14 +29,21 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from rmjax.config import HELPSTEER2
-from rmjax.llama import LlamaConfig
-from rmjax.modelfiles import ModelCard, write_model_files
-from rmjax.parameters import axis_sizes, model_parameters
-from rmjax.pieces import cut
-from rmjax.safetensorsfile import create_file, file_layout, forget, write_header, write_range
-from rmjax.tokenizer import byte_tokenizer
-from rmjax.weights import SafetensorsWeights, hf_keys, hf_shape
+from rmjax.checkpoints.chunks import cut
+from rmjax.checkpoints.hf_mapping import hf_keys, hf_shape
+from rmjax.checkpoints.hf_weights import SafetensorsWeights
+from rmjax.checkpoints.model_files import write_model_files
+from rmjax.checkpoints.safetensors_file import (
+    create_file,
+    file_layout,
+    forget,
+    write_header,
+    write_range,
+)
+from rmjax.data.tokenizer import byte_tokenizer
+from rmjax.models.config import LlamaConfig
+from rmjax.models.parameters import axis_sizes, model_parameters
+from rmjax.models.rewards.spec import HELPSTEER2, ModelCard
 
 _BUFFER = 64 << 20
 _FILE_BYTES = 5_000_000_000

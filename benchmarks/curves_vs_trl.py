@@ -26,10 +26,10 @@ from rich.console import Console
 from timing import Piece, Side, load_average
 from trainers import torch_steps, trainer_arguments
 
-from rmjax.architectures import smollm2_135m
-from rmjax.config import Config, DataConfig
-from rmjax.metrics import wilson_interval
-from rmjax.optimizer import OptimizerConfig
+from rmjax.evaluation.metrics import wilson_interval
+from rmjax.models.presets import smollm2_135m
+from rmjax.training.config import Config, DataConfig
+from rmjax.training.optimizer import OptimizerConfig
 
 # Of the loss, which begins near log 2: over the first ten steps, and over all.
 TOLERANCES = (1e-5, 1e-4)
@@ -97,8 +97,9 @@ def read_metrics(workdir: Path) -> dict[str, list[float]]:
 
 def load(config: Config) -> tuple[Any, Any]:
     """The run's training and held-out pairs, as tokens."""
-    from rmjax.experiment import load_data, pick_tokenizer
-    from rmjax.pretrained import open_pretrained
+    from rmjax.checkpoints.pretrained import open_pretrained
+    from rmjax.training.datasets import load_data
+    from rmjax.training.experiment import pick_tokenizer
 
     source = open_pretrained(config.init)
     return load_data(config, pick_tokenizer(config, source, source.llama.vocab_size), share=True)
@@ -114,7 +115,7 @@ def trl_side(config: Config, micro: int) -> Callable[[None], Piece]:
     from trl.trainer.reward_config import RewardConfig
     from trl.trainer.reward_trainer import RewardTrainer
 
-    from rmjax.data.batches import plan_steps
+    from rmjax.data.planning import plan_steps
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     transformers.utils.logging.disable_progress_bar()

@@ -27,8 +27,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rmjax.data.tokenise import hold_out, load_tokenized
-from rmjax.pretrained import open_pretrained
+from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.data.tokenize import load_tokenized
+from rmjax.data.tokenized import hold_out
 
 _SELECT, _TEST = 0.65, 0.75  # of the hash: training below, then choosing alpha, then the test
 _HELD = 0.3  # of the dialogues

@@ -25,14 +25,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from rmjax.api import Scorer
-from rmjax.experiment import compute_dtype
-from rmjax.model import ModelOptions, RewardModel
-from rmjax.modelfiles import ModelCard
-from rmjax.pretrained import Pretrained, load_params, open_pretrained
-from rmjax.quantized import QUANTIZE, check_quantize, has_products, quantize_params
-from rmjax.scalar import scalar_rule
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
+from rmjax.checkpoints.loading import load_params
+from rmjax.checkpoints.pretrained import Pretrained, open_pretrained
+from rmjax.inference.scorer import Scorer
+from rmjax.models.quantization import QUANTIZE, check_quantize, has_products, quantize_params
+from rmjax.models.reward_model import ModelOptions, RewardModel, compute_dtype
+from rmjax.models.rewards.aggregation import scalar_rule
+from rmjax.models.rewards.spec import ModelCard
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 _ATTRIBUTES = ("naturalness", "coherence", "engagingness", "groundedness", "understandability")
 _FOLDS = 5

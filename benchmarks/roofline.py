@@ -4,9 +4,9 @@
     python benchmarks/roofline.py --shape=llama8b --layers=8 --length=4096 --rows=4    # one GPU
 
 The peak is not a data sheet's: it is the best rate of plain matrix products, in the model's dtype,
-measured in the same process. The work is the model's definition (`rmjax/flops.py`): real tokens
-only, a shared prompt once, attention as it is masked, nothing that is computed twice. Rows are
-filled with prompts of two responses, of HelpSteer2's mean lengths unless told otherwise; weights
+measured in the same process. The work is the model's definition (`rmjax/models/flops.py`): real
+tokens only, a shared prompt once, attention as it is masked, nothing that is computed twice. Rows
+are filled with prompts of two responses, of HelpSteer2's mean lengths unless told otherwise; weights
 and tokens are random. The step is the real one: forward, backward and AdamW, over several
 micro-batches. Medians of several runs; the peak is measured before and after.
 """
@@ -23,19 +23,23 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from rmjax.data.batches import put, row_shape, training_batches
-from rmjax.data.tokenise import in_memory
-from rmjax.experiment import compute_dtype
-from rmjax.flops import model_flops
-from rmjax.kernels import alignment, choose
-from rmjax.llama import LlamaConfig, Rope
-from rmjax.model import REMAT, ModelOptions, RewardModel
-from rmjax.objectives import PreferenceConfig, make_objective
-from rmjax.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from rmjax.rows import BATCH_AXES, ROWS_AXES
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.step import abstract_state, init_state, make_score, make_train_step, random_params
-from rmjax.streaming import keep_freed_memory
+from rmjax.data.batch import BATCH_AXES
+from rmjax.data.batches import training_batches
+from rmjax.data.planning import row_shape
+from rmjax.data.tokenized import in_memory
+from rmjax.inference.score_step import make_score
+from rmjax.models.attention.dispatch import alignment, choose
+from rmjax.models.config import LlamaConfig, Rope
+from rmjax.models.flops import model_flops
+from rmjax.models.init import random_params
+from rmjax.models.inputs import ROWS_AXES
+from rmjax.models.reward_model import REMAT, ModelOptions, RewardModel, compute_dtype
+from rmjax.runtime.memory import keep_freed_memory
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh, put
+from rmjax.training.objectives.objective import make_objective
+from rmjax.training.objectives.pairs import PreferenceConfig
+from rmjax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from rmjax.training.step import abstract_state, init_state, make_train_step
 
 # vocabulary, embed, mlp, layers, heads, kv heads, head_dim
 SHAPES = {

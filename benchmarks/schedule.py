@@ -23,8 +23,8 @@ import jax, jax.numpy as jnp
 from rmjax import splash
 from rmjax.aot.program import topology_devices
 from rmjax.attention import attention
-from rmjax.mask import Layout
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
+from rmjax.models.attention.mask import Layout
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 jax.config.update("jax_platforms", "cpu")
 topology, rows = sys.argv[1], int(sys.argv[2])
 sharding = Sharding(make_mesh(MeshConfig(), topology_devices(topology)[0][:1]))

@@ -25,7 +25,7 @@ from rich.table import Table
 from timing import CLOCKS, Piece, Side, in_turn, load_average, rate, speedup
 from trainers import torch_side, torch_steps
 
-from rmjax.config import Config, DataConfig, EveryConfig
+from rmjax.training.config import Config, DataConfig, EveryConfig
 
 CONFIG = Path(__file__).parent.parent / "configs" / "smollm2_135m_regression.py"
 
@@ -69,14 +69,13 @@ def rmjax_side(clock: str, config: Config) -> Callable[[int], Piece]:
     """rmjax's own step, compiled; the parts are put together as `rmjax.train` does it."""
     import jax
 
-    from rmjax.data.batches import put
-    from rmjax.experiment import config_objective, first_params, make_model
-    from rmjax.optimizer import make_optimizer, make_schedule
-    from rmjax.pretrained import open_pretrained
-    from rmjax.rows import BATCH_AXES
-    from rmjax.sharding import Sharding, make_mesh
-    from rmjax.step import abstract_state, init_state, make_train_step
-    from rmjax.streaming import keep_freed_memory
+    from rmjax.checkpoints.pretrained import open_pretrained
+    from rmjax.data.batch import BATCH_AXES
+    from rmjax.runtime.memory import keep_freed_memory
+    from rmjax.runtime.sharding import Sharding, make_mesh, put
+    from rmjax.training.experiment import config_objective, first_params, make_model
+    from rmjax.training.optimizer import make_optimizer, make_schedule
+    from rmjax.training.step import abstract_state, init_state, make_train_step
 
     keep_freed_memory()
     batches, _ = make_batches(config)
@@ -104,9 +103,11 @@ def rmjax_side(clock: str, config: Config) -> Callable[[int], Piece]:
 
 def make_batches(config: Config) -> tuple[Any, list[Any]]:
     """The run's batches and the samples of each step, the same wherever they are made."""
-    from rmjax.data.batches import plan_steps, row_shape, training_batches
-    from rmjax.experiment import load_data, pick_tokenizer
-    from rmjax.pretrained import open_pretrained
+    from rmjax.checkpoints.pretrained import open_pretrained
+    from rmjax.data.batches import training_batches
+    from rmjax.data.planning import plan_steps, row_shape
+    from rmjax.training.datasets import load_data
+    from rmjax.training.experiment import pick_tokenizer
 
     source = open_pretrained(config.init)
     tokenizer = pick_tokenizer(config, source, source.llama.vocab_size)

@@ -12,11 +12,11 @@ Hardware: float32 weights, moments and gradients are 6.5 TB, so 128 chips of 95 
 for them, see docs/scaling.md; not run by us.
 """
 
-from rmjax.architectures import llama31_405b
-from rmjax.config import Config, DataConfig, EveryConfig
-from rmjax.llama import LlamaConfig
-from rmjax.optimizer import OptimizerConfig
-from rmjax.sharding import MeshConfig
+from rmjax.models.config import LlamaConfig
+from rmjax.models.presets import llama31_405b
+from rmjax.runtime.sharding import MeshConfig
+from rmjax.training.config import Config, DataConfig, EveryConfig
+from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:

@@ -13,10 +13,10 @@ Hardware: float32 weights, moments and gradients are 1.13 TB, so 64 chips of 95 
 (H100). Compiled for them, see docs/scaling.md; not run by us.
 """
 
-from rmjax.architectures import llama31_70b
-from rmjax.config import Config, DataConfig, EveryConfig
-from rmjax.optimizer import OptimizerConfig
-from rmjax.sharding import MeshConfig
+from rmjax.models.presets import llama31_70b
+from rmjax.runtime.sharding import MeshConfig
+from rmjax.training.config import Config, DataConfig, EveryConfig
+from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:

@@ -10,10 +10,10 @@ reasoning; `python -m rmjax.extrapolate` takes it from there to 94.1. The other 
 its own. Compiled for 64 chips, see docs/scaling.md; not run by us.
 """
 
-from rmjax.architectures import llama31_70b
-from rmjax.config import Config, DataConfig, EveryConfig
-from rmjax.optimizer import OptimizerConfig
-from rmjax.sharding import MeshConfig
+from rmjax.models.presets import llama31_70b
+from rmjax.runtime.sharding import MeshConfig
+from rmjax.training.config import Config, DataConfig, EveryConfig
+from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:

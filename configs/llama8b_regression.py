@@ -7,9 +7,9 @@ for example 8 H100, or 16 v5e. Compiled for them, see docs/scaling.md; not run b
 the 70B one with the larger learning rate that a smaller model takes.
 """
 
-from rmjax.architectures import llama31_8b
-from rmjax.config import Config, DataConfig, EveryConfig
-from rmjax.optimizer import OptimizerConfig
+from rmjax.models.presets import llama31_8b
+from rmjax.training.config import Config, DataConfig, EveryConfig
+from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:

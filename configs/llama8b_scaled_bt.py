@@ -5,9 +5,9 @@
 The twin of `llama70b_scaled_bt`: half of stage one's learning rate, its head kept.
 """
 
-from rmjax.architectures import llama31_8b
-from rmjax.config import Config, DataConfig, EveryConfig
-from rmjax.optimizer import OptimizerConfig
+from rmjax.models.presets import llama31_8b
+from rmjax.training.config import Config, DataConfig, EveryConfig
+from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:

@@ -6,9 +6,9 @@ The data are generated (rmjax/data/generated.py): sentences whose attributes fol
 simple rules. Nothing is downloaded. The code is that of the 70B config.
 """
 
-from rmjax.config import Config, DataConfig, EveryConfig
-from rmjax.llama import LlamaConfig
-from rmjax.optimizer import OptimizerConfig
+from rmjax.models.config import LlamaConfig
+from rmjax.training.config import Config, DataConfig, EveryConfig
+from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:

@@ -9,9 +9,9 @@ messages or as hh-rlhf writes them. A tenth of the prompts is held out. The loss
 the chosen response's reward less the rejected one's.
 """
 
-from rmjax.architectures import smollm2_135m
-from rmjax.config import Config, DataConfig, EveryConfig
-from rmjax.optimizer import OptimizerConfig
+from rmjax.models.presets import smollm2_135m
+from rmjax.training.config import Config, DataConfig, EveryConfig
+from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:

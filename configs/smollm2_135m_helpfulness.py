@@ -6,9 +6,9 @@ The twin of `llama70b_helpfulness`. `--config.data.train=FILE` and `--config.dat
 other ratings.
 """
 
-from rmjax.architectures import smollm2_135m
-from rmjax.config import Config, DataConfig, EveryConfig
-from rmjax.optimizer import OptimizerConfig
+from rmjax.models.presets import smollm2_135m
+from rmjax.training.config import Config, DataConfig, EveryConfig
+from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:

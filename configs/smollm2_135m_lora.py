@@ -18,11 +18,11 @@ Then the whole model, or the adapters and the head for PEFT:
 The rates are not tuned. docs/lora.md says what is computed.
 """
 
-from rmjax.architectures import smollm2_135m
-from rmjax.config import Config, DataConfig, EveryConfig
 from rmjax.errors import UserError
-from rmjax.lora import LoraConfig
-from rmjax.optimizer import OptimizerConfig
+from rmjax.models.lora import LoraConfig
+from rmjax.models.presets import smollm2_135m
+from rmjax.training.config import Config, DataConfig, EveryConfig
+from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:

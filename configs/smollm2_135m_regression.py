@@ -15,10 +15,10 @@ docs/results.md has the table, the time and the machine of the second. A fifth o
 held out, by dialogue.
 """
 
-from rmjax.architectures import smollm2_135m
-from rmjax.config import Config, DataConfig, EveryConfig
 from rmjax.errors import UserError
-from rmjax.optimizer import OptimizerConfig
+from rmjax.models.presets import smollm2_135m
+from rmjax.training.config import Config, DataConfig, EveryConfig
+from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:

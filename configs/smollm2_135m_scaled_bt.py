@@ -6,9 +6,9 @@ The twin of `llama70b_scaled_bt`: from `smollm2_135m_helpfulness`, half of its l
 head kept. `--config.objective=bradley_terry` needs no strengths, and so takes any pairs.
 """
 
-from rmjax.architectures import smollm2_135m
-from rmjax.config import Config, DataConfig, EveryConfig
-from rmjax.optimizer import OptimizerConfig
+from rmjax.models.presets import smollm2_135m
+from rmjax.training.config import Config, DataConfig, EveryConfig
+from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:

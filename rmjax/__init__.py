@@ -5,11 +5,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rmjax.api import Scorer, load
     from rmjax.convert import hf_to_orbax, orbax_to_hf
     from rmjax.errors import UserError
-    from rmjax.results import Comparison, Score
-    from rmjax.scalar import PUBLISHED
+    from rmjax.inference.scorer import Scorer, load
+    from rmjax.inference.scores import Comparison, Score
+    from rmjax.models.rewards.aggregation import PUBLISHED
 
 # transformers advises to install torch, which nothing here needs.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -28,11 +28,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "rmjax.api": ("Scorer", "load"),
+    "rmjax.inference.scorer": ("Scorer", "load"),
     "rmjax.convert": ("hf_to_orbax", "orbax_to_hf"),
     "rmjax.errors": ("UserError",),
-    "rmjax.results": ("Comparison", "Score"),
-    "rmjax.scalar": ("PUBLISHED",),
+    "rmjax.inference.scores": ("Comparison", "Score"),
+    "rmjax.models.rewards.aggregation": ("PUBLISHED",),
 }
 
 

@@ -27,14 +27,12 @@ import jax
 from rich.console import Console
 
 from rmjax import reports
-from rmjax.api import load
-from rmjax.compilation import keep_programs
 from rmjax.errors import UserError, exit_with_message
 from rmjax.evaluation.benchmarks import BENCHMARKS, FROM_HUB
+from rmjax.evaluation.fit_weights import FittedWeights, fit_weights, read_weights, write_weights
 from rmjax.evaluation.items import Data
-from rmjax.evaluation.page import document, summary
 from rmjax.evaluation.results import result, weights_of
-from rmjax.evaluation.scores import (
+from rmjax.evaluation.score_cache import (
     LENGTH,
     Scored,
     Store,
@@ -43,11 +41,13 @@ from rmjax.evaluation.scores import (
     score_data,
 )
 from rmjax.evaluation.tallies import Judged, comparison
-from rmjax.evaluation.weights import FittedWeights, fit_weights, read_weights, write_weights
+from rmjax.inference.scorer import load
+from rmjax.models.rewards.aggregation import PUBLISHED, Rule, ScalarRule, scalar_rule
 from rmjax.reports import terminal
-from rmjax.scalar import PUBLISHED, Rule, ScalarRule, scalar_rule
-from rmjax.sharding import MeshConfig
-from rmjax.workdir import package_versions
+from rmjax.reports.evaluations.page import document, summary
+from rmjax.runtime.compilation import keep_programs
+from rmjax.runtime.sharding import MeshConfig
+from rmjax.training.workdir import package_versions
 
 FORMAT = "rmjax.report.evaluation/1"
 OVER_LONG = ("truncate_left", "drop")

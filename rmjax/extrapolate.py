@@ -25,15 +25,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rmjax.alphas import AlphaSearch, Trial, best_trial, trial_table
-from rmjax.convert import convert_pieces
+from rmjax.checkpoints.conversion.engine import convert_pieces
+from rmjax.checkpoints.conversion.extrapolation import (
+    ExtrapolatedWeights,
+    Parents,
+    check_alpha,
+    open_parents,
+)
+from rmjax.checkpoints.conversion.journal import Share, check_target
+from rmjax.checkpoints.conversion.to_orbax import ToOrbax
+from rmjax.checkpoints.model_files import write_model_files
+from rmjax.checkpoints.orbax_weights import named_weights
 from rmjax.errors import UserError, exit_with_message
-from rmjax.expo import ExtrapolatedWeights, Parents, check_alpha, open_parents
-from rmjax.importing import ToOrbax
-from rmjax.modelfiles import write_model_files
-from rmjax.orbaxweights import named_weights
-from rmjax.streaming import keep_freed_memory
-from rmjax.unfinished import Share, check_target
+from rmjax.evaluation.alpha_search import AlphaSearch, Trial, best_trial, trial_table
+from rmjax.runtime.memory import keep_freed_memory
 
 _EQUAL = (
     "warning: WEAK and STRONG do not differ in any number that was read: there is nothing to "

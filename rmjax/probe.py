@@ -25,42 +25,44 @@ from absl import flags
 from jaxtyping import Float32
 from rich.console import Console
 
-from rmjax.commandline import run_with_config
-from rmjax.compilation import keep_programs
-from rmjax.config import Config, validate
-from rmjax.convert import convert_pieces
-from rmjax.data.batches import Batches, evaluation_batches, put, row_shape
-from rmjax.data.tokenise import TokenizedData
+from rmjax.checkpoints.conversion.engine import convert_pieces
+from rmjax.checkpoints.conversion.journal import Share, check_target
+from rmjax.checkpoints.conversion.to_orbax import ToOrbax
+from rmjax.checkpoints.hf_mapping import from_hf
+from rmjax.checkpoints.loading import load_params
+from rmjax.checkpoints.model_files import write_model_files
+from rmjax.checkpoints.orbax_weights import named_weights
+from rmjax.checkpoints.pretrained import Pretrained, open_pretrained
+from rmjax.data.batches import Batches, evaluation_batches
+from rmjax.data.planning import row_shape
+from rmjax.data.tokenized import TokenizedData
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
-from rmjax.experiment import (
-    config_objective,
-    load_data,
-    make_model,
-    pick_tokenizer,
-    shares_prompts,
-    with_first_head,
+from rmjax.evaluation.metrics import attribute_metrics, mean_ratings
+from rmjax.inference.score_step import make_features
+from rmjax.models.attention.dispatch import alignment
+from rmjax.models.init import random_head
+from rmjax.models.inputs import ROWS_AXES
+from rmjax.models.parameters import PARAMETERS, axis_sizes
+from rmjax.models.reward_model import RewardModel
+from rmjax.runtime.compilation import keep_programs
+from rmjax.runtime.memory import keep_freed_memory
+from rmjax.runtime.sharding import Sharding, check_divisible, make_mesh, put
+from rmjax.training.command_line import run_with_config
+from rmjax.training.config import Config, validate
+from rmjax.training.datasets import load_data, shares_prompts
+from rmjax.training.experiment import config_objective, make_model, pick_tokenizer, with_first_head
+from rmjax.training.logger import attribute_table, pair_table
+from rmjax.training.probing.adamw import head_scores, train_head
+from rmjax.training.probing.features import (
+    Features,
+    cached_features,
+    describe_model,
+    fingerprint_weights,
 )
-from rmjax.features import Features, cached_features, describe_model, fingerprint_weights
-from rmjax.headfit import head_scores, train_head
-from rmjax.importing import ToOrbax
-from rmjax.kernels import alignment
-from rmjax.metrics import attribute_metrics, mean_ratings
-from rmjax.model import RewardModel
-from rmjax.modelfiles import write_model_files
-from rmjax.orbaxweights import named_weights
-from rmjax.parameters import PARAMETERS, axis_sizes
-from rmjax.pretrained import Pretrained, load_params, open_pretrained
-from rmjax.reporting import attribute_table, pair_table
-from rmjax.ridge import Ridge, fit_ridge
-from rmjax.rows import ROWS_AXES
-from rmjax.scoring import Evaluation, judge
-from rmjax.sharding import Sharding, check_divisible, make_mesh
-from rmjax.step import make_features, random_head
-from rmjax.streaming import keep_freed_memory
-from rmjax.tokenizer import Tokenizer
-from rmjax.unfinished import Share, check_target
-from rmjax.weights import from_hf
-from rmjax.workdir import run_card
+from rmjax.training.probing.ridge import Ridge, fit_ridge
+from rmjax.training.validation import Evaluation, judge
+from rmjax.training.workdir import run_card
 
 FITS = ("ridge", "adamw")
 _FIT = flags.DEFINE_enum("fit", None, FITS, "How the head is fitted; see docs/probing.md.")

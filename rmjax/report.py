@@ -25,14 +25,15 @@ from typing import Any
 
 from rich.console import Console
 
-from rmjax.data.sources import GENERATED, describe, read_pairs, read_samples
+from rmjax.data.readers import GENERATED
+from rmjax.data.records import describe, read_pairs, read_samples
 from rmjax.errors import UserError, exit_with_message
 from rmjax.reports import terminal, write
-from rmjax.reports.data import FORMAT, data_document
+from rmjax.reports.datasets.lengths import open_tokenizer
+from rmjax.reports.datasets.page import FORMAT, data_document
+from rmjax.reports.datasets.preferences import measure_agreement, measure_preferences
+from rmjax.reports.datasets.ratings import make_ratings, measure_ratings
 from rmjax.reports.document import Document
-from rmjax.reports.lengths import open_tokenizer
-from rmjax.reports.preferences import measure_agreement, measure_preferences
-from rmjax.reports.ratings import make_ratings, measure_ratings
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # Any number that is one.
@@ -54,8 +55,8 @@ def report_run(run: str, out: str = "") -> tuple[Document, list[Path]]:
     Raises:
       UserError: it is not a run, or the report cannot be written.
     """
-    from rmjax.reports.run import run_data, run_document  # which brings jax
-    from rmjax.reports.runfiles import read_run
+    from rmjax.reports.runs.files import read_run
+    from rmjax.reports.runs.page import run_data, run_document
 
     directory = Path(run).expanduser()
     found = read_run(directory)

@@ -12,40 +12,27 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from rmjax.checkpoint import Checkpoints
-from rmjax.commandline import run_with_config
-from rmjax.compilation import keep_programs
-from rmjax.config import Config, as_flat_dict, validate
-from rmjax.data.batches import (
-    Batches,
-    evaluation_batches,
-    iterate,
-    plan_steps,
-    row_shape,
-    training_batches,
-)
+from rmjax.checkpoints.manager import Checkpoints
+from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.data.batches import Batches, evaluation_batches, iterate, training_batches
+from rmjax.data.planning import plan_steps, row_shape
 from rmjax.errors import UserError
-from rmjax.experiment import (
-    check_position,
-    config_objective,
-    data_position,
-    first_params,
-    load_data,
-    make_model,
-    pick_tokenizer,
-    shares_prompts,
-)
-from rmjax.kernels import alignment
-from rmjax.metrics import mean_ratings
-from rmjax.optimizer import make_optimizer, make_schedule
-from rmjax.pretrained import open_pretrained
-from rmjax.processes import Preemption, check_agreement
-from rmjax.reporting import Reporter, announce, conclude
-from rmjax.scoring import evaluate
-from rmjax.sharding import Sharding, check_divisible, make_mesh
-from rmjax.step import Metrics, abstract_state, init_state, make_score, make_train_step
-from rmjax.streaming import keep_freed_memory
-from rmjax.workdir import open_workdir, package_versions, record_run
+from rmjax.evaluation.metrics import mean_ratings
+from rmjax.inference.score_step import make_score
+from rmjax.models.attention.dispatch import alignment
+from rmjax.runtime.compilation import keep_programs
+from rmjax.runtime.memory import keep_freed_memory
+from rmjax.runtime.processes import Preemption, check_agreement
+from rmjax.runtime.sharding import Sharding, check_divisible, make_mesh
+from rmjax.training.command_line import run_with_config
+from rmjax.training.config import Config, as_flat_dict, validate
+from rmjax.training.datasets import check_position, data_position, load_data, shares_prompts
+from rmjax.training.experiment import config_objective, first_params, make_model, pick_tokenizer
+from rmjax.training.logger import Reporter, announce, conclude
+from rmjax.training.optimizer import make_optimizer, make_schedule
+from rmjax.training.step import Metrics, TrainState, abstract_state, init_state, make_train_step
+from rmjax.training.validation import evaluate
+from rmjax.training.workdir import open_workdir, package_versions, record_run
 
 
 def train(config: Config) -> None:
@@ -116,7 +103,8 @@ def train_in(workdir: Path, config: Config) -> None:
         conclude(console, workdir, checkpoints.evaluations)
         return
     if start:
-        state, origin = checkpoints.restore(start, abstract), f"this run's, after step {start}"
+        state = TrainState.from_items(checkpoints.restore(start, abstract.items()))
+        origin = f"this run's, after step {start}"
     else:
         params, origin = first_params(config, source, model)
         state = init_state(params, optimizer, config.trained, abstract)
@@ -160,7 +148,7 @@ def train_in(workdir: Path, config: Config) -> None:
             if saving:
                 checkpoints.save(
                     step,
-                    state,
+                    state.items(),
                     position=data_position(step, batches, validation),
                     config=flat_config,
                     evaluation=evaluation,

@@ -15,9 +15,9 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from rmjax.llama import LlamaConfig, Rope
-from rmjax.model import ModelOptions, RewardModel
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
+from rmjax.models.config import LlamaConfig, Rope
+from rmjax.models.reward_model import ModelOptions, RewardModel
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 ROOT = Path(__file__).parent.parent
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rmjax.mask import Layout
+from rmjax.models.attention.mask import Layout
 
 Group = tuple[int, list[int]]  # tokens of the shared beginning, and each sample's own
 

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 import transformers
 
-from rmjax.llama import LlamaConfig, llama_config_to_hf
-from rmjax.parameters import axis_sizes, flatten, model_parameters
-from rmjax.weights import hf_keys, to_hf
+from rmjax.checkpoints.hf_mapping import hf_keys, to_hf
+from rmjax.models.config import LlamaConfig
+from rmjax.models.hf_config import llama_config_to_hf
+from rmjax.models.parameters import axis_sizes, flatten, model_parameters
 
 
 def torch_model(llama: LlamaConfig, params, attributes: int, pad_token_id: int | None = None):

@@ -20,11 +20,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-import rmjax.commandline
 import rmjax.train
-import rmjax.workdir
-from rmjax.checkpoint import Checkpoints
-from rmjax.commandline import run_with_config
+import rmjax.training.command_line
+import rmjax.training.workdir
+from rmjax.checkpoints.manager import Checkpoints
+from rmjax.training.command_line import run_with_config
 
 seen: list[int] = []
 
@@ -90,7 +90,7 @@ def disturb(what: str, *arguments: str) -> None:
     elif what == "cache":
         os.environ["RMJAX_CACHE"] = "/dev/null"
     elif what == "elsewhere":
-        rmjax.workdir._SHARED_SECONDS = 2.0
+        rmjax.training.workdir._SHARED_SECONDS = 2.0
         rmjax.train.open_workdir = lambda config: open_workdir(
             dataclasses.replace(config, workdir=config.workdir + "-of-my-own")
         )
@@ -119,7 +119,8 @@ def train(config) -> None:
 
 if __name__ == "__main__":
     if "SABOTEUR_HEARTBEAT" in os.environ:
-        rmjax.commandline.initialize = functools.partial(
-            rmjax.commandline.initialize, heartbeat_seconds=int(os.environ["SABOTEUR_HEARTBEAT"])
+        rmjax.training.command_line.initialize = functools.partial(
+            rmjax.training.command_line.initialize,
+            heartbeat_seconds=int(os.environ["SABOTEUR_HEARTBEAT"]),
         )
     run_with_config(train)

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from rmjax.objectives import PreferenceConfig, make_objective
-from rmjax.rows import Pairs, Ratings, Targets
+from rmjax.data.batch import Pairs, Ratings, Targets
+from rmjax.training.objectives.objective import make_objective
+from rmjax.training.objectives.pairs import PreferenceConfig
 
 regression = make_objective("regression", (), PreferenceConfig())
 bradley_terry = make_objective("bradley_terry", (), PreferenceConfig())

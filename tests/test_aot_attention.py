@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from layouts import make_layout, random_rows
 
 from rmjax.aot import costs
-from rmjax.aot.attention import Steps, kernel_steps, steps_taken
+from rmjax.aot.attention_cost import Steps, kernel_steps, steps_taken
 from rmjax.aot.hardware import CHIPS
 
 

@@ -17,20 +17,22 @@ from reference import torch_scores
 from test_convert import NAMES, TALK, edit_json, save_hf
 
 import rmjax
-from rmjax import api, hub
-from rmjax.api import Scorer, bucket
-from rmjax.config import Config, DataConfig, EveryConfig
+from rmjax.checkpoints import hub
+from rmjax.checkpoints.loading import load_params
+from rmjax.checkpoints.orbax_arrays import read_array
+from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf
-from rmjax.data.layout import places
+from rmjax.data.row_layout import places
+from rmjax.data.tokenizer import encode
 from rmjax.errors import UserError
-from rmjax.optimizer import OptimizerConfig
-from rmjax.parameters import flatten
-from rmjax.pretrained import load_params, open_pretrained
-from rmjax.results import Comparison, Score
-from rmjax.scalar import PUBLISHED
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.store import read_array
-from rmjax.tokenizer import encode
+from rmjax.inference import scorer as scorer_module
+from rmjax.inference.scorer import Scorer, bucket
+from rmjax.inference.scores import Comparison, Score
+from rmjax.models.parameters import flatten
+from rmjax.models.rewards.aggregation import PUBLISHED
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
+from rmjax.training.config import Config, DataConfig, EveryConfig
+from rmjax.training.optimizer import OptimizerConfig
 
 LLAMA = tiny_llama(max_position_embeddings=256)
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -179,7 +181,7 @@ def test_plans_hold_every_conversation_once_in_few_shapes(sizes, mesh, share):
     for shape, rows in plan:
         assert len(rows) <= shape.rows < max(2 * len(rows), shards + 1)
         assert shape.rows % shards == 0
-        assert shape.rows * shape.length <= max(api._PLACES, shape.length) * shards
+        assert shape.rows * shape.length <= max(scorer_module._PLACES, shape.length) * shards
         for row in rows:
             taken = [places([len(t) for t in g.samples], g.shared, 1) for _, g in row]
             assert sum(taken) <= shape.length
@@ -211,7 +213,7 @@ def test_attention_can_be_chosen(hf, scorer, monkeypatch):
     with pytest.raises(UserError, match=r"attention = 'flash': there are auto, blocks"):
         rmjax.load(str(hf), attention="flash")
     # The TPUs' kernel, interpreted here: rows are made for it.
-    monkeypatch.setattr(rmjax.api, "choose", lambda *unused: "splash")
+    monkeypatch.setattr(rmjax.inference.scorer, "choose", lambda *unused: "splash")
     kernel = rmjax.load(str(hf), mesh=MeshConfig(fsdp=4, context=2))
     texts = [talk("which? " * 9, "this " * i) for i in range(1, 5)]
     assert {shape.length % 256 for shape, _ in kernel._plan(*tokens_of(kernel, texts))} == {0}

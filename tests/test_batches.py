@@ -10,19 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from targets import regression
 
-from rmjax.data.batches import (
-    evaluation_batches,
-    iterate,
-    make_batch,
-    plan_steps,
-    row_shape,
-    training_batches,
-)
-from rmjax.data.layout import RowShape
-from rmjax.data.tokenise import TokenizedData, beginnings
-from rmjax.parameters import flatten
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.step import abstract_state, init_state, make_score, make_train_step, random_params
+from rmjax.data.batches import evaluation_batches, iterate, make_batch, training_batches
+from rmjax.data.planning import plan_steps, row_shape
+from rmjax.data.row_layout import RowShape
+from rmjax.data.tokenized import TokenizedData, beginnings
+from rmjax.inference.score_step import make_score
+from rmjax.models.init import random_params
+from rmjax.models.parameters import flatten
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
+from rmjax.training.step import abstract_state, init_state, make_train_step
 
 
 def make_data(lengths, groups=None, attributes=2, seed=0):

@@ -29,18 +29,20 @@ from test_train import (
 )
 
 import rmjax.train
-from rmjax.checkpoint import Checkpoints, best_params
-from rmjax.config import HELPSTEER2, as_flat_dict
-from rmjax.data.batches import plan_steps, put, training_batches
+from rmjax.checkpoints.manager import Checkpoints, best_params
+from rmjax.checkpoints.orbax_arrays import open_array
+from rmjax.data.batch import BATCH_AXES
+from rmjax.data.batches import training_batches
 from rmjax.data.generated import generate
-from rmjax.data.layout import RowShape
+from rmjax.data.planning import plan_steps
+from rmjax.data.row_layout import RowShape
 from rmjax.errors import UserError
-from rmjax.optimizer import make_optimizer, make_schedule
-from rmjax.processes import Preemption
-from rmjax.rows import BATCH_AXES
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.step import TrainState, abstract_state, make_train_step
-from rmjax.store import open_array
+from rmjax.models.rewards.spec import HELPSTEER2
+from rmjax.runtime.processes import Preemption
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh, put
+from rmjax.training.config import as_flat_dict
+from rmjax.training.optimizer import make_optimizer, make_schedule
+from rmjax.training.step import TrainState, abstract_state, make_train_step
 
 
 @pytest.fixture(scope="module")
@@ -247,11 +249,11 @@ def test_saving_does_not_see_what_happens_to_donated_buffers(tmp_path):
     spoil(given)  # compiled beforehand, and seen to write in place where nothing is saved
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, first, position={}, config={}, evaluation=None)
+    checkpoints.save(1, first.items(), position={}, config={}, evaluation=None)
     jax.block_until_ready(spoil(first))
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path)
-    assert_same_bits(checkpoints.restore(1, abstract), state())
+    assert_same_bits(TrainState.from_items(checkpoints.restore(1, abstract.items())), state())
     checkpoints.close()
 
 
@@ -432,7 +434,7 @@ def test_a_run_of_one_device_goes_on_on_eight(three):
 _SIGNALLED = """
 import os, pathlib, signal, sys, time
 import rmjax.train
-from rmjax.commandline import run_with_config
+from rmjax.training.command_line import run_with_config
 
 at, number, workdir = int(sys.argv.pop()), int(sys.argv.pop()), pathlib.Path(sys.argv.pop())
 finish = rmjax.train.finish_step

@@ -12,14 +12,14 @@ from launching import run_all
 from test_checkpoint import flags
 from test_train import tiny_config
 
-from rmjax.compilation import compiler_options, keep_programs
-from rmjax.sharding import MeshConfig, abstract_mesh
+from rmjax.runtime.compilation import compiler_options, keep_programs
+from rmjax.runtime.sharding import MeshConfig, abstract_mesh
 
 # `rmjax.train`, which puts down how often JAX asked its cache of programs, and what it found.
 PROGRAM = """
 import atexit, collections, json, sys
 import jax
-from rmjax.commandline import run_with_config
+from rmjax.training.command_line import run_with_config
 from rmjax.train import train
 
 found = collections.Counter()

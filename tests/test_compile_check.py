@@ -21,9 +21,9 @@ needs_compiler = pytest.mark.skipif(
 )
 
 TINY = """
-from rmjax.config import Config, DataConfig
-from rmjax.llama import LlamaConfig
-from rmjax.optimizer import OptimizerConfig
+from rmjax.training.config import Config, DataConfig
+from rmjax.models.hf_config import LlamaConfig
+from rmjax.training.optimizer import OptimizerConfig
 
 def get_config(arg=None):
     return Config(

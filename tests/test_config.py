@@ -12,21 +12,16 @@ import jax.numpy as jnp
 import pytest
 from conftest import ROOT
 
-from rmjax.config import (
-    Config,
-    EveryConfig,
-    as_flat_dict,
-    check_continues,
-    validate,
-)
+from rmjax.data.batch import Batch, Pairs, Ratings, Targets
 from rmjax.errors import UserError
-from rmjax.experiment import config_objective, make_model
-from rmjax.llama import Rope
-from rmjax.optimizer import make_optimizer, make_schedule
-from rmjax.parameters import abstract_params
-from rmjax.rows import Batch, Pairs, Ratings, Rows, Targets
-from rmjax.sharding import MeshConfig, Sharding, abstract_mesh
-from rmjax.step import abstract_state, make_train_step
+from rmjax.models.config import Rope
+from rmjax.models.inputs import Rows
+from rmjax.models.parameters import abstract_params
+from rmjax.runtime.sharding import MeshConfig, Sharding, abstract_mesh
+from rmjax.training.config import Config, EveryConfig, as_flat_dict, check_continues, validate
+from rmjax.training.experiment import config_objective, make_model
+from rmjax.training.optimizer import make_optimizer, make_schedule
+from rmjax.training.step import abstract_state, make_train_step
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 QUICKSTART = ROOT / "configs" / "quickstart.py"
@@ -213,7 +208,7 @@ def test_a_schedule_that_ends_fixes_the_number_of_steps(schedule):
 # One process imports everything and forks for each command line: an import takes seconds.
 _COMMANDS = """
 import json, os, sys
-from rmjax.commandline import run_with_config
+from rmjax.training.command_line import run_with_config
 from rmjax.train import train
 children = []
 for number, command in enumerate(json.loads(sys.argv[1])):

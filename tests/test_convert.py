@@ -18,23 +18,26 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rmjax import convert
-from rmjax.config import HELPSTEER2, Config, DataConfig
+from rmjax.checkpoints.conversion.to_huggingface import ToHuggingFace
+from rmjax.checkpoints.conversion.to_orbax import ToOrbax
+from rmjax.checkpoints.hf_weights import read_json
+from rmjax.checkpoints.loading import load_params
+from rmjax.checkpoints.orbax_arrays import read_array
+from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf
-from rmjax.data.layout import Group, RowShape, make_rows
+from rmjax.data.row_layout import Group, RowShape, make_rows
+from rmjax.data.tokenizer import byte_tokenizer, encode
 from rmjax.errors import UserError
-from rmjax.experiment import first_params
-from rmjax.experiment import make_model as make_trained_model
-from rmjax.exporting import ToHuggingFace
-from rmjax.importing import ToOrbax
-from rmjax.llama import LlamaConfig, llama_config_from_hf, llama_config_to_hf
-from rmjax.optimizer import OptimizerConfig
-from rmjax.parameters import PARAMETERS
-from rmjax.pretrained import load_params, open_pretrained
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.step import make_score
-from rmjax.store import read_array
-from rmjax.tokenizer import byte_tokenizer, encode
-from rmjax.weights import read_json
+from rmjax.inference.score_step import make_score
+from rmjax.models.config import LlamaConfig
+from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
+from rmjax.models.parameters import PARAMETERS
+from rmjax.models.rewards.spec import HELPSTEER2
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
+from rmjax.training.config import Config, DataConfig
+from rmjax.training.experiment import first_params
+from rmjax.training.experiment import make_model as make_trained_model
+from rmjax.training.optimizer import OptimizerConfig
 
 # Neither sorted nor HelpSteer2's: their order must survive because it is kept.
 NAMES = ("zeal", "care", "wit", "anger", "length")

@@ -4,8 +4,8 @@ import pytest
 from launching import free_port, run_all
 from test_config import QUICKSTART
 
-from rmjax.distributed import Place, find_place
 from rmjax.errors import UserError
+from rmjax.runtime.cluster import Place, find_place
 
 SLURM = {
     "SLURM_JOB_ID": "123456",
@@ -138,7 +138,7 @@ def test_open_mpi_5_on_several_hosts_needs_the_coordinator():
 
 POD = """
 import os
-from rmjax.distributed import find_place
+from rmjax.runtime.cluster import find_place
 print(find_place(os.environ, None, None, None))
 """
 
@@ -175,7 +175,7 @@ def test_a_tpu_pod_is_found_by_what_jax_knows():
 
 COUNT = """
 import jax
-from rmjax.commandline import run_with_config
+from rmjax.training.command_line import run_with_config
 run_with_config(lambda config: print(jax.process_index(), jax.process_count(), jax.device_count()))
 """
 
@@ -195,7 +195,7 @@ def test_a_wrong_flag_is_one_line():
 
 JOIN = """
 import sys
-from rmjax.distributed import initialize
+from rmjax.runtime.cluster import initialize
 from rmjax.errors import exit_with_message
 coordinator, process = sys.argv[1], int(sys.argv[2])
 exit_with_message(

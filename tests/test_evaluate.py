@@ -12,8 +12,9 @@ import rmjax
 from rmjax.errors import UserError
 from rmjax.evaluate import Settings, all_rules, evaluate, open_data, scored_by
 from rmjax.evaluation.benchmarks import BENCHMARKS
+from rmjax.evaluation.fit_weights import fit_weights, read_weights, write_weights
 from rmjax.evaluation.items import Data
-from rmjax.evaluation.scores import (
+from rmjax.evaluation.score_cache import (
     ItemScores,
     Scored,
     Store,
@@ -22,10 +23,9 @@ from rmjax.evaluation.scores import (
     score_data,
 )
 from rmjax.evaluation.tallies import Judged, comparison
-from rmjax.evaluation.weights import fit_weights, read_weights, write_weights
-from rmjax.general import GeneralPreference
-from rmjax.scalar import PUBLISHED, scalar_rule
-from rmjax.sharding import MeshConfig
+from rmjax.models.rewards.aggregation import PUBLISHED, scalar_rule
+from rmjax.models.rewards.general_preference import GeneralPreference
+from rmjax.runtime.sharding import MeshConfig
 
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 SETTINGS = Settings(0, "truncate_left", "auto", "", MeshConfig())
@@ -93,7 +93,7 @@ def test_no_text_is_scored_twice(scorer, tmp_path):
 
 
 def test_a_killed_evaluation_goes_on(scorer, tmp_path, monkeypatch):
-    monkeypatch.setattr("rmjax.evaluation.scores._AT_ONCE", 1)  # for each of the eight devices
+    monkeypatch.setattr("rmjax.evaluation.score_cache._AT_ONCE", 1)  # for each of the eight devices
     data = [read("pairs", write(tmp_path / "a.jsonl", pairs(10)))]
     killed = Counting(scorer, limit=8)
     path = tmp_path / "s.jsonl"

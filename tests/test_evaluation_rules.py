@@ -10,11 +10,12 @@ from official import load_official
 from scipy import stats
 
 from rmjax.errors import UserError
-from rmjax.evaluation import rules
+from rmjax.evaluation import scoring_rules
 from rmjax.evaluation.benchmarks import BENCHMARKS
 from rmjax.evaluation.items import Data, Item
-from rmjax.evaluation.rules import Credits, weighted_mean
-from rmjax.evaluation.scores import ItemScores
+from rmjax.evaluation.metrics import calibration_error
+from rmjax.evaluation.score_cache import ItemScores
+from rmjax.evaluation.scoring_rules import Credits, weighted_mean
 from rmjax.evaluation.statistics import (
     Comparisons,
     best_of_n,
@@ -25,8 +26,7 @@ from rmjax.evaluation.statistics import (
     sign_test,
 )
 from rmjax.evaluation.tallies import Judged, scores_of, tally
-from rmjax.metrics import calibration_error
-from rmjax.scalar import scalar_rule
+from rmjax.models.rewards.aggregation import scalar_rule
 
 ASK = ({"role": "user", "content": "?"},)
 
@@ -46,26 +46,28 @@ def score(rule, items, values, ties=0.0) -> float:
 def test_a_tie_is_wrong_or_counts_one_half():
     items = [item(1, 2)] * 4
     values = [[2, 1], [1, 2], [1, 1], [0.5, 0.25]]
-    assert score(rules.pairs, items, values) == 2 / 4
-    assert score(rules.pairs, items, values, ties=0.5) == 2.5 / 4
+    assert score(scoring_rules.pairs, items, values) == 2 / 4
+    assert score(scoring_rules.pairs, items, values, ties=0.5) == 2.5 / 4
 
 
 def test_best_of_four_shares_the_credit_of_a_tie():
     items = [item(1, 4)] * 5
     values = [[4, 1, 2, 3], [4, 4, 2, 3], [4, 4, 4, 4], [1, 4, 2, 3], [3, 3, 3, 1]]
-    assert score(rules.best_of, items, values) == pytest.approx((1 + 1 / 2 + 1 / 4 + 0 + 1 / 3) / 5)
+    assert score(scoring_rules.best_of, items, values) == pytest.approx(
+        (1 + 1 / 2 + 1 / 4 + 0 + 1 / 3) / 5
+    )
 
 
 def test_styles_are_the_triangles_of_the_matrix():
     # chosen (concise, detailed, markdown) against rejected likewise
     values = [[1, 3, 5], [2, 2, 4]]
     # 1 > (2, 2, 4): no no no; 3: yes yes no; 5: yes yes yes
-    credits = rules.styles([item(3, 6)], [np.asarray([*values[0], *values[1]], float)], 0.0)
+    credits = scoring_rules.styles([item(3, 6)], [np.asarray([*values[0], *values[1]], float)], 0.0)
     easy, normal, hard = 3 / 3, (0 + 1 + 1) / 3, (0 + 0 + 0) / 3
     np.testing.assert_allclose(credits.table, [[easy, normal, hard]])
     assert credits.score == pytest.approx((easy + normal + hard) / 3)
     with pytest.raises(UserError, match="file row 1: 1 chosen and 1 rejected"):
-        rules.styles([item(1, 2)], [np.zeros(2)], 0.0)
+        scoring_rules.styles([item(1, 2)], [np.zeros(2)], 0.0)
 
 
 def test_ties_by_hand():
@@ -75,17 +77,17 @@ def test_ties_by_hand():
     values = [[5, 4, 1], [9, 7], [3, 1, 2], [1, 2]]
     margins = [math.tanh(min(2, 3) / 1 - 1), math.tanh(min(-1, -1) / 2 - 1)]
     expected = 0.3 * 0.5 + 0.3 * 0.5 + 0.2 * 0.5 + 0.2 * 0.5 + 0.01 * np.mean(margins)
-    assert score(rules.ties, items, values) == pytest.approx(expected)
+    assert score(scoring_rules.ties, items, values) == pytest.approx(expected)
     with pytest.raises(UserError, match="'nine', expected 'ref:N' or 'tied:N'"):
-        rules.ties([item(1, 2, "nine")], [np.zeros(2)], 0.0)
+        scoring_rules.ties([item(1, 2, "nine")], [np.zeros(2)], 0.0)
     with pytest.raises(UserError, match="is there twice"):
-        rules.ties([item(1, 2, "ref:1")] * 2, [np.zeros(2)] * 2, 0.0)
+        scoring_rules.ties([item(1, 2, "ref:1")] * 2, [np.zeros(2)] * 2, 0.0)
 
 
 def test_ratings_count_each_prompt_once():
     items = [item(0, 3, gold=[3, 1, 2]), item(0, 2, gold=[1, 1]), item(0, 2, gold=[0, math.nan])]
     values = [[5, 5, 1], [1, 2], [1, 2]]  # 3>1: a tie, 3>2: right, 2>1: wrong; no other pair
-    assert score(rules.ratings, items, values) == pytest.approx((0.5 + 1 + 0) / 3)
+    assert score(scoring_rules.ratings, items, values) == pytest.approx((0.5 + 1 + 0) / 3)
 
 
 # ---- the official package -----------------------------------------------------------------------
@@ -158,7 +160,7 @@ def test_best_of_four_is_the_official_one(rng):
         {"scores": values.ravel().tolist(), "id": np.repeat(np.arange(50), 4).tolist()}
     )
     official = utils.reroll_and_score_dataset(rows, [4] * 50, cols_to_combine=["scores"])
-    mine = rules.best_of([item(1, 4)] * 50, list(values), 0.0)
+    mine = scoring_rules.best_of([item(1, 4)] * 50, list(values), 0.0)
     np.testing.assert_allclose(mine.table[:, 0], official["results"])
 
 
@@ -177,7 +179,7 @@ def test_ties_are_the_official_ones(rng):
                     {"id": f"{kind}:{prompt}", "num_correct": good, "scores": found.tolist()}
                 )
         _, official = utils.process_single_model(samples)
-        np.testing.assert_allclose(score(rules.ties, items, values), official, atol=1e-12)
+        np.testing.assert_allclose(score(scoring_rules.ties, items, values), official, atol=1e-12)
 
 
 def test_counts_are_the_published_ones():

@@ -24,27 +24,32 @@ from test_convert import NAMES, TALK, edit_json, edit_tensors, llama_of, save_hf
 from test_unfinished import watch, weights_of
 
 import rmjax
-from rmjax import alphas, expo, extrapolate, store
-from rmjax.alphas import AlphaSearch, Trial, best_trial
-from rmjax.checkpoint import Checkpoints
-from rmjax.config import Config, DataConfig
+from rmjax import extrapolate
+from rmjax.checkpoints import orbax_arrays
+from rmjax.checkpoints.conversion import extrapolation
+from rmjax.checkpoints.conversion.extrapolation import extrapolated, open_parents
+from rmjax.checkpoints.conversion.to_orbax import ToOrbax
+from rmjax.checkpoints.hf_mapping import hf_index, our_index
+from rmjax.checkpoints.hf_weights import SafetensorsWeights
+from rmjax.checkpoints.loading import load_params
+from rmjax.checkpoints.manager import Checkpoints
+from rmjax.checkpoints.model_files import read_card
+from rmjax.checkpoints.orbax_weights import OrbaxWeights
+from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf
+from rmjax.data.tokenizer import byte_tokenizer
 from rmjax.errors import UserError
-from rmjax.experiment import first_params
-from rmjax.expo import extrapolated, open_parents
-from rmjax.importing import ToOrbax
-from rmjax.lora import LoraConfig
-from rmjax.metrics import wilson_interval
-from rmjax.modelfiles import read_card
-from rmjax.optimizer import OptimizerConfig
-from rmjax.orbaxweights import OrbaxWeights
-from rmjax.parameters import axis_sizes, flatten, model_parameters
-from rmjax.pretrained import load_params, open_pretrained
-from rmjax.scalar import scalar_rule
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.step import TrainState
-from rmjax.tokenizer import byte_tokenizer
-from rmjax.weights import SafetensorsWeights, hf_index, our_index
+from rmjax.evaluation import alpha_search
+from rmjax.evaluation.alpha_search import AlphaSearch, Trial, best_trial
+from rmjax.evaluation.metrics import wilson_interval
+from rmjax.models.lora import LoraConfig
+from rmjax.models.parameters import axis_sizes, flatten, model_parameters
+from rmjax.models.rewards.aggregation import scalar_rule
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
+from rmjax.training.config import Config, DataConfig
+from rmjax.training.experiment import first_params
+from rmjax.training.optimizer import OptimizerConfig
+from rmjax.training.step import TrainState
 
 LLAMA = tiny_llama(attention_bias=True, mlp_bias=True, max_position_embeddings=256)
 TENSORS = 3 * 16 + 3  # of three layers, each with its biases; embedding, last norm and head
@@ -58,7 +63,7 @@ def as_run(source: Path, workdir: Path) -> Path:
     params = load_params(opened, model, seed=0, dtype=jnp.float32)
     checkpoints = Checkpoints(workdir)
     state = TrainState(jax.device_put(np.int32(7)), params, ())
-    checkpoints.save(7, state, position={}, config={}, evaluation=None)
+    checkpoints.save(7, state.items(), position={}, config={}, evaluation=None)
     checkpoints.close()
     hf_to_orbax(str(source), str(workdir / "model"))
     shutil.rmtree(workdir / "model" / "checkpoint")
@@ -235,8 +240,8 @@ def test_tensors_larger_than_a_piece_are_cut(parents, tmp_path, monkeypatch):
     """In many files, of a run whose chunks lie across them: still the same numbers."""
     arguments = str(parents["weak run float32"]), str(parents["strong hf float32"])
     extrapolate.extrapolate(*arguments, str(tmp_path / "whole"), alpha=1.3)
-    monkeypatch.setattr(store, "FILE_BYTES", 700)
-    monkeypatch.setattr(store, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(orbax_arrays, "FILE_BYTES", 700)
+    monkeypatch.setattr(orbax_arrays, "CHUNK_BYTES", 100)
     read, _ = watch(monkeypatch, ToOrbax)
     extrapolate.extrapolate(*arguments, str(tmp_path / "cut"), alpha=1.3)
     assert len(read) > 3 * TENSORS
@@ -299,7 +304,7 @@ def test_adapters_must_be_merged_first(parents, monkeypatch):
     with_adapters = dataclasses.replace(
         open_pretrained(str(parents["weak run float32"])), lora=LoraConfig(rank=4)
     )
-    monkeypatch.setattr(expo, "open_pretrained", lambda name: with_adapters)
+    monkeypatch.setattr(extrapolation, "open_pretrained", lambda name: with_adapters)
     with pytest.raises(UserError, match="run: trained with LoRA; merge its adapters first"):
         open_parents("run", "run")
 
@@ -380,7 +385,7 @@ def test_another_alpha_and_exchanged_parents_begin_anew(parents, tmp_path, monke
 _KILLED = """
     import os, signal
     from rmjax import extrapolate
-    from rmjax.unfinished import Unfinished
+    from rmjax.checkpoints.conversion.journal import Unfinished
 
     record, count = Unfinished.record, 0
 
@@ -615,13 +620,13 @@ def test_parents_are_read_and_pairs_packed_once(searched, monkeypatch, capsys):
     weak, strong, pairs, _ = searched
     calls = []
     for name in ("load_params", "load_tokenized", "evaluation_batches"):
-        original = getattr(alphas, name)
+        original = getattr(alpha_search, name)
 
         def counting(*arguments, _name=name, _original=original, **options):
             calls.append(_name)
             return _original(*arguments, **options)
 
-        monkeypatch.setattr(alphas, name, counting)
+        monkeypatch.setattr(alpha_search, name, counting)
     command(monkeypatch, capsys, weak, strong, "--search=1.2,1.3,1.4", f"--pairs={pairs}")
     assert sorted(calls) == ["evaluation_batches", "load_params", "load_params", "load_tokenized"]
 

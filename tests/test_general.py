@@ -14,17 +14,20 @@ from targets import bradley_terry, only_pairs
 from test_train import numbers, parts, run, tiny_config
 
 import rmjax
-from rmjax.config import validate
 from rmjax.convert import hf_to_orbax, orbax_to_hf
-from rmjax.data.batches import evaluation_batches, row_shape
+from rmjax.data.batch import Pairs
+from rmjax.data.batches import evaluation_batches
+from rmjax.data.planning import row_shape
 from rmjax.errors import UserError
-from rmjax.experiment import config_objective
-from rmjax.general import GeneralPreference
-from rmjax.objectives import PreferenceConfig, make_objective
-from rmjax.results import Comparison, Score
-from rmjax.rows import Pairs
-from rmjax.scoring import evaluate, score_data
-from rmjax.step import make_score, random_params
+from rmjax.inference.score_step import make_score, score_data
+from rmjax.inference.scores import Comparison, Score
+from rmjax.models.init import random_params
+from rmjax.models.rewards.general_preference import GeneralPreference
+from rmjax.training.config import validate
+from rmjax.training.experiment import config_objective
+from rmjax.training.objectives.objective import make_objective
+from rmjax.training.objectives.pairs import PreferenceConfig
+from rmjax.training.validation import evaluate
 
 RULE = GeneralPreference()
 GAMES = (("rock", "scissors"), ("scissors", "paper"), ("paper", "rock"))  # the first one wins

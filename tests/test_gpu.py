@@ -12,8 +12,8 @@ import pytest
 from conftest import one_device, tiny_llama
 from layouts import dense, dense_gradients, make_layout, random_rows
 
-from rmjax import kernels
-from rmjax.attention import attention
+from rmjax.models.attention import dispatch
+from rmjax.models.attention.dispatch import attention
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="there is no GPU")
 TOLERANCE = 0.01
@@ -30,7 +30,7 @@ def test_forward_and_backward_are_the_definition(name, heads, kv_heads, head_dim
     cotangent = np.where(real, cotangent, 0).astype(jnp.bfloat16)
 
     def both(q, k, v, layout):
-        plan = kernels.prepare(name, layout, one_device())
+        plan = dispatch.prepare(name, layout, one_device())
         out, pull = jax.vjp(lambda q, k, v: attention(q, k, v, plan), q, k, v)
         return out, pull(cotangent)
 
@@ -43,5 +43,5 @@ def test_forward_and_backward_are_the_definition(name, heads, kv_heads, head_dim
 
 
 def test_the_kernel_is_what_a_gpu_gets():
-    chosen = kernels.choose("auto", tiny_llama(head_dim=64), one_device(), jnp.bfloat16, 1024)
+    chosen = dispatch.choose("auto", tiny_llama(head_dim=64), one_device(), jnp.bfloat16, 1024)
     assert chosen == "cudnn"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rmjax.aot import costs, hlo
-from rmjax.sharding import MeshConfig, make_mesh
+from rmjax.runtime.sharding import MeshConfig, make_mesh
 
 M, K, N = 8, 16, 24
 

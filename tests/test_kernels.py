@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import dense, dense_gradients, make_layout, random_rows
 
-from rmjax import cudnn, kernels, splash, tiles
-from rmjax.attention import attention
 from rmjax.errors import UserError
-from rmjax.mask import Layout
-from rmjax.rows import Rows
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.step import random_params
+from rmjax.models.attention import cpu_flash, dispatch, gpu_cudnn, tpu_splash
+from rmjax.models.attention.dispatch import attention
+from rmjax.models.attention.mask import Layout
+from rmjax.models.init import random_params
+from rmjax.models.inputs import Rows
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 BFLOAT16 = jnp.dtype("bfloat16")
 
@@ -25,11 +25,11 @@ BFLOAT16 = jnp.dtype("bfloat16")
 @pytest.fixture
 def on(monkeypatch):
     """Makes meshes look as if they were of other devices."""
-    return lambda kind: monkeypatch.setattr(kernels, "platform", lambda sharding: kind)
+    return lambda kind: monkeypatch.setattr(dispatch, "platform", lambda sharding: kind)
 
 
 def choose(wanted="auto", dtype=BFLOAT16, length=512, sharding=None, **llama):
-    return kernels.choose(wanted, tiny_llama(**llama), sharding or one_device(), dtype, length)
+    return dispatch.choose(wanted, tiny_llama(**llama), sharding or one_device(), dtype, length)
 
 
 def test_hardware_decides(on, caplog):
@@ -55,7 +55,7 @@ def test_hardware_decides(on, caplog):
 )
 def test_what_no_kernel_can_do_falls_back_aloud_or_is_an_error(kind, changes, reason, on, caplog):
     on(kind)
-    kernels._warn.cache_clear()
+    dispatch._warn.cache_clear()
     assert choose(**changes) == choose(**changes) == "blocks"
     assert choose(**changes) == "blocks"
     (record,) = caplog.records
@@ -74,10 +74,12 @@ def test_a_kernel_for_other_hardware_is_an_error():
 
 def test_rows_are_made_to_fit(on):
     sharding = Sharding(make_mesh(MeshConfig(fsdp=4, context=2)))
-    assert kernels.row_multiple("blocks", sharding) == kernels.row_multiple("tiles", sharding) == 2
-    assert kernels.row_multiple("splash", sharding) == 256
-    assert kernels.alignment("splash", 8192) == splash.alignment(8192) == 16
-    assert kernels.alignment("blocks", 8192) == kernels.alignment("cudnn", 8192) == 1
+    assert (
+        dispatch.row_multiple("blocks", sharding) == dispatch.row_multiple("tiles", sharding) == 2
+    )
+    assert dispatch.row_multiple("splash", sharding) == 256
+    assert dispatch.alignment("splash", 8192) == tpu_splash.alignment(8192) == 16
+    assert dispatch.alignment("blocks", 8192) == dispatch.alignment("cudnn", 8192) == 1
 
 
 @pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 2}, {"fsdp": 1, "context": 4}], ids=str)
@@ -92,7 +94,7 @@ def test_cudnns_mask_means_the_layout(mesh, rng):
     cotangent = cotangent * real
 
     def both(q, k, v, layout):
-        plan = cudnn.make_plan(layout, sharding, implementation="xla")
+        plan = gpu_cudnn.make_plan(layout, sharding, implementation="xla")
         out, pull = jax.vjp(lambda q, k, v: attention(q, k, v, plan), q, k, v)
         return out, pull(cotangent)
 
@@ -111,7 +113,7 @@ def test_xlas_ways_equal_dense_attention_and_its_gradients(name, length, rng):
     q, k, v, cotangent = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
     real = (layout.segments > 0)[:, :, None, None]
     cotangent = cotangent * real
-    plan = kernels.prepare(name, Layout(*map(jnp.asarray, layout)), one_device())
+    plan = dispatch.prepare(name, Layout(*map(jnp.asarray, layout)), one_device())
     with jax.numpy_dtype_promotion("strict"):
         out, pull = jax.vjp(jax.jit(lambda *qkv: attention(*qkv, plan)), q, k, v)
     np.testing.assert_allclose(out * real, dense(q, k, v, seen), atol=2e-5)
@@ -158,7 +160,7 @@ def by_tiles(sharding):
     """The result and the gradients by q, k and v, compiled once for each shape."""
 
     def both(q, k, v, layout, cotangent):
-        plan = tiles.make_plan(layout, sharding)
+        plan = cpu_flash.make_plan(layout, sharding)
         out, pull = jax.vjp(lambda q, k, v: attention(q, k, v, plan), q, k, v)
         return out, pull(cotangent)
 
@@ -168,7 +170,7 @@ def by_tiles(sharding):
 def test_tiles_skip_what_nobody_sees(rng):
     """NaNs there would spread. Each row skips for itself, and a sibling in front is skipped."""
     layout, _ = make_layout([[(0, [128]), (0, [192])], [(64, [128, 128])]], 320, 1)
-    plan = jax.jit(lambda x: tiles.make_plan(x, one_device()))(layout)
+    plan = jax.jit(lambda x: cpu_flash.make_plan(x, one_device()))(layout)
     needed = [row[:count] for row, count in zip(plan.needed.tolist(), plan.count.tolist())]
     assert needed[:5] == [[0], [0, 1], [2], [2, 3], [2, 3, 4]]
     assert needed[5:] == [[5], [5, 6], [5, 6, 7], [5, 8], [5, 8, 9]]

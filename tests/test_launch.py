@@ -21,7 +21,7 @@ from absl import flags
 from conftest import ROOT
 from ml_collections import config_flags
 
-from rmjax.config import validate
+from rmjax.training.config import validate
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])

@@ -15,21 +15,16 @@ from hypothesis import strategies as st
 from targets import bradley_terry, regression
 from test_batches import make_data
 
-from rmjax.data.batches import (
-    evaluation_batches,
-    iterate,
-    plan_steps,
-    row_shape,
-    training_batches,
-    unit_places,
-    units,
-)
-from rmjax.data.layout import Group, RowShape, common_beginning, make_rows, places
-from rmjax.data.tokenise import in_memory
-from rmjax.mask import Layout, allowed
-from rmjax.parameters import flatten
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.step import abstract_state, init_state, make_score, make_train_step, random_params
+from rmjax.data.batches import evaluation_batches, iterate, training_batches
+from rmjax.data.planning import plan_steps, row_shape, unit_places, units
+from rmjax.data.row_layout import Group, RowShape, common_beginning, make_rows, places
+from rmjax.data.tokenized import in_memory
+from rmjax.inference.score_step import make_score
+from rmjax.models.attention.mask import Layout, allowed
+from rmjax.models.init import random_params
+from rmjax.models.parameters import flatten
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
+from rmjax.training.step import abstract_state, init_state, make_train_step
 
 LLAMA = tiny_llama()
 

@@ -5,7 +5,8 @@ import transformers
 from conftest import ROPES, tiny_llama
 
 from rmjax.errors import UserError
-from rmjax.llama import LlamaConfig, Rope, llama_config_from_hf, llama_config_to_hf
+from rmjax.models.config import LlamaConfig, Rope
+from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
 
 # As Meta published it, in the spelling of transformers 4.
 LLAMA_3_1 = {

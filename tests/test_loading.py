@@ -16,15 +16,22 @@ from test_convert import NAMES, save_hf
 from test_store import same_bits
 from test_weights import causal_state, write_gguf  # noqa: F401  (a fixture)
 
-from rmjax import loading, safetensorsfile
-from rmjax.ggufweights import GGUFWeights
-from rmjax.loading import bounds, read_shards
-from rmjax.parameters import PARAMETERS, abstract_params, axis_sizes, flatten, model_parameters
-from rmjax.pieces import contiguous
-from rmjax.pretrained import load_params, open_pretrained
-from rmjax.safetensorsfile import SafetensorsFile
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.weights import SafetensorsWeights, from_hf, hf_keys
+from rmjax.checkpoints import loading, safetensors_file
+from rmjax.checkpoints.chunks import contiguous
+from rmjax.checkpoints.gguf import GGUFWeights
+from rmjax.checkpoints.hf_mapping import from_hf, hf_keys
+from rmjax.checkpoints.hf_weights import SafetensorsWeights
+from rmjax.checkpoints.loading import bounds, load_params, read_shards
+from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.checkpoints.safetensors_file import SafetensorsFile
+from rmjax.models.parameters import (
+    PARAMETERS,
+    abstract_params,
+    axis_sizes,
+    flatten,
+    model_parameters,
+)
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 # Rows of 16 KiB in float32, so that half of one is two pages.
 LLAMA = tiny_llama(
@@ -53,7 +60,7 @@ def bytes_read(monkeypatch) -> list[int]:
         counts.append(count)
         return count
 
-    monkeypatch.setattr(safetensorsfile.os, "preadv", counting)
+    monkeypatch.setattr(safetensors_file.os, "preadv", counting)
     return counts
 
 

@@ -17,31 +17,26 @@ from test_convert import TALK, save_hf, tensors_of
 from test_train import assert_same_bits, parts, restore, run, tiny_config
 
 import rmjax
-import rmjax.model
-from rmjax.checkpoint import best_params
-from rmjax.config import validate
+import rmjax.models.reward_model
+from rmjax.checkpoints.loading import load_params
+from rmjax.checkpoints.manager import best_params
+from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf, orbax_to_peft
-from rmjax.data.batches import put
-from rmjax.data.layout import Group, RowShape, make_rows
+from rmjax.data.batch import BATCH_AXES, Batch, Ratings
+from rmjax.data.row_layout import Group, RowShape, make_rows
+from rmjax.data.tokenizer import byte_tokenizer, encode
 from rmjax.errors import UserError
-from rmjax.experiment import make_model
-from rmjax.flops import model_flops
-from rmjax.lora import TARGETS, LoraConfig, drop
-from rmjax.model import REMAT, ModelOptions, RewardModel
-from rmjax.optimizer import decay_mask, partition
-from rmjax.parameters import ADAPTED, ADAPTERS, flatten, nest
-from rmjax.pretrained import load_params, open_pretrained
-from rmjax.rows import BATCH_AXES, Batch, Ratings
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.step import (
-    abstract_state,
-    apply,
-    init_state,
-    make_score,
-    make_train_step,
-    random_params,
-)
-from rmjax.tokenizer import byte_tokenizer, encode
+from rmjax.inference.score_step import make_score
+from rmjax.models.flops import model_flops
+from rmjax.models.init import random_params
+from rmjax.models.lora import TARGETS, LoraConfig, drop
+from rmjax.models.parameters import ADAPTED, ADAPTERS, flatten, nest
+from rmjax.models.reward_model import REMAT, ModelOptions, RewardModel, apply
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh, put
+from rmjax.training.config import validate
+from rmjax.training.experiment import make_model
+from rmjax.training.optimizer import decay_mask, partition
+from rmjax.training.step import abstract_state, init_state, make_train_step
 
 LLAMA = tiny_llama()
 # Where Hugging Face has each product.
@@ -243,7 +238,7 @@ def test_it_drops_the_adapters_input_and_in_training_only(rng, monkeypatch):
     assert np.abs(dropped(0) - dropped(1)).max() > 1e-2
     np.testing.assert_array_equal(dropped(0), dropped(0))
     # All of it dropped, the adapters give nothing, and nothing else is touched.
-    monkeypatch.setattr(rmjax.model, "drop", lambda x, *_: jnp.zeros_like(x))
+    monkeypatch.setattr(rmjax.models.reward_model, "drop", lambda x, *_: jnp.zeros_like(x))
     base = nest(without_adapters(flatten(params)))
     expected = pick(make_score(make_plain_model(LLAMA))(base, rows))
     np.testing.assert_allclose(dropped(0), expected, atol=1e-6)

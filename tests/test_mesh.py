@@ -8,13 +8,13 @@ import pytest
 from conftest import make_model, one_device, tiny_llama
 from targets import only_ratings, regression
 
-from rmjax.data.batches import put
-from rmjax.data.layout import Group, RowShape, make_rows
+from rmjax.data.batch import BATCH_AXES, Batch, Ratings
+from rmjax.data.row_layout import Group, RowShape, make_rows
 from rmjax.errors import UserError
-from rmjax.parameters import flatten
-from rmjax.rows import BATCH_AXES, Batch, Ratings
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.step import apply, random_params
+from rmjax.models.init import random_params
+from rmjax.models.parameters import flatten
+from rmjax.models.reward_model import apply
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh, put
 
 ROWS, LENGTH, SLOTS = 8, 64, 4
 MESHES = {

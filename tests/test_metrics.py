@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from rmjax.metrics import (
+from rmjax.evaluation.metrics import (
     attribute_metrics,
     calibration_error,
     fit_temperature,

@@ -9,14 +9,17 @@ from hypothesis import strategies as st
 from reference import hf_state, torch_model, torch_scores
 from targets import only_ratings, regression
 
-from rmjax.data.layout import Group, RowShape, make_rows
+from rmjax.checkpoints.loading import load_params
+from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.data.batch import Ratings
 from rmjax.data.packing import pack
-from rmjax.model import REMAT
-from rmjax.parameters import abstract_params, flatten
-from rmjax.pretrained import load_params, open_pretrained
-from rmjax.rows import Ratings, Rows
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.step import make_score, random_params
+from rmjax.data.row_layout import Group, RowShape, make_rows
+from rmjax.inference.score_step import make_score
+from rmjax.models.init import random_params
+from rmjax.models.inputs import Rows
+from rmjax.models.parameters import abstract_params, flatten
+from rmjax.models.reward_model import REMAT
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 
 def sequences(rng, lengths, vocab=262):

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from targets import only_pairs, regression
 
+from rmjax.data.batch import Pairs, Ratings, Targets
 from rmjax.errors import UserError
-from rmjax.objectives import PreferenceConfig, make_objective, parse_objective
-from rmjax.rows import Pairs, Ratings, Targets
+from rmjax.training.objectives.objective import make_objective, parse_objective
+from rmjax.training.objectives.pairs import PreferenceConfig
 
 ATTRIBUTES = ("helpfulness", "verbosity", "reward")
 

@@ -8,11 +8,16 @@ import pytest
 from conftest import make_model, one_device, tiny_llama
 from targets import regression
 
-from rmjax.data.batches import plan_steps, put, training_batches
-from rmjax.data.layout import RowShape
-from rmjax.data.tokenise import load_tokenized
+from rmjax.data.batch import BATCH_AXES
+from rmjax.data.batches import training_batches
+from rmjax.data.planning import plan_steps
+from rmjax.data.row_layout import RowShape
+from rmjax.data.tokenize import load_tokenized
+from rmjax.data.tokenizer import byte_tokenizer
 from rmjax.errors import UserError
-from rmjax.optimizer import (
+from rmjax.models.parameters import PARAMETERS, abstract_params, flatten, nest
+from rmjax.runtime.sharding import put
+from rmjax.training.optimizer import (
     OptimizerConfig,
     decay_mask,
     make_optimizer,
@@ -21,10 +26,7 @@ from rmjax.optimizer import (
     partition,
     round_at_random,
 )
-from rmjax.parameters import PARAMETERS, abstract_params, flatten, nest
-from rmjax.rows import BATCH_AXES
-from rmjax.step import abstract_state, init_state, make_train_step
-from rmjax.tokenizer import byte_tokenizer
+from rmjax.training.step import abstract_state, init_state, make_train_step
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 

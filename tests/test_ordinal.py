@@ -19,19 +19,21 @@ from test_convert import TALK, edit_json
 from test_train import numbers, parts, run, tiny_config
 
 import rmjax
-from rmjax.checkpoint import best_params
-from rmjax.config import validate
+from rmjax.checkpoints.conversion.extrapolation import open_parents
+from rmjax.checkpoints.loading import load_params
+from rmjax.checkpoints.manager import best_params
+from rmjax.checkpoints.orbax_arrays import read_array
+from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf
+from rmjax.data.batch import Pairs, Ratings, Targets
+from rmjax.data.tokenizer import encode
 from rmjax.errors import UserError
-from rmjax.expo import open_parents
-from rmjax.objectives import PreferenceConfig, make_objective
-from rmjax.optimizer import OptimizerConfig, make_optimizer
-from rmjax.ordinal import OrdinalScale, negative_log_likelihood, ordered
-from rmjax.pretrained import load_params, open_pretrained
-from rmjax.rows import Pairs, Ratings, Targets
-from rmjax.sharding import MeshConfig, make_mesh
-from rmjax.store import read_array
-from rmjax.tokenizer import encode
+from rmjax.models.rewards.ordinal import OrdinalScale, negative_log_likelihood, ordered
+from rmjax.runtime.sharding import MeshConfig, make_mesh
+from rmjax.training.config import validate
+from rmjax.training.objectives.objective import make_objective
+from rmjax.training.objectives.pairs import PreferenceConfig
+from rmjax.training.optimizer import OptimizerConfig, make_optimizer
 
 ZEROS = jnp.zeros((4, 1))  # thresholds -1.5, -.5, .5, 1.5
 NAMES = ("helpfulness", "verbosity")

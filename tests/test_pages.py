@@ -10,12 +10,12 @@ from browser import CHROMIUM, Browser
 from test_report_data import PAIRS, RATED, write_lines
 from test_reports import everything
 
-from rmjax.config import HELPSTEER2
 from rmjax.evaluate import Settings, evaluate, open_data
 from rmjax.evaluation.benchmarks import BENCHMARKS
+from rmjax.models.rewards.spec import HELPSTEER2
 from rmjax.report import report_data, report_run
 from rmjax.reports import write
-from rmjax.sharding import MeshConfig
+from rmjax.runtime.sharding import MeshConfig
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 

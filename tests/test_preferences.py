@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from test_train import numbers, parts, run, tiny_config
 
-from rmjax.config import validate
-from rmjax.data.batches import evaluation_batches, plan_steps, row_shape, training_batches
+from rmjax.data.batches import evaluation_batches, training_batches
+from rmjax.data.planning import plan_steps, row_shape
 from rmjax.errors import UserError
-from rmjax.experiment import config_objective
-from rmjax.scoring import evaluate, score_data
-from rmjax.step import make_score, random_params
+from rmjax.inference.score_step import make_score, score_data
+from rmjax.models.init import random_params
+from rmjax.training.config import validate
+from rmjax.training.experiment import config_objective
+from rmjax.training.validation import evaluate
 
 PAIRS = dict(objective="scaled_bradley_terry", data__compare="helpfulness")
 MIXED = PAIRS | dict(

@@ -20,13 +20,14 @@ from test_convert import (
 )
 from test_store import hf_arrays, same_bits
 
-from rmjax import hub, pretrained
+from rmjax.checkpoints import hub, pretrained
+from rmjax.checkpoints.loading import load_params
+from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax
 from rmjax.errors import UserError
-from rmjax.parameters import flatten
-from rmjax.pretrained import load_params, open_pretrained
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.step import random_head, random_params
+from rmjax.models.init import random_head, random_params
+from rmjax.models.parameters import flatten
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 LLAMA = tiny_llama(attention_bias=True, mlp_bias=True)  # what test_store.hf_arrays is about
 

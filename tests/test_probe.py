@@ -18,15 +18,16 @@ from safetensors.torch import load_file
 from test_convert import edit_tensors, save_hf
 from test_train import metrics, on_one_device, run, tiny_config
 
-from rmjax import features as cache
 from rmjax import probe
-from rmjax.config import Config
+from rmjax.checkpoints.loading import load_params
+from rmjax.checkpoints.model_files import read_card
+from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import orbax_to_hf
 from rmjax.errors import UserError
-from rmjax.experiment import make_model
-from rmjax.headfit import head_scores
-from rmjax.modelfiles import read_card
-from rmjax.pretrained import load_params, open_pretrained
+from rmjax.training.config import Config
+from rmjax.training.experiment import make_model
+from rmjax.training.probing import features as cache
+from rmjax.training.probing.adamw import head_scores
 
 LLAMA = tiny_llama(max_position_embeddings=256)
 OBJECTIVES = {
@@ -162,7 +163,7 @@ def test_the_gradient_is_that_of_the_whole_model(base, tmp_path):
 
             return remember
 
-        patch.setattr("rmjax.headfit.make_head_step", making)
+        patch.setattr("rmjax.training.probing.adamw.make_head_step", making)
         probe.probe(make_config(base, tmp_path, **told), str(tmp_path / "model"), "adamw")
     (expected,) = [line["grad_norm"] for line in metrics(tmp_path / "run") if "loss" in line]
     assert norms == [pytest.approx(expected, rel=1e-5)]

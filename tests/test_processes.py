@@ -15,9 +15,9 @@ from test_train import metrics, numbers, restore, steps_kept, tiny_config
 
 import rmjax.train
 from rmjax.errors import UserError
-from rmjax.processes import _explain
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.workdir import LOCK, open_workdir
+from rmjax.runtime.processes import _explain
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
+from rmjax.training.workdir import LOCK, open_workdir
 
 # Trains as the command does. By its variables it puts down the samples it got and the states that
 # were saved and restored, and misbehaves at some place of the program.

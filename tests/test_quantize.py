@@ -12,13 +12,14 @@ from test_api import numbers
 from test_convert import TALK, save_hf
 
 import rmjax
-from rmjax import quantized
 from rmjax.errors import UserError
-from rmjax.parameters import abstract_params, flatten
-from rmjax.quantized import check_quantize, has_products, product, quantize_params
-from rmjax.rows import Rows
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.step import make_score, random_params
+from rmjax.inference.score_step import make_score
+from rmjax.models import quantization
+from rmjax.models.init import random_params
+from rmjax.models.inputs import Rows
+from rmjax.models.parameters import abstract_params, flatten
+from rmjax.models.quantization import check_quantize, has_products, product, quantize_params
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 LLAMA = tiny_llama(attention_bias=True)
 KINDS = ("int8", "fp8")
@@ -72,7 +73,7 @@ def rounded(x: np.ndarray, kind: str, axes: tuple[int, ...]) -> np.ndarray:
 )
 def test_a_product_equals_numpys(path, equation, summed, kind, native, rng, monkeypatch):
     """In 8 bits as the chips do it (which a CPU can too, slowly) and emulated."""
-    monkeypatch.setattr(quantized, "has_products", lambda mesh, kind: native)
+    monkeypatch.setattr(quantization, "has_products", lambda mesh, kind: native)
     _, plain = parameters(one_device())
     weights = np.asarray(flatten(plain)[path])
     weight = jax.tree.map(lambda x: x[1], flatten(parameters(one_device(), kind)[1])[path])
@@ -109,7 +110,7 @@ def test_scores_are_near_and_the_same_emulated_and_sharded(kind, rows, monkeypat
     assert gate.scale.sharding.shard_shape(gate.scale.shape) == (3, 1, 32)
     np.testing.assert_allclose(make_score(sharded)(params_of_eight, rows), found, atol=1e-5)
 
-    monkeypatch.setattr(quantized, "has_products", lambda mesh, kind: True)
+    monkeypatch.setattr(quantization, "has_products", lambda mesh, kind: True)
     native = jax.jit(lambda params, rows: model.apply({"params": params}, rows))
     text = native.lower(params, rows).as_text()
     assert text.count("xi8>" if kind == "int8" else "xf8E4M3FN>") > 7

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rmjax.data.sources import describe, read_pairs
+from rmjax.data.records import describe, read_pairs
 from rmjax.errors import UserError
 from rmjax.report import report_data
 

@@ -12,7 +12,7 @@ from test_train import metrics, run, tiny_config
 
 from rmjax.errors import UserError
 from rmjax.report import report_run
-from rmjax.reports.runfiles import read_run
+from rmjax.reports.runs.files import read_run
 
 
 @pytest.fixture(scope="module")

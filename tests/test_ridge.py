@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rmjax.errors import UserError
-from rmjax.ridge import STRENGTHS, fit_ridge
+from rmjax.training.probing.ridge import STRENGTHS, fit_ridge
 
 NAMES = ("a", "b", "c")
 

@@ -15,10 +15,11 @@ from rmjax.aot.costs import work as work_of
 from rmjax.aot.estimate import estimate
 from rmjax.aot.hardware import CHIPS, gpu_target
 from rmjax.aot.roofline import network, predict
-from rmjax.data.layout import Group, RowShape, make_rows
-from rmjax.flops import model_flops
-from rmjax.sharding import MeshConfig, mesh_shape
-from rmjax.step import make_score, random_params
+from rmjax.data.row_layout import Group, RowShape, make_rows
+from rmjax.inference.score_step import make_score
+from rmjax.models.flops import model_flops
+from rmjax.models.init import random_params
+from rmjax.runtime.sharding import MeshConfig, mesh_shape
 
 
 def test_model_flops_by_hand():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rmjax.errors import UserError
-from rmjax.scalar import PUBLISHED, scalar_rule
+from rmjax.models.rewards.aggregation import PUBLISHED, scalar_rule
 
 FIVE = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from conftest import make_model, one_device, tiny_llama
 
+from rmjax.data.batch import BATCH_AXES
 from rmjax.errors import UserError
-from rmjax.llama import LlamaConfig
-from rmjax.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from rmjax.parameters import PARAMETERS, abstract_params, flatten
-from rmjax.rows import BATCH_AXES, ROWS_AXES
-from rmjax.sharding import (
+from rmjax.models.config import LlamaConfig
+from rmjax.models.inputs import ROWS_AXES
+from rmjax.models.parameters import PARAMETERS, abstract_params, flatten
+from rmjax.runtime.sharding import (
     MeshConfig,
     Sharding,
     abstract_mesh,
@@ -20,7 +20,8 @@ from rmjax.sharding import (
     make_mesh,
     mesh_shape,
 )
-from rmjax.step import abstract_state
+from rmjax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from rmjax.training.step import abstract_state
 
 LLAMA_70B = LlamaConfig(
     vocab_size=128256,

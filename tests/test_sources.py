@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from rmjax.data.sources import fingerprint, origin, pairs_of_ratings, read_pairs, read_samples
+from rmjax.data.readers import fingerprint, origin
+from rmjax.data.records import pairs_of_ratings, read_pairs, read_samples
 from rmjax.errors import UserError
 
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import dense, dense_gradients, make_layout, random_rows
 
-from rmjax import splash
-from rmjax.attention import attention
-from rmjax.mask import Layout
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
+from rmjax.models.attention import tpu_splash
+from rmjax.models.attention.dispatch import attention
+from rmjax.models.attention.mask import Layout
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -40,7 +40,7 @@ def tensors(rng, rows, length, heads=4, kv_heads=2, head_dim=8):
 @functools.cache
 def planner(sharding: Sharding, block: int):
     """The plan of a layout, compiled once for each shape."""
-    return jax.jit(lambda x: splash.make_plan(x, sharding, block=block, interpret=True))
+    return jax.jit(lambda x: tpu_splash.make_plan(x, sharding, block=block, interpret=True))
 
 
 @functools.cache
@@ -48,7 +48,7 @@ def kernel(sharding: Sharding, block: int):
     """The result and the gradients by q, k and v, compiled once for each shape."""
 
     def both(q, k, v, layout, cotangent):
-        plan = splash.make_plan(layout, sharding, block=block, interpret=True)
+        plan = tpu_splash.make_plan(layout, sharding, block=block, interpret=True)
         out, pull = jax.vjp(lambda q, k, v: attention(q, k, v, plan), q, k, v)
         return out, pull(cotangent)
 
@@ -56,7 +56,7 @@ def kernel(sharding: Sharding, block: int):
 
 
 def check(rows, length, sharding, block, rng):
-    layout, seen = make_layout(rows, length, splash.alignment(length))
+    layout, seen = make_layout(rows, length, tpu_splash.alignment(length))
     q, k, v, cotangent = tensors(rng, len(rows), length)
     real = (layout.segments > 0)[:, :, None, None]
     cotangent = cotangent * real  # nothing depends on padding
@@ -71,7 +71,7 @@ def check(rows, length, sharding, block, rng):
 @given(seed=st.integers(0, 2**32 - 1), block=st.sampled_from([128, 256]))
 def test_random_rows_equal_dense_attention_and_its_gradients(seed, block):
     rng = np.random.default_rng(seed)
-    rows = random_rows(rng, 2, 256, splash.alignment(256))
+    rows = random_rows(rng, 2, 256, tpu_splash.alignment(256))
     check(rows, 256, one_device(), block, rng)
 
 
@@ -89,7 +89,7 @@ def test_random_rows_equal_dense_attention_and_its_gradients(seed, block):
     ids=str,
 )
 def test_blocks_rows_and_meshes(length, count, block, mesh, rng):
-    rows = random_rows(rng, count - 1, length, splash.alignment(length))
+    rows = random_rows(rng, count - 1, length, tpu_splash.alignment(length))
     rows.append([(length // 3, [length // 8, length // 4]), (0, [length // 8])])
     check(rows, length, sharding_of(**mesh), block, rng)
 
@@ -173,7 +173,7 @@ def test_a_block_that_is_not_needed_is_not_touched(rng):
 def test_a_layout_that_is_not_aligned_gives_no_number(rng):
     rows = [[(101, [30, 128])]]
     loose, _ = make_layout(rows, 2048, 1)
-    fitting, _ = make_layout(rows, 2048, splash.alignment(2048))
+    fitting, _ = make_layout(rows, 2048, tpu_splash.alignment(2048))
     q, k, v, cotangent = tensors(rng, 1, 2048)
     assert not np.isnan(kernel(one_device(), 512)(q, k, v, fitting, cotangent)[0]).any()
     found = kernel(one_device(), 512)(q, k, v, loose, cotangent)[0]
@@ -182,30 +182,30 @@ def test_a_layout_that_is_not_aligned_gives_no_number(rng):
 
 @pytest.mark.parametrize("length", [128, 384, 4096, 5120, 8192, 32768, 131072])
 def test_a_number_holds_place_and_interval(length, rng):
-    unit = splash.alignment(length)
+    unit = tpu_splash.alignment(length)
     places = np.append(rng.integers(0, length, 200), [0, length - 1]).astype(np.int32)
     ends = rng.integers(0, places // unit + 1) * unit
     starts = rng.integers(0, ends // unit + 1) * unit
     layout = Layout(*(np.asarray(x, np.int32)[None] for x in (places, starts, ends)))
-    numbers = splash._number(layout, jnp.asarray(places), length)[0]
+    numbers = tpu_splash._number(layout, jnp.asarray(places), length)[0]
     keys = rng.integers(0, length, 300).astype(np.int32)
     for rows in (1, 3):
         at = keys + length * rng.integers(0, rows)
-        found = splash._mask_function(length, rows)(numbers[:, None], jnp.asarray(at)[None])
+        found = tpu_splash._mask_function(length, rows)(numbers[:, None], jnp.asarray(at)[None])
         hidden = (keys >= starts[:, None]) & (keys < ends[:, None])
         np.testing.assert_array_equal(found, (keys <= places[:, None]) & ~hidden)
 
 
 def test_alignment_is_the_smallest_that_fits():
-    assert [splash.alignment(n) for n in (128, 1024, 1025, 2048, 4096)] == [1, 1, 2, 2, 4]
-    assert [splash.alignment(n) for n in (8192, 16384, 131072)] == [16, 32, 1024]
+    assert [tpu_splash.alignment(n) for n in (128, 1024, 1025, 2048, 4096)] == [1, 1, 2, 2, 4]
+    assert [tpu_splash.alignment(n) for n in (8192, 16384, 131072)] == [16, 32, 1024]
 
 
 def test_what_it_cannot_do_it_says():
-    assert not splash.unsupported(4096, 128, one_device())
-    assert "1000 places is not a multiple of 128" in splash.unsupported(1000, 128, one_device())
-    assert "head_dim = 12" in splash.unsupported(4096, 12, one_device())
-    split = splash.unsupported(384, 64, sharding_of(fsdp=1, context=2))
+    assert not tpu_splash.unsupported(4096, 128, one_device())
+    assert "1000 places is not a multiple of 128" in tpu_splash.unsupported(1000, 128, one_device())
+    assert "head_dim = 12" in tpu_splash.unsupported(4096, 12, one_device())
+    split = tpu_splash.unsupported(384, 64, sharding_of(fsdp=1, context=2))
     assert "2 devices (mesh axis context)" in split
 
 
@@ -214,8 +214,8 @@ import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from rmjax import splash
 from rmjax.attention import attention
-from rmjax.mask import Layout
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
+from rmjax.models.attention.mask import Layout
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 jax.config.update("jax_platforms", "cpu")
 for topology, mesh, (rows, length, heads, kv_heads, head_dim) in (
     ("v5p:2x2x1", dict(fsdp=1, tensor=4), (1, 4096, 64, 8, 128)),
@@ -233,7 +233,7 @@ for topology, mesh, (rows, length, heads, kv_heads, head_dim) in (
         for n in (heads, kv_heads)
     )
     def gradients(q, k, v, layout):
-        plan = splash.make_plan(layout, sharding)
+        plan = tpu_splash.make_plan(layout, sharding)
         return jax.grad(
             lambda *qkv: attention(*qkv, plan).astype(jnp.float32).sum(), (0, 1, 2)
         )(q, k, v)

@@ -14,12 +14,10 @@ from hypothesis.extra import numpy as hnp
 from orbax.checkpoint import v1 as ocp
 from test_convert import NAMES, save_hf
 
-from rmjax import store
-from rmjax.convert import hf_to_orbax
-from rmjax.errors import UserError
-from rmjax.parameters import PARAMETERS, abstract_params, axis_sizes, flatten, model_parameters
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.store import (
+from rmjax.checkpoints import orbax_arrays
+from rmjax.checkpoints.hf_mapping import from_hf, hf_keys
+from rmjax.checkpoints.hf_weights import SafetensorsWeights
+from rmjax.checkpoints.orbax_arrays import (
     array_cuts,
     array_paths,
     create_array,
@@ -27,7 +25,16 @@ from rmjax.store import (
     read_array,
     write_metadata,
 )
-from rmjax.weights import SafetensorsWeights, from_hf, hf_keys
+from rmjax.convert import hf_to_orbax
+from rmjax.errors import UserError
+from rmjax.models.parameters import (
+    PARAMETERS,
+    abstract_params,
+    axis_sizes,
+    flatten,
+    model_parameters,
+)
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 LLAMA = tiny_llama(attention_bias=True, mlp_bias=True)
 
@@ -54,8 +61,8 @@ def same_bits(found, expected: np.ndarray) -> bool:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
 def test_plain_orbax_restores_what_convert_wrote(dtype, mesh, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "FILE_BYTES", 4000)  # several files a layer, some uneven
-    monkeypatch.setattr(store, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(orbax_arrays, "FILE_BYTES", 4000)  # several files a layer, some uneven
+    monkeypatch.setattr(orbax_arrays, "CHUNK_BYTES", 500)
     source = save_hf(tmp_path / "hf", LLAMA, dtype=dtype)
     hf_to_orbax(str(source), str(tmp_path / "orbax"))
     expected = hf_arrays(source)

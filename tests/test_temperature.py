@@ -7,12 +7,13 @@ import pytest
 from test_train import numbers, run, tiny_config
 
 import rmjax
-from rmjax.api import Scorer
+from rmjax.checkpoints.conversion.extrapolation import open_parents
+from rmjax.checkpoints.model_files import read_card
+from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf
-from rmjax.expo import open_parents
-from rmjax.modelfiles import Temperature, read_card
-from rmjax.pretrained import open_pretrained
-from rmjax.results import Comparison, Score
+from rmjax.inference.scorer import Scorer
+from rmjax.inference.scores import Comparison, Score
+from rmjax.models.rewards.spec import Temperature
 
 
 @pytest.fixture(scope="module")

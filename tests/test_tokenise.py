@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmjax.data import tokenise
-from rmjax.data.tokenise import hold_out, join, load_tokenized, truncate_left
+from rmjax.data import tokenize
+from rmjax.data.tokenize import load_tokenized, truncate_left
+from rmjax.data.tokenized import hold_out, join
+from rmjax.data.tokenizer import byte_tokenizer, encode
 from rmjax.errors import UserError
-from rmjax.tokenizer import byte_tokenizer, encode
 
 BYTES = byte_tokenizer()
 FRAME = 5  # tokens that the byte tokenizer's template adds to one question and its answer
@@ -62,7 +63,7 @@ def test_samples_are_the_templated_conversations(tmp_path):
 def test_the_cache_gives_the_same_without_reading_again(tmp_path, cache, monkeypatch):
     source = write(tmp_path / "x.jsonl", [row("p", str(i), a=i % 5) for i in range(20)])
     first = load(source)
-    monkeypatch.setattr(tokenise, "read_samples", None)  # calling it would be an error
+    monkeypatch.setattr(tokenize, "read_samples", None)  # calling it would be an error
     again = load(source)
     for field in ("tokens", "offsets", "labels", "groups", "rows"):
         np.testing.assert_array_equal(getattr(first, field), getattr(again, field))

@@ -12,8 +12,8 @@ from tokenizers import models
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from rmjax.data.tokenizer import byte_tokenizer, encode, freeze_date, load_tokenizer, pad_token_id
 from rmjax.errors import UserError
-from rmjax.tokenizer import byte_tokenizer, encode, freeze_date, load_tokenizer, pad_token_id
 
 MESSAGES = [
     {"role": "system", "content": "be kind"},

@@ -10,25 +10,24 @@ import pytest
 from targets import regression
 from test_config import QUICKSTART, load_config
 
-import rmjax.experiment
 import rmjax.train
-from rmjax.checkpoint import Checkpoints
-from rmjax.config import Config
-from rmjax.data.batches import (
-    evaluation_batches,
-    plan_steps,
-    put,
-    training_batches,
-)
-from rmjax.data.layout import Group, RowShape, make_rows
+import rmjax.training.experiment
+from rmjax.checkpoints.manager import Checkpoints
+from rmjax.data.batch import BATCH_AXES
+from rmjax.data.batches import evaluation_batches, training_batches
+from rmjax.data.planning import plan_steps
+from rmjax.data.row_layout import Group, RowShape, make_rows
 from rmjax.errors import UserError
-from rmjax.experiment import load_data, make_model, pick_tokenizer
-from rmjax.optimizer import make_optimizer, make_schedule
-from rmjax.reporting import Reporter
-from rmjax.rows import BATCH_AXES
-from rmjax.scoring import evaluate, score_data
-from rmjax.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.step import abstract_state, init_state, make_score, make_train_step, random_params
+from rmjax.inference.score_step import make_score, score_data
+from rmjax.models.init import random_params
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh, put
+from rmjax.training.config import Config
+from rmjax.training.datasets import load_data
+from rmjax.training.experiment import make_model, pick_tokenizer
+from rmjax.training.logger import Reporter
+from rmjax.training.optimizer import make_optimizer, make_schedule
+from rmjax.training.step import TrainState, abstract_state, init_state, make_train_step
+from rmjax.training.validation import evaluate
 
 
 def tiny_config(workdir, **changes) -> Config:
@@ -286,7 +285,9 @@ def restore(config: Config, step: int | None = None, sharding: Sharding | None =
     try:
         step = step or checkpoints.latest
         abstract = abstract_state(model, optimizer, config.trained)
-        return checkpoints.restore(step, abstract), checkpoints.metadata(step)
+        return TrainState.from_items(
+            checkpoints.restore(step, abstract.items())
+        ), checkpoints.metadata(step)
     finally:
         checkpoints.close()
 
@@ -398,7 +399,7 @@ def test_another_attention_is_the_same_run(tmp_path, monkeypatch, capsys):
     changes = dict(steps=2, eval__every=0, checkpoint__every=0, data__max_length=256)
     run(tiny_config(tmp_path / "tiles", **changes))
     assert "attention tiles" in capsys.readouterr().out
-    monkeypatch.setattr(rmjax.experiment, "choose", lambda *unused: "splash")
+    monkeypatch.setattr(rmjax.training.experiment, "choose", lambda *unused: "splash")
     run(tiny_config(tmp_path / "splash", **changes))
     assert "attention splash" in capsys.readouterr().out
     found, expected = (

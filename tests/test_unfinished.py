@@ -18,14 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from test_convert import edit_json, save_hf, snapshot, tensors_of
 
-from rmjax import store, streaming
+from rmjax.checkpoints import orbax_arrays
+from rmjax.checkpoints.chunks import Piece
+from rmjax.checkpoints.conversion import parallel
+from rmjax.checkpoints.conversion.journal import Share
+from rmjax.checkpoints.conversion.to_huggingface import ToHuggingFace
+from rmjax.checkpoints.conversion.to_orbax import ToOrbax
+from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf
 from rmjax.errors import UserError
-from rmjax.exporting import ToHuggingFace
-from rmjax.importing import ToOrbax
-from rmjax.pieces import Piece
-from rmjax.pretrained import open_pretrained
-from rmjax.unfinished import Share
 
 DIRECTIONS = {"hf_to_orbax": (hf_to_orbax, ToOrbax), "orbax_to_hf": (orbax_to_hf, ToHuggingFace)}
 
@@ -114,7 +115,7 @@ def test_an_unfinished_model_is_not_taken_for_one(models, tmp_path, monkeypatch)
 _KILLED = """
     import os, signal
     from rmjax import convert
-    from rmjax.unfinished import Unfinished
+    from rmjax.checkpoints.conversion.journal import Unfinished
 
     record, count = Unfinished.record, 0
 
@@ -325,7 +326,7 @@ def test_a_wrong_write_is_found_and_mended(direction, models, tmp_path, monkeypa
 def test_a_file_that_rots_before_the_end_is_found(direction, models, tmp_path, monkeypatch):
     convert_it, work = DIRECTIONS[direction]
     with monkeypatch.context() as patch:
-        patch.setattr(streaming, "_THREADS", 1)  # so that the first piece is the first written
+        patch.setattr(parallel, "_THREADS", 1)  # so that the first piece is the first written
         watch(patch, work, 29)
         with pytest.raises(KeyboardInterrupt):
             convert_it(str(models[direction]), str(tmp_path / "target"))
@@ -343,12 +344,12 @@ def test_a_file_that_rots_before_the_end_is_found(direction, models, tmp_path, m
 
 def test_tensors_larger_than_a_piece_are_cut(tmp_path, monkeypatch):
     """Every tensor in several files and ranges, some uneven: still the same bits."""
-    from rmjax import exporting
+    from rmjax.checkpoints.conversion import to_huggingface
 
-    monkeypatch.setattr(store, "FILE_BYTES", 700)
-    monkeypatch.setattr(store, "CHUNK_BYTES", 100)
-    monkeypatch.setattr(exporting, "PIECE_BYTES", 600)
-    monkeypatch.setattr(exporting, "_LARGEST_PIECE", 900)
+    monkeypatch.setattr(orbax_arrays, "FILE_BYTES", 700)
+    monkeypatch.setattr(orbax_arrays, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(to_huggingface, "PIECE_BYTES", 600)
+    monkeypatch.setattr(to_huggingface, "_LARGEST_PIECE", 900)
     llama = tiny_llama(vocab_size=263, intermediate_size=61, attention_bias=True, mlp_bias=True)
     source = save_hf(tmp_path / "hf", llama, dtype=torch.bfloat16, max_shard_size=20_000)
     read, _ = watch(monkeypatch, ToOrbax)
@@ -362,7 +363,7 @@ def test_tensors_larger_than_a_piece_are_cut(tmp_path, monkeypatch):
 
 def test_what_is_in_flight_is_bounded_by_bytes(models, tmp_path, monkeypatch):
     limit = 20_000
-    monkeypatch.setattr(streaming, "_IN_FLIGHT_BYTES", limit)
+    monkeypatch.setattr(parallel, "_IN_FLIGHT_BYTES", limit)
     flying: dict[int, int] = {}
     most = 0
     original_read, original_write = ToOrbax.read, ToOrbax.write
@@ -384,7 +385,7 @@ def test_what_is_in_flight_is_bounded_by_bytes(models, tmp_path, monkeypatch):
 
 
 def test_without_a_terminal_progress_is_a_few_lines(models, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(streaming, "_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(parallel, "_LINE_SECONDS", 0.0)
     hf_to_orbax(str(models["hf_to_orbax"]), str(tmp_path / "target"))
     lines = capsys.readouterr().err.splitlines()
     assert 4 <= len(lines) <= 20
@@ -402,7 +403,7 @@ def test_a_journal_says_what_came_last(begun):
     assert len(done) == 11
     late = done[0] | {"checksum": None, "time": done[-1]["time"] + 1}
     (partial / "process-1.jsonl").write_text(json.dumps(late))
-    from rmjax.unfinished import Unfinished
+    from rmjax.checkpoints.conversion.journal import Unfinished
 
     with open(partial / "process-0.jsonl", "a") as journal:
         records = Unfinished(partial, target, journal, []).records()

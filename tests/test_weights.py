@@ -13,20 +13,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_convert import Bomb, edit_tensors, save_hf, tensors_of
 
+from rmjax.checkpoints.gguf import GGUFWeights
+from rmjax.checkpoints.hf_mapping import from_hf, hf_keys, hf_shape, to_hf
+from rmjax.checkpoints.hf_weights import SafetensorsWeights, check_tensors, read_json
+from rmjax.data.tokenizer import encode, load_tokenizer
 from rmjax.errors import UserError
-from rmjax.ggufweights import GGUFWeights
-from rmjax.llama import LlamaConfig, llama_config_from_hf, llama_config_to_hf
-from rmjax.parameters import PARAMETERS, axis_sizes, model_parameters
-from rmjax.tokenizer import encode, load_tokenizer
-from rmjax.weights import (
-    SafetensorsWeights,
-    check_tensors,
-    from_hf,
-    hf_keys,
-    hf_shape,
-    read_json,
-    to_hf,
-)
+from rmjax.models.config import LlamaConfig
+from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
+from rmjax.models.parameters import PARAMETERS, axis_sizes, model_parameters
 
 # ---- the table --------------------------------------------------------------------------------
 

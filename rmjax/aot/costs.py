@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rmjax.aot.attention import Steps, kernel_cost
+from rmjax.aot.attention_cost import Steps, kernel_cost
 from rmjax.aot.hlo import Computation, Instruction, Module, executions, parse
 
 # ---- matrix products --------------------------------------------------------------------------

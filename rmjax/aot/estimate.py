@@ -7,9 +7,9 @@ import dataclasses
 import math
 
 from rmjax.aot.hardware import Chip
-from rmjax.flops import model_flops
-from rmjax.llama import LlamaConfig
-from rmjax.parameters import axis_sizes, model_parameters
+from rmjax.models.config import LlamaConfig
+from rmjax.models.flops import model_flops
+from rmjax.models.parameters import axis_sizes, model_parameters
 
 
 @dataclasses.dataclass(frozen=True)

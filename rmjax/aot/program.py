@@ -11,23 +11,24 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from rmjax.aot.attention import kernel_steps
+from rmjax.aot.attention_cost import kernel_steps
 from rmjax.aot.costs import work
 from rmjax.aot.hardware import CHIPS, Chip, gpu_target
 from rmjax.aot.roofline import Prediction, predict
-from rmjax.config import Config
-from rmjax.data.batches import slots_for
+from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.data.batch import BATCH_AXES, Batch, Pairs, Ratings, Targets
+from rmjax.data.planning import slots_for
 from rmjax.errors import UserError
-from rmjax.experiment import config_objective, new_model
-from rmjax.flops import model_flops
-from rmjax.kernels import choose
-from rmjax.llama import LlamaConfig
-from rmjax.model import ModelOptions
-from rmjax.optimizer import make_optimizer, make_schedule, partition
-from rmjax.pretrained import open_pretrained
-from rmjax.rows import BATCH_AXES, Batch, Pairs, Ratings, Rows, Targets
-from rmjax.sharding import Sharding, check_divisible
-from rmjax.step import TrainState, abstract_state, make_train_step
+from rmjax.models.attention.dispatch import choose
+from rmjax.models.config import LlamaConfig
+from rmjax.models.flops import model_flops
+from rmjax.models.inputs import Rows
+from rmjax.models.reward_model import ModelOptions
+from rmjax.runtime.sharding import Sharding, check_divisible
+from rmjax.training.config import Config
+from rmjax.training.experiment import config_objective, new_model
+from rmjax.training.optimizer import make_optimizer, make_schedule, partition
+from rmjax.training.step import TrainState, abstract_state, make_train_step
 
 # TPU: looking up embeddings on the SparseCores cannot be written as text by every version of JAX.
 # GPU: kernels are chosen by trying them, which needs one; the compiler's own choice is taken.

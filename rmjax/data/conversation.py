@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from rmjax.tokenizer import Message
+from rmjax.data.tokenizer import Message
 
 _DIALOGUE = re.compile(r"\n\n(Human|Assistant):[ ]?")
 _TURN = re.compile(r"\n?<extra_id_1>(\w+)\n")

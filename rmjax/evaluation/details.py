@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from rmjax.evaluation.rules import ordered
+from rmjax.evaluation.metrics import attribute_metrics
+from rmjax.evaluation.scoring_rules import ordered
 from rmjax.evaluation.statistics import (
     Comparisons,
     best_of_n,
@@ -15,7 +16,6 @@ from rmjax.evaluation.statistics import (
     correlation,
 )
 from rmjax.evaluation.tallies import Judged
-from rmjax.metrics import attribute_metrics
 
 _MISTAKES = 12
 _LONGEST_TEXT = 6000  # characters of a text in the report; more are counted

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rmjax.data.conversation import parse_prompt, parse_response
-from rmjax.data.sources import check_fields, number_field, pair_of_row, read_rows
+from rmjax.data.readers import read_rows
+from rmjax.data.records import check_fields, number_field, pair_of_row
+from rmjax.data.tokenizer import Message
 from rmjax.errors import UserError
 from rmjax.evaluation.benchmarks import JUDGE_BENCH_SOURCES, Benchmark
-from rmjax.tokenizer import Message
 
 _DECIDING = ("helpfulness", "overall")
 _NOT_RATINGS = ("id", "row", "index", "seed")  # columns of numbers that are no ratings

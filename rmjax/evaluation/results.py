@@ -5,9 +5,9 @@ from typing import Any
 
 from rmjax.evaluation.benchmarks import RULES
 from rmjax.evaluation.details import attributes_of, comparisons_of, mistakes
+from rmjax.evaluation.fit_weights import FittedWeights
 from rmjax.evaluation.tallies import Judged, gaps, scores_of, tally
-from rmjax.evaluation.weights import FittedWeights
-from rmjax.scalar import FITTED_ON, Rule, ScalarRule
+from rmjax.models.rewards.aggregation import FITTED_ON, Rule, ScalarRule
 
 
 def result(

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import special, stats
 
-from rmjax import metrics
-from rmjax.evaluation.rules import Credits, weighted_mean
+from rmjax.evaluation import metrics
+from rmjax.evaluation.scoring_rules import Credits, weighted_mean
 
 DRAWS = 2000  # of the bootstrap
 _PERCENTILES = (2.5, 97.5)

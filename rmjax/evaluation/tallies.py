@@ -10,10 +10,10 @@ from jaxtyping import Float
 
 from rmjax.evaluation.benchmarks import Section, Subset
 from rmjax.evaluation.items import Data, Item
-from rmjax.evaluation.rules import RULES, Credits
-from rmjax.evaluation.scores import ItemScores
+from rmjax.evaluation.score_cache import ItemScores
+from rmjax.evaluation.scoring_rules import RULES, Credits
 from rmjax.evaluation.statistics import draws, interval, sign_test
-from rmjax.scalar import Rule
+from rmjax.models.rewards.aggregation import Rule
 
 SEED = 0  # of the bootstrap
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rmjax.metrics import wilson_interval
+from rmjax.evaluation.metrics import wilson_interval
 from rmjax.reports.plots.common import (
     HEIGHT,
     XLABEL,

@@ -1,0 +1,1 @@
+"""From one format of weights to another, chunk by chunk."""

@@ -1,0 +1,94 @@
+"""Work on pieces of a model: several at once, bounded by their bytes, with progress to be seen."""
+
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from rmjax.checkpoints.chunks import Piece
+
+# Of pieces at once. What a piece takes while it is read, turned and written is about five times
+# its bytes.
+_IN_FLIGHT_BYTES = 256 << 20
+_THREADS = 8
+_LINES = 10  # that a conversion prints where there is no terminal to draw a bar in
+_LINE_SECONDS = 10.0  # least time between two of them
+
+
+def for_each_piece(pieces: Iterable[Piece], work: Callable[[Piece], None], what: str) -> None:
+    """Calls `work` on every piece, in threads, at most `_IN_FLIGHT_BYTES` of pieces at once.
+
+    After an error, or Ctrl-C, nothing new is begun, and what is running is waited for.
+    """
+    pieces = list(pieces)
+    running: dict[Future[None], int] = {}
+    with (
+        _ByteProgress(what, sum(piece.nbytes for piece in pieces)) as progress,
+        ThreadPoolExecutor(_THREADS) as pool,
+    ):
+        try:
+            for piece in pieces:
+                while running and sum(running.values()) + piece.nbytes > _IN_FLIGHT_BYTES:
+                    _take_finished(running, progress)
+                running[pool.submit(work, piece)] = piece.nbytes
+            while running:
+                _take_finished(running, progress)
+        except BaseException:
+            for future in running:
+                future.cancel()
+            raise
+
+
+def _take_finished(running: dict[Future[None], int], progress: "_ByteProgress") -> None:
+    finished, _ = wait(running, return_when=FIRST_COMPLETED)
+    for future in finished:
+        future.result()
+        progress.advance(running.pop(future))
+
+
+class _ByteProgress:
+    """A bar in a terminal, with rate and time left; elsewhere a few lines, or none if quick."""
+
+    def __init__(self, what: str, total: int):
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._what, self._total, self._done, self._console = what, total, 0, console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(what, total=total)
+
+    def __enter__(self) -> "_ByteProgress":
+        self._started = self._said = time.monotonic()
+        self._progress.start()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._progress.stop()
+
+    def advance(self, count: int) -> None:
+        before, self._done = self._done, self._done + count
+        self._progress.advance(self._task, count)
+        now = time.monotonic()
+        tenth = self._done * _LINES // max(1, self._total) > before * _LINES // max(1, self._total)
+        if not self._console.is_terminal and tenth and now - self._said >= _LINE_SECONDS:
+            self._said = now
+            rate = self._done / (now - self._started)
+            self._console.print(
+                f"{self._what}: {self._done / 1e9:.1f} of {self._total / 1e9:.1f} GB, "
+                f"{rate / 1e9:.2f} GB/s, {(self._total - self._done) / rate:.0f} s left"
+            )

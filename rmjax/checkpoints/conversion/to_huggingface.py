@@ -1,0 +1,203 @@
+"""From an Orbax model or a run to Hugging Face's files: what `convert` does to each piece.
+
+Adapters beside the weights are either merged into these or exported alone, with the head, in
+PEFT's format.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from rmjax.checkpoints.chunks import PIECE_BYTES, Piece, band_axis, cut
+from rmjax.checkpoints.hf_mapping import hf_keys, hf_shape
+from rmjax.checkpoints.orbax_arrays import open_array, read_block
+from rmjax.checkpoints.safetensors_file import (
+    Layout,
+    create_file,
+    file_layout,
+    read_range,
+    write_header,
+    write_range,
+)
+from rmjax.errors import UserError
+from rmjax.models.config import LlamaConfig
+from rmjax.models.lora import NO_LORA, LoraConfig, merge_block
+from rmjax.models.parameters import (
+    ADAPTERS,
+    Parameter,
+    axis_sizes,
+    model_parameters,
+    peft_parameters,
+)
+
+# Of one piece, where the source's chunks are large: a chunk that two pieces share is read twice.
+_LARGEST_PIECE = 512 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    key: str
+    row: Parameter
+    layer: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class ToHuggingFace:
+    """The plan of an export; a piece is a range of bytes of a safetensors file.
+
+    Attributes:
+      pieces: in the order of the files.
+      keys: of the tensors.
+      dtype: of most of the weights.
+      files: how many safetensors files there will be.
+    """
+
+    def __init__(
+        self,
+        params: Path,
+        llama: LlamaConfig,
+        attributes: int,
+        dtype: str | None,
+        limit: int,
+        lora: LoraConfig = NO_LORA,
+        adapter: bool = False,
+    ):
+        """Plans it.
+
+        Args:
+          params: the directory of the arrays.
+          llama: the architecture.
+          attributes: outputs of the head.
+          dtype: of the weights, or None for that stored.
+          limit: most bytes of a file.
+          lora: adapters that are beside the weights, to be merged into them.
+          adapter: export these and the head alone instead, by PEFT's names.
+
+        Raises:
+          UserError: a parameter is missing, damaged or of another shape than the config calls for.
+        """
+        self._params, self._llama = params, llama
+        self._sizes = axis_sizes(llama, attributes, lora)
+        self._arrays: dict[str, ts.TensorStore] = {}
+        self._lora = NO_LORA if adapter else lora  # what is to be merged
+        rows = peft_parameters(lora) if adapter else model_parameters(llama)
+        tensors: list[_Tensor] = []
+        for row in rows:
+            tensors += self._tensors(row, dtype)
+            if self._lora.adapts(row.path):
+                for part in ADAPTERS[row.path]:
+                    self._open(part)
+        self.dtype = max(tensors, key=lambda tensor: tensor.nbytes).dtype
+        self.keys = [tensor.key for tensor in tensors]
+        shards = _shards(tensors, limit)
+        self.files = len(shards)
+        self._total = sum(tensor.nbytes for tensor in tensors)
+        self._layouts: dict[str, Layout] = {}
+        self._file_of: dict[str, str] = {}
+        self.pieces: list[Piece] = []
+        for number, shard in enumerate(shards, start=1):
+            stem = "adapter_model" if adapter else "model"
+            name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+            name = name if len(shards) > 1 else f"{stem}.safetensors"
+            self._layouts[name] = file_layout([(t.key, t.shape, t.dtype) for t in shard])
+            for tensor in shard:
+                self._file_of[tensor.key] = name
+                self._plan(tensor)
+
+    def _open(self, row: Parameter) -> ts.TensorStore:
+        array = self._arrays[row.path] = open_array(self._params, row.path)
+        shape = tuple(self._sizes[axis] for axis in row.all_axes)
+        if tuple(array.shape) != shape:
+            raise UserError(
+                f"{self._params}: parameter {row.path!r} has shape {tuple(array.shape)}, but "
+                f"config.json calls for {shape}"
+            )
+        return array
+
+    def _tensors(self, row: Parameter, dtype: str | None) -> list[_Tensor]:
+        stored = self._open(row).dtype.numpy_dtype
+        wanted = stored if dtype is None or row.path == "head" else np.dtype(dtype)
+        return [
+            _Tensor(key, row, layer, hf_shape(row, self._sizes), wanted)
+            for layer, key in enumerate(hf_keys(row, self._llama))
+        ]
+
+    def _plan(self, tensor: _Tensor) -> None:
+        """Cuts a tensor into pieces, where it can along the borders of the source's chunks."""
+        row, array = tensor.row, self._arrays[tensor.row.path]
+        chunk: Any = array.chunk_layout.read_chunk.shape
+        aligned = chunk[row.all_axes.index(band_axis(row))]
+        size = self._sizes[band_axis(row)]
+        itemsize = max(tensor.dtype.itemsize, array.dtype.numpy_dtype.itemsize)
+        if self._lora.adapts(row.path):  # merged in float32
+            itemsize = max(itemsize, 4)
+        each = math.prod(tensor.shape) // size * itemsize
+        step = max(aligned, PIECE_BYTES // each // aligned * aligned)
+        for start, stop in cut(size, min(step, max(1, _LARGEST_PIECE // each))):
+            number = len(self.pieces)
+            self.pieces.append(
+                Piece(number, row, tensor.key, tensor.layer, start, stop, self._sizes, tensor.dtype)
+            )
+
+    def prepare(self, files: Path, model: Path) -> None:
+        """Creates the files, without tensors and headers, and their index."""
+        for name, layout in self._layouts.items():
+            create_file(model / name, layout)
+        if self.files > 1:
+            index = {"metadata": {"total_size": self._total}, "weight_map": self._file_of}
+            (files / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+    def read(self, piece: Piece) -> np.ndarray:
+        """A piece of the source, in HF's axes and the converted dtype."""
+        index = dict(zip(piece.row.all_axes, piece.index))
+        block = self._block(piece.row, index)
+        if self._lora.adapts(piece.row.path):
+            a, b = (self._block(part, index) for part in ADAPTERS[piece.row.path])
+            block = merge_block(block, a, b, self._lora.scale)
+        return piece.to_hf(block).astype(piece.dtype, copy=False)
+
+    def _block(self, row: Parameter, index: Mapping[str, int | slice]) -> np.ndarray:
+        """A parameter at `index` by axis; axes that are not there are whole."""
+        place = tuple(index.get(axis, slice(None)) for axis in row.all_axes)
+        return read_block(self._arrays[row.path], self._params, row.path, place)
+
+    def write(self, model: Path, piece: Piece, block: np.ndarray) -> None:
+        """Writes the piece to its place in its file."""
+        write_range(model / self._file_of[piece.key], self._offset(piece), block)
+
+    def read_back(self, model: Path, piece: Piece) -> np.ndarray:
+        """The piece as it is on the disk."""
+        name = self._file_of[piece.key]
+        return read_range(model / name, self._offset(piece), piece.shape, piece.dtype)
+
+    def complete(self, model: Path) -> None:
+        """Writes the headers, which make the files a model's."""
+        for name, layout in self._layouts.items():
+            write_header(model / name, layout)
+
+    def _offset(self, piece: Piece) -> int:
+        return self._layouts[self._file_of[piece.key]].offsets[piece.key] + piece.offset
+
+
+def _shards(tensors: list[_Tensor], limit: int) -> list[list[_Tensor]]:
+    """Consecutive tensors by file; a file is over the limit only where one tensor is."""
+    shards: list[list[_Tensor]] = [[]]
+    total = 0
+    for tensor in tensors:
+        if shards[-1] and total + tensor.nbytes > limit:
+            shards.append([])
+            total = 0
+        shards[-1].append(tensor)
+        total += tensor.nbytes
+    return shards

@@ -1,0 +1,107 @@
+"""From Hugging Face's tensors to an Orbax model: what `convert` does to each piece."""
+
+from pathlib import Path
+
+import numpy as np
+import tensorstore as ts
+
+from rmjax.checkpoints.chunks import Piece, band_axis, cut
+from rmjax.checkpoints.hf_mapping import hf_keys, to_hf
+from rmjax.checkpoints.hf_weights import Weights, common_dtype
+from rmjax.checkpoints.orbax_arrays import (
+    array_cuts,
+    create_array,
+    forget_file,
+    open_array,
+    read_block,
+    write_metadata,
+)
+from rmjax.checkpoints.pretrained import WEIGHTS
+from rmjax.models.config import LlamaConfig
+from rmjax.models.parameters import Parameter, axis_sizes, model_parameters
+
+
+class ToOrbax:
+    """The plan of a conversion to Orbax; a piece is a file of its array.
+
+    Attributes:
+      pieces: in the order of the layers, which is about that of the source's files.
+    """
+
+    def __init__(
+        self, weights: Weights, llama: LlamaConfig, attributes: int, head: np.ndarray | None
+    ):
+        """Plans it; `head` is the fresh one, where the source has none."""
+        self._weights, self._head = weights, head
+        self._sizes = axis_sizes(llama, attributes)
+        self._rows = list(model_parameters(llama))
+        self._keys = {row.path: hf_keys(row, llama) for row in self._rows}
+        self._dtypes = {row.path: self._dtype(row) for row in self._rows}
+        self._open: dict[str, ts.TensorStore] = {}
+        self.pieces: list[Piece] = []
+        for layer in range(llama.num_hidden_layers):
+            for row in self._rows:
+                if layer == 0 or row.stacked:
+                    self._plan(row, layer)
+
+    def _dtype(self, row: Parameter) -> np.dtype:
+        """The dtype of a parameter; layers of unequal precision share the widest."""
+        if row.path == "head" and self._head is not None:
+            return self._head.dtype
+        return common_dtype(self._weights, self._keys[row.path])
+
+    def _shape(self, row: Parameter) -> list[int]:
+        return [self._sizes[axis] for axis in row.all_axes]
+
+    def _cuts(self, row: Parameter) -> tuple[list[int], list[int]]:
+        return array_cuts(row, self._sizes, self._dtypes[row.path].itemsize)
+
+    def _plan(self, row: Parameter, layer: int) -> None:
+        step = self._cuts(row)[0][row.all_axes.index(band_axis(row))]
+        key, dtype = self._keys[row.path][layer], self._dtypes[row.path]
+        for start, stop in cut(self._sizes[band_axis(row)], step):
+            number = len(self.pieces)
+            self.pieces.append(Piece(number, row, key, layer, start, stop, self._sizes, dtype))
+
+    def prepare(self, model: Path) -> None:
+        """Creates the arrays, without any file of them."""
+        for row in self._rows:
+            create_array(
+                model / WEIGHTS / "params",
+                row.path,
+                self._shape(row),
+                self._dtypes[row.path],
+                *self._cuts(row),
+            )
+
+    def read(self, piece: Piece) -> np.ndarray:
+        """A piece of the source, in HF's axes and the converted dtype."""
+        if piece.row.path == "head" and self._head is not None:
+            return np.ascontiguousarray(to_hf(piece.row, self._head, self._sizes)[piece.hf_index])
+        block = self._weights.read(piece.key, piece.hf_index)
+        return block.astype(piece.dtype, copy=False)
+
+    def write(self, model: Path, piece: Piece, block: np.ndarray) -> None:
+        """Writes the file that the piece is."""
+        self._array(model, piece)[piece.index].write(piece.from_hf(block)).result()
+
+    def read_back(self, model: Path, piece: Piece) -> np.ndarray:
+        """The piece as it is on the disk, in HF's axes."""
+        params, path, array = self._params(model), piece.row.path, self._array(model, piece)
+        file = self._cuts(piece.row)[0]
+        place = [part if isinstance(part, int) else part.start or 0 for part in piece.index]
+        forget_file(params, path, [start // size for start, size in zip(place, file)])
+        return piece.to_hf(read_block(array, params, path, piece.index))
+
+    def complete(self, model: Path) -> None:
+        """Writes what makes the arrays a checkpoint."""
+        write_metadata(model / WEIGHTS, {row.path: self._shape(row) for row in self._rows})
+
+    def _params(self, model: Path) -> Path:
+        return model / WEIGHTS / "params"
+
+    def _array(self, model: Path, piece: Piece) -> ts.TensorStore:
+        path = piece.row.path
+        if path not in self._open:
+            self._open[path] = open_array(self._params(model), path, partial=True)
+        return self._open[path]

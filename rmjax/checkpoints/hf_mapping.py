@@ -1,0 +1,86 @@
+"""Which Hugging Face tensor holds which parameter."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from einops import rearrange
+
+from rmjax.models.config import LlamaConfig
+from rmjax.models.parameters import Parameter
+
+
+def hf_keys(row: Parameter, config: LlamaConfig) -> list[str]:
+    """The HF keys of a parameter, in the order of the layers."""
+    return [row.hf_key.format(n) for n in range(config.num_hidden_layers if row.stacked else 1)]
+
+
+def hf_shape(row: Parameter, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a parameter's HF tensor (of one layer, where it is stacked)."""
+    return tuple(math.prod(sizes[axis] for axis in group) for group in hf_groups(row))
+
+
+def hf_index(
+    row: Parameter, index: Mapping[str, slice], sizes: Mapping[str, int]
+) -> tuple[slice, ...]:
+    """The block of a parameter's HF tensor that holds a block of ours.
+
+    Args:
+      row: the parameter.
+      index: the places of ours, by axis; an axis that is not there is whole.
+      sizes: of every axis.
+
+    Raises:
+      ValueError: axes that share one of HF's are cut other than along the first of them.
+    """
+    found = []
+    for first, *rest in hf_groups(row):
+        unit = math.prod(sizes[axis] for axis in rest)
+        for axis in rest:
+            if index.get(axis, slice(None)).indices(sizes[axis]) != (0, sizes[axis], 1):
+                raise ValueError(f"{row.path}: {axis!r} is inside of an axis of {row.hf_key}")
+        start, stop, _ = index.get(first, slice(None)).indices(sizes[first])
+        found.append(slice(start * unit, stop * unit))
+    return tuple(found)
+
+
+def our_index(row: Parameter, index: Sequence[slice], sizes: Mapping[str, int]) -> dict[str, slice]:
+    """The places of ours, by axis, that a block of a parameter's HF tensor holds.
+
+    The inverse of `hf_index`.
+
+    Args:
+      row: the parameter.
+      index: of the block, one slice an axis from the left; an axis that is not there is whole.
+      sizes: of every axis.
+
+    Raises:
+      ValueError: an axis of HF's is cut inside of what one place of ours stands for.
+    """
+    found = {}
+    for (first, *rest), part in zip(hf_groups(row), index):
+        unit = math.prod(sizes[axis] for axis in rest)
+        start, stop, _ = part.indices(sizes[first] * unit)
+        if start % unit or stop % unit:
+            raise ValueError(f"{row.hf_key}: {start}:{stop} is not a whole number of {first!r}")
+        found[first] = slice(start // unit, stop // unit)
+    return found
+
+
+def hf_groups(row: Parameter) -> list[list[str]]:
+    """Our axes by the axis of the HF tensor that they make up."""
+    found = re.findall(r"\(([^)]*)\)|(\S+)", row.hf_axes)
+    return [(group or single).split() for group, single in found]
+
+
+def from_hf(row: Parameter, tensor: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
+    """An HF tensor in our axes; a view where numpy can, never a change of value."""
+    names = row.axes.split()
+    return rearrange(tensor, f"{row.hf_axes} -> {row.axes}", **{n: sizes[n] for n in names})
+
+
+def to_hf(row: Parameter, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
+    """Our array (one layer's, where it is stacked) in the axes of its HF tensor."""
+    names = row.axes.split()
+    return rearrange(array, f"{row.axes} -> {row.hf_axes}", **{n: sizes[n] for n in names})

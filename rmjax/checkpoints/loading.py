@@ -1,0 +1,201 @@
+"""From Hugging Face's tensors onto a mesh: each process reads what its own devices hold, once."""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from rmjax.checkpoints.chunks import PIECE_BYTES, band_axis, contiguous, cut
+from rmjax.checkpoints.hf_mapping import from_hf, hf_index, hf_keys
+from rmjax.checkpoints.hf_weights import (
+    Weights,
+)
+from rmjax.checkpoints.orbax_arrays import cause, open_array
+from rmjax.checkpoints.pretrained import Pretrained
+from rmjax.errors import UserError
+from rmjax.models.init import random_head, random_leaves
+from rmjax.models.lora import merge_adapters
+from rmjax.models.parameters import (
+    THRESHOLDS,
+    Parameter,
+    Params,
+    abstract_params,
+    adapter_parameters,
+    axis_sizes,
+    flatten,
+    in_float32,
+    model_parameters,
+    nest,
+)
+from rmjax.models.reward_model import RewardModel
+
+# Of a block of an array: the first place and one behind the last, an axis.
+Bounds = tuple[tuple[int, int], ...]
+_THREADS = 4  # that read at once
+
+
+def load_parameter(
+    weights: Weights,
+    row: Parameter,
+    keys: Sequence[str],
+    wanted: jax.ShapeDtypeStruct,
+    sizes: Mapping[str, int],
+) -> jax.Array:
+    """A parameter on the mesh of `wanted`, whose shape, dtype and sharding it takes.
+
+    Args:
+      weights: what to read from.
+      row: the parameter.
+      keys: its HF keys, in the order of the layers.
+      wanted: what it shall be.
+      sizes: of every axis.
+    """
+    assert wanted.sharding is not None
+    indices = wanted.sharding.addressable_devices_indices_map(wanted.shape).values()
+    shards = read_shards(weights, row, keys, wanted, sizes, indices)
+    return jax.make_array_from_callback(
+        wanted.shape, wanted.sharding, lambda index: shards[bounds(index, wanted.shape)]
+    )
+
+
+def read_shards(
+    weights: Weights,
+    row: Parameter,
+    keys: Sequence[str],
+    wanted: jax.ShapeDtypeStruct,
+    sizes: Mapping[str, int],
+    indices: Iterable[Any],
+) -> dict[Bounds, np.ndarray]:
+    """The blocks of a parameter at `indices`, whose arguments are those of `load_parameter`.
+
+    Blocks that tile a larger one, as those of a process's devices mostly do, are read as that
+    one, and a block that several devices hold is read once. Besides the result, a few pieces of
+    `PIECE_BYTES` are in memory.
+    """
+    places = {bounds(index, wanted.shape) for index in indices}
+    shards = {place: np.empty([b - a for a, b in place], wanted.dtype) for place in places}
+    around = tuple((min(a for a, _ in axis), max(b for _, b in axis)) for axis in zip(*places))
+    tiled = _volume(around) == sum(_volume(place) for place in places)
+    jobs = [
+        (layer, block)
+        for region in ([around] if tiled else sorted(places))
+        for layer, block in _blocks(row, region, weights.dtype(keys[0]).itemsize)
+    ]
+
+    def read(job: tuple[int, Bounds]) -> None:
+        layer, block = job
+        index = {axis: slice(*part) for axis, part in zip(row.axes.split(), block)}
+        own = {**sizes, **{axis: b - a for axis, (a, b) in zip(row.axes.split(), block)}}
+        tensor = weights.read(keys[layer], hf_index(row, index, sizes))
+        array = contiguous(from_hf(row, tensor, own))
+        whole = ((layer, layer + 1), *block) if row.stacked else block
+        for place, shard in shards.items():
+            _copy_overlap(array[None] if row.stacked else array, whole, shard, place)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(read, jobs))
+    return shards
+
+
+def bounds(index: Sequence[slice] | None, shape: Sequence[int]) -> Bounds:
+    """The block that an index of slices cuts out of an array."""
+    return tuple(part.indices(size)[:2] for part, size in zip(index or (), shape))
+
+
+def _blocks(row: Parameter, region: Bounds, itemsize: int) -> Iterable[tuple[int, Bounds]]:
+    """The layers of a region, each in bands of at most `PIECE_BYTES`, without the layers' axis."""
+    layers, block = (range(*region[0]), region[1:]) if row.stacked else (range(1), region)
+    band = row.axes.split().index(band_axis(row))
+    first, last = block[band]
+    each = _volume(block) // max(1, last - first) * itemsize
+    bands = cut(last - first, max(1, PIECE_BYTES // max(1, each)))
+    for layer, (start, stop) in itertools.product(layers, list(bands)):
+        yield layer, (*block[:band], (first + start, first + stop), *block[band + 1 :])
+
+
+def _volume(block: Bounds) -> int:
+    return math.prod(b - a for a, b in block)
+
+
+def _copy_overlap(array: np.ndarray, block: Bounds, shard: np.ndarray, place: Bounds) -> None:
+    """Copies what `array`, which is at `block`, and `shard`, which is at `place`, share."""
+    common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(block, place)]
+    if all(a < b for a, b in common):
+        source = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(common, block))
+        target = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(common, place))
+        shard[target] = array[source]
+
+
+def load_params(source: Pretrained, model: RewardModel, *, seed: int, dtype: Any) -> Params:
+    """Reads a model's parameters onto `model`'s mesh; each process reads its own shards, once.
+
+    Args:
+      source: what to read; its adapters, if it has any, become part of its weights.
+      model: what to read it for; the head is a fresh one if `source` has none, thresholds are if
+        it has none that fit, and adapters always.
+      seed: of what is fresh.
+      dtype: of the parameters, but those that are float32 always (`parameters.in_float32`).
+
+    Raises:
+      UserError: something is missing, damaged or of another shape.
+    """
+    abstract = abstract_params(
+        model.config, model.attributes, model.options.sharding, lora=source.lora
+    )
+    wanted = {
+        path: jax.ShapeDtypeStruct(
+            leaf.shape, jnp.float32 if in_float32(path) else dtype, sharding=leaf.sharding
+        )
+        for path, leaf in flatten(abstract).items()
+    }
+    if not source.has_head:
+        del wanted["head"]
+    if isinstance(source.weights, Path):
+        leaves = merge_adapters(_load_orbax(source.weights, wanted), source.lora)
+    else:
+        sizes = axis_sizes(model.config, model.attributes)
+        rows = {row.path: row for row in model_parameters(model.config)}
+        leaves = {
+            path: load_parameter(
+                source.weights, rows[path], hf_keys(rows[path], source.llama), leaf, sizes
+            )
+            for path, leaf in wanted.items()
+        }
+    if not source.has_head:
+        leaves["head"] = random_head(model, seed)
+    fresh = [row.path for row in adapter_parameters(model.lora)]
+    if model.thresholds:
+        fresh.append(THRESHOLDS.path)
+    leaves |= random_leaves(model, seed, fresh) if fresh else {}
+    scale = source.card.ordinal if source.card else None
+    if scale and source.card and scale.count == model.thresholds:
+        place = leaves[THRESHOLDS.path].sharding
+        leaves[THRESHOLDS.path] = jax.device_put(scale.raw(source.card.attributes), place)
+    return nest(leaves)
+
+
+def _load_orbax(directory: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    for path, leaf in wanted.items():
+        found = tuple(open_array(directory / "params", path).shape)
+        if found != leaf.shape:
+            raise UserError(
+                f"{directory}: parameter {path!r} has shape {found}, but config.json calls for "
+                f"{leaf.shape}"
+            )
+    tree = {"params": nest(dict(wanted))}
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True  # a head that is not wanted is not read
+    try:
+        with context:
+            return flatten(ocp.load_checkpointables(str(directory.absolute()), tree)["params"])
+    except Exception as error:  # Orbax lets through whatever its storage raises
+        raise UserError(
+            f"{directory}: incomplete or damaged checkpoint ({cause(error)})"
+        ) from error

@@ -1,0 +1,167 @@
+"""A run's checkpoints: state, data position and config together, the best and the last kept."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from rmjax.checkpoints.model_files import FORMAT_VERSION
+from rmjax.checkpoints.orbax_arrays import cause
+from rmjax.errors import UserError, disk_errors
+
+DIRECTORY = "checkpoints"
+_CHUNK_BYTES = 16 << 20
+_policies = ocp.training.preservation_policies
+
+
+def _loss(metrics: Any) -> float:
+    return metrics["validation_loss"]
+
+
+def _chunks(key: Any, value: Any) -> Any:
+    """How an array is cut for storage: along the layers, where it has any, before any other axis.
+
+    Left alone, Orbax makes one chunk of all that a device holds, and whoever wants one layer, as
+    conversion does, decodes them all. An axis so named it cuts into single places, so nothing but
+    layers may be: of an embedding each row of each device would become a chunk.
+    """
+    options = ocp.options.ArrayOptions.Saving.StorageOptions
+    stacked = any(getattr(part, "key", None) == "layers" for part in key)
+    first = (0,) if stacked else ()
+    return options(chunk_byte_size=_CHUNK_BYTES, shard_axes=first) if np.ndim(value) else None
+
+
+class Checkpoints:
+    """The checkpoints of one run. Saving is asynchronous and atomic: a step is there or it is not.
+
+    Each holds `params`, `optimizer` (with the step) and, as metadata, the data's position, the
+    config and the format version.
+    """
+
+    def __init__(self, workdir: Path, *, clean: bool = True):
+        """Opens them; `clean` removes what a killed save left, so only the run itself may."""
+        self.directory = workdir / DIRECTORY
+        context = ocp.Context()
+        context.array.saving.scoped_storage_options_creator = _chunks
+        try:  # it reads what was stored of every step
+            self._orbax = ocp.training.Checkpointer(
+                str(self.directory.absolute()),
+                context=context,
+                # The loop decides when to save; Orbax would skip what its own policy does not like.
+                save_decision_policy=_Always(),
+                preservation_policy=_policies.AnyPreservationPolicy(  # pyright: ignore[reportArgumentType]
+                    [
+                        _policies.LatestN(1),
+                        _policies.BestN(
+                            get_metric_fn=_loss,
+                            reverse=True,
+                            n=1,
+                            keep_checkpoints_without_metrics=False,
+                        ),
+                    ]
+                ),
+                cleanup_tmp_directories=clean,
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.directory}: the checkpoints there cannot be read ({cause(error)})"
+            ) from error
+
+    @property
+    def latest(self) -> int | None:
+        """The last step saved."""
+        latest = self._orbax.latest
+        return None if latest is None else latest.step
+
+    @property
+    def evaluations(self) -> dict[int, dict[str, Any]]:
+        """What was saved as the evaluation of each step kept, where there was one."""
+        found: Any = {c.step: c.metrics for c in self._orbax.checkpoints if c.metrics}
+        return found
+
+    def save(
+        self,
+        step: int,
+        items: dict[str, Any],
+        *,
+        position: dict[str, Any],
+        config: dict[str, Any],
+        evaluation: dict[str, Any] | None,
+    ) -> None:
+        """Starts saving; waits for an earlier save first.
+
+        Args:
+          step: number of optimizer steps done.
+          items: what they left, `params` and `optimizer`; the arrays may be donated as soon as this
+            returns.
+          position: of the data.
+          config: the resolved config.
+          evaluation: `validation_loss` and more, if this step was evaluated.
+        """
+        with disk_errors(f"checkpoint {step} in {self.directory}"):
+            self._orbax.save_checkpointables_async(
+                step,
+                items,
+                metrics=evaluation,
+                custom_metadata={
+                    "format_version": FORMAT_VERSION,
+                    "position": position,
+                    "config": config,
+                },
+            )
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """Format version, position and config of a checkpoint."""
+        metadata: Any = self._orbax.checkpointables_metadata(step).custom_metadata
+        if not metadata:
+            raise self._damaged(step, "its metadata are missing")
+        found = metadata.get("format_version")
+        if found != FORMAT_VERSION:
+            raise UserError(
+                f"{self.directory / str(step)}: format version {found!r}; this version of rmjax "
+                f"reads {FORMAT_VERSION!r}"
+            )
+        return metadata
+
+    def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+        """The items of a step, placed as `abstract` says, on whatever mesh that is."""
+        try:
+            return self._orbax.load_checkpointables(step, abstract)
+        except Exception as error:  # Orbax lets through whatever its storage raises
+            raise self._damaged(step, cause(error)) from error
+
+    def _damaged(self, step: int, why: str) -> UserError:
+        return UserError(
+            f"{self.directory / str(step)}: incomplete or damaged checkpoint ({why}). Delete that "
+            "directory to continue from an earlier one"
+        )
+
+    def close(self) -> None:
+        """Waits for the last save and lets errors of saving be seen."""
+        with disk_errors(f"a checkpoint in {self.directory}"):
+            self._orbax.close()
+
+
+class _Always:
+    def should_save(self, step: Any, previous_steps: Any, *, context: Any) -> bool:
+        return True
+
+
+def best_params(workdir: Path) -> Path:
+    """The directory of a run's checkpoint with the lowest validation loss (else its last)."""
+    return best_checkpoint(workdir)[0]
+
+
+def best_checkpoint(workdir: Path) -> tuple[Path, dict[str, Any]]:
+    """As `best_params`, with what was saved as its evaluation; nothing if it was not evaluated."""
+    checkpoints = Checkpoints(workdir, clean=False)
+    try:
+        found = checkpoints.evaluations
+        losses = {s: e["validation_loss"] for s, e in found.items()}
+        step = min(losses, key=losses.__getitem__) if losses else checkpoints.latest
+    finally:
+        checkpoints.close()
+    if step is None:
+        raise UserError(f"{workdir / DIRECTORY}: there is no complete checkpoint in this run yet")
+    return workdir / DIRECTORY / str(step), found.get(step, {})

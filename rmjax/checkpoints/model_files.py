@@ -1,0 +1,156 @@
+"""What a model is besides its weights: `config.json`, the tokenizer's files and `rmjax.json`.
+
+A run, a converted Orbax model and an exported Hugging Face directory carry the same files.
+"""
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from rmjax.checkpoints.hf_weights import read_json
+from rmjax.data.tokenizer import Tokenizer, pad_token_id
+from rmjax.errors import UserError
+from rmjax.models.config import LlamaConfig
+from rmjax.models.hf_config import llama_config_to_hf
+from rmjax.models.lora import LoraConfig
+from rmjax.models.rewards.general_preference import GeneralPreference
+from rmjax.models.rewards.ordinal import OrdinalScale
+from rmjax.models.rewards.spec import ModelCard, Temperature
+
+FORMAT_VERSION = "0.1"
+FILE = "rmjax.json"
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
+
+
+def write_model_files(
+    directory: Path,
+    llama: LlamaConfig,
+    tokenizer: Tokenizer,
+    card: ModelCard,
+    dtype: str = "float32",
+) -> None:
+    """Writes `config.json`, the tokenizer with its frozen template, and `rmjax.json`.
+
+    `config.json` is that of a plain `LlamaForSequenceClassification`. `problem_type` makes servers
+    return raw numbers: without it five labels are served as a softmax.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    pad = pad_token_id(tokenizer)
+    names = dict(enumerate(card.attributes))
+    config = {
+        "architectures": ["LlamaForSequenceClassification"],
+        **llama_config_to_hf(llama),
+        "num_labels": len(names),
+        "id2label": {str(i): name for i, name in names.items()},
+        "label2id": {name: i for i, name in names.items()},
+        "problem_type": "regression",
+        "pad_token_id": pad,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "torch_dtype": dtype,  # transformers 4's name of it
+        "dtype": dtype,
+    }
+    _write_json(directory / "config.json", config)
+    _save_tokenizer(directory, tokenizer, pad)
+    fields = {"format": "rmjax", "format_version": FORMAT_VERSION} | dataclasses.asdict(card)
+    if not card.lora.rank:
+        del fields["lora"]
+    optional = ("ordinal", "general_preference", "temperature")
+    fields = {name: x for name, x in fields.items() if x is not None or name not in optional}
+    _write_json(directory / FILE, fields)
+
+
+def write_adapter_config(directory: Path, card: ModelCard) -> None:
+    """Writes `adapter_config.json`, as PEFT 0.21 reads it, for `adapter_model.safetensors`."""
+    lora = card.lora
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS",
+        "base_model_name_or_path": card.source,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": [f"{target}_proj" for target in lora.targets],
+        "modules_to_save": ["score"],
+        "bias": "none",
+        "inference_mode": True,
+    }
+    _write_json(directory / ADAPTER_CONFIG, config)
+
+
+def _save_tokenizer(directory: Path, tokenizer: Tokenizer, pad: int) -> None:
+    """Saves a tokenizer as servers need it.
+
+    They pad with the tokenizer's pad and find the end by the config's: it must be the same one. And
+    transformers 5 renamed a class and a field, by whose new names transformers 4 cannot read it.
+    """
+    if tokenizer.pad_token_id != pad:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    tokenizer.save_pretrained(directory)
+    fields = read_json(directory / "tokenizer_config.json")
+    if fields.get("tokenizer_class") == "TokenizersBackend":
+        fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(fields.get("extra_special_tokens"), list):
+        fields["additional_special_tokens"] = fields.pop("extra_special_tokens")
+    _write_json(directory / "tokenizer_config.json", fields)
+
+
+def read_card(directory: Path) -> ModelCard:
+    """Reads `rmjax.json`.
+
+    Raises:
+      UserError: it is missing, broken, or of another format version.
+    """
+    raw = read_json(directory / FILE)
+    if raw.pop("format", None) != "rmjax" or raw.pop("format_version", None) != FORMAT_VERSION:
+        raise UserError(
+            f"{directory / FILE}: not of format version {FORMAT_VERSION}, the one this version of "
+            "rmjax reads"
+        )
+    try:
+        lora = LoraConfig(**raw.pop("lora", {}))
+        lora = dataclasses.replace(lora, targets=tuple(lora.targets))
+        ordinal = _read_scale(raw.pop("ordinal", None))
+        if "general_preference" in raw:
+            raw["general_preference"] = GeneralPreference(**raw["general_preference"])
+        if "temperature" in raw:
+            raw["temperature"] = Temperature(**raw["temperature"])
+        card = ModelCard(**raw, lora=lora, ordinal=ordinal)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{directory / FILE}: {error}") from error
+    return dataclasses.replace(card, attributes=tuple(card.attributes))
+
+
+def _read_scale(raw: dict[str, Any] | None) -> OrdinalScale | None:
+    if raw is None:
+        return None
+    scale = OrdinalScale(**raw)
+    rows = tuple(tuple(map(float, row)) for row in scale.thresholds)
+    if rows and [len(row) for row in rows] != [scale.count] * len(scale.attributes):
+        raise ValueError(f"'ordinal' must have {scale.count} thresholds for each attribute")
+    return dataclasses.replace(scale, attributes=tuple(scale.attributes), thresholds=rows)
+
+
+def hf_attributes(raw: dict[str, Any], where: Path) -> tuple[str, ...]:
+    """The labels' names of a classification model's `config.json`, in order."""
+    labels = raw.get("id2label")
+    if not isinstance(labels, dict):
+        count = raw.get("num_labels", 2)  # transformers leaves it out where it is 2
+        labels = {str(i): f"LABEL_{i}" for i in range(count if isinstance(count, int) else 0)}
+    try:
+        names = tuple(str(labels[str(i)]) for i in range(len(labels)))
+    except KeyError as error:
+        raise UserError(f"{where}: field 'id2label' has no label {error}") from error
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{where}: fields 'id2label' and 'num_labels' must give names, each once")
+    return names
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+PLAN = "plan.json"

@@ -1,0 +1,185 @@
+"""A tokenized data set."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int, Int32, Int64
+
+from rmjax.data.row_layout import common_beginning
+from rmjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizedData:
+    """Tokenised samples; siblings, the responses to one prompt, are adjacent.
+
+    Attributes:
+      attributes: names of the label columns.
+      tokens: all samples' tokens, one after the other.
+      offsets: sample i is `tokens[offsets[i] : offsets[i + 1]]`.
+      labels: ratings; NaN where there is none.
+      groups: number of the sample's prompt, from 0 and ascending.
+      shared: how many tokens all samples of its prompt begin with, fewer than the shortest has.
+      rows: the sample's row in its source, from 1.
+      counts: samples by what became of them: read, kept, and reasons.
+      source: where they came from.
+      key: fingerprint of everything that made them.
+      chosen: whether the sample is the preferred one of a pair; the next one is then the other.
+      strengths: how much better the preferred one of the sample's pair is; 0 in a tie, NaN where
+        nobody said, or where there is no pair.
+    """
+
+    attributes: tuple[str, ...]
+    tokens: Int32[np.ndarray, "T"]
+    offsets: Int64[np.ndarray, "N+1"]
+    labels: Float32[np.ndarray, "N A"]
+    groups: Int32[np.ndarray, "N"]
+    shared: Int32[np.ndarray, "N"]
+    rows: Int32[np.ndarray, "N"]
+    chosen: Bool[np.ndarray, "N"]
+    strengths: Float32[np.ndarray, "N"]
+    counts: dict[str, int]
+    source: str
+    key: str
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, "N"]:
+        """Tokens of each sample."""
+        return np.diff(self.offsets)
+
+    @property
+    def samples_together(self) -> int:
+        """Most samples that only mean something together: 2 where there are pairs, else 1."""
+        return 2 if self.chosen.any() else 1
+
+    def sequence(self, sample: int) -> Int32[np.ndarray, "L"]:
+        """Tokens of one sample."""
+        return self.tokens[self.offsets[sample] : self.offsets[sample + 1]]
+
+    def where(self, sample: int) -> str:
+        """File and row of a sample, for messages."""
+        return f"{self.source} row {self.rows[sample]}"
+
+
+def in_memory(
+    tokens: Sequence[np.ndarray], prompts: Sequence[str]
+) -> tuple[TokenizedData, Int64[np.ndarray, "N"]]:
+    """Samples without labels, siblings made adjacent, and which of `tokens` each of them is.
+
+    Args:
+      tokens: of each sample.
+      prompts: samples with the same one are siblings.
+    """
+    numbers: dict[str, int] = {}
+    groups = np.asarray([numbers.setdefault(prompt, len(numbers)) for prompt in prompts], np.int32)
+    order = np.argsort(groups, kind="stable")
+    members = [tokens[i] for i in order]
+    data = TokenizedData(
+        attributes=(),
+        tokens=np.concatenate(members),
+        offsets=np.cumsum([0, *map(len, members)], dtype=np.int64),
+        labels=np.zeros((len(members), 0), np.float32),
+        groups=groups[order],
+        shared=beginnings(members, groups[order]),
+        rows=order.astype(np.int32) + 1,
+        chosen=np.zeros(len(members), bool),
+        strengths=np.full(len(members), np.nan, np.float32),
+        counts={},
+        source="memory",
+        key="",
+    )
+    return data, order
+
+
+def beginnings(
+    tokens: Sequence[np.ndarray], groups: Int[np.ndarray, "N"]
+) -> Int32[np.ndarray, "N"]:
+    """How many tokens each sample begins with in common with its siblings, which are adjacent."""
+    bounds = np.flatnonzero(np.diff(groups)) + 1
+    shared = np.zeros(len(groups), np.int32)
+    for members in np.split(np.arange(len(groups)), bounds):
+        shared[members] = common_beginning([tokens[i] for i in members])
+    return shared
+
+
+def subset(data: TokenizedData, samples: np.ndarray) -> TokenizedData:
+    """The named samples, in ascending order; their prompts are numbered anew.
+
+    Of a pair both are named, or neither.
+    """
+    samples = np.sort(samples)
+    lengths = data.lengths[samples]
+    pieces = [data.sequence(i) for i in samples]
+    digest = hashlib.sha256(data.key.encode() + samples.astype(np.int64).tobytes())
+    groups = np.unique(data.groups[samples], return_inverse=True)[1].astype(np.int32)
+    return dataclasses.replace(
+        data,
+        tokens=np.concatenate(pieces) if pieces else data.tokens[:0],
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        labels=data.labels[samples],
+        groups=groups,
+        shared=data.shared[samples],
+        rows=data.rows[samples],
+        chosen=data.chosen[samples],
+        strengths=data.strengths[samples],
+        counts=data.counts
+        | {
+            "kept": len(samples) // data.samples_together,
+            "prompts": int(groups.max(initial=-1)) + 1,
+            "on the other side of the split": (len(data) - len(samples)) // data.samples_together,
+        },
+        key=digest.hexdigest()[:32],
+    )
+
+
+def join(rated: TokenizedData, pairs: TokenizedData) -> TokenizedData:
+    """Rated samples and then pairs; a prompt that both have counts as two."""
+    digest = hashlib.sha256(f"{rated.key} {pairs.key}".encode())
+
+    def both(name: str) -> np.ndarray:
+        return np.concatenate([getattr(rated, name), getattr(pairs, name)])
+
+    return TokenizedData(
+        attributes=rated.attributes,
+        tokens=both("tokens"),
+        offsets=np.concatenate([rated.offsets, pairs.offsets[1:] + rated.offsets[-1]]),
+        labels=both("labels"),
+        groups=np.concatenate([rated.groups, pairs.groups + rated.groups[-1] + 1]),
+        shared=both("shared"),
+        rows=both("rows"),
+        chosen=both("chosen"),
+        strengths=both("strengths"),
+        counts={f"ratings {name}": count for name, count in rated.counts.items()}
+        | {f"pairs {name}": count for name, count in pairs.counts.items()},
+        source=f"{rated.source} and {pairs.source}",
+        key=digest.hexdigest()[:32],
+    )
+
+
+def hold_out(data: TokenizedData, share: float) -> tuple[TokenizedData, TokenizedData]:
+    """Splits by prompt, never by row, into what stays and what is held out.
+
+    Prompts are ordered by a hash of their samples' tokens, so the split depends neither on the
+    seed nor on the order of the file.
+
+    Args:
+      data: all samples.
+      share: of the prompts, more than 0 and less than 1.
+    """
+    digests: dict[int, list[bytes]] = {}
+    for i, group in enumerate(data.groups.tolist()):
+        digests.setdefault(group, []).append(hashlib.sha256(data.sequence(i).tobytes()).digest())
+    # All of a prompt's samples, since truncation can make one sample of two prompts the same.
+    order = sorted(digests, key=lambda group: sorted(digests[group]))
+    count = round(share * len(order))
+    if not 0 < count < len(order):
+        raise UserError(
+            f"{data.source}: holding out {share:g} of {len(order)} prompts leaves one side empty"
+        )
+    held = np.isin(data.groups, order[:count])
+    return subset(data, np.flatnonzero(~held)), subset(data, np.flatnonzero(held))

@@ -1,0 +1,110 @@
+"""Weights of attributes fitted on preference pairs, and a record of which pairs these were."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy import optimize, special
+
+from rmjax.errors import UserError
+from rmjax.evaluation.items import Data, Item, text_key
+from rmjax.evaluation.score_cache import ItemScores
+
+FORMAT = "rmjax.checkpoints.hf_weights/1"
+_RIDGE = 1e-3  # of the attributes' standardised weights: a direction nobody needs stays at 0
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedWeights:
+    """A weight vector and what it was fitted on.
+
+    Attributes:
+      weights: by attribute.
+      source: of the pairs, as the user gave it.
+      pairs: how many there were.
+      prompts: fingerprints of their prompts.
+    """
+
+    weights: Mapping[str, float]
+    source: str
+    pairs: int
+    prompts: frozenset[str]
+
+    def seen(self, items: Sequence[Item]) -> int:
+        """How many of the items have a prompt that the weights were fitted on."""
+        return sum(_prompt_key(item) in self.prompts for item in items)
+
+
+def fit_weights(data: Data, scored: Sequence[ItemScores], names: Sequence[str]) -> FittedWeights:
+    """Logistic regression of preferences on differences of attributes, without an intercept.
+
+    So that sigmoid(weighted difference) is the probability of the preference: Bradley-Terry, with
+    the attributes as features. Each comparison of a good and a bad response to one prompt counts
+    the same.
+
+    Args:
+      data: pairs, or lists of good and bad responses.
+      scored: of its items.
+      names: the attributes.
+
+    Raises:
+      UserError: there is nothing to fit on.
+    """
+    differences = np.concatenate(
+        [
+            (s.scores[: item.good, None] - s.scores[None, item.good :]).reshape(-1, len(names))
+            for item, s in zip(data.items, scored)
+            if item.good
+        ]
+        or [np.zeros((0, len(names)))]
+    )
+    if not len(differences) or not differences.any():
+        raise UserError(f"--fit={data.source}: no pair there whose scores differ")
+    scale = np.sqrt((differences**2).mean(axis=0))
+    features = differences / np.where(scale > 0, scale, 1.0)
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        margins = features @ weights
+        wrong = special.expit(-margins)
+        value = np.logaddexp(0, -margins).mean() + _RIDGE * weights @ weights
+        return value, -(wrong @ features) / len(features) + 2 * _RIDGE * weights
+
+    found = optimize.minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B")
+    weights = found.x / np.where(scale > 0, scale, 1.0)
+    return FittedWeights(
+        dict(zip(names, map(float, weights))),
+        data.source,
+        len(differences),
+        frozenset(map(_prompt_key, data.items)),
+    )
+
+
+def _prompt_key(item: Item) -> str:
+    return text_key(item.prompt)[:12]
+
+
+def write_weights(path: Path, fitted: FittedWeights) -> None:
+    """Writes a file that `--value` and `read_weights` take."""
+    fields = dataclasses.asdict(fitted) | {"prompts": sorted(fitted.prompts)}
+    path.write_text(json.dumps({"format": FORMAT} | fields, indent=1) + "\n")
+
+
+def read_weights(path: Path) -> FittedWeights:
+    """Reads a file of `write_weights`.
+
+    Raises:
+      UserError: it is none.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields.pop("format") != FORMAT:
+            raise ValueError("another format")
+        weights = {str(k): float(v) for k, v in fields["weights"].items()}
+        prompts = frozenset(map(str, fields["prompts"]))
+        return FittedWeights(weights, str(fields["source"]), int(fields["pairs"]), prompts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: not a file of weights as `--fit` writes it ({error!r})"
+        ) from error

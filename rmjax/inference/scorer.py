@@ -1,0 +1,302 @@
+"""Scores in a REPL: `rm = rmjax.load(path)`, `rm.score(messages)`, `rm.compare(prompt, a, b)`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float32
+from rich.progress import track
+
+from rmjax.checkpoints.loading import load_params
+from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.data.conversation import parse_prompt
+from rmjax.data.packing import pack
+from rmjax.data.planning import unit_groups, units
+from rmjax.data.row_layout import Group, RowShape, make_rows
+from rmjax.data.tokenize import truncate_left
+from rmjax.data.tokenized import in_memory
+from rmjax.data.tokenizer import Message, Tokenizer, encode
+from rmjax.errors import UserError
+from rmjax.inference.score_step import make_score
+from rmjax.inference.scores import Comparison, Score, Work
+from rmjax.models.attention.dispatch import ATTENTION, alignment, choose, row_multiple
+from rmjax.models.inputs import ROWS_AXES
+from rmjax.models.parameters import Params
+from rmjax.models.quantization import check_quantize, quantize_params
+from rmjax.models.reward_model import ModelOptions, RewardModel, compute_dtype
+from rmjax.models.rewards.aggregation import Rule, model_rule
+from rmjax.models.rewards.spec import ModelCard
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh, put
+
+_PLACES = 8192  # token places computed at once, more or less
+_ROW = 1024  # the row length that short conversations are packed into
+_SLOTS = 64  # conversations a row may hold
+_SHORTEST = 64  # the shortest row
+_DTYPES = ("auto", "float32", "bfloat16")
+_BAR_FROM = 8  # batches from which on there is a progress bar
+
+
+class Scorer:
+    """A loaded reward model; make one with `rmjax.load`.
+
+    Attributes:
+      state: changes when a file of the model does.
+      work: what has been computed so far.
+    """
+
+    def __init__(
+        self,
+        model: RewardModel,
+        params: Params,
+        tokenizer: Tokenizer,
+        card: ModelCard,
+        rule: Rule,
+        over_long: str,
+        share_prompts: bool = True,
+        state: str = "",
+    ):
+        self.model, self.params, self.tokenizer, self.card = model, params, tokenizer, card
+        self.rule, self.over_long, self.share_prompts = rule, over_long, share_prompts
+        self.max_length = card.max_length or model.config.max_position_embeddings
+        self.state, self.work = state, Work()
+        self._score = make_score(model)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+        return self.card.attributes
+
+    def score(self, messages: Sequence[Message]) -> Score:
+        """Scores a conversation that ends with the assistant's response.
+
+        Raises:
+          UserError: it does not, or is too long.
+        """
+        return self.score_many([messages])[0]
+
+    def compare(self, prompt: str | Sequence[Message], a: str, b: str) -> Comparison:
+        """Scores two responses to one prompt.
+
+        Args:
+          prompt: a string (HelpSteer2's turn markers are understood) or messages.
+          a: one response.
+          b: the other.
+        """
+        try:
+            messages = parse_prompt(list(prompt) if isinstance(prompt, tuple) else prompt)
+        except ValueError as error:
+            raise UserError(f"the prompt {error}") from error
+        first, second = self.score_many(
+            [[*messages, {"role": "assistant", "content": text}] for text in (a, b)]
+        )
+        scores = np.asarray([list(score.attributes.values()) for score in (first, second)])
+        values = self.rule.values(scores)
+        found = self.card.temperature
+        temperature = found if found and found.rule == self.rule.name else None
+        return Comparison(first, second, float(values[0] - values[1]), temperature)
+
+    def score_many(self, conversations: Sequence[Sequence[Message]]) -> list[Score]:
+        """Scores conversations, in their order.
+
+        They are packed into rows of few lengths; what all responses to one prompt begin with is
+        computed once for as many of them as fit in a row.
+
+        Raises:
+          UserError: one of them is not a conversation, or too long; it says which.
+        """
+        encoded = [self._tokens(c, number) for number, c in enumerate(conversations)]
+        tokens, cuts = [t for t, _ in encoded], [cut for _, cut in encoded]
+        prompts = [json.dumps([(m["role"], m["content"]) for m in c[:-1]]) for c in conversations]
+        # The same conversation is computed once, so that it has the same score to the last bit.
+        number_of: dict[bytes, int] = {}
+        same = [number_of.setdefault(t.tobytes(), len(number_of)) for t in tokens]
+        first = np.unique(same, return_index=True)[1] if same else []
+        scores = self._compute([tokens[i] for i in first], [prompts[i] for i in first])[same]
+        bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+        if len(bad):
+            raise UserError(
+                f"conversation {bad[0]}: its scores are {scores[bad[0]].tolist()}; the weights are "
+                f"damaged, or {self.model.options.dtype} is too small for them"
+            )
+        if self.card.ordinal:
+            scores = self.card.ordinal.read(scores, self.attributes)
+        values = self.rule.values(scores[:, None, :])[:, 0]  # of each by itself
+        return [
+            Score(
+                dict(zip(self.attributes, map(float, row))),
+                float(value),
+                self.rule.name,
+                len(t),
+                cut,
+            )
+            for row, value, t, cut in zip(scores, values, tokens, cuts)
+        ]
+
+    def _compute(
+        self, tokens: Sequence[np.ndarray], prompts: Sequence[str]
+    ) -> Float32[np.ndarray, "N A"]:
+        """Scores of token sequences; those with the same prompt share what they begin with."""
+        scores = np.empty((len(tokens), len(self.attributes)), np.float32)
+        batches = self._plan(tokens, prompts) if tokens else []
+        self.work.conversations += len(tokens)
+        self.work.tokens += sum(map(len, tokens))
+        for shape, rows in track(
+            batches, description="scoring", disable=len(batches) < _BAR_FROM, transient=True
+        ):
+            groups = [[group for _, group in row] for row in rows]
+            arrays = make_rows(groups, shape.rows, shape)
+            self.work.computed += int((arrays.segments > 0).sum())
+            self.work.places += arrays.segments.size
+            found = np.asarray(
+                self._score(self.params, put(arrays, ROWS_AXES, self.model.options.sharding))
+            )
+            for number, row in enumerate(rows):
+                members = [i for numbers, _ in row for i in numbers]
+                scores[members] = found[number, : len(members)]
+        return scores
+
+    def _tokens(self, messages: Sequence[Message], number: int) -> tuple[np.ndarray, int]:
+        """Those of a conversation, and how many were cut away in front."""
+        where = f"conversation {number}"
+        if not isinstance(messages, list | tuple) or not all(isinstance(m, dict) for m in messages):
+            raise UserError(
+                f"{where}: expected a list of messages {{'role': ..., 'content': ...}}, found "
+                f"{str(messages)[:100]!r}"
+            )
+        messages = list(messages)
+        if not messages or messages[-1].get("role") != "assistant":
+            raise UserError(f"{where}: must end with a message of the role 'assistant'")
+        try:
+            parse_prompt(messages[:-1])
+        except ValueError as error:
+            raise UserError(f"{where}: the prompt {error}") from error
+        response = messages[-1].get("content")
+        if not isinstance(response, str) or not response.strip():
+            raise UserError(f"{where}: the response is empty")
+        try:
+            tokens = encode(self.tokenizer, messages)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        if len(tokens) > self.max_length:
+            if self.over_long != "truncate_left":
+                raise UserError(
+                    f"{where}: {len(tokens)} tokens, the model was trained with up to "
+                    f"{self.max_length}; shorten it, or load with over_long='truncate_left'"
+                )
+            kept = truncate_left(tokens, self.max_length, self.tokenizer.bos_token_id)
+            return kept, len(tokens) - len(kept)
+        return tokens, 0
+
+    def _plan(
+        self, tokens: Sequence[np.ndarray], prompts: Sequence[str]
+    ) -> list[tuple[RowShape, list[list[tuple[list[int], Group]]]]]:
+        """Batches of rows, each a list of groups with their conversations' numbers."""
+        data, order = in_memory(tokens, prompts)
+        share = self.share_prompts and self.model.config.rope.type != "dynamic"
+        # Longer rows would waste attention where it cannot skip, shorter ones repeat prompts.
+        longest = max(bucket(int(data.lengths.max()), self.model), bucket(_ROW, self.model))
+        align = alignment(self.model.options.attention, longest)  # enough for shorter rows too
+        shape = RowShape(1, longest, _SLOTS, align)
+        found, taken = units(data, np.arange(len(data)), shape, share)
+        shards = self.model.options.sharding.row_shards
+        least = bucket(min(_ROW, -(-sum(taken) // shards)), self.model)
+
+        def opened(places: int) -> int:
+            return max(least, bucket(places, self.model))
+
+        by_length: dict[int, list[list[tuple[list[int], Group]]]] = {}
+        sizes = [len(unit) for unit in found]
+        for row in pack(taken, opened, _SLOTS, sizes):
+            groups = [
+                (order[unit].tolist(), group)
+                for unit in (found[i] for i in row)
+                for group in unit_groups(data, unit, share)
+            ]
+            by_length.setdefault(opened(taken[row[0]]), []).append(groups)
+        batches = []
+        for length, rows in sorted(by_length.items()):
+            most = shards * max(1, _PLACES // (length * shards))
+            for start in range(0, len(rows), most):
+                part = rows[start : start + most]
+                count = shards
+                while count < len(part):
+                    count *= 2
+                shape = RowShape(min(count, most), length, _SLOTS, align)
+                batches.append((shape, part))
+        return batches
+
+
+def bucket(length: int, model: RewardModel) -> int:
+    """The row length for a conversation: powers of two, and halfway between them."""
+    place = _SHORTEST
+    while place < length:
+        place = place * 3 // 2 if (place & (place - 1)) == 0 else place // 3 * 4
+    multiple = row_multiple(model.options.attention, model.options.sharding)
+    return -(-place // multiple) * multiple
+
+
+def load(
+    path: str | Path,
+    *,
+    value: str | Mapping[str, float] | None = None,
+    mesh: MeshConfig | None = None,
+    dtype: str = "auto",
+    over_long: str = "error",
+    attention: str = "auto",
+    share_prompts: bool = True,
+    quantize: str = "",
+) -> Scorer:
+    """Loads a reward model for scoring.
+
+    Args:
+      path: a run (its best checkpoint), a converted Orbax model, a Hugging Face directory or hub
+        id of a `LlamaForSequenceClassification`.
+      value: how attributes become the scalar `value`: an attribute, the name of a published
+        vector (`scalar.PUBLISHED`), or weights by attribute. The model's own rule if not given.
+      mesh: how to lay the model over the devices; fully sharded over all of them if not given.
+      dtype: of the computation; `auto` is bfloat16 on accelerators, float32 on CPUs.
+      over_long: `error`, or `truncate_left` to cut conversations that are too long.
+      attention: what computes it: `auto`, or one of `kernels.KERNELS`.
+      share_prompts: whether what all responses to a prompt begin with is computed once.
+      quantize: `int8` or `fp8` keeps the layers' weights and computes the products with them in
+        8 bits, where the device can; elsewhere the same scores take longer, and a warning says so.
+        Scores differ from those without, of a small model by much: see docs/performance.md.
+
+    Raises:
+      UserError: no such model, no head, or something incomplete.
+    """
+    if over_long not in ("error", "truncate_left"):
+        raise UserError(f"over_long = {over_long!r}: there are error, truncate_left")
+    if dtype not in _DTYPES:
+        raise UserError(f"dtype = {dtype!r}: there are {', '.join(_DTYPES)}")
+    if attention not in ATTENTION:
+        raise UserError(f"attention = {attention!r}: there are {', '.join(ATTENTION)}")
+    source = open_pretrained(str(path))
+    if source.card is None:
+        raise UserError(
+            f"{path}: a causal model without a reward head; train one from it, or give it a fresh "
+            "one with `python -m rmjax.convert hf-to-orbax`"
+        )
+    computed: Any = compute_dtype(dtype)
+    sharding = Sharding(make_mesh(mesh or MeshConfig(), jax.devices()))
+    check_quantize(quantize, sharding)
+    kernel = choose(attention, source.llama, sharding, computed)
+    options = ModelOptions(sharding, dtype=computed, attention=kernel)
+    model = RewardModel(source.llama, options, len(source.card.attributes))
+    rule = model_rule(source.card, value)
+    params = load_params(source, model, seed=0, dtype=computed)
+    if quantize:
+        params = quantize_params(params, sharding, quantize)
+    return Scorer(
+        model,
+        params,
+        source.tokenizer(),
+        source.card,
+        rule,
+        over_long,
+        share_prompts,
+        source.state(),
+    )

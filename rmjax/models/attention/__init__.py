@@ -1,0 +1,1 @@
+"""Attention in packed rows, and the kernels that compute it."""

@@ -1,0 +1,61 @@
+"""How many FLOPs a model's definition calls for, whatever program computes it."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from rmjax.models.config import LlamaConfig
+from rmjax.models.lora import NO_LORA, LoraConfig
+from rmjax.models.parameters import Parameter, adapter_parameters, axis_sizes, model_parameters
+
+
+def model_flops(
+    llama: LlamaConfig,
+    attributes: int,
+    groups: Iterable[tuple[int, Sequence[int]]],
+    *,
+    training: bool,
+    lora: LoraConfig = NO_LORA,
+) -> float:
+    """FLOPs of scoring samples, or of a training step on them.
+
+    A product of an m x k with a k x n matrix is 2mkn. Counted are the products with weights, for
+    every token; attention's two products, for the pairs of tokens that the mask allows and no
+    others, n (n + 1) / 2 in a sample of n tokens; and the head, once a sample. What the samples of
+    a group begin with is counted once, since computing it once is enough. Not counted: padding,
+    looking up embeddings, norms, softmax, anything computed twice. Training is three times that:
+    forward, and the gradients by activations and by weights; with LoRA the weights it freezes have
+    no gradient, and its own count like the others.
+
+    Args:
+      llama: the architecture.
+      attributes: outputs of the head.
+      groups: of each group how many tokens its samples begin with in common, and the tokens of
+        each sample, that beginning included. A sample by itself is `(0, [tokens])`.
+      training: whether gradients are computed.
+      lora: adapters.
+    """
+    sizes = axis_sizes(llama, attributes, lora)
+
+    def numbers(rows: Iterable[Parameter]) -> int:
+        return sum(math.prod(sizes[axis] for axis in row.axes.split()) for row in rows)
+
+    weights = numbers(
+        row
+        for row in model_parameters(llama)
+        if row.stacked and "norm" not in row.path and not row.path.endswith("_bias")
+    )
+    adapters = numbers(adapter_parameters(lora))
+    tokens = pairs = samples = 0
+    for shared, lengths in groups:
+        tokens += shared + sum(n - shared for n in lengths)
+        samples += len(lengths)
+        common = shared * (shared + 1) // 2
+        pairs += common + sum(n * (n + 1) // 2 - common for n in lengths)
+    product = 2 * tokens * llama.num_hidden_layers
+    forward = (
+        product * (weights + adapters)
+        + 4 * pairs * llama.num_hidden_layers * llama.num_attention_heads * llama.head_dim
+        + 2 * samples * llama.hidden_size * attributes
+    )
+    no_gradient = product * weights if lora.rank else 0
+    return float(forward * 3 - no_gradient if training else forward)

@@ -1,0 +1,1 @@
+"""What a reward model's numbers mean."""

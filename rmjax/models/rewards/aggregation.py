@@ -1,0 +1,126 @@
+"""From attributes to one number of each response to a prompt: a named rule, never a hidden one."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64
+
+from rmjax.errors import UserError
+from rmjax.models.rewards.spec import ModelCard
+
+# Weights that were published for HelpSteer2's attributes. The two RewardBench vectors were searched
+# on that benchmark itself (model cards of Llama3-70B-SteerLM-RM and Nemotron-4-340B-Reward); the
+# third is the one those cards used for DPO and PPO.
+PUBLISHED: dict[str, dict[str, float]] = {
+    "llama3_70b_rewardbench": {
+        "helpfulness": 0.65,
+        "correctness": 0.8,
+        "coherence": 0.45,
+        "complexity": 0.55,
+        "verbosity": -0.4,
+    },
+    "nemotron4_340b_rewardbench": {
+        "helpfulness": 0.3,
+        "correctness": 0.74,
+        "coherence": 0.46,
+        "complexity": 0.47,
+        "verbosity": -0.33,
+    },
+    "goodness": {"helpfulness": 0.65, "correctness": 0.8, "coherence": 0.45},
+}
+# The benchmark that a vector was fitted on: its score there is too high.
+FITTED_ON = {
+    "llama3_70b_rewardbench": "reward-bench",
+    "nemotron4_340b_rewardbench": "reward-bench",
+}
+
+
+class Rule(Protocol):
+    """How a model's scores become what responses to a prompt are ordered by."""
+
+    @property
+    def name(self) -> str:
+        """An attribute, a published vector's name, the weights, or `general_preference`."""
+        ...
+
+    def values(self, scores: Float[np.ndarray, "... n A"]) -> Float64[np.ndarray, "... n"]:
+        """A number for each of the n responses to a prompt, from their scores; see each rule.
+
+        Of two responses the difference is the margin.
+        """
+        ...
+
+
+class ScalarRule(NamedTuple):
+    """A weighted sum of a model's attributes, without an offset.
+
+    Attributes:
+      name: see `Rule`.
+      weights: by attribute.
+      attributes: of the model, in order.
+    """
+
+    name: str
+    weights: dict[str, float]
+    attributes: tuple[str, ...]
+
+    def values(self, scores: Float[np.ndarray, "... n A"]) -> Float64[np.ndarray, "... n"]:
+        """The weighted sums; other responses do not matter."""
+        return scores.astype(np.float64) @ self.vector(self.attributes).astype(np.float64)
+
+    def vector(self, attributes: Sequence[str]) -> Float32[np.ndarray, "A"]:
+        """One weight an attribute, in order; 0 where the rule names none."""
+        return np.asarray([self.weights.get(name, 0.0) for name in attributes], np.float32)
+
+
+def model_rule(card: ModelCard, value: str | Mapping[str, float] | None = None) -> Rule:
+    """A model's own rule, or the one that `value` names; see `scalar_rule`.
+
+    Raises:
+      UserError: the model does not have it.
+    """
+    if card.general_preference is None:
+        return scalar_rule(card.scalar if value is None else value, card.attributes)
+    if value is not None:
+        raise UserError(
+            f"value = {value!r}: this is a model of general preferences, which compares two "
+            "responses and has no number for one; leave value out"
+        )
+    return card.general_preference
+
+
+def scalar_rule(rule: str | Mapping[str, float], attributes: Sequence[str]) -> ScalarRule:
+    """Reads a rule: an attribute's name, a published vector's name, or weights by attribute.
+
+    Raises:
+      UserError: it names something that the model does not have.
+    """
+    if isinstance(rule, str):
+        if rule in attributes:
+            return ScalarRule(rule, {rule: 1.0}, tuple(attributes))
+        if rule not in PUBLISHED:
+            raise UserError(
+                f"scalar rule {rule!r}: neither an attribute ({', '.join(attributes)}) nor a "
+                f"published vector ({', '.join(PUBLISHED)})"
+            )
+        name, weights = rule, dict(PUBLISHED[rule])
+    else:
+        try:
+            weights = {key: float(value) for key, value in rule.items()}
+        except (TypeError, ValueError) as error:
+            raise UserError(f"scalar rule {dict(rule)!r}: a weight is no number") from error
+        if not weights or not all(map(math.isfinite, weights.values())):
+            raise UserError(f"scalar rule {weights!r}: expected attributes with finite weights")
+        if list(weights.values()) == [1.0]:  # one attribute as it is: a model's own rule
+            (name,) = weights
+        else:
+            name = " ".join(f"{value:+g}*{key}" for key, value in weights.items())
+    unknown = [key for key in weights if key not in attributes]
+    if unknown:
+        raise UserError(
+            f"scalar rule {name!r}: the model has no attribute {unknown[0]!r}; "
+            f"it has {', '.join(attributes)}"
+        )
+    return ScalarRule(name, weights, tuple(attributes))

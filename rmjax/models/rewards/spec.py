@@ -1,0 +1,54 @@
+"""What a reward model's outputs are."""
+
+import dataclasses
+
+from rmjax.models.lora import NO_LORA, LoraConfig
+from rmjax.models.rewards.general_preference import GeneralPreference
+from rmjax.models.rewards.ordinal import OrdinalScale
+
+
+@dataclasses.dataclass(frozen=True)
+class Temperature:
+    """What makes margins probabilities: sigmoid(margin / value), as fitted on held-out pairs.
+
+    Attributes:
+      value: T.
+      rule: name of the rule whose margins it is for; see `scalar.Rule`.
+      pairs: on how many it was fitted.
+    """
+
+    value: float
+    rule: str
+    pairs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """Contents of `rmjax.json`.
+
+    Attributes:
+      attributes: names of the head's outputs, in order.
+      scalar: weights by attribute of the scalar reward; none of a model of general preferences.
+      max_length: most tokens of a sample in training; 0 if the model was not trained here.
+      seed: of the head or of all weights; None if the weights came with a head.
+      source: what the weights were made from.
+      data: fingerprint of the training data; empty if there was none.
+      lora: adapters that are kept beside the weights.
+      ordinal: how the head's numbers are read as ratings; None where they are these themselves.
+      general_preference: how two responses' numbers are compared, where they have no order.
+      temperature: of its margins; None if it was not fitted.
+    """
+
+    attributes: tuple[str, ...]
+    scalar: dict[str, float]
+    max_length: int = 0
+    seed: int | None = None
+    source: str = ""
+    data: str = ""
+    lora: LoraConfig = NO_LORA
+    ordinal: OrdinalScale | None = None
+    general_preference: GeneralPreference | None = None
+    temperature: Temperature | None = None
+
+
+HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")

@@ -1,0 +1,85 @@
+"""The report of a data set: the tables of the HelpSteer2 papers for any ratings and preferences."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rmjax.reports.datasets.preference_blocks import agreement_blocks, preference_blocks
+from rmjax.reports.datasets.preferences import Pair
+from rmjax.reports.datasets.rating_blocks import rating_blocks
+from rmjax.reports.datasets.ratings import Ratings
+from rmjax.reports.datasets.tables import percents
+from rmjax.reports.document import (
+    Block,
+    Document,
+    Headline,
+)
+from rmjax.reports.numbers import count, decimal, percent, short
+
+FORMAT = "rmjax.report.data/1"
+
+
+def data_document(
+    name: str,
+    data: Mapping[str, Any],
+    ratings: Ratings | None,
+    pairs: Sequence[Pair] | None,
+) -> Document:
+    """What is shown of a data set.
+
+    Args:
+      name: of the data.
+      data: `report.json`'s: `ratings`, `preferences` and `agreement`, each of which may be None.
+      ratings: what the first was measured on.
+      pairs: the second.
+    """
+    measured, preferred, agreement = (data[k] for k in ("ratings", "preferences", "agreement"))
+    blocks: list[Block] = [Headline(_headline(measured, preferred))]
+    contents, facts = [], []
+    if measured and ratings:
+        contents.append(
+            f"{count(measured['responses'])} rated responses to {count(measured['prompts'])} "
+            "prompts"
+        )
+        facts.append(("ratings", measured["source"]))
+        facts.append(("attributes", ", ".join(ratings.attributes)))
+        blocks += rating_blocks(measured, ratings)
+    if preferred and pairs:
+        contents.append(f"{count(preferred['pairs'])} preference pairs")
+        facts.append(("preferences", preferred["source"]))
+        blocks += preference_blocks(preferred, pairs)
+    if agreement:
+        blocks += agreement_blocks(agreement)
+    facts += [("split", data["split"]), ("tokenizer", data["tokenizer"] or "none")]
+    title = f"Data: {name}"
+    return Document(title, f"{' and '.join(contents)}.", tuple(facts), tuple(blocks))
+
+
+def _headline(
+    measured: Mapping[str, Any] | None, preferred: Mapping[str, Any] | None
+) -> tuple[tuple[str, str, str], ...]:
+    items = []
+    if measured:
+        items.append(("Responses", count(measured["responses"]), "rated"))
+        items.append(("Prompts", count(measured["prompts"]), _several(measured["turns"])))
+        name, first = next(iter(measured["attributes"].items()))
+        items.append(
+            (
+                f"Mean {name}",
+                decimal(first["mean"], 2),
+                f"standard deviation {decimal(first['sd'], 2)}",
+            )
+        )
+        length = measured["lengths"]["response_characters"]
+        items.append(("Response length", short(round(length["mean"])), "characters, mean"))
+    if preferred:
+        ties = preferred["ties"]
+        items.append(("Pairs", count(preferred["pairs"]), f"{count(ties)} ties"))
+        longer = preferred["longer_chosen"]["all"]
+        shown = f"95 %: {percents(longer)}"
+        items.append(("Longer one chosen", percent(longer["share"]), shown))
+    return tuple(items)
+
+
+def _several(turns: Mapping[str, int]) -> str:
+    whole = sum(turns.values())
+    return f"{percent(1 - turns.get('1', 0) / whole)} of the samples with several turns"

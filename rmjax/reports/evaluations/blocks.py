@@ -1,0 +1,318 @@
+"""One benchmark of an evaluation, as blocks of a document."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from rmjax.evaluation.details import compare
+from rmjax.evaluation.tallies import Judged
+from rmjax.models.rewards.aggregation import Rule
+from rmjax.reports import plots
+from rmjax.reports.document import (
+    Block,
+    Collapsible,
+    Example,
+    Facts,
+    Figure,
+    Heading,
+    Table,
+    Text,
+    Warning,
+)
+from rmjax.reports.evaluations.wording import number, score, score_interval, share, slug
+from rmjax.reports.numbers import count, decimal, interval, percent, short, signed
+from rmjax.reports.plots import Curve
+
+_MANY = 12  # subsets, beyond which distributions are drawn together
+
+
+def figures_of(b: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[Block]:
+    """The tables that belong in every form: gaps, facts, scores."""
+    yield Heading(b["title"])
+    for text in b["warnings"]:
+        yield Warning(text)
+    if b["gaps"]:
+        yield Warning(
+            "not the whole benchmark, and so no overall score to quote: " + "; ".join(b["gaps"])
+        )
+    dropped = ", ".join(f"{n} ({reason})" for reason, n in b["dropped"].items())
+    yield Facts(
+        (
+            ("data", b["source"]),
+            ("items", f"{count(b['items'])} with {count(b['responses'])} responses"),
+            ("value", model["rule"]["name"]),
+            ("scoring", b["scoring"]),
+            ("cut", _cut(b, model)),
+            ("dropped", dropped or "none"),
+        )
+    )
+    if not b["items"]:
+        return
+    yield _subsets(b)
+    if len(b["rules"]) > 1:
+        yield _rules(b)
+
+
+def details_of(b: Mapping[str, Any], judged: Judged, rule: Rule) -> Iterator[Block]:
+    """What a page has beside them: plots, length, calibration, ratings, mistakes."""
+    if not b["items"]:
+        return
+    yield from _figures(b, judged, rule)
+    yield _lengths(b)
+    if b["strengths"]:
+        yield _strengths(b)
+    yield from _curves(b)
+    yield from _attributes(b)
+    if b["mistakes"]:
+        examples = tuple(_example(m, b["gold"]) for m in b["mistakes"])
+        yield Collapsible(f"The {len(examples)} worst mistakes", examples)
+
+
+def _cut(b: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    cut = f"{count(b['cut'])} of {count(b['items'])} items"
+    if "max_length" not in model:
+        return cut
+    return f"{cut}: a response beyond {count(model['max_length'])} tokens"
+
+
+def _subsets(b: Mapping[str, Any]) -> Table:
+    parts = list(dict.fromkeys(p for s in b["sections"] for u in s["subsets"] for p in u["parts"]))
+    rows, strong = [], []
+    for section in b["sections"]:
+        alone = len(section["subsets"]) == 1
+        for subset in section["subsets"]:
+            shown = section["name"] if alone else f"{section['name']} / {subset['name']}"
+            expected = f" of {subset['expected']}" if subset["expected"] else ""
+            rows.append((shown, f"{subset['n']}{expected}", *_row(subset, parts)))
+        if not alone:
+            strong.append(len(rows))
+            rows.append((section["name"], count(section["n"]), *_row(section, parts)))
+    if len(b["sections"]) > 1:
+        strong.append(len(rows))
+        name = "overall" if b["complete"] else "of what is there"
+        rows.append((name, count(b["items"]), *_row(b["overall"], parts)))
+    return Table(
+        ("subset", "items", "score", "95 % interval", *parts),
+        tuple(rows),
+        caption="By section",
+        strong=tuple(strong),
+    )
+
+
+def _row(figure: Mapping[str, Any], parts: Sequence[str]) -> tuple[str, ...]:
+    own = figure.get("parts", {})
+    return (score(figure), score_interval(figure), *(share(own.get(p)) for p in parts))
+
+
+def _rules(b: Mapping[str, Any]) -> Table:
+    sections = [s["name"] for s in b["sections"]] if len(b["sections"]) > 1 else []
+    rows = [
+        (name, score(r), score_interval(r), *(share(r["sections"].get(s)) for s in sections))
+        for name, r in b["rules"].items()
+    ]
+    return Table(
+        ("value", "score", "95 % interval", *sections),
+        tuple(rows),
+        caption="The same scores read in other ways",
+        note="Each attribute alone and every weight vector with a name, from one pass; the first "
+        "is the value in force.",
+        strong=(0,),
+    )
+
+
+def _figures(b: Mapping[str, Any], judged: Judged, rule: Rule) -> Iterator[Block]:
+    values, name = judged.values(rule), slug(b["name"])
+    found = compare(judged, values)
+    bars = [(_named(s, u), u) for s in b["sections"] for u in s["subsets"] if u["score"]]
+    if len(bars) > 1:
+        yield Figure(
+            plots.bars(
+                [label for label, _ in bars],
+                [100 * u["score"] for _, u in bars],
+                "score, %",
+                [100 * u["low"] for _, u in bars],
+                [100 * u["high"] for _, u in bars],
+                chance=50 if judged.data.benchmark.rule != "best_of" else None,
+            ),
+            f"{name}-subsets",
+            "; ".join(f"{label} {score(u)}" for label, u in bars),
+            "Score of each subset, with its interval.",
+        )
+    yield Figure(
+        plots.distributions(_groups(judged, values), "value"),
+        f"{name}-values",
+        f"Distributions of the value of good and other responses of {b['title']}.",
+        "Values of good and of other responses."
+        if not judged.data.gold
+        else f"Values of responses whose {judged.data.gold} is above the mean, and of the others.",
+    )
+    if not len(found.margins):
+        return
+    yield Figure(
+        plots.margin_histogram(found.margins, "margin"),
+        f"{name}-margins",
+        f"{percent(float((found.margins > 0).mean()))} of the margins are positive.",
+        "Margins: the value of the better response less that of the worse.",
+    )
+    yield Figure(
+        plots.reliability(special.expit(np.abs(found.margins)), found.credits),
+        f"{name}-calibration",
+        f"Calibration error {number(b['calibration']['error'])}.",
+        "Whether sigmoid(margin) is the probability of being right; expected calibration error "
+        f"{number(b['calibration']['error'])}, fitted temperature "
+        f"{number(b['calibration']['temperature'])}.",
+    )
+    yield Figure(
+        plots.accuracy_by_length(found.longer, found.credits, "length difference, characters"),
+        f"{name}-length",
+        f"Length-balanced accuracy {share(b['length']['balanced'])}.",
+        "Accuracy by how much longer the better response is than the worse.",
+    )
+
+
+def _groups(judged: Judged, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Values of good and other responses, by subset where there are not too many."""
+    golds = [np.asarray(item.gold) for item in judged.items]
+    middle = np.nanmean(np.concatenate(golds)) if judged.data.gold else 0.5
+    names = sorted({item.subset for item in judged.items})
+    apart = 1 < len(names) <= _MANY
+    found: dict[str, list[np.ndarray]] = {}
+    for item, value, gold in zip(judged.items, values, golds):
+        where = f"{item.subset}, " if apart else ""
+        found.setdefault(f"{where}good", []).append(value[gold > middle])
+        found.setdefault(f"{where}other", []).append(value[gold <= middle])
+    return {name: np.concatenate(found[name]) for name in sorted(found)}
+
+
+def _named(section: Mapping[str, Any], subset: Mapping[str, Any]) -> str:
+    return section["name"] if len(section["subsets"]) == 1 else subset["name"]
+
+
+def _lengths(b: Mapping[str, Any]) -> Table:
+    length = b["length"]
+    rows = [
+        (name, count(part["pairs"]), share(part["accuracy"]))
+        for name, part in length["parts"].items()
+    ]
+    return Table(
+        ("", "comparisons", "accuracy"),
+        (*rows, ("length-balanced", count(b["comparisons"]), share(length["balanced"]))),
+        caption="Length",
+        note="Comparisons of a better with a worse response to one prompt; equal values count one "
+        "half. Correlation of value and characters, each less its mean over the prompt: "
+        f"{number(length['correlation'])}.",
+        strong=(len(rows),),
+    )
+
+
+def _strengths(b: Mapping[str, Any]) -> Table:
+    rows = [
+        (strength, count(part["pairs"]), share(part["accuracy"]))
+        for strength, part in b["strengths"].items()
+    ]
+    return Table(("strength of the preference", "pairs", "accuracy"), tuple(rows))
+
+
+def _curves(b: Mapping[str, Any]) -> Iterator[Block]:
+    curves = b["best_of_n"]
+    if not curves:
+        return
+    rows = []
+    for name, curve in curves.items():
+        first, last = curve[0], curve[-1]
+        rows.append(
+            (
+                name,
+                count(last["prompts"]),
+                decimal(first["chosen"]),
+                f"{decimal(last['chosen'])} ({interval(last['low'], last['high'])})",
+                decimal(last["best"]),
+            )
+        )
+    n = max(len(curve) for curve in curves.values())
+    yield Table(
+        ("judged by", "prompts", "of 1 (random)", f"best of {n} by value (95 %)", f"best of {n}"),
+        tuple(rows),
+        caption="Best of n",
+        note="Mean over prompts of what the response with the highest value is worth, exact over "
+        "all choices of n responses; and of the best one there is.",
+    )
+    name, curve = next(iter(curves.items()))
+    x = [point["n"] for point in curve]
+    lines = [
+        Curve(
+            "highest value",
+            x,
+            [p["chosen"] for p in curve],
+            [p["low"] for p in curve],
+            [p["high"] for p in curve],
+        ),
+        Curve("best possible", x, [p["best"] for p in curve], dashed=True),
+    ]
+    yield Figure(
+        plots.best_of_n(lines, name),
+        f"{slug(b['name'])}-best-of-n",
+        f"From {decimal(curve[0]['chosen'])} for one to {decimal(curve[-1]['chosen'])}.",
+        f"What the response with the highest value of n is worth: {name}.",
+    )
+
+
+def _attributes(b: Mapping[str, Any]) -> Iterator[Block]:
+    found = b["attributes"]
+    names = found["names"]
+    if len(names) > 1:
+        matrix = np.asarray(found["correlations"], float)
+        yield Figure(
+            plots.correlation_matrix(names, matrix),
+            f"{slug(b['name'])}-attributes",
+            "Correlations of the attributes with each other.",
+            "Correlations of the attributes with each other, over all responses.",
+        )
+    if "ratings" in found:
+        rated = found["ratings"]
+        yield Table(
+            ("rating", *names),
+            tuple(
+                (name, *(number(value) for value in column))
+                for name, column in zip(rated["names"], zip(*rated["correlations"]))
+            ),
+            caption="Correlation of attributes with people's ratings",
+        )
+    if "agreement" in found:
+        rows = [
+            (
+                name,
+                count(row["count"]),
+                *(number(row[k]) for k in ("mse", "mse_constant", "pearson", "spearman")),
+                share(row["pair_accuracy"]),
+            )
+            for name, row in found["agreement"].items()
+        ]
+        yield Table(
+            ("attribute", "ratings", "MSE", "of their mean", "Pearson", "Spearman", "pairs"),
+            tuple(rows),
+            caption="Attributes against the ratings of the same name",
+            note="MSE of their mean: of always answering the mean of these very ratings.",
+        )
+
+
+def _example(mistake: Mapping[str, Any], gold: str | None) -> Example:
+    said = "\n\n".join(f"{m['role']}: {m['content']}" for m in mistake["prompt"])
+
+    def numbers(side: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+        rated = ((gold, short(side["gold"])),) if gold else ()
+        return (("value", decimal(side["value"])), *rated)
+
+    better, worse = mistake["better"], mistake["worse"]
+    where = f"{mistake['subset']} " if mistake["subset"] else ""
+    return Example(
+        f"{where}{mistake['id']}",
+        (
+            Text("prompt", said, "prompt"),
+            Text("better", better["text"], "chosen", numbers(better)),
+            Text("worse", worse["text"], "rejected", numbers(worse)),
+        ),
+        (("margin", signed(mistake["margin"])),),
+    )

@@ -1,0 +1,280 @@
+"""What the report of a run shows below its first numbers."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from rmjax.reports import plots
+from rmjax.reports.document import (
+    Block,
+    Facts,
+    Figure,
+    Heading,
+    Paragraph,
+    Table,
+)
+from rmjax.reports.numbers import DASH, count, decimal, interval, percent, short
+from rmjax.reports.plots import Curve
+from rmjax.reports.runs.files import Evaluation, RunFiles
+
+_STRENGTH = "accuracy_at_strength_"
+
+
+# ---- held-out data ------------------------------------------------------------------------------
+
+
+def result_blocks(best: Evaluation) -> list[Block]:
+    """Tables of the best evaluation."""
+    blocks: list[Block] = [Heading("Held-out data")]
+    if best.attributes:
+        names = ("count", "mse", "mse_constant", "pearson", "spearman", "pair_accuracy", "pairs")
+        whole = ("count", "pairs")
+        rows = tuple(
+            (
+                name,
+                *(
+                    _whole(row.get(field)) if field in whole else decimal(row.get(field, math.nan))
+                    for field in names
+                ),
+            )
+            for name, row in best.attributes.items()
+        )
+        blocks.append(
+            Table(
+                (
+                    "attribute",
+                    "ratings",
+                    "MSE",
+                    "MSE of the mean",
+                    "Pearson",
+                    "Spearman",
+                    "pair accuracy",
+                    "pairs",
+                ),
+                rows,
+                caption=f"Ratings at step {best.step}, the best validation loss",
+                note="MSE of the mean: always answering the mean rating of the training data. "
+                "Pairs: responses to one prompt with different ratings; chance is 0.5.",
+            )
+        )
+    if best.pairs:
+        blocks.append(_pairs(best))
+    return blocks
+
+
+def _pairs(best: Evaluation) -> Table:
+    def get(field: str) -> float:
+        return best.pairs.get(field, math.nan)
+
+    rows = [
+        ("pairs", _whole(get("pairs"))),
+        ("accuracy", decimal(get("accuracy"))),
+        ("95 % interval of the accuracy", interval(get("low"), get("high"))),
+    ]
+    rows += [
+        (f"accuracy at strength {field.removeprefix(_STRENGTH)}", decimal(value))
+        for field, value in best.pairs.items()
+        if field.startswith(_STRENGTH)
+    ]
+    rows += [
+        ("mean margin", decimal(get("mean_margin"))),
+        ("calibration error", decimal(get("calibration_error"))),
+        ("temperature", decimal(get("temperature"))),
+        ("correlation of reward and length", decimal(get("length_correlation"))),
+    ]
+    return Table(
+        ("preference pairs", "value"),
+        tuple(rows),
+        caption=f"Preference pairs at step {best.step}, the best validation loss",
+        note="Equal rewards count one half. The interval is Wilson's.",
+    )
+
+
+def _whole(value: float | None) -> str:
+    return count(int(value)) if value is not None and math.isfinite(value) else DASH
+
+
+def evaluation_blocks(run: RunFiles) -> list[Block]:
+    """Figures over evaluations, if there are at least two."""
+    if len(run.evaluations) < 2:
+        return []
+    figures = []
+    names = list(run.evaluations[-1].attributes)
+    for measure, label, caption in (
+        ("pearson", "Pearson", "Correlation of scores and ratings on held-out data."),
+        ("pair_accuracy", "pair accuracy", "Share of two responses to a prompt ordered as rated."),
+    ):
+        found = [Curve(name, *_over(run, name, measure)) for name in names]
+        if any(np.isfinite(curve.y).any() for curve in found):
+            figures.append(_curves(measure.replace("_", "-"), found, label, caption))
+    for i, name in enumerate(names):
+        model = Curve("model", *_over(run, name, "mse"))
+        constant = Curve("constant mean", *_over(run, name, "mse_constant"), dashed=True)
+        caption = f"{name}: error on held-out ratings, and that of always answering the mean."
+        figures.append(_curves(f"mse-{i}", [model, constant], "mean squared error", caption))
+    figures += _pair_curves(run)
+    return [Heading("Over the run"), *figures]
+
+
+def _pair_curves(run: RunFiles) -> list[Figure]:
+    found = [e for e in run.evaluations if e.pairs]
+    if len(found) < 2:
+        return []
+    steps = [e.step for e in found]
+
+    def line(label: str, field: str, **bounds: Any) -> Curve:
+        return Curve(label, steps, [e.pairs.get(field, math.nan) for e in found], **bounds)
+
+    accuracy = line(
+        "accuracy",
+        "accuracy",
+        low=[e.pairs.get("low", math.nan) for e in found],
+        high=[e.pairs.get("high", math.nan) for e in found],
+    )
+    chance = Curve("chance", [steps[0], steps[-1]], [0.5, 0.5], dashed=True)
+    figures = [
+        _curves(
+            "pairs-accuracy",
+            [accuracy, chance],
+            "accuracy",
+            "Share of held-out pairs whose chosen response has the higher reward, with its 95 % "
+            "interval.",
+        )
+    ]
+    strengths = [f for f in found[-1].pairs if f.startswith(_STRENGTH)]
+    if len(strengths) > 1:
+        by_strength = [line(f"strength {f.removeprefix(_STRENGTH)}", f) for f in strengths]
+        caption = "The same by the strength of the preference."
+        figures.append(_curves("pairs-strength", by_strength, "accuracy", caption))
+    errors = [line("", "calibration_error")]
+    caption = "Expected calibration error of sigmoid(margin)."
+    figures.append(_curves("pairs-calibration", errors, "calibration error", caption))
+    length = [line("", "length_correlation")]
+    caption = "Pearson correlation of reward and tokens, over all responses."
+    figures.append(_curves("pairs-length", length, "correlation with length", caption))
+    return figures
+
+
+def _over(run: RunFiles, name: str, field: str) -> tuple[list[int], list[float]]:
+    found = [(e.step, e.attributes.get(name, {}).get(field, math.nan)) for e in run.evaluations]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def _curves(
+    name: str, found: Sequence[Curve], ylabel: str, caption: str, logarithmic: bool = False
+) -> Figure:
+    drawing = plots.curves(found, "step", ylabel, logarithmic=logarithmic)
+    return Figure(drawing, name, f"{caption} {_ends(found)}".strip(), caption)
+
+
+def _ends(found: Sequence[Curve]) -> str:
+    """First and last values in words, for who cannot see the figure."""
+    parts = []
+    for curve in found:
+        values = [value for value in np.asarray(curve.y, float) if math.isfinite(value)]
+        if values and not curve.dashed:
+            parts.append(f"{curve.label or 'From'} {short(values[0], 3)} to {short(values[-1], 3)}")
+    return "; ".join(parts) + "." if parts else ""
+
+
+# ---- training -----------------------------------------------------------------------------------
+
+
+def training_blocks(run: RunFiles) -> list[Block]:
+    """Figures over the steps."""
+    steps, numbers = run.steps, run.numbers
+    loss = [Curve("training", steps, numbers["loss"], rough=True)]
+    if run.evaluations:
+        evaluated = [e.step for e in run.evaluations]
+        loss.append(Curve("validation", evaluated, [e.loss for e in run.evaluations]))
+    drawn = np.concatenate([np.asarray(curve.y, float) for curve in loss])
+    drawn = drawn[np.isfinite(drawn)]
+    wide = len(drawn) > 0 and 0 < 30 * drawn.min() < drawn.max()
+    figures = [
+        _curves("loss", loss, "loss", "The objective, a step at a time.", logarithmic=bool(wide)),
+        _curves(
+            "gradient",
+            [Curve("", steps, numbers["grad_norm"], rough=True)],
+            "gradient norm",
+            "Norm of the gradient before clipping.",
+            logarithmic=True,
+        ),
+        _curves(
+            "learning-rate",
+            [Curve("", steps, numbers["learning_rate"], rough=False)],
+            "learning rate",
+            "Learning rate.",
+        ),
+        _curves(
+            "speed",
+            [Curve("", steps, numbers["tokens_per_second"], rough=True)],
+            "tokens/s",
+            f"Real tokens a second, padding not counted. Median {decimal(median_speed(run), 0)}; "
+            f"padding {percent(_mean(numbers['padding']))} of the places.",
+        ),
+    ]
+    return [Heading("Training"), *figures]
+
+
+# ---- data and configuration ---------------------------------------------------------------------
+
+
+def data_blocks(data: Mapping[str, Any]) -> list[Block]:
+    """What became of the samples, and how they were rated."""
+    if not data:
+        return []
+    parts = list(data)
+    reasons = list(dict.fromkeys(reason for part in parts for reason in data[part]["samples"]))
+    rows = [
+        (reason, *(_whole(data[part]["samples"].get(reason)) for part in parts))
+        for reason in reasons
+    ]
+    rows += [
+        ("tokens a sample, mean", *(decimal(data[p]["tokens"]["mean"], 1) for p in parts)),
+        ("tokens a sample, most", *(count(data[p]["tokens"]["max"]) for p in parts)),
+        ("tokens", *(count(data[p]["tokens"]["total"]) for p in parts)),
+    ]
+    blocks: list[Block] = [
+        Heading("Data"),
+        Facts(tuple((part, str(data[part]["source"])) for part in parts)),
+        Table(("", *parts), tuple(rows), caption="Samples by what became of them"),
+    ]
+    labels = [
+        (name, part, count(row["count"]), decimal(row["mean"]), decimal(row["sd"]))
+        for part in parts
+        for name, row in data[part].get("labels", {}).items()
+    ]
+    if labels:
+        columns = ("attribute", "split", "ratings", "mean", "standard deviation")
+        blocks.append(Table(columns, tuple(labels), caption="Ratings", align="llrrr"))
+    else:
+        blocks.append(Paragraph("The data are preference pairs; there are no ratings."))
+    return blocks
+
+
+def config_facts(config: Mapping[str, Any]) -> Facts:
+    """Every field of the config."""
+
+    def shown(value: Any) -> str:
+        if isinstance(value, list):
+            return ", ".join(map(str, value)) or DASH
+        return str(value) if value != "" else DASH
+
+    return Facts(tuple((re.sub(r"^config\.", "", name), shown(v)) for name, v in config.items()))
+
+
+def median_speed(run: RunFiles) -> float:
+    """Real tokens a second, without the first step."""
+    rates = run.numbers["tokens_per_second"]
+    rates = rates[np.isfinite(rates)]
+    rates = rates[1:] if len(rates) > 1 else rates  # the first step waits for the compiler
+    return float(np.median(rates)) if len(rates) else math.nan
+
+
+def _mean(values: Float[np.ndarray, "N"]) -> float:
+    present = values[np.isfinite(values)]
+    return float(present.mean()) if len(present) else math.nan

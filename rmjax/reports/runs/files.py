@@ -1,0 +1,188 @@
+"""What a training run left in its directory, read without the run: going on, killed or finished."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from rmjax.checkpoints.hf_weights import read_json
+from rmjax.checkpoints.manager import DIRECTORY
+from rmjax.errors import UserError
+from rmjax.training.logger import METRICS_FILE
+from rmjax.training.workdir import LOCK, RECORD
+
+_FORMAT = "rmjax-run"
+_LOCKS = Path("/proc/locks")
+STEP_FIELDS = ("loss", "grad_norm", "learning_rate", "tokens", "tokens_per_second", "padding")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Held-out data after a step; NaN where something was not defined.
+
+    Attributes:
+      step: after which.
+      loss: the objective's value.
+      seconds: how long it took.
+      attributes: the fields of `metrics.AttributeMetrics`, of each rated attribute.
+      pairs: those of `metrics.PairMetrics` that are numbers, and `accuracy_at_strength_...`;
+        empty without pairs.
+    """
+
+    step: int
+    loss: float
+    seconds: float
+    attributes: Mapping[str, Mapping[str, float]]
+    pairs: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """A run's records.
+
+    Attributes:
+      directory: the run.
+      going_on: whether a process works on it now; None where that cannot be known.
+      config: each field's path and value.
+      versions: packages.
+      devices: in words.
+      data: `data.json`; empty if the run did not come that far.
+      steps: the number of each reported step.
+      numbers: `STEP_FIELDS`, a number for each of `steps`; NaN where it was not defined.
+      evaluations: in order.
+      checkpoints: the steps that are kept.
+      unread: lines of the metrics that are no JSON, such as the last one of a killed run.
+    """
+
+    directory: Path
+    going_on: bool | None
+    config: Mapping[str, Any]
+    versions: Mapping[str, str]
+    devices: str
+    data: Mapping[str, Any]
+    steps: Sequence[int]
+    numbers: Mapping[str, Float[np.ndarray, "S"]]
+    evaluations: Sequence[Evaluation]
+    checkpoints: Sequence[int]
+    unread: int
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The evaluation with the lowest validation loss."""
+        found = [e for e in self.evaluations if math.isfinite(e.loss)]
+        return min(found, key=lambda e: e.loss, default=None)
+
+    @property
+    def planned(self) -> int:
+        """How many steps the config asks for; of epochs, about so many; 0 if unknown."""
+        config = self.config
+        if config.get("steps"):
+            return int(config["steps"])
+        # Counts of what was kept may be of pairs; a batch's size is of responses, as tokens are.
+        tokens = self.data.get("train", {}).get("tokens", {})
+        responses = round(tokens["total"] / tokens["mean"]) if tokens.get("mean") else 0
+        return math.ceil(config.get("epochs", 0) * responses / max(1, config.get("batch_size", 1)))
+
+
+def read_run(directory: Path) -> RunFiles:
+    """Reads a run's records; nothing is written, and a run that goes on is not disturbed.
+
+    Raises:
+      UserError: it is not a run's directory, or a record is broken.
+    """
+    if not (directory / RECORD).is_file():
+        what = "has no config.json" if directory.is_dir() else "is not a directory"
+        raise UserError(
+            f"{directory}: not a training run ({what}); name what --config.workdir named"
+        )
+    record = read_json(directory / RECORD)
+    if record.get("format") != _FORMAT or not isinstance(record.get("config"), dict):
+        raise UserError(
+            f"{directory / RECORD}: field 'format' is {record.get('format')!r}, expected "
+            f"{_FORMAT!r}: this is not a training run; name what --config.workdir named"
+        )
+    data = directory / "data.json"
+    lines, unread = _read_lines(directory / METRICS_FILE)
+    trained = [line for line in lines if "loss" in line]
+    kept = directory / DIRECTORY
+    names = [path.name for path in kept.iterdir()] if kept.is_dir() else []
+    return RunFiles(
+        directory=directory,
+        going_on=_is_locked(directory / LOCK),
+        config=record["config"],
+        versions=record.get("versions", {}),
+        devices=str(record.get("devices", "")),
+        data=read_json(data) if data.exists() else {},
+        steps=[line["step"] for line in trained],
+        numbers={
+            field: np.array([_float(line.get(field)) for line in trained], float)
+            for field in STEP_FIELDS
+        },
+        evaluations=[_evaluation(line) for line in lines if "validation_loss" in line],
+        checkpoints=sorted(int(name) for name in names if name.isdecimal()),
+        unread=unread,
+    )
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of the metrics that can be read, and how many cannot."""
+    if not path.exists():
+        return [], 0
+    lines, unread = [], 0
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+        else:
+            unread += 1
+    return lines, unread
+
+
+def _evaluation(line: Mapping[str, Any]) -> Evaluation:
+    attributes: dict[str, dict[str, float]] = {}
+    pairs = {}
+    for key, value in line.items():
+        name, slash, field = key.rpartition("/")
+        if slash and name == "pairs":
+            pairs[field] = _float(value)
+        elif slash:
+            attributes.setdefault(name, {})[field] = _float(value)
+    return Evaluation(
+        step=line["step"],
+        loss=_float(line["validation_loss"]),
+        seconds=_float(line.get("evaluation_seconds")),
+        attributes=attributes,
+        pairs=pairs,
+    )
+
+
+def _float(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _is_locked(lock: Path) -> bool | None:
+    """Whether a process of this machine holds the run, without touching the lock itself."""
+    if not lock.exists():
+        return False
+    try:
+        found = os.stat(lock)
+        lines = _LOCKS.read_text().splitlines()
+    except OSError:
+        return None
+    held = [line.split() for line in lines]
+    # "1: FLOCK ADVISORY WRITE 710 fd:01:533 0 EOF": device in hexadecimal and inode
+    name = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    if any(name in fields for fields in held):
+        return True
+    # On some file systems the device differs from what stat says, so that nothing is known.
+    inodes = {field.rsplit(":", 1)[-1] for fields in held for field in fields if ":" in field}
+    return None if str(found.st_ino) in inodes else False

@@ -1,0 +1,1 @@
+"""From data and weights to a trained reward model."""

@@ -1,0 +1,89 @@
+"""`--config=FILE.py[:arg] --config.field=value`, with errors a user can read."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from rmjax.errors import UserError, exit_with_message
+from rmjax.runtime.cluster import initialize
+from rmjax.runtime.processes import run_together
+from rmjax.training.config import Config
+
+# Not needed on a TPU pod, nor below srun or mpirun.
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run has.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+
+
+def run_with_config(
+    run: Callable[..., None], *, together: bool = True, arguments: Sequence[str] = ()
+) -> None:
+    """Parses the command line and calls `run` with the config and the arguments that it has.
+
+    Args:
+      run: the command.
+      together: whether many processes run it as one, if there are many.
+      arguments: names of what stands on the command line without a flag; all must be there.
+    """
+    flag = config_flags.DEFINE_config_file("config", None, "The experiment: configs/NAME.py[:arg].")
+
+    def parse(argv: list[str]) -> list[str]:
+        named = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+        if not named:
+            raise UserError("which experiment? --config=configs/NAME.py")
+        if not Path(named[0].split(":")[0]).is_file():
+            raise UserError(f"--config={named[0]}: there is no such file")
+        try:
+            return flags.FLAGS(argv)
+        except (KeyError, ValueError, TypeError, AttributeError, flags.Error) as error:
+            message = error.args[0] if error.args else error
+            raise UserError(f"the command line does not fit the config: {message}") from error
+
+    def main(argv: list[str]) -> None:
+        given = argv[1:]
+        if len(given) > len(arguments):
+            raise UserError(
+                f"unexpected argument {given[len(arguments)]!r}; fields are --config.field=value"
+            )
+        if len(given) < len(arguments):
+            raise UserError(f"{arguments[len(given)]} is missing from the command line")
+        _hush()
+        config = flag.value
+        if not isinstance(config, Config):
+            raise UserError(
+                "get_config() of the config file must return an rmjax.training.config.Config"
+            )
+        if together:
+            initialize(
+                coordinator=_COORDINATOR.value, processes=_PROCESSES.value, process=_PROCESS.value
+            )
+            run_together(lambda: run(config, *given))
+        else:
+            exit_with_message(lambda: run(config, *given))
+
+    exit_with_message(lambda: app.run(main, argv=sys.argv, flags_parser=parse))
+
+
+def _hush() -> None:
+    """Leaves of a failed read or write what is raised.
+
+    Orbax reports the same error for each of its tasks as well, with tracebacks: in the log, as
+    warnings about coroutines, and from callbacks that find their event loop closed.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # absl turns on jax's remarks about backends that are not there.
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited")
+
+    def report(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = report

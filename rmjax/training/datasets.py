@@ -1,0 +1,161 @@
+"""The data sets of a run."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from rmjax.data.batches import Batches
+from rmjax.data.planning import unit_places
+from rmjax.data.tokenize import load_tokenized
+from rmjax.data.tokenized import TokenizedData, hold_out, join, subset
+from rmjax.data.tokenizer import Tokenizer
+from rmjax.errors import UserError
+from rmjax.models.config import LlamaConfig
+from rmjax.training.config import Config
+from rmjax.training.experiment import config_objective
+
+
+def load_data(
+    config: Config, tokenizer: Tokenizer, share: bool, align: int = 1
+) -> tuple[TokenizedData, TokenizedData | None]:
+    """Training and validation samples, tokenised; None where the config names no validation.
+
+    Where the objective learns from ratings and pairs, the ratings come first in both.
+
+    Args:
+      config: of the run.
+      tokenizer: of the model.
+      share: whether a row holds what the samples of a prompt begin with once.
+      align: see `RowShape`.
+
+    Raises:
+      UserError: bad data, naming file, row and field.
+    """
+    data, objective = config.data, config_objective(config)
+    trained, held = [], []
+    if objective.ratings:
+        trained.append(_load(config, tokenizer, data.train, "train", pairs=False))
+        if data.validation:
+            held.append(_load(config, tokenizer, data.validation, "validation", pairs=False))
+    if objective.pairs:
+        train = data.pairs or data.train
+        validation = data.validation_pairs or data.validation
+        for source, split, parts in (train, "train", trained), (validation, "validation", held):
+            if source:
+                found = _load(config, tokenizer, source, split, pairs=True)
+                parts.append(fit_pairs(found, config, share, align))
+    if data.hold_out:
+        trained, held = map(list, zip(*(hold_out(part, data.hold_out) for part in trained)))
+    return functools.reduce(join, trained), functools.reduce(join, held) if held else None
+
+
+def _load(
+    config: Config, tokenizer: Tokenizer, source: str, split: str, pairs: bool
+) -> TokenizedData:
+    data = config.data
+    # The reward that pairs train need not be rated as well.
+    unrated = config.preference.attribute if data.pairs else ""
+    found = load_tokenized(
+        source,
+        split,
+        tokenizer,
+        attributes=data.attributes,
+        label_range=data.label_range,
+        max_length=data.max_length,
+        over_long=data.over_long,
+        pairs=pairs,
+        compare=data.compare if pairs else "",
+        ties=config.preference.ties,
+        unrated=unrated,
+    )
+    objective = config_objective(config)
+    if objective.levels and not pairs:
+        _check_levels(found)
+    if pairs and objective.strengths:
+        unknown = np.flatnonzero(np.isnan(found.strengths))
+        if len(unknown):
+            raise UserError(
+                f"{found.where(int(unknown[0]))}: config.objective = {config.objective!r} needs to "
+                "know how much better the chosen response is: a field 'preference_strength', "
+                "'margin' or 'strength'"
+            )
+    for name, labels in zip(data.attributes, found.labels.T):
+        if split == "train" and not pairs and name != unrated and np.isnan(labels).all():
+            raise UserError(f"{found.source}: attribute {name!r} has no label in any sample")
+    return found
+
+
+def _check_levels(data: TokenizedData) -> None:
+    """Raises a `UserError` if a rating is between two levels."""
+    between = np.argwhere(~np.isnan(data.labels) & (data.labels != np.round(data.labels)))
+    if len(between):
+        sample, column = between[0].tolist()
+        raise UserError(
+            f"{data.where(sample)}: {data.attributes[column]!r} is rated "
+            f"{data.labels[sample, column]:g}, and the levels of config.objective 'ordinal' are "
+            "whole numbers; round the ratings, or use 'regression'"
+        )
+
+
+def fit_pairs(data: TokenizedData, config: Config, share: bool, align: int = 1) -> TokenizedData:
+    """Without the pairs that do not fit in a row; `data.over_long` says whether that is an error.
+
+    Raises:
+      UserError: one does not fit, and must not be dropped.
+    """
+    found = np.arange(len(data)).reshape(-1, 2)
+    taken = np.asarray([unit_places(data, pair, align, share) for pair in found])
+    long = np.flatnonzero(taken > config.row_length)
+    if not len(long):
+        return data
+    if config.data.over_long != "drop":
+        raise UserError(
+            f"{data.where(2 * int(long[0]))}: the pair takes {taken[long[0]]} places, a row has "
+            f"{config.row_length}: raise config.data.row_length (twice data.max_length is always "
+            "enough), or let data.over_long be 'drop'"
+        )
+    kept = subset(data, np.delete(found, long, axis=0).ravel())
+    counts = data.counts | {
+        "dropped: too long for a row": len(long),
+        "kept": len(kept) // 2,
+        "prompts": kept.counts["prompts"],
+    }
+    return dataclasses.replace(kept, counts=counts)
+
+
+def shares_prompts(config: Config, llama: LlamaConfig) -> bool:
+    """Whether rows hold what the responses to a prompt begin with once.
+
+    Not with dynamic RoPE, where a sample's own length changes what its first tokens become.
+    """
+    return config.data.share_prompts and llama.rope.type != "dynamic"
+
+
+def data_position(step: int, batches: Batches, validation: TokenizedData | None) -> dict[str, Any]:
+    """Where a run is in its data after a step, and which data these are: part of a checkpoint."""
+    return batches.position(step) | {"validation": validation.key if validation else ""}
+
+
+def check_position(
+    position: dict[str, Any], step: int, batches: Batches, validation: TokenizedData | None
+) -> None:
+    """Raises a `UserError` unless a checkpoint's data position is `step` of these very data."""
+    now = data_position(step, batches, validation)
+    for data, key in ((batches.data, "data"), (validation, "validation")):
+        if position[key] != now[key]:
+            raise UserError(
+                f"{data.source if data else 'validation'}: the data, the tokenizer or their "
+                "settings are not those the run was started with; give those back, or choose "
+                "another --config.workdir"
+            )
+    if position["next_step"] != step:
+        raise UserError(f"checkpoint {step} has its data at step {position['next_step']}")
+    planned = now["samples"]
+    if step <= len(batches) and position["samples"] != planned:
+        raise UserError(
+            f"after step {step} the run had seen {position['samples']} samples, its last step a "
+            f"shorter one; with the new config.steps or config.epochs it would be {planned}. Use "
+            "the old values, or another --config.workdir, so that no sample is left out"
+        )

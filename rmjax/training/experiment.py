@@ -1,0 +1,101 @@
+"""From a config to the parts of a run: model, tokenizer, data, first weights."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from rmjax.checkpoints.loading import load_params
+from rmjax.checkpoints.pretrained import Pretrained
+from rmjax.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
+from rmjax.errors import UserError
+from rmjax.models.attention.dispatch import choose
+from rmjax.models.config import LlamaConfig
+from rmjax.models.init import random_params
+from rmjax.models.parameters import Params
+from rmjax.models.reward_model import ModelOptions, RewardModel, compute_dtype
+from rmjax.runtime.sharding import Sharding
+from rmjax.training.config import Config
+from rmjax.training.objectives.objective import Objective, make_objective
+
+
+def make_model(config: Config, source: Pretrained | None, sharding: Sharding) -> RewardModel:
+    """The model to train: the architecture of `source`, else the one the config states.
+
+    Raises:
+      UserError: both are there and differ.
+    """
+    llama = source.llama if source else config.model
+    assert llama is not None  # validated
+    if source and config.model is not None and config.model != llama:
+        raise UserError(
+            f"config.model is not the architecture of config.init = {config.init!r}: "
+            + _differences(config.model, llama)
+        )
+    if config.data.max_length > llama.max_position_embeddings and llama.rope.type != "dynamic":
+        raise UserError(
+            f"config.data.max_length = {config.data.max_length}: the model was made for up to "
+            f"{llama.max_position_embeddings} tokens (max_position_embeddings)"
+        )
+    dtype = compute_dtype(config.dtype)
+    kernel = choose(config.attention, llama, sharding, dtype, config.row_length)
+    options = ModelOptions(sharding, dtype=dtype, remat=config.remat, attention=kernel)
+    return new_model(config, llama, options)
+
+
+def new_model(config: Config, llama: LlamaConfig, options: ModelOptions) -> RewardModel:
+    """The model that a config trains: its head, its adapters, its objective's thresholds."""
+    count, thresholds = len(config.data.attributes), config_objective(config).thresholds
+    return RewardModel(llama, options, count, config.lora, thresholds=thresholds)
+
+
+def _differences(stated: LlamaConfig, found: LlamaConfig) -> str:
+    return ", ".join(
+        f"{name} is stated as {value!r} but is {getattr(found, name)!r}"
+        for name, value in vars(stated).items()
+        if value != getattr(found, name)
+    )
+
+
+def pick_tokenizer(config: Config, source: Pretrained | None, vocab_size: int) -> Tokenizer:
+    """The tokenizer the config names, else the one of `source`."""
+    if config.tokenizer == "bytes":
+        tokenizer = byte_tokenizer()
+        if len(tokenizer) > vocab_size:
+            raise UserError(
+                f"config.model.vocab_size = {vocab_size}: the tokenizer `bytes` has "
+                f"{len(tokenizer)} tokens"
+            )
+        return tokenizer
+    if config.tokenizer:
+        return load_tokenizer(Path(config.tokenizer), vocab_size)
+    assert source is not None  # validated
+    return source.tokenizer()
+
+
+def config_objective(config: Config) -> Objective:
+    """The objective that a config names."""
+    data = config.data
+    return make_objective(config.objective, data.attributes, config.preference, data.label_range)
+
+
+def first_params(
+    config: Config, source: Pretrained | None, model: RewardModel
+) -> tuple[Params, str]:
+    """The weights before the first step, and what to say about them."""
+    if source is None:
+        return random_params(model, config.seed), f"random weights, seed {config.seed}"
+    source, origin = with_first_head(config, source)
+    dtype = model.options.dtype if model.lora.rank else jnp.float32
+    return load_params(source, model, seed=config.seed, dtype=dtype), origin
+
+
+def with_first_head(config: Config, source: Pretrained) -> tuple[Pretrained, str]:
+    """`source`, without its head if a fresh one is to be made; and what to say about both."""
+    head = f"a fresh head, seed {config.seed}"
+    if source.card and source.card.attributes == config.data.attributes:
+        head = "its head"
+    elif source.card:
+        # A head for other attributes cannot be continued; say so, and start a new one.
+        head += f" (its own is for {', '.join(source.card.attributes)})"
+        source = source.without_head()
+    return source, f"{source.name} with {head}"

@@ -1,0 +1,191 @@
+"""Objectives: what is minimised, as values.
+
+An objective is a weighted sum of terms. Each term is a mean over the batch: its loss is a sum,
+which the step divides by the term's weight in the whole batch, over all micro-batches and devices.
+So the loss and its gradient are the same however the batch is packed, accumulated or sharded.
+
+Formulas and sources are in docs/objectives.md.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float32
+
+from rmjax.data.batch import Targets
+from rmjax.errors import UserError
+from rmjax.models.parameters import Params
+from rmjax.models.rewards.general_preference import NAME as GENERAL
+from rmjax.models.rewards.general_preference import GeneralPreference
+from rmjax.models.rewards.ordinal import levels
+from rmjax.training.objectives.base import Scores, Term
+from rmjax.training.objectives.pairs import (
+    OF_MARGINS,
+    PreferenceConfig,
+    general_term,
+    pair_column,
+    pair_term,
+)
+from rmjax.training.objectives.ratings import ordinal, squared_error, sum_of_ratings
+
+
+class Objective(NamedTuple):
+    """A weighted sum of terms.
+
+    Attributes:
+      terms: each with its coefficient.
+      ratings: whether it needs rated samples.
+      pairs: whether it needs pairs.
+      strengths: whether it needs to know how much better a pair's preferred sample is.
+      column: of the head, that pairs train.
+      levels: lowest and highest of the ratings, where they are ordinal; else None.
+      general: how it compares responses, where that is not by one number each; else None.
+    """
+
+    terms: tuple[tuple[float, Term], ...]
+    ratings: bool
+    pairs: bool
+    strengths: bool
+    column: int
+    levels: tuple[int, int] | None = None
+    general: GeneralPreference | None = None
+
+    @property
+    def thresholds(self) -> int:
+        """How many thresholds of its own it has for an attribute."""
+        return self.levels[1] - self.levels[0] if self.levels else 0
+
+    def weights(self, targets: Targets) -> Float32[Array, "T"]:
+        """What each term's sum over `targets` is divided by, at least 1."""
+        found = [term.weight(targets) for _, term in self.terms]
+        return jnp.maximum(jnp.stack(found), 1.0)
+
+    def loss(
+        self,
+        scores: Scores,
+        targets: Targets,
+        weights: Float32[Array, "T"],
+        params: Params | None = None,
+    ) -> Float32[Array, ""]:
+        """The share of `targets` in the loss of the batch whose `weights` are given.
+
+        `params` are the model's, of which the objective needs its own, if it has any.
+        """
+        terms = [
+            coefficient * term.loss(scores, targets, params or {}) / weight
+            for (coefficient, term), weight in zip(self.terms, weights)
+        ]
+        return jnp.sum(jnp.stack(terms))
+
+
+# ---- ratings ------------------------------------------------------------------------------------
+
+
+# ---- pairs --------------------------------------------------------------------------------------
+
+
+_NEED_STRENGTHS = ("margin_bradley_terry", "scaled_bradley_terry")
+_OF_RATINGS = ("regression", "ordinal")
+OBJECTIVES = (*_OF_RATINGS, *OF_MARGINS, GENERAL)
+
+
+# ---- by name ------------------------------------------------------------------------------------
+
+
+def parse_objective(text: str) -> dict[str, float]:
+    """Coefficients by name: `"regression + 0.5 * bradley_terry"` has 1 and 0.5.
+
+    Raises:
+      UserError: naming what is not understood.
+    """
+    found: dict[str, float] = {}
+    for part in text.split("+"):
+        match = re.fullmatch(r"\s*(?:([0-9.eE-]+)\s*\*\s*)?(\w+)\s*", part)
+        try:
+            coefficient = float(match[1] or 1) if match else math.nan
+        except ValueError:
+            coefficient = math.nan
+        if not match or not 0 < coefficient < math.inf or match[2] in found:
+            raise UserError(
+                f"config.objective = {text!r}: expected names, each once, with positive "
+                "coefficients, such as 'regression + 0.5 * bradley_terry'"
+            )
+        if match[2] not in OBJECTIVES:
+            raise UserError(
+                f"config.objective = {text!r}: there are {', '.join(OBJECTIVES)}, and sums of them"
+            )
+        found[match[2]] = coefficient
+    if all(name in found for name in _OF_RATINGS):
+        raise UserError(
+            f"config.objective = {text!r}: a number of the head is a rating or lies among "
+            "thresholds, not both: choose one of " + ", ".join(_OF_RATINGS)
+        )
+    return found
+
+
+def make_objective(
+    text: str,
+    attributes: tuple[str, ...],
+    config: PreferenceConfig,
+    label_range: tuple[float, float] = (0.0, 4.0),
+) -> Objective:
+    """The objective that a config names.
+
+    Args:
+      text: see `parse_objective`.
+      attributes: of the head's columns.
+      config: of the terms that learn from pairs.
+      label_range: lowest and highest rating.
+
+    Raises:
+      UserError: it does not fit the attributes or the range.
+    """
+    column = pair_column(attributes, config)
+    coefficients = parse_objective(text)
+    general = GeneralPreference() if GENERAL in coefficients else None
+    if general:
+        _check_general(coefficients, attributes, config)
+    found = levels(label_range) if "ordinal" in coefficients else None
+
+    def term(name: str) -> Term:
+        if name == "regression":
+            return Term(squared_error, sum_of_ratings)
+        if found and name == "ordinal":
+            return Term(ordinal(found[0]), sum_of_ratings)
+        if general:
+            return general_term(general, config)
+        return pair_term(name, column, config)
+
+    pairs = [name for name in coefficients if name not in _OF_RATINGS]
+    return Objective(
+        terms=tuple((coefficient, term(name)) for name, coefficient in coefficients.items()),
+        ratings=len(pairs) < len(coefficients),
+        pairs=bool(pairs),
+        strengths=any(name in _NEED_STRENGTHS for name in pairs),
+        column=column,
+        levels=found,
+        general=general,
+    )
+
+
+def _check_general(
+    coefficients: dict[str, float], attributes: tuple[str, ...], config: PreferenceConfig
+) -> None:
+    """Raises a `UserError` unless the whole head can be the vector that is compared."""
+    if len(coefficients) > 1:
+        raise UserError(
+            f"config.objective: {GENERAL!r} takes all numbers of the head as one vector, so it "
+            "cannot be summed with others"
+        )
+    if not attributes or len(attributes) % 2:
+        raise UserError(
+            f"config.data.attributes = {attributes!r}: {GENERAL!r} needs an even number of them, "
+            "such as ('v1', 'v2', 'v3', 'v4'); their names are yours to choose"
+        )
+    if config.attribute or config.centring:
+        raise UserError(
+            f"config.preference.attribute = {config.attribute!r} and centring = {config.centring}: "
+            f"{GENERAL!r} has neither a column of its own nor rewards to centre; leave both out"
+        )

@@ -1,0 +1,113 @@
+"""Terms that learn from pairs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from rmjax.data.batch import Pairs, Targets
+from rmjax.errors import UserError
+from rmjax.models.parameters import Params
+from rmjax.models.rewards.general_preference import GeneralPreference
+from rmjax.training.objectives.base import Rewards, Scores, Term
+
+TIES = ("drop", "half", "zero_weight")
+
+
+@dataclasses.dataclass
+class PreferenceConfig:
+    """How preference pairs are learned from; regression takes no notice of it.
+
+    Attributes:
+      attribute: the column of the head that pairs train; empty for the first. It may be one that
+        nobody rated.
+      label_smoothing: the probability that a pair's label is wrong, less than .5.
+      centring: coefficient of the mean of (reward of chosen + reward of rejected) squared, which
+        keeps rewards near 0; 0 for none.
+      ties: what becomes of pairs without a preference: `drop` leaves them out of the data, `half`
+        takes them as preferred one half each way, `zero_weight` computes them but learns nothing
+        from them.
+    """
+
+    attribute: str = ""
+    label_smoothing: float = 0.0
+    centring: float = 0.0
+    ties: str = "drop"
+
+
+def _rewards(scores: Scores, pairs: Pairs, column: int) -> tuple[Rewards, Rewards]:
+    """Of the chosen and of the rejected; 0 where there is no pair, whose slots hold anything."""
+    reward = scores[..., column]
+    found = [jnp.take_along_axis(reward, s, axis=-1) for s in (pairs.chosen, pairs.rejected)]
+    chosen, rejected = (jnp.where(pairs.weights > 0, r, 0.0) for r in found)
+    return chosen, rejected
+
+
+def _pair_weights(pairs: Pairs, config: PreferenceConfig) -> Rewards:
+    learned = pairs.strengths > 0 if config.ties == "zero_weight" else True
+    return jnp.where(learned, pairs.weights, 0.0)
+
+
+def _cross_entropy(margins: Rewards, pairs: Pairs, config: PreferenceConfig) -> Rewards:
+    """-p log sigmoid(margin) - (1 - p) log sigmoid(-margin), p = 1 - smoothing, 1/2 in a tie."""
+    p = jnp.where(pairs.strengths > 0, 1 - config.label_smoothing, 0.5)
+    return p * jax.nn.softplus(-margins) + (1 - p) * jax.nn.softplus(margins)
+
+
+def _margin_bradley_terry(margins: Rewards, pairs: Pairs, config: PreferenceConfig) -> Rewards:
+    assert margins.shape == pairs.strengths.shape  # a margin for each pair, none for all pairs
+    return _cross_entropy(margins - pairs.strengths, pairs, config)
+
+
+def _scaled_bradley_terry(margins: Rewards, pairs: Pairs, config: PreferenceConfig) -> Rewards:
+    assert margins.shape == pairs.strengths.shape
+    return pairs.strengths * _cross_entropy(margins, pairs, config)
+
+
+OF_MARGINS = {
+    "bradley_terry": _cross_entropy,
+    "margin_bradley_terry": _margin_bradley_terry,
+    "scaled_bradley_terry": _scaled_bradley_terry,
+}
+
+
+def pair_term(name: str, column: int, config: PreferenceConfig) -> Term:
+    """The term `name` of the margins between rewards, which are the head's output `column`."""
+
+    def loss(scores: Scores, targets: Targets, params: Params) -> jax.Array:
+        pairs = targets.pairs
+        chosen, rejected = _rewards(scores, pairs, column)
+        found = OF_MARGINS[name](chosen - rejected, pairs, config)
+        if config.centring:
+            found += config.centring * jnp.square(chosen + rejected)
+        return jnp.sum(_pair_weights(pairs, config) * found)
+
+    return Term(loss, lambda targets: jnp.sum(_pair_weights(targets.pairs, config)))
+
+
+def general_term(general: GeneralPreference, config: PreferenceConfig) -> Term:
+    """The term that compares the head's outputs as vectors."""
+
+    def loss(scores: Scores, targets: Targets, params: Params) -> jax.Array:
+        pairs = targets.pairs
+        there = pairs.weights[..., None] > 0
+        chosen, rejected = (
+            jnp.where(there, jnp.take_along_axis(scores, slots[..., None], axis=-2), 0.0)
+            for slots in (pairs.chosen, pairs.rejected)
+        )
+        found = _cross_entropy(general.margins(chosen, rejected), pairs, config)
+        return jnp.sum(_pair_weights(pairs, config) * found)
+
+    return Term(loss, lambda targets: jnp.sum(_pair_weights(targets.pairs, config)))
+
+
+def pair_column(attributes: tuple[str, ...], config: PreferenceConfig) -> int:
+    """The column of the head that pairs train."""
+    if not config.attribute:
+        return 0
+    if config.attribute not in attributes:
+        raise UserError(
+            f"config.preference.attribute = {config.attribute!r}: config.data.attributes has "
+            + ", ".join(attributes)
+        )
+    return attributes.index(config.attribute)

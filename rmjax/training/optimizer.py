@@ -1,0 +1,194 @@
+"""AdamW, its schedule, what decays and what is trained at all."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, BFloat16, Float32
+
+from rmjax.errors import UserError
+from rmjax.models.parameters import Params, flatten, nest
+
+# Which parameters decay: the first pattern that matches decides, and one must.
+DECAY: tuple[tuple[str, bool], ...] = (
+    (r".*norm", False),
+    (r".*_bias", False),
+    (r"embed", True),
+    (r"layers/(q|k|v|o|gate|up|down)(_lora_[ab])?", True),
+    (r"head", True),
+    (r"thresholds", False),
+)
+
+SCHEDULES = ("constant", "cosine", "linear")
+MOMENTS = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    """AdamW and its learning rate.
+
+    The rate rises linearly over `warmup_steps`, reaching its value at the last of them, then
+    follows the schedule; `cosine` and `linear` end at `final_fraction` of it. `moments` is the
+    dtype in which AdamW's two moments are kept: `float32` or, in half the bytes, `bfloat16`.
+    """
+
+    learning_rate: float
+    schedule: str = "constant"
+    warmup_steps: int = 10
+    final_fraction: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    moments: str = "float32"
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], jax.Array]:
+    """The learning rate of each step, from step 0; the first step already moves the weights."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if config.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    elif config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(1, steps - warmup), config.final_fraction)
+    else:
+        final = peak * config.final_fraction
+        after = optax.linear_schedule(peak, final, max(1, steps - warmup))
+
+    def schedule(step: jax.Array) -> jax.Array:
+        count = jnp.asarray(step, jnp.float32)
+        rising = peak * (count + 1) / max(1, warmup)
+        return jnp.where(count < warmup, rising, after(count - warmup))
+
+    return schedule
+
+
+def decay_mask(params: Params) -> Params:
+    """True where weight decay applies; raises `ValueError` for a parameter no rule covers."""
+
+    def decays(path: str) -> bool:
+        for pattern, value in DECAY:
+            if re.fullmatch(pattern, path):
+                return value
+        raise ValueError(f"no weight-decay rule covers parameter {path!r}: add one to DECAY")
+
+    return nest({path: decays(path) for path in flatten(params)})
+
+
+def make_optimizer(
+    config: OptimizerConfig, schedule: Callable[[jax.Array], jax.Array], width: int = 1
+) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW with decay where the rules say so.
+
+    Args:
+      config: of AdamW.
+      schedule: the learning rate by step.
+      width: how many numbers the head sums over. Thresholds, which scores are held against, move
+        so many times as fast as other parameters: about as fast as a score can.
+    """
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    adamw = optax.chain(
+        adam if config.moments == "float32" else keep_in_bfloat16(adam),
+        optax.add_decayed_weights(config.weight_decay, decay_mask),
+        _thresholds_faster(optax.scale_by_learning_rate(schedule), width),  # pyright: ignore[reportArgumentType]
+    )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def _thresholds_faster(rate: Any, factor: int) -> optax.GradientTransformation:
+    """`rate`, its updates of thresholds times `factor`.
+
+    AdamW moves every number by up to the learning rate. A score is a sum of `width` products and
+    moves by as many times that; thresholds would stay behind it, at the learning rates of large
+    models for ever where they began.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = rate.update(updates, state, params)
+        leaves = flatten(updates)
+        if "thresholds" in leaves:
+            leaves["thresholds"] = factor * leaves["thresholds"]
+        return nest(leaves), state
+
+    return optax.GradientTransformation(rate.init, update)
+
+
+def keep_in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`optax.scale_by_adam`, computed in float32, with its moments kept in bfloat16.
+
+    The first moment is rounded to the nearest. The second changes by less than half of bfloat16's
+    last place a step where b2 is near 1, and would stand still: it is rounded up or down at random,
+    so that it is right on average. The randomness is a function of the step's number.
+    """
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        state: Any = adam.init(params)
+        return _cast(state, jnp.bfloat16)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+        updates, after = adam.update(updates, _cast(state, jnp.float32), params)
+        leaves, tree = jax.tree.flatten(after.nu)  # pyright: ignore[reportAttributeAccessIssue]
+        keys = jax.random.split(jax.random.key(state.count), len(leaves))
+        nu = tree.unflatten(map(round_at_random, leaves, keys))
+        return updates, _cast(after, jnp.bfloat16)._replace(nu=nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _cast(state: Any, dtype: Any) -> Any:
+    mu, nu = jax.tree.map(lambda leaf: leaf.astype(dtype), (state.mu, state.nu))
+    return state._replace(mu=mu, nu=nu)
+
+
+def round_at_random(x: Float32[Array, "..."], key: jax.Array) -> BFloat16[Array, "..."]:
+    """One of the two bfloat16 numbers around each `x`, the nearer the likelier: `x` on average."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    bits += jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    # What is left of it after this is a bfloat16, so that the conversion rounds nothing.
+    kept = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+    return kept.astype(jnp.bfloat16)
+
+
+def partition(params: Params, trainable: tuple[str, ...]) -> tuple[Params, Params]:
+    """Splits parameters into those whose path fully matches one of the patterns, and the rest.
+
+    Raises:
+      UserError: a pattern matches nothing.
+    """
+    leaves = flatten(params)
+    for pattern in trainable:
+        if not any(re.fullmatch(pattern, path) for path in leaves):
+            raise UserError(
+                f"trainable: pattern {pattern!r} matches no parameter; there are "
+                + ", ".join(sorted(leaves))
+            )
+    chosen = {p for p in leaves if any(re.fullmatch(pattern, p) for pattern in trainable)}
+    return (
+        nest({p: leaf for p, leaf in leaves.items() if p in chosen}),
+        nest({p: leaf for p, leaf in leaves.items() if p not in chosen}),
+    )
+
+
+def merge(first: Params, second: Params) -> Params:
+    """The inverse of `partition`."""
+    return nest(flatten(first) | flatten(second))
+
+
+def abstract_opt_state(
+    optimizer: optax.GradientTransformation, trainable: Params, replicated: Any
+) -> Any:
+    """Shapes and shardings of the optimizer's state: moments lie where their parameters do."""
+    state = jax.eval_shape(optimizer.init, trainable)
+    return optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda leaf, param: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding),
+        state,
+        trainable,
+        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=replicated
+        ),
+    )

@@ -1,0 +1,1 @@
+"""The head alone, on features computed once."""

@@ -1,0 +1,175 @@
+"""What the head reads of every sample, computed once and kept on disk.
+
+A cache's entry is a directory of parts, each the features of a few micro-batches and put there
+whole, so an extraction that was killed goes on where it was.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import xxhash
+from jaxtyping import Float32
+from rich.console import Console
+
+from rmjax.checkpoints.pretrained import Pretrained
+from rmjax.data.batches import Batches
+from rmjax.errors import UserError, disk_errors
+from rmjax.models.inputs import Rows
+from rmjax.models.reward_model import RewardModel
+
+Features = Callable[[Rows], jax.Array]
+_VERSION = 1  # of this module's result; part of the cache's key
+_PART = 16  # micro-batches of a part
+_CHUNK_BYTES = 16 << 20  # read at once for a fingerprint
+_THREADS = 4
+
+
+def fingerprint_weights(source: Pretrained) -> str:
+    """Of every byte of a model's weights: a name, a size and a date would not say enough."""
+    if isinstance(source.weights, Path):
+        root = source.weights / "params"
+        files = {str(f.relative_to(root)): f for f in root.rglob("*") if f.is_file()}
+    else:
+        files = {file.name: file for file in source.weights.files()}
+    names = sorted(files)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        digests = pool.map(_fingerprint_file, [files[name] for name in names])
+        return xxhash.xxh3_128_hexdigest(json.dumps(list(zip(names, digests))).encode())
+
+
+def _fingerprint_file(path: Path) -> str:
+    digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(_CHUNK_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def describe_model(model: RewardModel, weights: str, source: Pretrained) -> dict[str, Any]:
+    """What the features of given rows depend on, in JSON's types.
+
+    Args:
+      model: what computes them.
+      weights: their fingerprint.
+      source: of the weights.
+    """
+    options = model.options
+    device = jax.devices()[0]
+    return {
+        "version": _VERSION,
+        "weights": weights,
+        "adapters": repr(source.lora),
+        "architecture": repr(model.config),
+        "dtype": options.dtype.name,
+        # None of these changes more than how numbers are rounded.
+        "attention": options.attention,
+        "mesh": dict(options.sharding.mesh.shape),
+        "device": f"{device.platform} {device.device_kind}",
+        "jax": jax.__version__,
+    }
+
+
+def cached_features(
+    batches: Batches,
+    made_by: dict[str, Any],
+    width: int,
+    load: Callable[[], Features],
+    console: Console,
+) -> Float32[np.ndarray, "N D"]:
+    """The features of every sample of `batches`, in the data's order, from the cache if it can.
+
+    The cache is `features/` in `$RMJAX_CACHE`, else in `~/.cache/rmjax`; its entries can be deleted
+    at any time.
+
+    Args:
+      batches: from `data.batches.evaluation_batches`, which hold each sample once.
+      made_by: what computes them, see `describe_model`; the data and their rows are added to it.
+      width: of the features.
+      load: gives the function that computes them; not called if nothing is missing.
+      console: to say on how far it is.
+
+    Raises:
+      UserError: a feature is not finite, or the cache cannot be written.
+    """
+    data, shape = batches.data, batches.shape
+    made_by = made_by | {"data": data.key, "rows": repr(shape), "share": batches.share}
+    layout = xxhash.xxh3_128()  # which sample is where
+    for step in range(len(batches)):
+        layout.update(f"{step}".encode() + batches.samples(step).astype(np.int64).tobytes())
+    made_by |= {"layout": layout.hexdigest()}
+    key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
+    root = Path(os.environ.get("RMJAX_CACHE", Path.home() / ".cache" / "rmjax")).expanduser()
+    entry = root / "features" / key
+    features = np.empty((len(data), width), np.float32)
+    compute: Features | None = None
+    for number, start in enumerate(range(0, len(batches), _PART)):
+        steps = range(start, min(start + _PART, len(batches)))
+        samples = np.concatenate([batches.samples(step) for step in steps])
+        file = entry / f"{number:05d}.npy"
+        part = _read(file, (len(samples), width))
+        if part is None:
+            compute = compute or load()
+            part = _compute(compute, batches, steps)
+            _check_finite(part, samples, batches)
+            _write(file, part, made_by)
+            console.print(
+                f"features    {data.source}: {steps.stop} of {len(batches)} micro-batches"
+            )
+        features[samples] = part
+    return features
+
+
+def _compute(compute: Features, batches: Batches, steps: range) -> Float32[np.ndarray, "n D"]:
+    parts = []
+    for step in steps:
+        batch = batches[step]
+        rows = jax.tree.map(lambda x: x[0], batch.rows)
+        samples = np.asarray(batch.samples[0])
+        parts.append(np.asarray(compute(rows))[samples >= 0])
+    return np.concatenate(parts)
+
+
+def _check_finite(part: np.ndarray, samples: np.ndarray, batches: Batches) -> None:
+    bad = np.flatnonzero(~np.isfinite(part).all(axis=1))
+    if len(bad):
+        raise UserError(
+            f"the features of {batches.data.where(int(samples[bad[0]]))} are not finite: the "
+            "weights are damaged, or config.dtype is too small for them"
+        )
+
+
+def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A part, or None if it is not there or not whole."""
+    try:
+        part = np.load(file, allow_pickle=False)
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return part if part.shape == shape and part.dtype == np.float32 else None
+
+
+def _write(file: Path, part: np.ndarray, made_by: dict[str, Any]) -> None:
+    """Puts a part in its place at once, and beside the first what it was made by, for readers."""
+    try:
+        with disk_errors(f"the cache in {file.parent}"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            described = file.parent / "made_by.json"
+            if not described.exists():
+                described.write_text(json.dumps(made_by, indent=2) + "\n")
+            # Not named by the process: its number may be the same on another host with this disk.
+            number, partial = tempfile.mkstemp(suffix=".partial", dir=file.parent)
+            with os.fdopen(number, "wb") as opened:
+                np.save(opened, part, allow_pickle=False)
+            os.replace(partial, file)
+    except OSError as error:
+        raise UserError(
+            f"the cache in {file.parent} cannot be written ({error}): set RMJAX_CACHE to a "
+            "directory that can"
+        ) from error

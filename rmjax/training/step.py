@@ -1,0 +1,146 @@
+"""The state of a run and the two compiled functions: one step of training, and scoring."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float32, Int32
+
+from rmjax.data.batch import Batch
+from rmjax.models.init import abstract_model
+from rmjax.models.parameters import Params
+from rmjax.models.reward_model import RewardModel, apply
+from rmjax.runtime.compilation import compiler_options
+from rmjax.training.objectives.objective import Objective
+from rmjax.training.optimizer import abstract_opt_state, merge, partition
+
+
+class TrainState(NamedTuple):
+    """Everything a step changes. Randomness, where needed, is `fold_in(seed, step)`."""
+
+    step: Int32[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+
+    def items(self) -> dict[str, Any]:
+        """What a checkpoint holds, by name."""
+        return {
+            "params": self.params,
+            "optimizer": {"step": self.step, "state": self.opt_state},
+        }
+
+    @classmethod
+    def from_items(cls, items: dict[str, Any]) -> "TrainState":
+        """The inverse of `items`."""
+        optimizer = items["optimizer"]
+        return cls(optimizer["step"], items["params"], optimizer["state"])
+
+
+class Metrics(NamedTuple):
+    """What a step reports; the gradient's norm is taken before clipping."""
+
+    loss: Float32[Array, ""]
+    grad_norm: Float32[Array, ""]
+    learning_rate: Float32[Array, ""]
+
+
+def abstract_state(
+    model: RewardModel, optimizer: optax.GradientTransformation, trainable: tuple[str, ...]
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state without any array; see `abstract_model`."""
+    sharding = model.options.sharding
+    params = abstract_model(model)
+    free, _ = partition(params, trainable)
+    return TrainState._make(
+        [
+            jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated),
+            params,
+            abstract_opt_state(optimizer, free, sharding.replicated),
+        ]
+    )
+
+
+def init_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    trainable: tuple[str, ...],
+    abstract: TrainState,
+) -> TrainState:
+    """The state before the first step, placed as `abstract` says."""
+    init = jax.jit(optimizer.init, out_shardings=_shardings(abstract.opt_state))
+    step = jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding)
+    return TrainState(step, params, init(partition(params, trainable)[0]))
+
+
+def _shardings(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def make_train_step(
+    model: RewardModel,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], jax.Array],
+    trainable: tuple[str, ...],
+    abstract: TrainState,
+    seed: int = 0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """One optimizer step, compiled once: its state is donated, its batch's shape static.
+
+    Gradients are summed over the micro-batches that hold anything; how many that is may differ
+    from step to step without another compilation. LoRA's dropout goes by `seed`, the step and the
+    micro-batch.
+    """
+    dropping = model.lora.rank > 0 and model.lora.dropout > 0
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        free, frozen = partition(state.params, trainable)
+        weights = objective.weights(batch.targets)
+
+        def loss_of(free: Params, index: Any) -> jax.Array:
+            micro = jax.tree.map(lambda x: x[index], batch._replace(microbatches=None))
+            key = jax.random.fold_in(jax.random.key(seed), state.step) if dropping else None
+            key = None if key is None else jax.random.fold_in(key, index)
+            params = merge(free, frozen)
+            scores = apply(model, params, micro.rows, key)
+            return objective.loss(scores, micro.targets, weights, params)
+
+        gradient = jax.value_and_grad(loss_of)
+        if batch.samples.shape[0] == 1:
+            loss, grads = gradient(free, 0)
+        else:
+            loss, grads = _summed(loss_of, free, batch.microbatches)
+        updates, opt_state = optimizer.update(grads, state.opt_state, free)
+        metrics = Metrics(loss, optax.tree.norm(grads), jnp.asarray(schedule(state.step)))
+        moved: Any = optax.apply_updates(free, updates)
+        params = merge(moved, frozen)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    replicated = model.options.sharding.replicated
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        compiler_options=compiler_options(replicated.mesh),
+        out_shardings=(_shardings(abstract), Metrics._make([replicated] * 3)),
+    )
+
+
+def _summed(
+    loss_of: Callable[[Params, Any], jax.Array], free: Params, count: jax.Array
+) -> tuple[jax.Array, Params]:
+    """`loss_of(free, i)` and its gradient, summed over i from 0 to `count`.
+
+    The backward pass adds each layer's gradient to the sum where that lies. Adding whole gradients
+    instead would need a second place for all of them.
+    """
+    sums = jax.tree.map(lambda leaf: jax.new_ref(jnp.zeros_like(leaf)), free)
+
+    def add(index: jax.Array, total: jax.Array) -> jax.Array:
+        loss, backward = jax.vjp(lambda free: loss_of(free, index), free)
+        backward.with_refs(sums)(jnp.ones_like(loss))
+        return total + loss
+
+    loss = jax.lax.fori_loop(0, count, add, jnp.zeros(()))
+    return loss, jax.tree.map(jax.freeze, sums)

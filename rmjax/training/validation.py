@@ -1,0 +1,139 @@
+"""Scores of a whole data set, exact whatever the last batch holds."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Float32
+
+from rmjax.data.batches import Batches, make_targets
+from rmjax.data.tokenized import TokenizedData
+from rmjax.errors import UserError
+from rmjax.evaluation.metrics import AttributeMetrics, PairMetrics, attribute_metrics, pair_metrics
+from rmjax.inference.score_step import Score, score_data
+from rmjax.models.parameters import THRESHOLDS, Params
+from rmjax.models.rewards.aggregation import Rule, scalar_rule
+from rmjax.models.rewards.ordinal import OrdinalScale
+from rmjax.runtime.sharding import Sharding
+from rmjax.training.objectives.objective import Objective
+
+
+class Evaluation(NamedTuple):
+    """What held-out data say of a model.
+
+    Attributes:
+      loss: the objective's value.
+      attributes: each rated attribute's metrics.
+      pairs: those of preference pairs, if there are any.
+    """
+
+    loss: float
+    attributes: dict[str, AttributeMetrics]
+    pairs: PairMetrics | None
+
+    def record(self) -> dict[str, Any]:
+        """In JSON's types, for a checkpoint."""
+        rated = {name: dataclasses.asdict(row) for name, row in self.attributes.items()}
+        pairs = dataclasses.asdict(self.pairs) if self.pairs else None
+        return {"validation_loss": self.loss, "attributes": rated, "pairs": pairs}
+
+
+def evaluate(
+    score: Score,
+    params: Params,
+    batches: Batches,
+    constants: Float[np.ndarray, "A"],
+    objective: Objective,
+    sharding: Sharding,
+) -> Evaluation:
+    """The objective and the metrics of ratings and pairs on held-out data.
+
+    Args:
+      score: from `step.make_score`.
+      params: the model's.
+      batches: from `data.batches.evaluation_batches`.
+      constants: mean rating of each attribute in the training data.
+      objective: whose value is the loss.
+      sharding: the mesh.
+
+    Raises:
+      UserError: a score is not finite; it names the sample.
+    """
+    scores = score_data(score, params, batches, sharding)
+    return judge(scores, batches.data, constants, objective, params)
+
+
+def judge(
+    scores: Float32[np.ndarray, "N A"],
+    data: TokenizedData,
+    constants: Float[np.ndarray, "A"],
+    objective: Objective,
+    params: Params | None = None,
+) -> Evaluation:
+    """As `evaluate`, of scores that are there, in the data's order.
+
+    Of the parameters it needs the thresholds alone, where the objective has any.
+    """
+    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(bad):
+        raise UserError(
+            f"the scores of {len(bad)} held-out samples are not finite, the first of them "
+            f"{data.where(int(bad[0]))}; nothing was saved"
+        )
+    ratings = _as_ratings(objective, scores, params, constants, data.attributes)
+    rated = {
+        name: row
+        for name, row in attribute_metrics(
+            data.attributes, ratings, data.labels, data.groups, constants
+        ).items()
+        if row.count
+    }
+    first = np.flatnonzero(data.chosen)
+    pairs = None
+    if len(first):
+        rule = _pair_rule(objective, data.attributes)
+        values = rule.values(np.stack([ratings[first], ratings[first + 1]], axis=1))
+        pairs = pair_metrics(
+            rule.name,
+            values[:, 0],
+            values[:, 1],
+            data.strengths[first],
+            np.stack([data.lengths[first], data.lengths[first + 1]], axis=1),
+        )
+    return Evaluation(objective_value(objective, scores, data, params), rated, pairs)
+
+
+def _pair_rule(objective: Objective, attributes: tuple[str, ...]) -> Rule:
+    """What pairs are judged by."""
+    return objective.general or scalar_rule(attributes[objective.column], attributes)
+
+
+def _as_ratings(
+    objective: Objective,
+    scores: Float32[np.ndarray, "N A"],
+    params: Params | None,
+    constants: Float[np.ndarray, "A"],
+    attributes: tuple[str, ...],
+) -> Float[np.ndarray, "N A"]:
+    """What a user will see: expected ratings, where an ordinal objective learned from some."""
+    if not objective.levels:
+        return scores
+    assert params is not None
+    rated = tuple(name for name, mean in zip(attributes, constants) if np.isfinite(mean))
+    scale = OrdinalScale(*objective.levels, rated)
+    return scale.with_raw(np.asarray(params[THRESHOLDS.path]), attributes).read(scores, attributes)
+
+
+def objective_value(
+    objective: Objective,
+    scores: Float32[np.ndarray, "N A"],
+    data: TokenizedData,
+    params: Params | None = None,
+) -> float:
+    """The objective over all samples of `data` at once; of `params` it needs thresholds alone."""
+    targets = make_targets(data, np.arange(len(data))[None])
+    # A copy of this process's own, whatever mesh they are on.
+    own = {p: jnp.asarray(np.asarray(x)) for p, x in (params or {}).items() if p == THRESHOLDS.path}
+    weights = objective.weights(targets)
+    return float(objective.loss(jnp.asarray(scores[None]), targets, weights, own))

@@ -1,0 +1,212 @@
+"""The run's directory: whose it is, and what is put on record there."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import numpy as np
+
+from rmjax.checkpoints import manager
+from rmjax.checkpoints.hf_weights import read_json
+from rmjax.checkpoints.model_files import FILE, FORMAT_VERSION, write_model_files
+from rmjax.checkpoints.pretrained import public_name
+from rmjax.data.tokenized import TokenizedData
+from rmjax.data.tokenizer import Tokenizer
+from rmjax.errors import UserError, disk_errors
+from rmjax.evaluation.metrics import mean_ratings
+from rmjax.models.reward_model import RewardModel
+from rmjax.models.rewards.ordinal import OrdinalScale
+from rmjax.models.rewards.spec import ModelCard
+from rmjax.runtime.processes import meet, tell_all
+from rmjax.training.config import Config, as_flat_dict, check_continues
+from rmjax.training.experiment import config_objective
+
+MODEL_DIRECTORY = "model"
+RECORD = "config.json"
+LOCK = ".lock"
+_PARTIAL = ".partial"
+_PACKAGES = ("rmjax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+_SHARED_SECONDS = 60.0  # in which a network file system shows all what one wrote
+
+
+@contextlib.contextmanager
+def open_workdir(config: Config) -> Iterator[Path]:
+    """The run's directory: new, empty, or of a run that this config continues.
+
+    It belongs to this run alone until the context ends. The lock is the kernel's and ends with the
+    process, however that ends. Where a file system cannot lock, or not between machines, as some
+    network file systems, two runs at the same time go unnoticed.
+
+    Raises:
+      UserError: something else is there, a run that this config cannot continue, or one that is
+        going on; or the processes do not share the directory.
+    """
+    workdir = Path(config.workdir).expanduser()
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            _check_workdir(workdir, config)
+            stack.enter_context(_locked(workdir))
+        _check_shared(workdir)
+        yield workdir
+
+
+def _check_workdir(workdir: Path, config: Config) -> None:
+    if (workdir / RECORD).exists():
+        before = read_json(workdir / RECORD)
+        if before.get("format") != "rmjax-run" or not isinstance(before.get("config"), dict):
+            raise UserError(f"{workdir / RECORD}: not of an rmjax run; choose another workdir")
+        check_continues(before["config"], config)
+    elif "[" in str(workdir.absolute()):  # Orbax would fail to save there, without saying so
+        raise UserError(f"{workdir}: Orbax cannot save under a path with '['; choose another")
+    elif workdir.exists() and not _is_free(workdir):
+        raise UserError(
+            f"{workdir}: not empty, and not an rmjax run; choose another --config.workdir"
+        )
+
+
+def _is_free(workdir: Path) -> bool:
+    """Whether nothing is there but what a run leaves that failed before it was recorded."""
+    leavings = (manager.DIRECTORY, LOCK, RECORD + _PARTIAL)
+    return workdir.is_dir() and all(
+        path.name in leavings and not (path.is_dir() and any(path.iterdir()))
+        for path in workdir.iterdir()
+    )
+
+
+def _locked(workdir: Path) -> IO[bytes]:
+    """Makes the directory and locks it, until what is returned is closed."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with disk_errors(f"{workdir / LOCK}"):
+            file = open(workdir / LOCK, "ab")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be written ({error.strerror})") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(
+            f"{workdir}: another run is going on there; wait for it, end it, or choose another "
+            "--config.workdir"
+        ) from error
+    except OSError:  # the file system does not lock
+        pass
+    return file
+
+
+def _check_shared(workdir: Path) -> None:
+    """Checks that every process sees what process 0 writes, by a word in the lock's file."""
+    if jax.process_count() == 1:
+        return
+    word = secrets.token_hex(8)
+    if jax.process_index() == 0:
+        with disk_errors(f"{workdir / LOCK}"):
+            (workdir / LOCK).write_text(word)
+    word = tell_all("workdir", word)
+    until = time.monotonic() + _SHARED_SECONDS
+    while not (workdir / LOCK).is_file() or (workdir / LOCK).read_text() != word:
+        if time.monotonic() > until:
+            raise UserError(
+                f"{workdir}: what process 0 wrote there {_SHARED_SECONDS:g} s ago is not to be "
+                "seen here; --config.workdir must be on a file system that all processes share"
+            )
+        time.sleep(0.1)
+    meet("workdir")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what a run's numbers may depend on."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES} | {
+        "python": platform.python_version()
+    }
+
+
+def record_run(
+    workdir: Path,
+    config: Config,
+    model: RewardModel,
+    tokenizer: Tokenizer,
+    data: TokenizedData,
+    validation: TokenizedData | None,
+) -> None:
+    """Stores the resolved config, what the data came to, and the model's files with the run.
+
+    The config comes first: it is what makes the directory a run, which any later failure leaves
+    one. The model's files never change, so a run that is continued keeps those it has.
+    """
+    if jax.process_index() != 0:
+        return
+    record = {
+        "format": "rmjax-run",
+        "format_version": FORMAT_VERSION,
+        "config": as_flat_dict(config),
+        "versions": package_versions(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+    card = run_card(config, model, data)
+    described = {"train": describe_data(data)}
+    if validation:
+        described["validation"] = describe_data(validation)
+    with disk_errors(f"the run's files in {workdir}"):
+        _write(workdir / RECORD, record)
+        _write(workdir / "data.json", described)
+        if not (workdir / MODEL_DIRECTORY / FILE).exists():  # the last of them to be written
+            write_model_files(workdir / MODEL_DIRECTORY, model.config, tokenizer, card)
+
+
+def run_card(config: Config, model: RewardModel, data: TokenizedData) -> ModelCard:
+    """What there is to know of a run's model before its first step."""
+    attributes, objective = config.data.attributes, config_objective(config)
+    levels = objective.levels
+    rated = [n for n, mean in zip(attributes, mean_ratings(data.labels)) if np.isfinite(mean)]
+    return ModelCard(
+        attributes=attributes,
+        scalar={} if objective.general else {attributes[0]: 1.0},
+        max_length=config.data.max_length,
+        seed=config.seed,
+        source=public_name(config.init) if config.init else "",
+        data=data.key,
+        lora=model.lora,
+        ordinal=OrdinalScale(*levels, tuple(rated)) if levels else None,
+        general_preference=objective.general,
+    )
+
+
+def describe_data(data: TokenizedData) -> dict[str, Any]:
+    """Counts by reason, lengths and label statistics, in JSON's types."""
+    labels = data.labels.astype(np.float64)
+    return {
+        "source": data.source,
+        "fingerprint": data.key,
+        "samples": data.counts,
+        "tokens": {
+            "mean": float(data.lengths.mean()),
+            "max": int(data.lengths.max()),
+            "total": int(data.lengths.sum()),
+        },
+        "labels": {
+            name: {
+                "count": int((~np.isnan(column)).sum()),
+                "mean": float(np.nanmean(column)),
+                "sd": float(np.nanstd(column)),
+            }
+            for name, column in zip(data.attributes, labels.T)  # of pairs there are none
+            if not np.isnan(column).all()
+        },
+    }
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    """Replaces a file whole, so that a full disk or a kill leaves the old one."""
+    partial = path.with_name(path.name + _PARTIAL)
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
