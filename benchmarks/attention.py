@@ -43,7 +43,7 @@ def make_layout(
     rng: np.random.Generator, rows: int, length: int, mean: int, align: int
 ) -> tuple[Layout, float]:
     """Rows of groups of about `mean` places, and the share of causal pairs that are seen."""
-    segments, hidden_from, hidden_to = np.zeros((3, rows, length), np.int32)
+    segment_ids, masked_start, masked_end = np.zeros((3, rows, length), np.int32)
     seen = 0
     for row in range(rows):
         place = 0
@@ -56,19 +56,19 @@ def make_layout(
             place = end
             seen += shared * (shared + 1) // 2
             for size in own:
-                hidden_from[row, place : place + size] = end
-                hidden_to[row, place : place + size] = place
+                masked_start[row, place : place + size] = end
+                masked_end[row, place : place + size] = place
                 place += size
                 seen += size * shared + size * (size + 1) // 2
-            segments[row, start:place] = group
-    layout = Layout(*map(jnp.asarray, (segments, hidden_from, hidden_to)))
+            segment_ids[row, start:place] = group
+    layout = Layout(*map(jnp.asarray, (segment_ids, masked_start, masked_end)))
     return layout, seen / (rows * length * (length + 1) // 2)
 
 
 def dense(q: jax.Array, k: jax.Array, v: jax.Array, layout: Layout) -> jax.Array:
     """The definition."""
     places = jnp.arange(q.shape[1])
-    mask = sees(layout, places, layout.segments, places)[:, None]
+    mask = sees(layout, places, layout.segment_ids, places)[:, None]
     k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
     logits = jnp.einsum("bqnh,bknh->bnqk", q, k, preferred_element_type=jnp.float32)
     logits = jnp.where(mask, logits * q.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
@@ -101,7 +101,7 @@ def measure(shape: Shape, rows: int, length: int, mean: int, repeat: int) -> Non
     q, k, v, by = (
         jnp.asarray(rng.normal(size=(rows, length, n, shape.head_dim)), dtype) for n in sizes
     )
-    by = by * (layout.segments > 0)[:, :, None, None].astype(dtype)
+    by = by * (layout.segment_ids > 0)[:, :, None, None].astype(dtype)
 
     def side(name: str, q: jax.Array, k: jax.Array, v: jax.Array, layout: Layout) -> jax.Array:
         if name == "dense":
@@ -111,7 +111,7 @@ def measure(shape: Shape, rows: int, length: int, mean: int, repeat: int) -> Non
     def gradients(name: str, q: jax.Array, k: jax.Array, v: jax.Array, layout: Layout) -> tuple:
         return jax.vjp(lambda q, k, v: side(name, q, k, v, layout), q, k, v)[1](by)
 
-    names = dict.fromkeys(("dense", "blocks", kernel))
+    names = dict.fromkeys(("dense", "xla", kernel))
     both = {name: jax.jit(functools.partial(gradients, name)) for name in names}
     once = {name: jax.jit(functools.partial(side, name)) for name in names}
     forward = timed(once, (q, k, v, layout), repeat)
@@ -119,7 +119,7 @@ def measure(shape: Shape, rows: int, length: int, mean: int, repeat: int) -> Non
     for name in names:
         print(
             f"| {rows} x {length:,} | {mean} | {seen:.0%} | {name} | {forward[name] * 1e3:.1f} | "
-            f"{total[name] * 1e3:.1f} | {total['blocks'] / total[name]:.2f} |",
+            f"{total[name] * 1e3:.1f} | {total['xla'] / total[name]:.2f} |",
             flush=True,
         )
 

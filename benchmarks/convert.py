@@ -28,8 +28,8 @@ import ml_dtypes
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-
 from rmjax.checkpoints.chunks import cut
+
 from rmjax.checkpoints.hf_mapping import hf_keys, hf_shape
 from rmjax.checkpoints.hf_weights import SafetensorsWeights
 from rmjax.checkpoints.model_files import write_model_files
@@ -43,7 +43,7 @@ from rmjax.checkpoints.safetensors_file import (
 from rmjax.data.tokenizer import byte_tokenizer
 from rmjax.models.config import LlamaConfig
 from rmjax.models.parameters import axis_sizes, model_parameters
-from rmjax.models.rewards.spec import HELPSTEER2, ModelCard
+from rmjax.models.rewards.spec import HELPSTEER2, RewardSpec
 
 _BUFFER = 64 << 20
 _FILE_BYTES = 5_000_000_000
@@ -75,8 +75,8 @@ def llama_config(shape: str, layers: int) -> LlamaConfig:
 
 def make_model(directory: Path, llama: LlamaConfig) -> int:
     """Writes a model of random weights; returns its bytes."""
-    card = ModelCard(HELPSTEER2, {"helpfulness": 1.0})
-    write_model_files(directory, llama, byte_tokenizer(), card, dtype="bfloat16")
+    spec = RewardSpec(HELPSTEER2, {"helpfulness": 1.0})
+    write_model_files(directory, llama, byte_tokenizer(), spec, dtype="bfloat16")
     sizes = axis_sizes(llama, len(HELPSTEER2))
     tensors = [
         (key, hf_shape(row, sizes), _BFLOAT16)

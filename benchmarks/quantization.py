@@ -31,7 +31,7 @@ from rmjax.inference.scorer import Scorer
 from rmjax.models.quantization import QUANTIZE, check_quantize, has_products, quantize_params
 from rmjax.models.reward_model import ModelOptions, RewardModel, compute_dtype
 from rmjax.models.rewards.aggregation import scalar_rule
-from rmjax.models.rewards.spec import ModelCard
+from rmjax.models.rewards.spec import RewardSpec
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 _ATTRIBUTES = ("naturalness", "coherence", "engagingness", "groundedness", "understandability")
@@ -67,9 +67,9 @@ def run_side(source: Pretrained, name: str, talks: list[Any]) -> Side:
     if kind:
         params = quantize_params(params, sharding, kind)
     params["head"] = jax.device_put(jnp.eye(llama.hidden_size), params["head"].sharding)
-    card = ModelCard(tuple(map(str, range(llama.hidden_size))), {"0": 1.0})
-    rule = scalar_rule(card.scalar, card.attributes)
-    scorer = Scorer(model, params, source.tokenizer(), card, rule, "error")
+    spec = RewardSpec(tuple(map(str, range(llama.hidden_size))), {"0": 1.0})
+    rule = scalar_rule(spec.scalar, spec.attributes)
+    scorer = Scorer(model, params, source.tokenizer(), spec, rule, "error")
     scores = scorer.score_many(talks)
     start = time.perf_counter()
     if jax.default_backend() != "cpu":  # on CPUs 8 bits are emulated: no time worth stating

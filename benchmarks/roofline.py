@@ -6,8 +6,8 @@
 The peak is not a data sheet's: it is the best rate of plain matrix products, in the model's dtype,
 measured in the same process. The work is the model's definition (`rmjax/models/flops.py`): real
 tokens only, a shared prompt once, attention as it is masked, nothing that is computed twice. Rows
-are filled with prompts of two responses, of HelpSteer2's mean lengths unless told otherwise; weights
-and tokens are random. The step is the real one: forward, backward and AdamW, over several
+are filled with prompts of two responses, of HelpSteer2's mean lengths unless told otherwise;
+weights and tokens are random. The step is the real one: forward, backward and AdamW, over several
 micro-batches. Medians of several runs; the peak is measured before and after.
 """
 

@@ -6,7 +6,7 @@
 
 The last is for runs with LoRA: their adapters and head alone, where orbax-to-hf merges them.
 
-Both stream: a few pieces of at most 64 MiB are in memory at a time, whatever the model's size. The
+Both stream: a few slices of at most 64 MiB are in memory at a time, whatever the model's size. The
 target appears under its name only when it is complete and has been read back and compared with
 the source. Until then DST.partial stands beside it, and the same command continues it after a kill.
 
@@ -23,7 +23,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rmjax.checkpoints.conversion.engine import convert_pieces
+from rmjax.checkpoints.conversion.engine import convert_slices
 from rmjax.checkpoints.conversion.journal import Share
 from rmjax.checkpoints.conversion.to_huggingface import ToHuggingFace
 from rmjax.checkpoints.conversion.to_orbax import ToOrbax
@@ -35,7 +35,7 @@ from rmjax.models.config import LlamaConfig
 from rmjax.models.init import random_head
 from rmjax.models.lora import NO_LORA
 from rmjax.models.reward_model import ModelOptions, RewardModel
-from rmjax.models.rewards.spec import HELPSTEER2, ModelCard
+from rmjax.models.rewards.spec import HELPSTEER2, RewardSpec
 from rmjax.runtime.memory import keep_freed_memory
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
@@ -74,27 +74,27 @@ def hf_to_orbax(
     if isinstance(source.weights, Path):
         raise UserError(f"{src}: already an Orbax model or a run; the other way is orbax-to-hf")
     tokenizer, notes, head = source.tokenizer(), [], None
-    if source.card:
-        card = dataclasses.replace(source.card, source=public_name(src))
-        notes.append(f"head kept: {', '.join(card.attributes)}")
+    if source.spec:
+        spec = dataclasses.replace(source.spec, source=public_name(src))
+        notes.append(f"head kept: {', '.join(spec.attributes)}")
     else:
-        card = ModelCard(
+        spec = RewardSpec(
             tuple(attributes), {attributes[0]: 1.0}, seed=seed, source=public_name(src)
         )
-        head = _fresh_head(source.llama, len(card.attributes), seed)
-        notes.append(f"fresh head, seed {seed}: {', '.join(card.attributes)}")
+        head = _fresh_head(source.llama, len(spec.attributes), seed)
+        notes.append(f"fresh head, seed {seed}: {', '.join(spec.attributes)}")
     if source.check and source.check.unused:
         shown = ", ".join(source.check.unused[:3])
         notes.append(f"left out, a reward model has no use for them: {shown}")
-    work = ToOrbax(source.weights, source.llama, len(card.attributes), head)
-    plan = {"command": "hf-to-orbax", "model": dataclasses.asdict(card)}
+    work = ToOrbax(source.weights, source.llama, len(spec.attributes), head)
+    plan = {"command": "hf-to-orbax", "model": dataclasses.asdict(spec)}
 
     def prepare(files: Path, model: Path) -> None:
         # First, so that a tokenizer that cannot be exported is known before the weights are copied.
-        write_model_files(files, source.llama, tokenizer, card)
+        write_model_files(files, source.llama, tokenizer, spec)
         work.prepare(model)
 
-    return notes + convert_pieces(work, [source], dst, plan, prepare, Share(process, processes))
+    return notes + convert_slices(work, [source], dst, plan, prepare, Share(process, processes))
 
 
 def orbax_to_hf(
@@ -124,28 +124,28 @@ def orbax_to_hf(
     """
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype = {dtype!r}: there are {', '.join(DTYPES)}")
-    source, params, card = _open_orbax(src)
+    source, params, spec = _open_orbax(src)
     tokenizer, lora = source.tokenizer(), source.lora
-    work = ToHuggingFace(params, source.llama, len(card.attributes), dtype, shard_bytes, lora)
+    work = ToHuggingFace(params, source.llama, len(spec.attributes), dtype, shard_bytes, lora)
     plan = {
         "command": "orbax-to-hf",
-        "model": dataclasses.asdict(card),
+        "model": dataclasses.asdict(spec),
         "dtype": work.dtype.name,
         "shard_bytes": shard_bytes,
     }
 
     def prepare(files: Path, model: Path) -> None:
-        merged = dataclasses.replace(card, lora=NO_LORA)
+        merged = dataclasses.replace(spec, lora=NO_LORA)
         write_model_files(files, source.llama, tokenizer, merged, dtype=work.dtype.name)
         work.prepare(files, model)
 
     notes = [
         f"{work.dtype.name}, {len(work.keys)} tensors in {work.files} file(s); head: "
-        + ", ".join(card.attributes)
+        + ", ".join(spec.attributes)
     ]
     if lora.rank:
         notes.append(f"merged into the weights: adapters for {', '.join(lora.targets)}")
-    return notes + convert_pieces(work, [source], dst, plan, prepare, Share(process, processes))
+    return notes + convert_slices(work, [source], dst, plan, prepare, Share(process, processes))
 
 
 def orbax_to_peft(src: str, dst: str, *, process: int = 0, processes: int = 1) -> list[str]:
@@ -165,33 +165,33 @@ def orbax_to_peft(src: str, dst: str, *, process: int = 0, processes: int = 1) -
     Raises:
       UserError: the run has no adapters, or is incomplete; or the target is not empty.
     """
-    source, params, card = _open_orbax(src)
+    source, params, spec = _open_orbax(src)
     if not source.lora.rank:
         raise UserError(f"{src}: trained without LoRA, so it has no adapters; use orbax-to-hf")
-    if not card.source:
+    if not spec.source:
         raise UserError(
             f"{src}: began from random weights, which nobody else has and adapters are of no use "
             "without; use orbax-to-hf"
         )
-    tokenizer, count = source.tokenizer(), len(card.attributes)
+    tokenizer, count = source.tokenizer(), len(spec.attributes)
     work = ToHuggingFace(params, source.llama, count, None, sys.maxsize, source.lora, adapter=True)
-    plan = {"command": "orbax-to-peft", "model": dataclasses.asdict(card)}
+    plan = {"command": "orbax-to-peft", "model": dataclasses.asdict(spec)}
 
     def prepare(files: Path, model: Path) -> None:
-        write_model_files(files, source.llama, tokenizer, card)
-        write_adapter_config(files, card)
+        write_model_files(files, source.llama, tokenizer, spec)
+        write_adapter_config(files, spec)
         work.prepare(files, model)
 
-    notes = [f"{len(work.keys)} tensors for {card.source}; head: {', '.join(card.attributes)}"]
-    return notes + convert_pieces(work, [source], dst, plan, prepare, Share(process, processes))
+    notes = [f"{len(work.keys)} tensors for {spec.source}; head: {', '.join(spec.attributes)}"]
+    return notes + convert_slices(work, [source], dst, plan, prepare, Share(process, processes))
 
 
-def _open_orbax(src: str) -> tuple[Pretrained, Path, ModelCard]:
-    """An Orbax model or a run, its arrays' directory and its card; or a `UserError`."""
+def _open_orbax(src: str) -> tuple[Pretrained, Path, RewardSpec]:
+    """An Orbax model or a run, its arrays' directory and its spec; or a `UserError`."""
     source = open_pretrained(src)
-    if not isinstance(source.weights, Path) or source.card is None:
+    if not isinstance(source.weights, Path) or source.spec is None:
         raise UserError(f"{src}: not an Orbax model and not a run; the other way is hf-to-orbax")
-    return source, source.weights / "params", source.card
+    return source, source.weights / "params", source.spec
 
 
 def _check_names(attributes: Sequence[str]) -> None:

@@ -45,7 +45,7 @@ from rmjax.inference.scorer import load
 from rmjax.models.rewards.aggregation import PUBLISHED, Rule, ScalarRule, scalar_rule
 from rmjax.reports import terminal
 from rmjax.reports.evaluations.page import document, summary
-from rmjax.runtime.compilation import keep_programs
+from rmjax.runtime.compilation import enable_compilation_cache
 from rmjax.runtime.sharding import MeshConfig
 from rmjax.training.workdir import package_versions
 
@@ -129,7 +129,7 @@ def scored_by(
         "over_long": settings.over_long,
         "dtype": settings.quantize or dtype,
         "devices": f"{len(devices)} x {devices[0].device_kind}",
-        "source": scorer.card.source,
+        "source": scorer.spec.source,
     }
     work = dataclasses.asdict(scorer.work) | {
         "seconds": time.monotonic() - began,
@@ -295,7 +295,7 @@ def _main() -> None:
     args = _parser().parse_args()
     if args.max_length < 0:
         raise UserError(f"--max-length={args.max_length}: expected 0 or more")
-    keep_programs()
+    enable_compilation_cache()
     console = Console(highlight=False, soft_wrap=True)
     data = open_data(args.benchmarks or FROM_HUB, args.gold)
     value, known = _value(args.value)

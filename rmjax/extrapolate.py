@@ -7,7 +7,7 @@ STRONG was trained from WEAK with its head kept, as scaled Bradley-Terry from a 
 helpfulness. Each is a run, an Orbax model, or a Hugging Face directory or hub id. alpha counts from
 WEAK: 0 is WEAK and 1 is STRONG, both to the bit. DST becomes an Orbax model.
 
-With --alpha the weights are streamed: a few pieces of at most 64 MiB of either model are in memory
+With --alpha the weights are streamed: a few slices of at most 64 MiB of either model are in memory
 at a time, and of a run about its largest tensor (of 70B the embedding, 4.2 GB). The arithmetic is
 float32; the result has STRONG's dtypes and is rounded to the nearest. DST appears under its name
 only when it is complete and was read back; until then DST.partial stands beside it, and the same
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rmjax.checkpoints.conversion.engine import convert_pieces
+from rmjax.checkpoints.conversion.engine import convert_slices
 from rmjax.checkpoints.conversion.extrapolation import (
     ExtrapolatedWeights,
     Parents,
@@ -68,17 +68,17 @@ def extrapolate(weak: str, strong: str, dst: str, *, alpha: float) -> list[str]:
 
 def write(parents: Parents, dst: str, alpha: float, chosen_on: str = "") -> list[str]:
     """As `extrapolate`, of parents that are open; `chosen_on` names what `alpha` was fitted on."""
-    weak, strong, card = parents.weak, parents.strong, parents.child(alpha, chosen_on)
+    weak, strong, spec = parents.weak, parents.strong, parents.child(alpha, chosen_on)
     weights = ExtrapolatedWeights(named_weights(weak), named_weights(strong), alpha)
-    work = ToOrbax(weights, strong.llama, len(card.attributes), None)
-    plan = {"command": "extrapolate", "alpha": alpha, "model": dataclasses.asdict(card)}
+    work = ToOrbax(weights, strong.llama, len(spec.attributes), None)
+    plan = {"command": "extrapolate", "alpha": alpha, "model": dataclasses.asdict(spec)}
 
     def prepare(files: Path, model: Path) -> None:
-        write_model_files(files, strong.llama, parents.tokenizer, card)
+        write_model_files(files, strong.llama, parents.tokenizer, spec)
         work.prepare(model)
 
-    notes = [f"{card.source}; head kept: {', '.join(card.attributes)}"]
-    notes += convert_pieces(work, [weak, strong], dst, plan, prepare, Share())
+    notes = [f"{spec.source}; head kept: {', '.join(spec.attributes)}"]
+    notes += convert_slices(work, [weak, strong], dst, plan, prepare, Share())
     return [*notes, _EQUAL] if weights.compared and not weights.differ else notes
 
 

@@ -25,7 +25,7 @@ from absl import flags
 from jaxtyping import Float32
 from rich.console import Console
 
-from rmjax.checkpoints.conversion.engine import convert_pieces
+from rmjax.checkpoints.conversion.engine import convert_slices
 from rmjax.checkpoints.conversion.journal import Share, check_target
 from rmjax.checkpoints.conversion.to_orbax import ToOrbax
 from rmjax.checkpoints.hf_mapping import from_hf
@@ -45,7 +45,7 @@ from rmjax.models.init import random_head
 from rmjax.models.inputs import ROWS_AXES
 from rmjax.models.parameters import PARAMETERS, axis_sizes
 from rmjax.models.reward_model import RewardModel
-from rmjax.runtime.compilation import keep_programs
+from rmjax.runtime.compilation import enable_compilation_cache
 from rmjax.runtime.memory import keep_freed_memory
 from rmjax.runtime.sharding import Sharding, check_divisible, make_mesh, put
 from rmjax.training.command_line import run_with_config
@@ -62,7 +62,7 @@ from rmjax.training.probing.features import (
 )
 from rmjax.training.probing.ridge import Ridge, fit_ridge
 from rmjax.training.validation import Evaluation, judge
-from rmjax.training.workdir import run_card
+from rmjax.training.workdir import run_spec
 
 FITS = ("ridge", "adamw")
 _FIT = flags.DEFINE_enum("fit", None, FITS, "How the head is fitted; see docs/probing.md.")
@@ -88,7 +88,7 @@ def probe(config: Config, dst: str, fit: str = "") -> None:
       UserError: something that the user can mend.
     """
     fit = check(config, dst, fit)
-    keep_programs()
+    enable_compilation_cache()
     keep_freed_memory()
     console = Console(highlight=False, soft_wrap=True)
 
@@ -310,21 +310,21 @@ def write(
     """Writes the Orbax model of `init`'s weights and `head`; returns what there is to say.
 
     Raises:
-      UserError: see `convert.convert_pieces`.
+      UserError: see `convert.convert_slices`.
     """
-    card = run_card(config, model, data)
-    work = ToOrbax(named_weights(source), source.llama, len(card.attributes), head)
+    spec = run_spec(config, model, data)
+    work = ToOrbax(named_weights(source), source.llama, len(spec.attributes), head)
     plan: dict[str, Any] = {
         "command": "probe",
-        "model": dataclasses.asdict(card),
+        "model": dataclasses.asdict(spec),
         "head": xxhash.xxh3_64_hexdigest(np.ascontiguousarray(head).tobytes()),
     }
 
     def prepare(files: Path, weights: Path) -> None:
-        write_model_files(files, source.llama, tokenizer, card)
+        write_model_files(files, source.llama, tokenizer, spec)
         work.prepare(weights)
 
-    return convert_pieces(work, [source], dst, plan, prepare, Share())
+    return convert_slices(work, [source], dst, plan, prepare, Share())
 
 
 def _run(config: Config, dst: str) -> None:

@@ -20,7 +20,7 @@ from rmjax.errors import UserError
 from rmjax.evaluation.metrics import mean_ratings
 from rmjax.inference.score_step import make_score
 from rmjax.models.attention.dispatch import alignment
-from rmjax.runtime.compilation import keep_programs
+from rmjax.runtime.compilation import enable_compilation_cache
 from rmjax.runtime.memory import keep_freed_memory
 from rmjax.runtime.processes import Preemption, check_agreement
 from rmjax.runtime.sharding import Sharding, check_divisible, make_mesh
@@ -42,7 +42,7 @@ def train(config: Config) -> None:
       UserError: something that the user can mend.
     """
     check_agreement("config", as_flat_dict(validate(config)) | package_versions())
-    keep_programs()
+    enable_compilation_cache()
     keep_freed_memory()
     with open_workdir(config) as workdir:
         train_in(workdir, config)

@@ -10,7 +10,7 @@ Group = tuple[int, list[int]]  # tokens of the shared beginning, and each sample
 def make_layout(rows: list[list[Group]], length: int, unit: int) -> tuple[Layout, np.ndarray]:
     """The layout of rows, every part at a multiple of `unit`, and who sees whom, [B, L, L]."""
     arrays = np.zeros((3, len(rows), length), np.int32)
-    segments, hidden_from, hidden_to = arrays
+    segment_ids, masked_start, masked_end = arrays
     seen = np.zeros((len(rows), length, length), bool)
     causal = np.tri(length, dtype=bool)
     for row, groups in enumerate(rows):
@@ -19,17 +19,17 @@ def make_layout(rows: list[list[Group]], length: int, unit: int) -> tuple[Layout
             common = np.zeros(length, bool)
             common[place : place + shared] = True
             seen[row] |= causal & common & common[:, None]
-            segments[row, common] = number
+            segment_ids[row, common] = number
             place = end = -(-(place + shared) // unit) * unit
             for size in own:
                 mine = np.zeros(length, bool)
                 mine[place : place + size] = True
                 assert mine.sum() == size, "the row is too short for its groups"
                 seen[row] |= causal & (mine | common) & mine[:, None]
-                segments[row, mine] = number
-                hidden_from[row, mine], hidden_to[row, mine] = end, place
+                segment_ids[row, mine] = number
+                masked_start[row, mine], masked_end[row, mine] = end, place
                 place = -(-(place + size) // unit) * unit
-    return Layout(segments, hidden_from, hidden_to), seen
+    return Layout(segment_ids, masked_start, masked_end), seen
 
 
 def random_rows(rng: np.random.Generator, count: int, length: int, unit: int) -> list[list[Group]]:

@@ -97,7 +97,7 @@ def test_one_device_gives_the_scores_of_eight(hf, scorer):
     source = open_pretrained(str(hf))
     model = make_model(source.llama, 5)
     params = load_params(source, model, seed=0, dtype=np.float32)
-    alone = Scorer(model, params, source.tokenizer(), source.card, scorer.rule, "error")
+    alone = Scorer(model, params, source.tokenizer(), source.spec, scorer.rule, "error")
     assert len(jax.tree.leaves(params)[0].sharding.device_set) == 1
     assert len(jax.tree.leaves(scorer.params)[0].sharding.device_set) == 8
     np.testing.assert_allclose(
@@ -409,7 +409,7 @@ def test_the_limit_is_that_of_training(hf, scorer, tmp_path):
 def test_scores_that_are_not_numbers_are_refused(scorer):
     params = scorer.params | {"head": scorer.params["head"] * np.nan}
     broken = Scorer(
-        scorer.model, params, scorer.tokenizer, scorer.card, scorer.rule, scorer.over_long
+        scorer.model, params, scorer.tokenizer, scorer.spec, scorer.rule, scorer.over_long
     )
     broken._score = scorer._score
     with pytest.raises(UserError, match=r"conversation 0: its scores are \[nan"):

@@ -13,7 +13,7 @@ from targets import regression
 from rmjax.data.batches import evaluation_batches, iterate, make_batch, training_batches
 from rmjax.data.planning import plan_steps, row_shape
 from rmjax.data.row_layout import RowShape
-from rmjax.data.tokenized import TokenizedData, beginnings
+from rmjax.data.tokenized import TokenizedData, shared_prefixes
 from rmjax.inference.score_step import make_score
 from rmjax.models.init import random_params
 from rmjax.models.parameters import flatten
@@ -34,7 +34,7 @@ def make_data(lengths, groups=None, attributes=2, seed=0):
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         labels=labels,
         groups=groups,
-        shared=beginnings(np.split(tokens, np.cumsum(lengths)[:-1]), groups),
+        shared=shared_prefixes(np.split(tokens, np.cumsum(lengths)[:-1]), groups),
         rows=np.arange(1, len(lengths) + 1, dtype=np.int32),
         chosen=np.zeros(len(lengths), bool),
         strengths=np.full(len(lengths), np.nan, np.float32),
@@ -142,15 +142,15 @@ def test_a_batch_holds_every_sample_where_it_says(lengths, rows, slots):
         start = starts[m, row]
         end = starts[m, row] = start + lengths[sample]
         expected.rows.tokens[m, row, start:end] = data.sequence(sample)
-        expected.rows.segments[m, row, start:end] = slot + 1
+        expected.rows.segment_ids[m, row, start:end] = slot + 1
         expected.rows.positions[m, row, start:end] = range(lengths[sample])
-        expected.rows.ends[m, row, slot] = end - 1
+        expected.rows.last_token_index[m, row, slot] = end - 1
         for column, label in enumerate(data.labels[sample]):
             if not np.isnan(label):
                 expected.targets.ratings.labels[m, row, slot, column] = label
                 expected.targets.ratings.weights[m, row, slot, column] = 1
-        expected.rows.hidden_from[m, row, start:end] = start
-        expected.rows.hidden_to[m, row, start:end] = start
+        expected.rows.masked_start[m, row, start:end] = start
+        expected.rows.masked_end[m, row, start:end] = start
     rebuilt = batch._replace(rows=expected.rows, targets=expected.targets)
     jax.tree.map(np.testing.assert_array_equal, batch, rebuilt)
     assert {leaf.dtype for leaf in batch.rows} == {np.dtype(np.int32)}
@@ -172,7 +172,7 @@ def test_tokens_places_and_rows_are_told(rng):
     plan = plan_steps(data, batch_size=7, seed=0, epochs=1)
     batches = training_batches(data, plan, RowShape(2, 64, 4))
     for step, batch in enumerate(batches):
-        assert batches.tokens(step) == (batch.rows.segments > 0).sum()
+        assert batches.tokens(step) == (batch.rows.segment_ids > 0).sum()
         assert batches.places(step) == batch.microbatches * 2 * 64
         named = sorted(int(data.rows[i]) for i in batch.samples[batch.samples >= 0])
         assert batches.describe(step) == f"memory rows {', '.join(map(str, named))}"

@@ -12,7 +12,7 @@ from launching import run_all
 from test_checkpoint import flags
 from test_train import tiny_config
 
-from rmjax.runtime.compilation import compiler_options, keep_programs
+from rmjax.runtime.compilation import compiler_options, enable_compilation_cache
 from rmjax.runtime.sharding import MeshConfig, abstract_mesh
 
 # `rmjax.train`, which puts down how often JAX asked its cache of programs, and what it found.
@@ -94,14 +94,14 @@ def setting():
 @pytest.mark.parametrize("chosen", ["elsewhere", ""])
 def test_the_users_own_directory_stays(chosen, setting):
     setting(chosen)
-    keep_programs()
+    enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == chosen
 
 
 def test_programs_are_kept_in_the_cache(setting, monkeypatch, tmp_path):
     setting(None)
     monkeypatch.setenv("RMJAX_CACHE", str(tmp_path))
-    keep_programs()
+    enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
 
 

@@ -189,7 +189,12 @@ def test_a_run_continues_with_its_own_numbers_only():
 
 def test_a_field_that_a_run_began_without_counts_as_its_default():
     before = as_flat_dict(tiny())
-    for field in ("optimizer.moments", "preference.centring", "lora.targets", "data.share_prompts"):
+    for field in (
+        "optimizer.moments",
+        "preference.center_rewards_coefficient",
+        "lora.targets",
+        "data.share_prompts",
+    ):
         del before[field]
     check_continues(before, tiny())
     with pytest.raises(UserError, match=r"optimizer\.moments: was 'float32', now 'bfloat16'"):

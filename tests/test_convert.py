@@ -291,9 +291,9 @@ def test_card_survives(hf_copy, tmp_path):
     orbax_to_hf(str(tmp_path / "orbax"), str(tmp_path / "back"))
     hf_to_orbax(str(tmp_path / "back"), str(tmp_path / "again"))
     for directory in ("back", "again"):
-        card = read_json(tmp_path / directory / "rmjax.json")
-        assert card["attributes"] == list(NAMES)
-        assert (card["scalar"], card["max_length"], card["data"]) == ({"wit": 2.0}, 48, "abc")
+        spec = read_json(tmp_path / directory / "rmjax.json")
+        assert spec["attributes"] == list(NAMES)
+        assert (spec["scalar"], spec["max_length"], spec["data"]) == ({"wit": 2.0}, 48, "abc")
 
 
 def test_export_scores_like_the_original(tmp_path):
@@ -393,8 +393,8 @@ def test_causal_models_get_a_fresh_head_and_say_so(tmp_path):
         assert head_of(tmp_path / f"{other}_orbax").tobytes() == first.tobytes()
     hf_to_orbax(str(untied), str(tmp_path / "other"), attributes=names, seed=8)
     assert not np.allclose(head_of(tmp_path / "other"), first)
-    card = read_json(tmp_path / "untied_orbax" / "rmjax.json")
-    assert (card["seed"], card["attributes"]) == (7, list(names))
+    spec = read_json(tmp_path / "untied_orbax" / "rmjax.json")
+    assert (spec["seed"], spec["attributes"]) == (7, list(names))
 
     # Training from the same source with the same seed starts from the same head, on any mesh.
     config = Config(
@@ -563,8 +563,8 @@ def no_pad(d):
 
 
 def other_names_in_card(d):
-    card = {"attributes": ["x"], "scalar": {"x": 1.0}, "format": "rmjax", "format_version": "0.1"}
-    (d / "rmjax.json").write_text(json.dumps(card))
+    spec = {"attributes": ["x"], "scalar": {"x": 1.0}, "format": "rmjax", "format_version": "0.1"}
+    (d / "rmjax.json").write_text(json.dumps(spec))
 
 
 def nothing_at_all(d):
@@ -955,7 +955,7 @@ def test_memory_is_of_a_few_tensors_and_not_of_the_model(hf, orbax, tmp_path):
         return int(done.stdout.split("PEAK")[1])
 
     try:
-        # Eight pieces of 1.5 MiB at once, each about five times over, and what the allocator of
+        # Eight slices of 1.5 MiB at once, each about five times over, and what the allocator of
         # each thread holds back, which on a busy machine was 3 MiB: less than half of the model.
         assert peak("hf_to_orbax", hf, source, "orbax") < size / 2
         assert peak("orbax_to_hf", orbax, tmp_path / "orbax", "back") < size / 2

@@ -33,7 +33,7 @@ from rmjax.checkpoints.hf_mapping import hf_index, our_index
 from rmjax.checkpoints.hf_weights import SafetensorsWeights
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.manager import Checkpoints
-from rmjax.checkpoints.model_files import read_card
+from rmjax.checkpoints.model_files import read_spec
 from rmjax.checkpoints.orbax_weights import OrbaxWeights
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf
@@ -191,16 +191,16 @@ def test_zero_and_one_are_the_models_to_the_bit(dtype, alpha, parent, parents, t
 
 
 def test_the_result_is_a_model_like_any_other(parents, tmp_path):
-    """Its card, its scores, its export, and training from it."""
+    """Its spec, its scores, its export, and training from it."""
     strong = Path(shutil.copytree(parents["strong orbax float32"], tmp_path / "second"))
     edit_json(strong / "rmjax.json", scalar={"care": 0.5, "wit": -1.0}, max_length=99, data="abc")
     target = tmp_path / "model"
     weak = parents["weak hf float32"]
     extrapolate.extrapolate(str(weak), str(strong), str(target), alpha=1.52)
-    card = read_card(target)
-    assert card.source == f"{weak.name} + 1.52 * (second - {weak.name})"
-    assert (card.attributes, card.max_length, card.data) == (NAMES, 99, "abc")
-    assert card.scalar == {"care": 0.5, "wit": -1.0}
+    spec = read_spec(target)
+    assert spec.source == f"{weak.name} + 1.52 * (second - {weak.name})"
+    assert (spec.attributes, spec.max_length, spec.data) == (NAMES, 99, "abc")
+    assert spec.scalar == {"care": 0.5, "wit": -1.0}
     assert llama_of(target) == LLAMA
 
     ours, exported = rmjax.load(target), rmjax.load(back(target))
@@ -564,9 +564,9 @@ def test_the_search_finds_the_alpha_that_made_the_pairs(searched, tmp_path, monk
     assert "itself" not in said
     assert f"written: {target}" in said
 
-    card = read_card(target)
+    spec = read_spec(target)
     name = f"{weak.name} + 1.5 * (strong - {weak.name})"
-    assert card.source == f"{name}, 1.5 chosen on validation.jsonl"
+    assert spec.source == f"{name}, 1.5 chosen on validation.jsonl"
     expected = numbers(weak)["score.weight"].double()
     expected += 1.5 * (numbers(strong)["score.weight"].double() - expected)
     found = numbers(back(target))["score.weight"].double()

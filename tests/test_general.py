@@ -201,8 +201,8 @@ def forms(games, tmp_path_factory):
 def test_a_run_learns_a_cycle(forms):
     last = numbers(forms[0])[-1]
     assert last["pairs/accuracy"] == 1 and last["validation_loss"] < 1e-3
-    card = json.loads((forms[0] / "model" / "rmjax.json").read_text())
-    assert card["general_preference"] == {"beta": 0.1} and card["scalar"] == {}
+    spec = json.loads((forms[0] / "model" / "rmjax.json").read_text())
+    assert spec["general_preference"] == {"beta": 0.1} and spec["scalar"] == {}
 
 
 def test_rewards_of_the_same_model_do_not(games, tmp_path):
@@ -276,7 +276,7 @@ def test_evaluation_judges_pairs_by_their_margin():
         (dict(data__attributes=("a", "b", "c")), "needs an even number of them"),
         (dict(objective="general_preference + bradley_terry"), "cannot be summed"),
         (dict(preference__attribute="v1"), "neither a column of its own nor"),
-        (dict(preference__centring=0.1), "and centring = 0.1"),
+        (dict(preference__centring=0.1), "and center_rewards_coefficient = 0.1"),
     ],
 )
 def test_what_does_not_fit_is_an_error(changes, said):

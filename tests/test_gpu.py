@@ -19,14 +19,14 @@ pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="there is
 TOLERANCE = 0.01
 
 
-@pytest.mark.parametrize("name", ["blocks", "cudnn"])
+@pytest.mark.parametrize("name", ["xla", "cudnn"])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 64), (8, 2, 128), (4, 4, 64)])
 def test_forward_and_backward_are_the_definition(name, heads, kv_heads, head_dim, rng):
     rows = [*random_rows(rng, 2, 1024, 1), [(180, [60, 375]), (0, [300])], []]
     layout, seen = make_layout(rows, 1024, 1)
     shapes = [(4, 1024, n, head_dim) for n in (heads, kv_heads, kv_heads, heads)]
     q, k, v, cotangent = (rng.normal(size=shape).astype(jnp.bfloat16) for shape in shapes)
-    real = (layout.segments > 0)[:, :, None, None]
+    real = (layout.segment_ids > 0)[:, :, None, None]
     cotangent = np.where(real, cotangent, 0).astype(jnp.bfloat16)
 
     def both(q, k, v, layout):

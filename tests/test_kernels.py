@@ -33,12 +33,12 @@ def choose(wanted="auto", dtype=BFLOAT16, length=512, sharding=None, **llama):
 
 
 def test_hardware_decides(on, caplog):
-    assert choose() == choose(dtype=jnp.float32, length=511) == "tiles"
+    assert choose() == choose(dtype=jnp.float32, length=511) == "cpu_flash"
     on("tpu")
     assert choose() == "splash" and choose(length=0) == "splash"
     on("gpu")
     assert choose() == "cudnn"
-    assert choose("blocks") == "blocks"
+    assert choose("xla") == "xla"
     assert not caplog.records
 
 
@@ -56,12 +56,12 @@ def test_hardware_decides(on, caplog):
 def test_what_no_kernel_can_do_falls_back_aloud_or_is_an_error(kind, changes, reason, on, caplog):
     on(kind)
     dispatch._warn.cache_clear()
-    assert choose(**changes) == choose(**changes) == "blocks"
-    assert choose(**changes) == "blocks"
+    assert choose(**changes) == choose(**changes) == "xla"
+    assert choose(**changes) == "xla"
     (record,) = caplog.records
     assert record.levelname == "WARNING" and reason in record.getMessage()
     name = {"tpu": "splash", "gpu": "cudnn"}[kind]
-    with pytest.raises(UserError, match=f"attention = '{name}': .*{reason}.* 'blocks'"):
+    with pytest.raises(UserError, match=f"attention = '{name}': .*{reason}.* 'xla'"):
         choose(name, **changes)
 
 
@@ -75,11 +75,11 @@ def test_a_kernel_for_other_hardware_is_an_error():
 def test_rows_are_made_to_fit(on):
     sharding = Sharding(make_mesh(MeshConfig(fsdp=4, context=2)))
     assert (
-        dispatch.row_multiple("blocks", sharding) == dispatch.row_multiple("tiles", sharding) == 2
+        dispatch.row_multiple("xla", sharding) == dispatch.row_multiple("cpu_flash", sharding) == 2
     )
     assert dispatch.row_multiple("splash", sharding) == 256
     assert dispatch.alignment("splash", 8192) == tpu_splash.alignment(8192) == 16
-    assert dispatch.alignment("blocks", 8192) == dispatch.alignment("cudnn", 8192) == 1
+    assert dispatch.alignment("xla", 8192) == dispatch.alignment("cudnn", 8192) == 1
 
 
 @pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 2}, {"fsdp": 1, "context": 4}], ids=str)
@@ -90,7 +90,7 @@ def test_cudnns_mask_means_the_layout(mesh, rng):
     layout, seen = make_layout(rows, 96, 1)
     shapes = [(4, 96, n, 8) for n in (4, 2, 2, 4)]
     q, k, v, cotangent = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
-    real = (layout.segments > 0)[:, :, None, None]
+    real = (layout.segment_ids > 0)[:, :, None, None]
     cotangent = cotangent * real
 
     def both(q, k, v, layout):
@@ -106,12 +106,12 @@ def test_cudnns_mask_means_the_layout(mesh, rng):
 
 
 @pytest.mark.parametrize("length", [96, 300, 2304])
-@pytest.mark.parametrize("name", ["blocks", "tiles"])
+@pytest.mark.parametrize("name", ["xla", "cpu_flash"])
 def test_xlas_ways_equal_dense_attention_and_its_gradients(name, length, rng):
     layout, seen = make_layout(random_rows(rng, 1, length, 1), length, 1)
     shapes = [(1, length, n, 8) for n in (2, 1, 1, 2)]
     q, k, v, cotangent = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
-    real = (layout.segments > 0)[:, :, None, None]
+    real = (layout.segment_ids > 0)[:, :, None, None]
     cotangent = cotangent * real
     plan = dispatch.prepare(name, Layout(*map(jnp.asarray, layout)), one_device())
     with jax.numpy_dtype_promotion("strict"):
@@ -143,10 +143,10 @@ def test_tiles_on_meshes(mesh, rng):
 
 
 def check_tiles(layout, seen, sharding, rng):
-    rows, length = layout.segments.shape
+    rows, length = layout.segment_ids.shape
     shapes = [(rows, length, n, 8) for n in (4, 2, 2, 4)]
     q, k, v, cotangent = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
-    real = (layout.segments > 0)[:, :, None, None]
+    real = (layout.segment_ids > 0)[:, :, None, None]
     cotangent = cotangent * real
     out, gradients = by_tiles(sharding)(q, k, v, layout, cotangent)
     assert np.isfinite(out).all()
@@ -195,7 +195,7 @@ def test_a_model_is_the_same_with_the_kernel(mesh, remat, rng):
     tokens = rng.integers(1, 262, (2, 256)).astype(np.int32)
     positions = np.broadcast_to(np.arange(256, dtype=np.int32), (2, 256))
     ends = np.asarray([[69, 139, 189], [109, 199, 0]], np.int32)
-    rows = Rows(tokens, layout.segments, positions, layout.hidden_from, layout.hidden_to, ends)
+    rows = Rows(tokens, layout.segment_ids, positions, layout.masked_start, layout.masked_end, ends)
     llama = tiny_llama(num_hidden_layers=2)
     params = random_params(make_model(llama, sharding=sharding), seed=1)
 
@@ -208,7 +208,7 @@ def test_a_model_is_the_same_with_the_kernel(mesh, remat, rng):
 
         return jax.jit(jax.grad(total, has_aux=True))(params)
 
-    expected = jax.tree.leaves(scores_and_gradient("blocks"))
-    for name in ("splash", "tiles"):
+    expected = jax.tree.leaves(scores_and_gradient("xla"))
+    for name in ("splash", "cpu_flash"):
         for ours, plain in zip(jax.tree.leaves(scores_and_gradient(name)), expected, strict=True):
             np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)

@@ -17,7 +17,7 @@ from test_batches import make_data
 
 from rmjax.data.batches import evaluation_batches, iterate, training_batches
 from rmjax.data.planning import plan_steps, row_shape, unit_places, units
-from rmjax.data.row_layout import Group, RowShape, common_beginning, make_rows, places
+from rmjax.data.row_layout import Group, RowShape, common_prefix, make_rows, places
 from rmjax.data.tokenized import in_memory
 from rmjax.inference.score_step import make_score
 from rmjax.models.attention.mask import Layout, allowed
@@ -50,7 +50,7 @@ GROUPS = st.lists(st.integers(1, 5), min_size=1, max_size=8)
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=5))
 def test_a_common_beginning_is_the_longest_that_leaves_each_a_token(lists):
     samples = [np.asarray(tokens) for tokens in lists]
-    found = common_beginning(samples)
+    found = common_prefix(samples)
     fits = [
         n
         for n in range(min(map(len, lists)))
@@ -62,7 +62,7 @@ def test_a_common_beginning_is_the_longest_that_leaves_each_a_token(lists):
 def test_tokens_decide_what_is_shared_not_text():
     """A tokenizer that merges across the prompt's end gives the two a different token there."""
     merged, plain = np.asarray([7, 8, 55, 3]), np.asarray([7, 8, 9, 10, 3])
-    assert common_beginning([merged, plain]) == 2
+    assert common_prefix([merged, plain]) == 2
 
 
 def test_a_row_by_hand():
@@ -70,14 +70,14 @@ def test_a_row_by_hand():
     row = make_rows([[Group([a, b], 3), Group([c])]], 1, RowShape(1, 12, 4))
     expected = {
         "tokens": [5, 6, 7, 1, 2, 3, 9, 9, 0, 0, 0, 0],
-        "segments": [1, 1, 1, 1, 1, 1, 2, 2, 0, 0, 0, 0],
+        "segment_ids": [1, 1, 1, 1, 1, 1, 2, 2, 0, 0, 0, 0],
         "positions": [0, 1, 2, 3, 3, 4, 0, 1, 0, 0, 0, 0],
-        "hidden_from": [0, 0, 0, 3, 3, 3, 6, 6, 0, 0, 0, 0],
-        "hidden_to": [0, 0, 0, 3, 4, 4, 6, 6, 0, 0, 0, 0],
+        "masked_start": [0, 0, 0, 3, 3, 3, 6, 6, 0, 0, 0, 0],
+        "masked_end": [0, 0, 0, 3, 4, 4, 6, 6, 0, 0, 0, 0],
     }
     for name, values in expected.items():
         np.testing.assert_array_equal(getattr(row, name)[0], values, err_msg=name)
-    np.testing.assert_array_equal(row.ends[0], [3, 5, 7, 0])
+    np.testing.assert_array_equal(row.last_token_index[0], [3, 5, 7, 0])
 
 
 @settings(max_examples=60, deadline=None)
@@ -92,21 +92,21 @@ def test_each_sample_sees_itself_and_nothing_else(sizes, align, seed):
     length = sum(taken) + 8
     rows = make_rows([groups], 1, RowShape(1, length, len(tokens), align))
     mask = np.asarray(
-        allowed(Layout(rows.segments, rows.hidden_from, rows.hidden_to), 0, length)[0]
+        allowed(Layout(rows.segment_ids, rows.masked_start, rows.masked_end), 0, length)[0]
     )
     for slot, i in enumerate(order):
-        end = rows.ends[0, slot]
+        end = rows.last_token_index[0, slot]
         seen = np.flatnonzero(mask[end])
         np.testing.assert_array_equal(rows.tokens[0, seen], tokens[i])
         np.testing.assert_array_equal(rows.positions[0, seen], np.arange(len(tokens[i])))
         for place, position in zip(seen, rows.positions[0, seen]):  # and so does each before it
             np.testing.assert_array_equal(np.flatnonzero(mask[place]), seen[: position + 1])
-    starts = np.flatnonzero(np.diff(rows.segments[0], prepend=0) > 0)
+    starts = np.flatnonzero(np.diff(rows.segment_ids[0], prepend=0) > 0)
     assert not (starts % align).any()
-    hidden = rows.hidden_from[0] < rows.hidden_to[0]
-    assert not (rows.hidden_from[0][hidden] % align).any()
-    assert not (rows.hidden_to[0][hidden] % align).any()
-    assert (rows.segments[0, sum(taken) :] == 0).all()
+    hidden = rows.masked_start[0] < rows.masked_end[0]
+    assert not (rows.masked_start[0][hidden] % align).any()
+    assert not (rows.masked_end[0][hidden] % align).any()
+    assert (rows.segment_ids[0, sum(taken) :] == 0).all()
 
 
 @settings(max_examples=60, deadline=None)

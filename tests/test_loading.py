@@ -17,13 +17,13 @@ from test_store import same_bits
 from test_weights import causal_state, write_gguf  # noqa: F401  (a fixture)
 
 from rmjax.checkpoints import loading, safetensors_file
-from rmjax.checkpoints.chunks import contiguous
 from rmjax.checkpoints.gguf import GGUFWeights
 from rmjax.checkpoints.hf_mapping import from_hf, hf_keys
 from rmjax.checkpoints.hf_weights import SafetensorsWeights
 from rmjax.checkpoints.loading import bounds, load_params, read_shards
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.checkpoints.safetensors_file import SafetensorsFile
+from rmjax.checkpoints.tensor_slices import contiguous
 from rmjax.models.parameters import (
     PARAMETERS,
     abstract_params,
@@ -149,7 +149,7 @@ def test_a_gguf_tensor_is_dequantised_once(causal_state, tmp_path, monkeypatch):
 
 
 def test_large_tensors_are_loaded_in_bands(wide, monkeypatch):
-    monkeypatch.setattr(loading, "PIECE_BYTES", 100_000)
+    monkeypatch.setattr(loading, "SLICE_BYTES", 100_000)
     sharding = Sharding(make_mesh(MeshConfig(fsdp=4, tensor=2)))
     model = make_model(LLAMA, len(NAMES), sharding)
     params = flatten(load_params(open_pretrained(str(wide)), model, seed=0, dtype=jnp.float32))

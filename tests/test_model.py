@@ -73,7 +73,7 @@ def test_scores_and_gradients_equal_transformers(variant, rng):
     found = unpack(np.asarray(make_score(model)(params, rows)), places, len(tokens))
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
-    slots = np.zeros((*rows.ends.shape, 5), np.float32)
+    slots = np.zeros((*rows.last_token_index.shape, 5), np.float32)
     weights = np.zeros_like(slots)
     for row, members in enumerate(places):
         slots[row, : len(members)], weights[row, : len(members)] = labels[members], 1
@@ -106,7 +106,7 @@ def test_the_gradient_of_a_frequent_token_is_summed_in_float32():
     rows = make_rows([group], 1, RowShape(1, 1024, 1))
     found = {}
     for dtype in (jnp.float32, jnp.bfloat16):
-        model = make_model(llama, dtype=dtype, attention="tiles")
+        model = make_model(llama, dtype=dtype, attention="cpu_flash")
         params = random_params(model, 0)
         gradient = jax.jit(jax.grad(lambda p, m=model: m.apply({"params": p}, rows).sum()))(params)
         found[dtype] = np.asarray(gradient["embed"])[7]
@@ -156,7 +156,7 @@ def test_a_score_does_not_depend_on_its_row(lengths, row_length, left, seed):
     shift = Rows(
         *(np.pad(np.asarray(x), ((0, 0), (left, 2 - left))) for x in rows[:3]),
         *(np.pad(np.asarray(x) + left, ((0, 0), (left, 2 - left))) for x in rows[3:5]),
-        np.asarray(rows.ends) + left,
+        np.asarray(rows.last_token_index) + left,
     )
     np.testing.assert_allclose(
         unpack(np.asarray(_SCORE(_PARAMS, shift)), places, len(tokens)), expected, atol=1e-5
@@ -173,7 +173,7 @@ def test_padding_is_known_by_mask_not_by_token(rng):
     tokens = sequences(rng, [9, 12])
     rows, _ = packed(tokens, 32)
     eos = int(tokens[0][-1])
-    filled = rows._replace(tokens=np.where(rows.segments == 0, eos, rows.tokens))
+    filled = rows._replace(tokens=np.where(rows.segment_ids == 0, eos, rows.tokens))
     np.testing.assert_array_equal(_SCORE(_PARAMS, rows), _SCORE(_PARAMS, filled))
 
 

@@ -34,7 +34,9 @@ def value(text, rewards, strengths, weights=None, **preference) -> float:
     return float(objective.loss(scores, targets, objective.weights(targets)))
 
 
-def by_numpy(name, rewards, strengths, smoothing=0.0, centring=0.0, ties="half") -> float:
+def by_numpy(
+    name, rewards, strengths, smoothing=0.0, center_rewards_coefficient=0.0, ties="half"
+) -> float:
     rewards, m = np.asarray(rewards, np.float64), np.asarray(strengths, np.float64)
     chosen, rejected = rewards[::2], rewards[1::2]
     margin = chosen - rejected - (m if name == "margin_bradley_terry" else 0)
@@ -43,7 +45,7 @@ def by_numpy(name, rewards, strengths, smoothing=0.0, centring=0.0, ties="half")
     losses = -p * log_sigmoid(margin) - (1 - p) * log_sigmoid(-margin)
     if name == "scaled_bradley_terry":
         losses = m * losses
-    losses = losses + centring * (chosen + rejected) ** 2
+    losses = losses + center_rewards_coefficient * (chosen + rejected) ** 2
     weights = np.where((m == 0) & (ties == "zero_weight"), 0.0, 1.0)
     return float((weights * losses).sum() / max(weights.sum(), 1.0))
 
@@ -57,7 +59,9 @@ def test_by_hand():
     smoothed = 0.9 * 0.3132617 + 0.1 * 1.3132617
     assert value("bradley_terry", [3, 2], [1], label_smoothing=0.1) == pytest.approx(smoothed)
     centred = 0.3132617 + 0.01 * 25
-    assert value("bradley_terry", [3, 2], [1], centring=0.01) == pytest.approx(centred)
+    assert value("bradley_terry", [3, 2], [1], center_rewards_coefficient=0.01) == pytest.approx(
+        centred
+    )
 
 
 NAMES = ("bradley_terry", "margin_bradley_terry", "scaled_bradley_terry")
@@ -70,20 +74,27 @@ NAMES = ("bradley_terry", "margin_bradley_terry", "scaled_bradley_terry")
         st.tuples(st.floats(-9, 9), st.floats(-9, 9), st.integers(0, 3)), min_size=1, max_size=6
     ),
     smoothing=st.sampled_from([0.0, 0.1, 0.4]),
-    centring=st.sampled_from([0.0, 0.01]),
+    center_rewards_coefficient=st.sampled_from([0.0, 0.01]),
     ties=st.sampled_from(["half", "zero_weight"]),
 )
-def test_every_form_is_its_formula(name, found, smoothing, centring, ties):
+def test_every_form_is_its_formula(name, found, smoothing, center_rewards_coefficient, ties):
     rewards = [x for chosen, rejected, _ in found for x in (chosen, rejected)]
     strengths = [m for _, _, m in found]
-    loss = value(name, rewards, strengths, label_smoothing=smoothing, centring=centring, ties=ties)
-    expected = by_numpy(name, rewards, strengths, smoothing, centring, ties)
+    loss = value(
+        name,
+        rewards,
+        strengths,
+        label_smoothing=smoothing,
+        center_rewards_coefficient=center_rewards_coefficient,
+        ties=ties,
+    )
+    expected = by_numpy(name, rewards, strengths, smoothing, center_rewards_coefficient, ties)
     assert loss == pytest.approx(expected, rel=2e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["bradley_terry", "margin_bradley_terry"])
 def test_it_is_the_loss_of_trl(name, rng):
-    """Its `RewardTrainer.compute_loss` on the same scores, margins and centring."""
+    """Its `RewardTrainer.compute_loss` on the same scores, margins and center_rewards_coefficient."""
     torch = pytest.importorskip("torch")
     trainer = pytest.importorskip("trl.trainer.reward_trainer", reason="needs rmjax[bench]")
 
@@ -105,7 +116,7 @@ def test_it_is_the_loss_of_trl(name, rng):
     inputs = {"margin": torch.from_numpy(strengths)} if name.startswith("margin") else {}
     outputs = type("Outputs", (), {"logits": torch.from_numpy(rewards.reshape(-1, 1))})()
     expected = trainer.RewardTrainer.compute_loss(theirs, lambda **_: outputs, inputs)
-    found = value(name, rewards.T.ravel(), strengths, centring=0.01)
+    found = value(name, rewards.T.ravel(), strengths, center_rewards_coefficient=0.01)
     assert found == pytest.approx(float(expected), rel=1e-6)
 
 

@@ -229,11 +229,11 @@ def test_every_form_of_the_model_gives_the_expected_rating(forms):
 
 def test_the_card_has_the_thresholds_and_transformers_the_number_they_divide(forms, trained):
     """f by transformers, thresholds by hand from the run's parameter: the very scores, in order."""
-    card = json.loads((forms[1] / "rmjax.json").read_text())["ordinal"]
+    spec = json.loads((forms[1] / "rmjax.json").read_text())["ordinal"]
     raw = read_array(best_params(type(forms[1])(trained.workdir)) / "params", "thresholds")
     theta = np.stack([thetas(column) for column in raw.T.astype(np.float64)])
-    np.testing.assert_allclose(card.pop("thresholds"), theta, rtol=1e-9)
-    assert card == {"lowest": 0, "highest": 4, "attributes": list(NAMES)}
+    np.testing.assert_allclose(spec.pop("thresholds"), theta, rtol=1e-9)
+    assert spec == {"lowest": 0, "highest": 4, "attributes": list(NAMES)}
     tokenizer = open_pretrained(str(forms[1])).tokenizer()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         forms[1], dtype=torch.float32
@@ -262,8 +262,8 @@ def test_a_run_that_begins_from_an_ordinal_model_keeps_its_thresholds(forms):
         model = parts(config)[0]
         assert model.thresholds == 4
         params = load_params(source, model, seed=0, dtype=jnp.float32)
-        again = source.card.ordinal.with_raw(np.asarray(params["thresholds"]), NAMES)
-        np.testing.assert_allclose(again.thresholds, source.card.ordinal.thresholds, atol=1e-5)
+        again = source.spec.ordinal.with_raw(np.asarray(params["thresholds"]), NAMES)
+        np.testing.assert_allclose(again.thresholds, source.spec.ordinal.thresholds, atol=1e-5)
         fresh = load_params(source.without_head(), model, seed=0, dtype=jnp.float32)
         np.testing.assert_array_equal(fresh["thresholds"], 0)
 
@@ -287,7 +287,7 @@ def test_a_column_that_only_pairs_train_is_no_rating(tmp_path):
         data__validation_pairs="generated:16",
     )
     run(tiny_config(tmp_path / "run", **changes))
-    scale = open_pretrained(str(tmp_path / "run")).card.ordinal
+    scale = open_pretrained(str(tmp_path / "run")).spec.ordinal
     assert scale.attributes == NAMES and len(scale.thresholds) == 2
     last = numbers(tmp_path / "run")[-1]
     assert "pairs/accuracy" in last and "verbosity/mse" in last
@@ -329,8 +329,8 @@ def test_what_does_not_fit_is_an_error(changes, said):
 
 
 def test_a_card_with_too_few_thresholds_is_an_error(forms):
-    card = json.loads((forms[3] / "rmjax.json").read_text())["ordinal"]
-    edit_json(forms[3] / "rmjax.json", ordinal=card | {"thresholds": [[0, 1, 2]]})
+    spec = json.loads((forms[3] / "rmjax.json").read_text())["ordinal"]
+    edit_json(forms[3] / "rmjax.json", ordinal=spec | {"thresholds": [[0, 1, 2]]})
     with pytest.raises(UserError, match=r"rmjax\.json: 'ordinal' must have 4 thresholds for each"):
         open_pretrained(str(forms[3]))
 

@@ -20,7 +20,7 @@ from test_train import metrics, on_one_device, run, tiny_config
 
 from rmjax import probe
 from rmjax.checkpoints.loading import load_params
-from rmjax.checkpoints.model_files import read_card
+from rmjax.checkpoints.model_files import read_spec
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import orbax_to_hf
 from rmjax.errors import UserError
@@ -100,7 +100,7 @@ def head_of(model: Path) -> np.ndarray:
 
 def parts_of(opened) -> dict:
     config = tiny_config("")
-    config.data.attributes = opened.card.attributes
+    config.data.attributes = opened.spec.attributes
     return {"data": config.data, "optimizer": config.optimizer, "batch_size": 8, "remat": "none"}
 
 
@@ -208,9 +208,9 @@ def test_the_model_scores_what_the_head_says(base, tmp_path, monkeypatch, capsys
     before, after = (load_file(d / "model.safetensors") for d in (base, tmp_path / "hf"))
     assert {k for k in after if k not in before} == {"score.weight"}
     assert all(torch.equal(tensor, before[key]) for key, tensor in after.items() if key in before)
-    card = read_card(target)
-    assert card.attributes == config.data.attributes
-    assert card.data == found[0].data.key and card.source == base.name
+    spec = read_spec(target)
+    assert spec.attributes == config.data.attributes
+    assert spec.data == found[0].data.key and spec.source == base.name
 
 
 def test_a_run_begins_with_the_probes_head(base, tmp_path, capsys):
@@ -304,7 +304,7 @@ def test_what_changes_features_computes_them_again(
         told |= {
             "dtype": {"dtype": "bfloat16"},
             "length": {"data__row_length": 512},
-            "attention": {"attention": "blocks"},
+            "attention": {"attention": "xla"},
             "share": {"data__share_prompts": False},
         }[change]
     probe.probe(make_config(model, tmp_path, **told), str(tmp_path / "second"))

@@ -76,7 +76,7 @@ def test_a_directory_as_helpsteer2_has_it(tmp_path):
         write(tmp_path / f"{split}.jsonl.gz", rows)
     (tmp_path / "preference").mkdir()
     write(tmp_path / "preference" / "preference.jsonl.gz", [{"response_1": "x"}])
-    (tmp_path / "README.md").write_text("a card")
+    (tmp_path / "README.md").write_text("a spec")
 
     train = read(tmp_path, "train", HELPSTEER2)
     validation = read(tmp_path, "validation", HELPSTEER2)

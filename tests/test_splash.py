@@ -58,7 +58,7 @@ def kernel(sharding: Sharding, block: int):
 def check(rows, length, sharding, block, rng):
     layout, seen = make_layout(rows, length, tpu_splash.alignment(length))
     q, k, v, cotangent = tensors(rng, len(rows), length)
-    real = (layout.segments > 0)[:, :, None, None]
+    real = (layout.segment_ids > 0)[:, :, None, None]
     cotangent = cotangent * real  # nothing depends on padding
     out, gradients = kernel(sharding, block)(q, k, v, layout, cotangent)
     assert np.isfinite(out).all()
@@ -98,7 +98,7 @@ def test_bfloat16_is_near(rng):
     """Inputs exact in bfloat16, results within a few of its steps (2^-8 of a number)."""
     layout, seen = make_layout([[(100, [28, 128, 100]), (0, [100])]], 512, 1)
     q, k, v, cotangent = (x.astype(jnp.bfloat16) for x in tensors(rng, 1, 512))
-    real = (layout.segments > 0)[:, :, None, None]
+    real = (layout.segment_ids > 0)[:, :, None, None]
     cotangent = np.where(real, cotangent, 0).astype(jnp.bfloat16)
     out, gradients = kernel(one_device(), 128)(q, k, v, layout, cotangent)
     assert out.dtype == jnp.bfloat16
@@ -154,7 +154,7 @@ def test_a_block_that_is_not_needed_is_not_touched(rng):
     """What it holds is NaN, which a product with weights of 0 would spread."""
     layout, _ = make_layout([[(100, [28, 128, 100]), (0, [100])]], 512, 4)
     q, k, v, cotangent = tensors(rng, 1, 512)
-    cotangent = cotangent * (layout.segments > 0)[:, :, None, None]
+    cotangent = cotangent * (layout.segment_ids > 0)[:, :, None, None]
     clean, gradients = kernel(one_device(), 128)(q, k, v, layout, cotangent)
     k[:, 128:256], v[:, 128:256] = np.nan, np.nan  # seen by the queries of that block alone
     spoilt, by_keys = kernel(one_device(), 128)(q, k, v, layout, cotangent)
@@ -177,7 +177,7 @@ def test_a_layout_that_is_not_aligned_gives_no_number(rng):
     q, k, v, cotangent = tensors(rng, 1, 2048)
     assert not np.isnan(kernel(one_device(), 512)(q, k, v, fitting, cotangent)[0]).any()
     found = kernel(one_device(), 512)(q, k, v, loose, cotangent)[0]
-    assert np.isnan(found[loose.segments > 0]).all()
+    assert np.isnan(found[loose.segment_ids > 0]).all()
 
 
 @pytest.mark.parametrize("length", [128, 384, 4096, 5120, 8192, 32768, 131072])

@@ -8,7 +8,7 @@ from test_train import numbers, run, tiny_config
 
 import rmjax
 from rmjax.checkpoints.conversion.extrapolation import open_parents
-from rmjax.checkpoints.model_files import read_card
+from rmjax.checkpoints.model_files import read_spec
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf
 from rmjax.inference.scorer import Scorer
@@ -49,15 +49,15 @@ def test_every_form_carries_what_the_best_evaluation_fitted(forms):
     value, pairs = best["pairs/temperature"], best["pairs/pairs"]
     assert math.isfinite(value) and pairs > 10
     for path in forms:
-        card = open_pretrained(str(path)).card
-        assert card and card.temperature == Temperature(value, "reward", pairs)
+        spec = open_pretrained(str(path)).spec
+        assert spec and spec.temperature == Temperature(value, "reward", pairs)
     written = json.loads((forms[3] / "rmjax.json").read_text())["temperature"]
     assert written == {"value": value, "rule": "reward", "pairs": pairs}
 
 
 def test_the_probability_is_the_sigmoid_of_the_margin_over_it(scorer):
     found = scorer.compare("Which?", "This one, I think.", "That.")
-    t = scorer.card.temperature
+    t = scorer.spec.temperature
     assert t and found.temperature == t
     assert found.probability == pytest.approx(1 / (1 + math.exp(-found.margin / t.value)))
     assert scorer.compare("Which?", "That.", "That.").probability == 0.5
@@ -81,18 +81,18 @@ def test_what_is_shown_says_where_it_comes_from():
 
 def test_a_model_that_is_extrapolated_loses_it(forms):
     parents = open_parents(str(forms[1]), str(forms[2]))
-    assert parents.card.temperature and parents.child(1.5).temperature is None
+    assert parents.spec.temperature and parents.child(1.5).temperature is None
 
 
 def test_cards_without_the_field_are_read(forms, tmp_path):
     fields = json.loads((forms[1] / "rmjax.json").read_text())
     del fields["temperature"]
     (tmp_path / "rmjax.json").write_text(json.dumps(fields))
-    card = read_card(tmp_path)
-    assert card.temperature is None and card.ordinal is None and card.general_preference is None
+    spec = read_spec(tmp_path)
+    assert spec.temperature is None and spec.ordinal is None and spec.general_preference is None
 
 
 def test_a_run_without_pairs_has_none(tmp_path):
     run(tiny_config(tmp_path / "run", steps=3))
-    card = open_pretrained(str(tmp_path / "run")).card
-    assert card and card.temperature is None
+    spec = open_pretrained(str(tmp_path / "run")).spec
+    assert spec and spec.temperature is None

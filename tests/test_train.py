@@ -160,8 +160,8 @@ def test_the_run_is_on_record(finished):
     data = json.loads((workdir / "data.json").read_text())
     assert data["train"]["samples"]["kept"] == 60
     assert data["validation"]["samples"]["kept"] == 16
-    card = json.loads((workdir / "model" / "rmjax.json").read_text())
-    assert card["attributes"] == list(config.data.attributes)
+    spec = json.loads((workdir / "model" / "rmjax.json").read_text())
+    assert spec["attributes"] == list(config.data.attributes)
 
 
 def test_a_finished_run_stays_as_it_is(finished, capsys):
@@ -397,14 +397,14 @@ def test_another_attention_is_the_same_run(tmp_path, monkeypatch, capsys):
     """The TPUs' kernel, interpreted here: rows are aligned for it, and the run says so."""
     watched = ("loss", "grad_norm", "validation_loss")
     changes = dict(steps=2, eval__every=0, checkpoint__every=0, data__max_length=256)
-    run(tiny_config(tmp_path / "tiles", **changes))
+    run(tiny_config(tmp_path / "cpu_flash", **changes))
     assert "attention tiles" in capsys.readouterr().out
     monkeypatch.setattr(rmjax.training.experiment, "choose", lambda *unused: "splash")
     run(tiny_config(tmp_path / "splash", **changes))
     assert "attention splash" in capsys.readouterr().out
     found, expected = (
         [line[name] for line in metrics(tmp_path / run) for name in line if name in watched]
-        for run in ("splash", "tiles")
+        for run in ("splash", "cpu_flash")
     )
     assert len(found) == 5
     assert found == pytest.approx(expected, rel=1e-5)

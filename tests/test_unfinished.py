@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from test_convert import edit_json, save_hf, snapshot, tensors_of
 
 from rmjax.checkpoints import orbax_arrays
-from rmjax.checkpoints.chunks import Piece
 from rmjax.checkpoints.conversion import parallel
 from rmjax.checkpoints.conversion.journal import Share
 from rmjax.checkpoints.conversion.to_huggingface import ToHuggingFace
 from rmjax.checkpoints.conversion.to_orbax import ToOrbax
 from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.checkpoints.tensor_slices import TensorSlice
 from rmjax.convert import hf_to_orbax, orbax_to_hf
 from rmjax.errors import UserError
 
@@ -54,20 +54,20 @@ def weights_of(directory: Path) -> dict[str, bytes]:
 
 
 def watch(monkeypatch, work: type, stop_after: int | None = None, error=KeyboardInterrupt):
-    """The pieces that are read from now on; after some are written, `error` is raised."""
+    """The slices that are read from now on; after some are written, `error` is raised."""
     read: list[int] = []
     written: list[int] = []
     original_read, original_write = work.read, work.write
 
-    def reading(self, piece):
-        read.append(piece.number)
-        return original_read(self, piece)
+    def reading(self, part):
+        read.append(part.number)
+        return original_read(self, part)
 
-    def writing(self, model, piece, block):
+    def writing(self, model, part, block):
         if stop_after is not None and len(written) >= stop_after:
             raise error
-        written.append(piece.number)
-        original_write(self, model, piece, block)
+        written.append(part.number)
+        original_write(self, model, part, block)
 
     monkeypatch.setattr(work, "read", reading)
     monkeypatch.setattr(work, "write", writing)
@@ -156,7 +156,7 @@ def test_a_killed_conversion_is_continued(direction, models, tmp_path, monkeypat
     assert lines
     # As if it had been killed in the middle of a line, too.
     with open(tmp_path / "target.partial" / "process-0.jsonl", "a") as journal:
-        journal.write('\n{"piece": 29, "checks')
+        journal.write('\n{"part": 29, "checks')
 
     read, _ = watch(monkeypatch, work)
     convert_it(str(source), str(target))
@@ -208,7 +208,7 @@ def test_shares_are_disjoint_and_complete(models, tmp_path, monkeypatch):
 def test_one_process_ends_what_several_began(models, tmp_path):
     source, target = str(models["hf_to_orbax"]), str(tmp_path / "target")
     notes = hf_to_orbax(source, target, process=1, processes=2)
-    assert notes[-1] == "share 1 of 2 is done; 15 pieces of the model are left to other processes"
+    assert notes[-1] == "share 1 of 2 is done; 15 slices of the model are left to other processes"
     assert hf_to_orbax(source, target)[-1] == "verified: 30 tensors"
     assert weights_of(tmp_path / "target") == weights_of(models["hf_to_orbax done"])
 
@@ -248,7 +248,7 @@ def test_other_arguments_are_another_conversion(begun, tmp_path):
     edit_json(source / "config.json", id2label={str(n): f"name{n}" for n in range(5)})
     notes = hf_to_orbax(str(source), str(target))
     assert any("begun anew" in note and "model" in note for note in notes)
-    assert open_pretrained(str(target)).card.attributes[0] == "name0"
+    assert open_pretrained(str(target)).spec.attributes[0] == "name0"
 
 
 def test_of_several_processes_none_begins_anew(begun):
@@ -304,11 +304,11 @@ def test_a_wrong_write_is_found_and_mended(direction, models, tmp_path, monkeypa
     convert_it, work = DIRECTIONS[direction]
     original, key = work.write, "model.layers.1.mlp.up_proj.weight"
 
-    def wrong(self, model, piece: Piece, block):
-        if piece.key == key:
+    def wrong(self, model, part: TensorSlice, block):
+        if part.key == key:
             block = block.copy()
             block.reshape(-1).view(np.uint8)[77] ^= 1
-        original(self, model, piece, block)
+        original(self, model, part, block)
 
     target = tmp_path / "target"
     with monkeypatch.context() as patch:
@@ -326,7 +326,7 @@ def test_a_wrong_write_is_found_and_mended(direction, models, tmp_path, monkeypa
 def test_a_file_that_rots_before_the_end_is_found(direction, models, tmp_path, monkeypatch):
     convert_it, work = DIRECTIONS[direction]
     with monkeypatch.context() as patch:
-        patch.setattr(parallel, "_THREADS", 1)  # so that the first piece is the first written
+        patch.setattr(parallel, "_THREADS", 1)  # so that the first part is the first written
         watch(patch, work, 29)
         with pytest.raises(KeyboardInterrupt):
             convert_it(str(models[direction]), str(tmp_path / "target"))
@@ -339,7 +339,7 @@ def test_a_file_that_rots_before_the_end_is_found(direction, models, tmp_path, m
     assert weights_of(tmp_path / "target") == weights_of(models[f"{direction} done"])
 
 
-# ---- pieces -------------------------------------------------------------------------------------
+# ---- slices -------------------------------------------------------------------------------------
 
 
 def test_tensors_larger_than_a_piece_are_cut(tmp_path, monkeypatch):
@@ -348,8 +348,8 @@ def test_tensors_larger_than_a_piece_are_cut(tmp_path, monkeypatch):
 
     monkeypatch.setattr(orbax_arrays, "FILE_BYTES", 700)
     monkeypatch.setattr(orbax_arrays, "CHUNK_BYTES", 100)
-    monkeypatch.setattr(to_huggingface, "PIECE_BYTES", 600)
-    monkeypatch.setattr(to_huggingface, "_LARGEST_PIECE", 900)
+    monkeypatch.setattr(to_huggingface, "SLICE_BYTES", 600)
+    monkeypatch.setattr(to_huggingface, "_LARGEST_SLICE", 900)
     llama = tiny_llama(vocab_size=263, intermediate_size=61, attention_bias=True, mlp_bias=True)
     source = save_hf(tmp_path / "hf", llama, dtype=torch.bfloat16, max_shard_size=20_000)
     read, _ = watch(monkeypatch, ToOrbax)
@@ -368,15 +368,15 @@ def test_what_is_in_flight_is_bounded_by_bytes(models, tmp_path, monkeypatch):
     most = 0
     original_read, original_write = ToOrbax.read, ToOrbax.write
 
-    def reading(self, piece):
+    def reading(self, part):
         nonlocal most
-        flying[piece.number] = piece.nbytes
+        flying[part.number] = part.nbytes
         most = max(most, sum(list(flying.values())))
-        return original_read(self, piece)
+        return original_read(self, part)
 
-    def writing(self, model, piece, block):
-        original_write(self, model, piece, block)
-        del flying[piece.number]
+    def writing(self, model, part, block):
+        original_write(self, model, part, block)
+        del flying[part.number]
 
     monkeypatch.setattr(ToOrbax, "read", reading)
     monkeypatch.setattr(ToOrbax, "write", writing)
@@ -394,7 +394,7 @@ def test_without_a_terminal_progress_is_a_few_lines(models, tmp_path, monkeypatc
 
 
 def test_a_journal_says_what_came_last(begun):
-    """A piece that was found wrong is not done, whichever process found it."""
+    """A part that was found wrong is not done, whichever process found it."""
     _, target = begun
     partial = target.with_name("target.partial")
     done = [
@@ -407,4 +407,4 @@ def test_a_journal_says_what_came_last(begun):
 
     with open(partial / "process-0.jsonl", "a") as journal:
         records = Unfinished(partial, target, journal, []).records()
-    assert set(records) == {line["piece"] for line in done[1:]}
+    assert set(records) == {line["part"] for line in done[1:]}

@@ -235,7 +235,7 @@ def check(config: Config, topology: str, mesh: Mesh, chip: Chip, load: Workload)
 
 
 def abstract_program(
-    config: Config, llama: LlamaConfig, sharding: Sharding, attention: str = "blocks"
+    config: Config, llama: LlamaConfig, sharding: Sharding, attention: str = "xla"
 ) -> tuple[Any, TrainState]:
     """The training step of `config`, not yet traced, and the shapes of its state.
 

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from rmjax.checkpoints.chunks import PIECE_BYTES, band_axis, contiguous, cut
 from rmjax.checkpoints.hf_mapping import from_hf, hf_index, hf_keys
 from rmjax.checkpoints.hf_weights import (
     Weights,
 )
 from rmjax.checkpoints.orbax_arrays import cause, open_array
 from rmjax.checkpoints.pretrained import Pretrained
+from rmjax.checkpoints.tensor_slices import SLICE_BYTES, band_axis, contiguous, cut
 from rmjax.errors import UserError
 from rmjax.models.init import random_head, random_leaves
 from rmjax.models.lora import merge_adapters
@@ -76,8 +76,8 @@ def read_shards(
     """The blocks of a parameter at `indices`, whose arguments are those of `load_parameter`.
 
     Blocks that tile a larger one, as those of a process's devices mostly do, are read as that
-    one, and a block that several devices hold is read once. Besides the result, a few pieces of
-    `PIECE_BYTES` are in memory.
+    one, and a block that several devices hold is read once. Besides the result, a few slices of
+    `SLICE_BYTES` are in memory.
     """
     places = {bounds(index, wanted.shape) for index in indices}
     shards = {place: np.empty([b - a for a, b in place], wanted.dtype) for place in places}
@@ -110,12 +110,12 @@ def bounds(index: Sequence[slice] | None, shape: Sequence[int]) -> Bounds:
 
 
 def _blocks(row: Parameter, region: Bounds, itemsize: int) -> Iterable[tuple[int, Bounds]]:
-    """The layers of a region, each in bands of at most `PIECE_BYTES`, without the layers' axis."""
+    """The layers of a region, each in bands of at most `SLICE_BYTES`, without the layers' axis."""
     layers, block = (range(*region[0]), region[1:]) if row.stacked else (range(1), region)
     band = row.axes.split().index(band_axis(row))
     first, last = block[band]
     each = _volume(block) // max(1, last - first) * itemsize
-    bands = cut(last - first, max(1, PIECE_BYTES // max(1, each)))
+    bands = cut(last - first, max(1, SLICE_BYTES // max(1, each)))
     for layer, (start, stop) in itertools.product(layers, list(bands)):
         yield layer, (*block[:band], (first + start, first + stop), *block[band + 1 :])
 
@@ -174,10 +174,10 @@ def load_params(source: Pretrained, model: RewardModel, *, seed: int, dtype: Any
     if model.thresholds:
         fresh.append(THRESHOLDS.path)
     leaves |= random_leaves(model, seed, fresh) if fresh else {}
-    scale = source.card.ordinal if source.card else None
-    if scale and source.card and scale.count == model.thresholds:
+    scale = source.spec.ordinal if source.spec else None
+    if scale and source.spec and scale.count == model.thresholds:
         place = leaves[THRESHOLDS.path].sharding
-        leaves[THRESHOLDS.path] = jax.device_put(scale.raw(source.card.attributes), place)
+        leaves[THRESHOLDS.path] = jax.device_put(scale.raw(source.spec.attributes), place)
     return nest(leaves)
 
 

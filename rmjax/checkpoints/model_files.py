@@ -17,7 +17,7 @@ from rmjax.models.hf_config import llama_config_to_hf
 from rmjax.models.lora import LoraConfig
 from rmjax.models.rewards.general_preference import GeneralPreference
 from rmjax.models.rewards.ordinal import OrdinalScale
-from rmjax.models.rewards.spec import ModelCard, Temperature
+from rmjax.models.rewards.spec import RewardSpec, Temperature
 
 FORMAT_VERSION = "0.1"
 FILE = "rmjax.json"
@@ -28,7 +28,7 @@ def write_model_files(
     directory: Path,
     llama: LlamaConfig,
     tokenizer: Tokenizer,
-    card: ModelCard,
+    spec: RewardSpec,
     dtype: str = "float32",
 ) -> None:
     """Writes `config.json`, the tokenizer with its frozen template, and `rmjax.json`.
@@ -38,7 +38,7 @@ def write_model_files(
     """
     directory.mkdir(parents=True, exist_ok=True)
     pad = pad_token_id(tokenizer)
-    names = dict(enumerate(card.attributes))
+    names = dict(enumerate(spec.attributes))
     config = {
         "architectures": ["LlamaForSequenceClassification"],
         **llama_config_to_hf(llama),
@@ -54,21 +54,21 @@ def write_model_files(
     }
     _write_json(directory / "config.json", config)
     _save_tokenizer(directory, tokenizer, pad)
-    fields = {"format": "rmjax", "format_version": FORMAT_VERSION} | dataclasses.asdict(card)
-    if not card.lora.rank:
+    fields = {"format": "rmjax", "format_version": FORMAT_VERSION} | dataclasses.asdict(spec)
+    if not spec.lora.rank:
         del fields["lora"]
     optional = ("ordinal", "general_preference", "temperature")
     fields = {name: x for name, x in fields.items() if x is not None or name not in optional}
     _write_json(directory / FILE, fields)
 
 
-def write_adapter_config(directory: Path, card: ModelCard) -> None:
+def write_adapter_config(directory: Path, spec: RewardSpec) -> None:
     """Writes `adapter_config.json`, as PEFT 0.21 reads it, for `adapter_model.safetensors`."""
-    lora = card.lora
+    lora = spec.lora
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS",
-        "base_model_name_or_path": card.source,
+        "base_model_name_or_path": spec.source,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
@@ -98,7 +98,7 @@ def _save_tokenizer(directory: Path, tokenizer: Tokenizer, pad: int) -> None:
     _write_json(directory / "tokenizer_config.json", fields)
 
 
-def read_card(directory: Path) -> ModelCard:
+def read_spec(directory: Path) -> RewardSpec:
     """Reads `rmjax.json`.
 
     Raises:
@@ -118,10 +118,10 @@ def read_card(directory: Path) -> ModelCard:
             raw["general_preference"] = GeneralPreference(**raw["general_preference"])
         if "temperature" in raw:
             raw["temperature"] = Temperature(**raw["temperature"])
-        card = ModelCard(**raw, lora=lora, ordinal=ordinal)
+        spec = RewardSpec(**raw, lora=lora, ordinal=ordinal)
     except (TypeError, ValueError) as error:
         raise UserError(f"{directory / FILE}: {error}") from error
-    return dataclasses.replace(card, attributes=tuple(card.attributes))
+    return dataclasses.replace(spec, attributes=tuple(spec.attributes))
 
 
 def _read_scale(raw: dict[str, Any] | None) -> OrdinalScale | None:

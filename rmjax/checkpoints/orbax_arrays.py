@@ -30,9 +30,9 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from rmjax.checkpoints.chunks import band_axis
 from rmjax.checkpoints.hf_mapping import hf_groups
 from rmjax.checkpoints.safetensors_file import forget
+from rmjax.checkpoints.tensor_slices import band_axis
 from rmjax.errors import UserError
 from rmjax.models.parameters import Parameter
 

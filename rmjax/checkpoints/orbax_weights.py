@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import tensorstore as ts
 
-from rmjax.checkpoints.chunks import PIECE_BYTES, contiguous
 from rmjax.checkpoints.hf_mapping import hf_keys, hf_shape, our_index, to_hf
 from rmjax.checkpoints.hf_weights import Weights
 from rmjax.checkpoints.orbax_arrays import open_array, read_block, written_by_orbax
 from rmjax.checkpoints.pretrained import Pretrained
+from rmjax.checkpoints.tensor_slices import SLICE_BYTES, contiguous
 from rmjax.errors import UserError
 from rmjax.models.config import LlamaConfig
 from rmjax.models.parameters import Parameter, axis_sizes, model_parameters
@@ -30,8 +30,8 @@ def named_weights(source: Pretrained) -> Weights:
     """
     if not isinstance(source.weights, Path):
         return source.weights
-    assert source.card is not None  # nothing of Orbax is opened without
-    return OrbaxWeights(source.weights, source.llama, len(source.card.attributes))
+    assert source.spec is not None  # nothing of Orbax is opened without
+    return OrbaxWeights(source.weights, source.llama, len(source.spec.attributes))
 
 
 class OrbaxWeights:
@@ -45,7 +45,7 @@ class OrbaxWeights:
         self._arrays: dict[str, ts.TensorStore] = {}
         rows = list(model_parameters(llama))
         largest = 4 * max(math.prod(hf_shape(row, self._sizes)) for row in rows)
-        kept = int(_KEPT * max(largest, PIECE_BYTES)) if written_by_orbax(self._params) else 0
+        kept = int(_KEPT * max(largest, SLICE_BYTES)) if written_by_orbax(self._params) else 0
         context = ts.Context({"cache_pool": {"total_bytes_limit": kept}})
         for row in rows:
             array = self._arrays[row.path] = open_array(self._params, row.path, context=context)

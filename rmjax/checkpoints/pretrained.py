@@ -19,7 +19,7 @@ from rmjax.checkpoints.hf_weights import (
     read_json,
 )
 from rmjax.checkpoints.hub import local_path
-from rmjax.checkpoints.model_files import ADAPTER_CONFIG, FILE, PLAN, hf_attributes, read_card
+from rmjax.checkpoints.model_files import ADAPTER_CONFIG, FILE, PLAN, hf_attributes, read_spec
 from rmjax.checkpoints.orbax_arrays import array_paths, read_array
 from rmjax.data.tokenizer import Tokenizer, load_tokenizer
 from rmjax.errors import UserError
@@ -30,7 +30,7 @@ from rmjax.models.parameters import (
     THRESHOLDS,
     model_parameters,
 )
-from rmjax.models.rewards.spec import ModelCard, Temperature
+from rmjax.models.rewards.spec import RewardSpec, Temperature
 
 _HEADER_BYTES = 1 << 20  # of a file of weights: more than any header
 WEIGHTS = "checkpoint"  # a converted model's Orbax checkpoint, inside its directory
@@ -44,7 +44,7 @@ class Pretrained:
       name: as the user gave it.
       files: where `config.json` and the tokenizer are (a GGUF file is its own).
       llama: the architecture.
-      card: names of the head's outputs and more; None for a causal model without a head.
+      spec: names of the head's outputs and more; None for a causal model without a head.
       weights: tensors by HF key, or the Orbax checkpoint that holds `params`.
       check: what was found out about tensors in HF's naming.
       lora: adapters that are beside the weights and belong to the model.
@@ -53,7 +53,7 @@ class Pretrained:
     name: str
     files: Path
     llama: LlamaConfig
-    card: ModelCard | None
+    spec: RewardSpec | None
     weights: Weights | Path
     check: TensorCheck | None
     lora: LoraConfig = NO_LORA
@@ -65,7 +65,7 @@ class Pretrained:
     @property
     def has_head(self) -> bool:
         """Whether `load_params` finds a head, or makes one."""
-        return self.card is not None
+        return self.spec is not None
 
     def state(self) -> str:
         """What changes when a file does: names, sizes, times, and headers of weights."""
@@ -85,7 +85,7 @@ class Pretrained:
 
     def without_head(self) -> "Pretrained":
         """The same model, whose head is to be a fresh one."""
-        return dataclasses.replace(self, card=None)
+        return dataclasses.replace(self, spec=None)
 
 
 def public_name(name: str) -> str:
@@ -135,49 +135,49 @@ def _open_huggingface(name: str, path: Path) -> Pretrained:
     llama = llama_config_from_hf(raw, str(path / "config.json"))
     weights = SafetensorsWeights(path)
     architectures = raw.get("architectures") or []
-    card = None
+    spec = None
     if "LlamaForSequenceClassification" in architectures:
         attributes = hf_attributes(raw, path / "config.json")
         if (path / FILE).exists():
-            card = read_card(path)
-            if card.attributes != attributes:
+            spec = read_spec(path)
+            if spec.attributes != attributes:
                 raise UserError(f"{path}: {FILE} and config.json name other attributes")
         else:
-            card = ModelCard(attributes, {attributes[0]: 1.0}, source=public_name(name))
+            spec = RewardSpec(attributes, {attributes[0]: 1.0}, source=public_name(name))
     elif "score.weight" in weights.keys():  # noqa: SIM118  (not a mapping)
         raise UserError(
             f"{path}: 'score.weight' is there, but config.json's 'architectures' is "
             f"{architectures}, expected LlamaForSequenceClassification"
         )
-    check = check_tensors(weights, llama, len(card.attributes) if card else 1)
-    if card and not check.has_head:
+    check = check_tensors(weights, llama, len(spec.attributes) if spec else 1)
+    if spec and not check.has_head:
         raise UserError(f"{path}: a classification model whose head 'score.weight' is missing")
-    return Pretrained(name, path, llama, card, weights, check)
+    return Pretrained(name, path, llama, spec, weights, check)
 
 
 def _open_orbax(
     name: str, files: Path, weights: Path, evaluation: Mapping[str, Any] = MappingProxyType({})
 ) -> Pretrained:
-    """Opens an Orbax model, or a run's checkpoint, whose card gets what training found out."""
-    card = read_card(files)
+    """Opens an Orbax model, or a run's checkpoint, whose spec gets what training found out."""
+    spec = read_spec(files)
     if temperature := _temperature(evaluation):
-        card = dataclasses.replace(card, temperature=temperature)
+        spec = dataclasses.replace(spec, temperature=temperature)
     where = files / "config.json"
     llama = llama_config_from_hf(read_json(where), str(where))
     paths = array_paths(weights / "params")
-    # A converted model has them in its card.
-    trained = card.ordinal.count if card.ordinal and not card.ordinal.thresholds else 0
-    expected = {row.path for row in model_parameters(llama, card.lora, trained)}
+    # A converted model has them in its spec.
+    trained = spec.ordinal.count if spec.ordinal and not spec.ordinal.thresholds else 0
+    expected = {row.path for row in model_parameters(llama, spec.lora, trained)}
     if paths != expected:
         raise UserError(
             f"{weights}: parameters do not match config.json; missing: "
             f"{sorted(expected - paths) or 'none'}, unknown: {sorted(paths - expected) or 'none'}"
         )
-    if card.ordinal and trained:
+    if spec.ordinal and trained:
         raw = read_array(weights / "params", THRESHOLDS.path)
-        scale = card.ordinal.with_raw(raw, card.attributes)
-        card = dataclasses.replace(card, ordinal=scale)
-    return Pretrained(name, files, llama, card, weights, None, card.lora)
+        scale = spec.ordinal.with_raw(raw, spec.attributes)
+        spec = dataclasses.replace(spec, ordinal=scale)
+    return Pretrained(name, files, llama, spec, weights, None, spec.lora)
 
 
 def _temperature(evaluation: Mapping[str, Any]) -> Temperature | None:

@@ -24,7 +24,7 @@ from rmjax.errors import UserError
 # numpy's names of the dtypes a model may have, and safetensors'.
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _NUMPY = {theirs: ours for ours, theirs in DTYPES.items()}
-# Storage reads pages of 4 KiB: where less than that lies between two pieces of a row, reading
+# Storage reads pages of 4 KiB: where less than that lies between two slices of a row, reading
 # whole rows moves no more bytes and takes fewer calls.
 _PAGE = 4096
 _BUFFER = 16 << 20
@@ -75,7 +75,7 @@ class SafetensorsFile:
     def read(self, key: str, index: Sequence[slice] = ()) -> np.ndarray:
         """A tensor, or the block of it that `index` cuts out (one slice an axis, from the left).
 
-        Only the block's bytes are read, save that what lies between two pieces of a row is read
+        Only the block's bytes are read, save that what lies between two slices of a row is read
         along where it is less than a page.
         """
         place, dtype = self.places[key], self.dtype(key)

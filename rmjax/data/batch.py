@@ -5,7 +5,7 @@ A row is a fixed number of token places. It holds groups one after the other, ea
     [ what its samples begin with, once | rest of sample 1 | rest of sample 2 | ... ]
 
 A token attends to its own group's tokens in front of it, except those of the samples beside its
-own: places `hidden_from` to `hidden_to`. Since a group's beginning is whatever tokens its samples
+own: places `masked_start` to `masked_end`. Since a group's beginning is whatever tokens its samples
 have in common, every sample gets the numbers it would get alone. Which token belongs where is said
 by these arrays alone; nothing is ever inferred from a token's value, so a pad token that equals
 eos, or padding on the left, changes nothing.

@@ -41,7 +41,7 @@ class Group(NamedTuple):
     shared: int = 0
 
 
-def common_beginning(samples: Sequence[Int[np.ndarray, "..."]]) -> int:
+def common_prefix(samples: Sequence[Int[np.ndarray, "..."]]) -> int:
     """How many tokens all of the samples begin with, leaving each a token of its own.
 
     Decided on tokens, not on text: a template or tokenizer may merge characters across the end of
@@ -65,12 +65,12 @@ def places(lengths: Sequence[int] | np.ndarray, shared: int, align: int) -> int:
       shared: how many of them all begin with.
       align: see `RowShape`.
     """
-    shared = _aligned_beginning(len(lengths), shared, align)
+    shared = _aligned_prefix(len(lengths), shared, align)
     own = np.asarray(lengths, np.int64) - shared
     return shared + int((-(-own // align)).sum()) * align
 
 
-def _aligned_beginning(samples: int, shared: int, align: int) -> int:
+def _aligned_prefix(samples: int, shared: int, align: int) -> int:
     return shared // align * align if samples > 1 else 0
 
 
@@ -84,25 +84,25 @@ def make_rows(rows: Sequence[Sequence[Group]], count: int, shape: RowShape) -> R
       shape: length, slots and alignment of a row.
     """
     made = np.zeros((5, count, shape.length), np.int32)
-    tokens, segments, positions, hidden_from, hidden_to = made
-    ends = np.zeros((count, shape.slots), np.int32)
+    tokens, segment_ids, positions, masked_start, masked_end = made
+    last_token_index = np.zeros((count, shape.slots), np.int32)
     for row, groups in enumerate(rows):
         place = slot = 0
         for number, (samples, shared) in enumerate(groups, start=1):
             start = place
-            shared = _aligned_beginning(len(samples), shared, shape.align)
+            shared = _aligned_prefix(len(samples), shared, shape.align)
             place = start + shared
             tokens[row, start:place] = samples[0][:shared]
-            segments[row, start:place] = number
+            segment_ids[row, start:place] = number
             positions[row, start:place] = np.arange(shared)
             for sample in samples:
                 end = place + len(sample) - shared
                 tokens[row, place:end] = sample[shared:]
-                segments[row, place:end] = number
+                segment_ids[row, place:end] = number
                 positions[row, place:end] = np.arange(shared, len(sample))
-                hidden_from[row, place:end] = start + shared
-                hidden_to[row, place:end] = place
-                ends[row, slot] = end - 1
+                masked_start[row, place:end] = start + shared
+                masked_end[row, place:end] = place
+                last_token_index[row, slot] = end - 1
                 slot += 1
                 place = end + -end % shape.align
-    return Rows(tokens, segments, positions, hidden_from, hidden_to, ends)  # pyright: ignore[reportArgumentType]
+    return Rows(tokens, segment_ids, positions, masked_start, masked_end, last_token_index)  # pyright: ignore[reportArgumentType]

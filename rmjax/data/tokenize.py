@@ -13,7 +13,7 @@ import numpy as np
 
 from rmjax.data.readers import fingerprint, origin
 from rmjax.data.records import Sample, pairs_of_ratings, read_pairs, read_samples
-from rmjax.data.tokenized import TokenizedData, beginnings
+from rmjax.data.tokenized import TokenizedData, shared_prefixes
 from rmjax.data.tokenizer import Tokenizer, encode
 from rmjax.errors import UserError, disk_errors
 
@@ -157,7 +157,7 @@ def _tokenize(
         "offsets": np.cumsum([0] + [len(tokens) for _, _, tokens in kept], dtype=np.int64),
         "labels": np.asarray([unrated if paired else s.labels for s in samples], np.float32),
         "groups": numbers,
-        "shared": beginnings([tokens for _, _, tokens in kept], numbers),
+        "shared": shared_prefixes([tokens for _, _, tokens in kept], numbers),
         "rows": np.asarray([sample.row for sample in samples], np.int32),
         "chosen": (np.arange(len(kept)) % 2 == 0) & paired,
         "strengths": np.asarray([sample.strength for sample in samples], np.float32),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Int64
 
-from rmjax.data.row_layout import common_beginning
+from rmjax.data.row_layout import common_prefix
 from rmjax.errors import UserError
 
 
@@ -85,7 +85,7 @@ def in_memory(
         offsets=np.cumsum([0, *map(len, members)], dtype=np.int64),
         labels=np.zeros((len(members), 0), np.float32),
         groups=groups[order],
-        shared=beginnings(members, groups[order]),
+        shared=shared_prefixes(members, groups[order]),
         rows=order.astype(np.int32) + 1,
         chosen=np.zeros(len(members), bool),
         strengths=np.full(len(members), np.nan, np.float32),
@@ -96,14 +96,14 @@ def in_memory(
     return data, order
 
 
-def beginnings(
+def shared_prefixes(
     tokens: Sequence[np.ndarray], groups: Int[np.ndarray, "N"]
 ) -> Int32[np.ndarray, "N"]:
     """How many tokens each sample begins with in common with its siblings, which are adjacent."""
     bounds = np.flatnonzero(np.diff(groups)) + 1
     shared = np.zeros(len(groups), np.int32)
     for members in np.split(np.arange(len(groups)), bounds):
-        shared[members] = common_beginning([tokens[i] for i in members])
+        shared[members] = common_prefix([tokens[i] for i in members])
     return shared
 
 

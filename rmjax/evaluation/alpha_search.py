@@ -79,23 +79,23 @@ class AlphaSearch:
         Raises:
           UserError: bad data, or nothing is left; an incomplete model.
         """
-        card, llama = parents.card, parents.strong.llama
+        spec, llama = parents.spec, parents.strong.llama
         self.data = load_tokenized(
             pairs,
             "validation",
             parents.tokenizer,
-            attributes=card.attributes,
+            attributes=spec.attributes,
             label_range=(0.0, 4.0),  # of ratings, which pairs have not
             max_length=_max_length(max_length, parents),
             over_long="drop",
             pairs=True,
         )
-        self.rule = model_rule(card)
+        self.rule = model_rule(spec)
         self._sharding = Sharding(make_mesh(MeshConfig()))
         dtype = compute_dtype("auto")
         kernel = choose("auto", llama, self._sharding, dtype)
         options = ModelOptions(self._sharding, dtype=dtype, attention=kernel)
-        model = RewardModel(llama, options, len(card.attributes))
+        model = RewardModel(llama, options, len(spec.attributes))
         self._batches = pair_batches(self.data, model)
         self._score = make_score(model)
         self._stored = stored_dtypes(parents.strong)
@@ -203,7 +203,7 @@ def _max_length(wanted: int, parents: Parents) -> int:
     most = llama.max_position_embeddings
     if wanted < 0 or (wanted > most and llama.rope.type != "dynamic"):
         raise UserError(f"--max-length={wanted}: expected 1 to {most}, what the model was made for")
-    return wanted or parents.card.max_length or most
+    return wanted or parents.spec.max_length or most
 
 
 @jax.jit

@@ -28,7 +28,7 @@ from rmjax.models.parameters import Params
 from rmjax.models.quantization import check_quantize, quantize_params
 from rmjax.models.reward_model import ModelOptions, RewardModel, compute_dtype
 from rmjax.models.rewards.aggregation import Rule, model_rule
-from rmjax.models.rewards.spec import ModelCard
+from rmjax.models.rewards.spec import RewardSpec
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh, put
 
 _PLACES = 8192  # token places computed at once, more or less
@@ -52,22 +52,22 @@ class Scorer:
         model: RewardModel,
         params: Params,
         tokenizer: Tokenizer,
-        card: ModelCard,
+        spec: RewardSpec,
         rule: Rule,
         over_long: str,
         share_prompts: bool = True,
         state: str = "",
     ):
-        self.model, self.params, self.tokenizer, self.card = model, params, tokenizer, card
+        self.model, self.params, self.tokenizer, self.spec = model, params, tokenizer, spec
         self.rule, self.over_long, self.share_prompts = rule, over_long, share_prompts
-        self.max_length = card.max_length or model.config.max_position_embeddings
+        self.max_length = spec.max_length or model.config.max_position_embeddings
         self.state, self.work = state, Work()
         self._score = make_score(model)
 
     @property
     def attributes(self) -> tuple[str, ...]:
         """Names of the outputs, in order."""
-        return self.card.attributes
+        return self.spec.attributes
 
     def score(self, messages: Sequence[Message]) -> Score:
         """Scores a conversation that ends with the assistant's response.
@@ -94,7 +94,7 @@ class Scorer:
         )
         scores = np.asarray([list(score.attributes.values()) for score in (first, second)])
         values = self.rule.values(scores)
-        found = self.card.temperature
+        found = self.spec.temperature
         temperature = found if found and found.rule == self.rule.name else None
         return Comparison(first, second, float(values[0] - values[1]), temperature)
 
@@ -121,8 +121,8 @@ class Scorer:
                 f"conversation {bad[0]}: its scores are {scores[bad[0]].tolist()}; the weights are "
                 f"damaged, or {self.model.options.dtype} is too small for them"
             )
-        if self.card.ordinal:
-            scores = self.card.ordinal.read(scores, self.attributes)
+        if self.spec.ordinal:
+            scores = self.spec.ordinal.read(scores, self.attributes)
         values = self.rule.values(scores[:, None, :])[:, 0]  # of each by itself
         return [
             Score(
@@ -148,8 +148,8 @@ class Scorer:
         ):
             groups = [[group for _, group in row] for row in rows]
             arrays = make_rows(groups, shape.rows, shape)
-            self.work.computed += int((arrays.segments > 0).sum())
-            self.work.places += arrays.segments.size
+            self.work.computed += int((arrays.segment_ids > 0).sum())
+            self.work.places += arrays.segment_ids.size
             found = np.asarray(
                 self._score(self.params, put(arrays, ROWS_AXES, self.model.options.sharding))
             )
@@ -275,7 +275,7 @@ def load(
     if attention not in ATTENTION:
         raise UserError(f"attention = {attention!r}: there are {', '.join(ATTENTION)}")
     source = open_pretrained(str(path))
-    if source.card is None:
+    if source.spec is None:
         raise UserError(
             f"{path}: a causal model without a reward head; train one from it, or give it a fresh "
             "one with `python -m rmjax.convert hf-to-orbax`"
@@ -285,8 +285,8 @@ def load(
     check_quantize(quantize, sharding)
     kernel = choose(attention, source.llama, sharding, computed)
     options = ModelOptions(sharding, dtype=computed, attention=kernel)
-    model = RewardModel(source.llama, options, len(source.card.attributes))
-    rule = model_rule(source.card, value)
+    model = RewardModel(source.llama, options, len(source.spec.attributes))
+    rule = model_rule(source.spec, value)
     params = load_params(source, model, seed=0, dtype=computed)
     if quantize:
         params = quantize_params(params, sharding, quantize)
@@ -294,7 +294,7 @@ def load(
         model,
         params,
         source.tokenizer(),
-        source.card,
+        source.spec,
         rule,
         over_long,
         share_prompts,

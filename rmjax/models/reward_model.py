@@ -63,7 +63,7 @@ class ModelOptions:
     sharding: Sharding
     dtype: Any = jnp.float32
     remat: str = "none"
-    attention: str = "blocks"
+    attention: str = "xla"
 
 
 def _rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float) -> jax.Array:
@@ -212,14 +212,14 @@ class RewardModel(_Table):
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=config.num_hidden_layers,
         )
-        layout: Any = Layout(rows.segments, rows.hidden_from, rows.hidden_to)
+        layout: Any = Layout(rows.segment_ids, rows.masked_start, rows.masked_end)
         if not self.is_initializing():  # whose rows are shorter than any kernel wants
             layout = prepare(options.attention, layout, options.sharding)
         stack = layers(config, options, self.attributes, self.lora, name="layers")
         x, _ = stack(x, layout, cos, sin)
 
         with jax.named_scope("head"):
-            last = jnp.take_along_axis(x, rows.ends[:, :, None], axis=1)
+            last = jnp.take_along_axis(x, rows.last_token_index[:, :, None], axis=1)
             last = _rms_norm(last, self.weight("final_norm"), config.rms_norm_eps)
             last = last.astype(jnp.float32)
             return last if features else read_head(last, self.weight("head"))
@@ -229,8 +229,8 @@ class RewardModel(_Table):
         config = self.config
         if config.rope.type != "dynamic":
             return inverse_frequencies(config.rope, config.head_dim)
-        counts = jnp.take_along_axis(rows.positions, rows.ends, axis=1) + 1
-        lengths = jnp.take_along_axis(counts, jnp.maximum(rows.segments - 1, 0), axis=1)
+        counts = jnp.take_along_axis(rows.positions, rows.last_token_index, axis=1) + 1
+        lengths = jnp.take_along_axis(counts, jnp.maximum(rows.segment_ids - 1, 0), axis=1)
         return dynamic_frequencies(
             config.rope, config.head_dim, config.max_position_embeddings, lengths
         )

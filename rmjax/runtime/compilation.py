@@ -26,7 +26,7 @@ def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str]:
     return {"xla_tpu_scoped_vmem_limit_kib": str(_SCRATCH_KIB)}
 
 
-def keep_programs() -> None:
+def enable_compilation_cache() -> None:
     """Has JAX keep what it compiles for the next run, where the user has not said where.
 
     That is `compiled/` in `$RMJAX_CACHE`, else in `~/.cache/rmjax`. JAX's own variables go first:

@@ -32,14 +32,14 @@ _FAILED, _ENDED, _SAID = "rmjax/failed/", "rmjax/ended/", "rmjax/said"
 _ending = threading.Lock()
 
 
-def meet(where: str) -> None:
+def barrier(where: str) -> None:
     """Waits until every process has come to the point of the program named `where`."""
     client = _client()
     if client is not None:
         client.wait_at_barrier(f"rmjax/meet/{where}", round(_WAIT_SECONDS * 1000))
 
 
-def tell_all(name: str, text: str) -> str:
+def broadcast(name: str, text: str) -> str:
     """The `text` of process 0, on every process.
 
     Args:
@@ -62,7 +62,7 @@ def check_agreement(what: str, values: Mapping[str, Any]) -> None:
       UserError: on each process whose values are not those of process 0; it names them.
     """
     ours = json.loads(json.dumps(values))
-    theirs = json.loads(tell_all(what, json.dumps(values)))
+    theirs = json.loads(broadcast(what, json.dumps(values)))
     differences = [
         f"{key} is {ours.get(key)!r}, there {theirs.get(key)!r}"
         for key in sorted({*ours, *theirs})
@@ -70,7 +70,7 @@ def check_agreement(what: str, values: Mapping[str, Any]) -> None:
     ]
     if differences:
         raise UserError(f"its {what} differs from that of process 0: {'; '.join(differences)}")
-    meet(what)
+    barrier(what)
 
 
 class Preemption:
@@ -120,7 +120,7 @@ def run_together(main: Callable[[], None]) -> None:
     listener.start()
     try:
         main()
-        meet("the end")  # until then, the last words of a process are heard
+        barrier("the end")  # until then, the last words of a process are heard
     except BaseException as error:
         _fail(client, error)
     done.set()

@@ -161,7 +161,7 @@ _NOT_NEGATIVE = (
     "eval.every",
     "checkpoint.every",
     "seed",
-    "preference.centring",
+    "preference.center_rewards_coefficient",
     "lora.rank",
 )
 _FRACTIONS = ("optimizer.b1", "optimizer.b2", "data.hold_out", "lora.dropout")

@@ -92,10 +92,10 @@ def first_params(
 def with_first_head(config: Config, source: Pretrained) -> tuple[Pretrained, str]:
     """`source`, without its head if a fresh one is to be made; and what to say about both."""
     head = f"a fresh head, seed {config.seed}"
-    if source.card and source.card.attributes == config.data.attributes:
+    if source.spec and source.spec.attributes == config.data.attributes:
         head = "its head"
-    elif source.card:
+    elif source.spec:
         # A head for other attributes cannot be continued; say so, and start a new one.
-        head += f" (its own is for {', '.join(source.card.attributes)})"
+        head += f" (its own is for {', '.join(source.spec.attributes)})"
         source = source.without_head()
     return source, f"{source.name} with {head}"

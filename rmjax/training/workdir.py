@@ -25,8 +25,8 @@ from rmjax.errors import UserError, disk_errors
 from rmjax.evaluation.metrics import mean_ratings
 from rmjax.models.reward_model import RewardModel
 from rmjax.models.rewards.ordinal import OrdinalScale
-from rmjax.models.rewards.spec import ModelCard
-from rmjax.runtime.processes import meet, tell_all
+from rmjax.models.rewards.spec import RewardSpec
+from rmjax.runtime.processes import barrier, broadcast
 from rmjax.training.config import Config, as_flat_dict, check_continues
 from rmjax.training.experiment import config_objective
 
@@ -111,7 +111,7 @@ def _check_shared(workdir: Path) -> None:
     if jax.process_index() == 0:
         with disk_errors(f"{workdir / LOCK}"):
             (workdir / LOCK).write_text(word)
-    word = tell_all("workdir", word)
+    word = broadcast("workdir", word)
     until = time.monotonic() + _SHARED_SECONDS
     while not (workdir / LOCK).is_file() or (workdir / LOCK).read_text() != word:
         if time.monotonic() > until:
@@ -120,7 +120,7 @@ def _check_shared(workdir: Path) -> None:
                 "seen here; --config.workdir must be on a file system that all processes share"
             )
         time.sleep(0.1)
-    meet("workdir")
+    barrier("workdir")
 
 
 def package_versions() -> dict[str, str]:
@@ -152,7 +152,7 @@ def record_run(
         "versions": package_versions(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    card = run_card(config, model, data)
+    spec = run_spec(config, model, data)
     described = {"train": describe_data(data)}
     if validation:
         described["validation"] = describe_data(validation)
@@ -160,15 +160,15 @@ def record_run(
         _write(workdir / RECORD, record)
         _write(workdir / "data.json", described)
         if not (workdir / MODEL_DIRECTORY / FILE).exists():  # the last of them to be written
-            write_model_files(workdir / MODEL_DIRECTORY, model.config, tokenizer, card)
+            write_model_files(workdir / MODEL_DIRECTORY, model.config, tokenizer, spec)
 
 
-def run_card(config: Config, model: RewardModel, data: TokenizedData) -> ModelCard:
+def run_spec(config: Config, model: RewardModel, data: TokenizedData) -> RewardSpec:
     """What there is to know of a run's model before its first step."""
     attributes, objective = config.data.attributes, config_objective(config)
     levels = objective.levels
     rated = [n for n, mean in zip(attributes, mean_ratings(data.labels)) if np.isfinite(mean)]
-    return ModelCard(
+    return RewardSpec(
         attributes=attributes,
         scalar={} if objective.general else {attributes[0]: 1.0},
         max_length=config.data.max_length,

@@ -20,7 +20,7 @@ from rmjax.checkpoints.pretrained import Pretrained, open_pretrained, public_nam
 from rmjax.data.tokenizer import Tokenizer, differences
 from rmjax.errors import UserError
 from rmjax.models.config import LlamaConfig
-from rmjax.models.rewards.spec import ModelCard
+from rmjax.models.rewards.spec import RewardSpec
 
 _Array = TypeVar("_Array", np.ndarray, jax.Array)
 # What a config says beyond a reward model's numbers.
@@ -95,22 +95,22 @@ class Parents:
     Attributes:
       weak: the earlier one.
       strong: the one made of it.
-      card: that of `strong`.
+      spec: that of `strong`.
       tokenizer: of both.
     """
 
     weak: Pretrained
     strong: Pretrained
-    card: ModelCard
+    spec: RewardSpec
     tokenizer: Tokenizer
 
-    def child(self, alpha: float, chosen_on: str = "") -> ModelCard:
-        """The card of the model at `alpha`, which was chosen on the pairs `chosen_on`, if any."""
+    def child(self, alpha: float, chosen_on: str = "") -> RewardSpec:
+        """The spec of the model at `alpha`, which was chosen on the pairs `chosen_on`, if any."""
         weak, strong = public_name(self.weak.name), public_name(self.strong.name)
         source = f"{weak} + {alpha!r} * ({strong} - {weak})"
         if chosen_on:
             source += f", {alpha!r} chosen on {public_name(chosen_on)}"
-        return dataclasses.replace(self.card, source=source, temperature=None)
+        return dataclasses.replace(self.spec, source=source, temperature=None)
 
 
 def open_parents(weak: str, strong: str) -> Parents:
@@ -123,7 +123,7 @@ def open_parents(weak: str, strong: str) -> Parents:
     first, second = _open(weak), _open(strong)
     if other := _differences(first.llama, second.llama):
         raise UserError(f"{weak} and {strong} are of different architectures: {other}")
-    attributes = [source.card.attributes for source in (first, second) if source.card]
+    attributes = [source.spec.attributes for source in (first, second) if source.spec]
     if attributes[0] != attributes[1]:
         raise UserError(
             f"{weak} and {strong} have heads for different attributes: "
@@ -136,8 +136,8 @@ def open_parents(weak: str, strong: str) -> Parents:
             f"{weak} and {strong} have different tokenizers ({', '.join(parts)}): a conversation "
             "is not the same tokens to both"
         )
-    assert second.card is not None  # checked by _open
-    return Parents(first, second, second.card, tokenizer)
+    assert second.spec is not None  # checked by _open
+    return Parents(first, second, second.spec, tokenizer)
 
 
 def check_alpha(alpha: float) -> float:
@@ -149,7 +149,7 @@ def check_alpha(alpha: float) -> float:
 
 def _open(name: str) -> Pretrained:
     source = open_pretrained(name)
-    if source.card is None:
+    if source.spec is None:
         raise UserError(
             f"{name}: a causal model without a reward head, so there is none to extrapolate; give "
             "two reward models, the second trained from the first"
@@ -159,7 +159,7 @@ def _open(name: str) -> Pretrained:
             f"{name}: trained with LoRA; merge its adapters first, with `python -m rmjax.convert "
             "orbax-to-hf`"
         )
-    if source.card.ordinal:  # they would not have to rise any more
+    if source.spec.ordinal:  # they would not have to rise any more
         raise UserError(
             f"{name}: has thresholds of an ordinal objective, which are not extrapolated; give "
             "models that were trained by regression or on pairs alone"

@@ -3,13 +3,13 @@
 Beside the target `DST` stands `DST.partial` until all is done:
 
     plan.json         what is converted into what, by which nobody continues anything else
-    process-I.jsonl   what process I has finished, a line a piece; locked while process I runs
+    process-I.jsonl   what process I has finished, a line a part; locked while process I runs
     files/            config.json, tokenizer, ...: moved into model/ at the end, so that before
                       it nothing there can be taken for a model
     model/            the weights; renamed to `DST` at the end
 
 It appears at once with everything in it but the weights, so processes that start together agree.
-They need no word between them beyond these files: a process does every N-th piece, and whichever
+They need no word between them beyond these files: a process does every N-th part, and whichever
 finds that all are done finishes.
 """
 
@@ -32,7 +32,7 @@ from rmjax.errors import UserError, disk_errors
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Which pieces this process does: those whose number is `process` modulo `processes`."""
+    """Which slices this process does: those whose number is `process` modulo `processes`."""
 
     process: int = 0
     processes: int = 1
@@ -47,7 +47,7 @@ class Share:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a journal says of a piece: the checksum of its source, and whether it was read back."""
+    """What a journal says of a part: the checksum of its source, and whether it was read back."""
 
     checksum: str
     verified: bool
@@ -68,7 +68,7 @@ class Unfinished:
         return self.directory / "model"
 
     def records(self) -> dict[int, Record]:
-        """What all processes have finished so far, by the piece's number."""
+        """What all processes have finished so far, by the part's number."""
         lines: list[dict[str, Any]] = []
         for file in self.directory.glob("process-*.jsonl"):
             for line in file.read_text().splitlines():
@@ -76,24 +76,24 @@ class Unfinished:
                     lines.append(json.loads(line))
         found: dict[int, Record] = {}
         for line in sorted(lines, key=lambda line: line["time"]):
-            found.pop(line["piece"], None)
+            found.pop(line["part"], None)
             if line["checksum"] is not None:
-                found[line["piece"]] = Record(line["checksum"], line["verified"])
+                found[line["part"]] = Record(line["checksum"], line["verified"])
         return found
 
-    def record(self, piece: int, checksum: str | None, *, verified: bool = False) -> None:
-        """Notes that a piece is written, or (None) that it has to be written again."""
-        line = {"piece": piece, "checksum": checksum, "verified": verified, "time": time.time_ns()}
+    def record(self, part: int, checksum: str | None, *, verified: bool = False) -> None:
+        """Notes that a part is written, or (None) that it has to be written again."""
+        line = {"part": part, "checksum": checksum, "verified": verified, "time": time.time_ns()}
         with self._lock:
             # A new line first: a line that a kill cut short must not swallow this one.
             self._journal.write("\n" + json.dumps(line))
             self._journal.flush()
 
-    def finish(self, pieces: int, complete: Callable[[Path], None]) -> bool:
-        """Makes the target of what is there, if all `pieces` are verified; says whether it exists.
+    def finish(self, slices: int, complete: Callable[[Path], None]) -> bool:
+        """Makes the target of what is there, if all `slices` are verified; says whether it exists.
 
         Args:
-          pieces: how many the plan has.
+          slices: how many the plan has.
           complete: writes into `model/` what makes it a model.
         """
         os.fsync(self._journal.fileno())
@@ -105,7 +105,7 @@ class Unfinished:
             fcntl.flock(plan, fcntl.LOCK_EX)  # of two that see all done, the second finds nothing
             if not self.model.exists():
                 return self._final.exists()
-            if sum(record.verified for record in self.records().values()) < pieces:
+            if sum(record.verified for record in self.records().values()) < slices:
                 return False
             complete(self.model)
             for file in (self.directory / "files").iterdir():
@@ -128,7 +128,7 @@ def unfinished(
     Args:
       dst: the target; must not exist or be empty.
       plan: what is converted into what, as JSON; only the same plan is continued.
-      prepare: fills `files/` and `model/` (its arguments) before the first piece.
+      prepare: fills `files/` and `model/` (its arguments) before the first part.
       share: this process's.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Work on pieces of a model: several at once, bounded by their bytes, with progress to be seen."""
+"""Work on slices of a model: several at once, bounded by their bytes, with progress to be seen."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -14,9 +14,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from rmjax.checkpoints.chunks import Piece
+from rmjax.checkpoints.tensor_slices import TensorSlice
 
-# Of pieces at once. What a piece takes while it is read, turned and written is about five times
+# Of slices at once. What a part takes while it is read, turned and written is about five times
 # its bytes.
 _IN_FLIGHT_BYTES = 256 << 20
 _THREADS = 8
@@ -24,22 +24,24 @@ _LINES = 10  # that a conversion prints where there is no terminal to draw a bar
 _LINE_SECONDS = 10.0  # least time between two of them
 
 
-def for_each_piece(pieces: Iterable[Piece], work: Callable[[Piece], None], what: str) -> None:
-    """Calls `work` on every piece, in threads, at most `_IN_FLIGHT_BYTES` of pieces at once.
+def for_each_slice(
+    slices: Iterable[TensorSlice], work: Callable[[TensorSlice], None], what: str
+) -> None:
+    """Calls `work` on every part, in threads, at most `_IN_FLIGHT_BYTES` of slices at once.
 
     After an error, or Ctrl-C, nothing new is begun, and what is running is waited for.
     """
-    pieces = list(pieces)
+    slices = list(slices)
     running: dict[Future[None], int] = {}
     with (
-        _ByteProgress(what, sum(piece.nbytes for piece in pieces)) as progress,
+        _ByteProgress(what, sum(part.nbytes for part in slices)) as progress,
         ThreadPoolExecutor(_THREADS) as pool,
     ):
         try:
-            for piece in pieces:
-                while running and sum(running.values()) + piece.nbytes > _IN_FLIGHT_BYTES:
+            for part in slices:
+                while running and sum(running.values()) + part.nbytes > _IN_FLIGHT_BYTES:
                     _take_finished(running, progress)
-                running[pool.submit(work, piece)] = piece.nbytes
+                running[pool.submit(work, part)] = part.nbytes
             while running:
                 _take_finished(running, progress)
         except BaseException:

@@ -1,4 +1,4 @@
-"""From an Orbax model or a run to Hugging Face's files: what `convert` does to each piece.
+"""From an Orbax model or a run to Hugging Face's files: what `convert` does to each part.
 
 Adapters beside the weights are either merged into these or exported alone, with the head, in
 PEFT's format.
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from rmjax.checkpoints.chunks import PIECE_BYTES, Piece, band_axis, cut
 from rmjax.checkpoints.hf_mapping import hf_keys, hf_shape
 from rmjax.checkpoints.orbax_arrays import open_array, read_block
 from rmjax.checkpoints.safetensors_file import (
@@ -25,6 +24,7 @@ from rmjax.checkpoints.safetensors_file import (
     write_header,
     write_range,
 )
+from rmjax.checkpoints.tensor_slices import SLICE_BYTES, TensorSlice, band_axis, cut
 from rmjax.errors import UserError
 from rmjax.models.config import LlamaConfig
 from rmjax.models.lora import NO_LORA, LoraConfig, merge_block
@@ -36,8 +36,8 @@ from rmjax.models.parameters import (
     peft_parameters,
 )
 
-# Of one piece, where the source's chunks are large: a chunk that two pieces share is read twice.
-_LARGEST_PIECE = 512 << 20
+# Of one part, where the source's chunks are large: a chunk that two slices share is read twice.
+_LARGEST_SLICE = 512 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +54,10 @@ class _Tensor:
 
 
 class ToHuggingFace:
-    """The plan of an export; a piece is a range of bytes of a safetensors file.
+    """The plan of an export; a part is a range of bytes of a safetensors file.
 
     Attributes:
-      pieces: in the order of the files.
+      slices: in the order of the files.
       keys: of the tensors.
       dtype: of most of the weights.
       files: how many safetensors files there will be.
@@ -105,7 +105,7 @@ class ToHuggingFace:
         self._total = sum(tensor.nbytes for tensor in tensors)
         self._layouts: dict[str, Layout] = {}
         self._file_of: dict[str, str] = {}
-        self.pieces: list[Piece] = []
+        self.slices: list[TensorSlice] = []
         for number, shard in enumerate(shards, start=1):
             stem = "adapter_model" if adapter else "model"
             name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -134,7 +134,7 @@ class ToHuggingFace:
         ]
 
     def _plan(self, tensor: _Tensor) -> None:
-        """Cuts a tensor into pieces, where it can along the borders of the source's chunks."""
+        """Cuts a tensor into slices, where it can along the borders of the source's chunks."""
         row, array = tensor.row, self._arrays[tensor.row.path]
         chunk: Any = array.chunk_layout.read_chunk.shape
         aligned = chunk[row.all_axes.index(band_axis(row))]
@@ -143,11 +143,13 @@ class ToHuggingFace:
         if self._lora.adapts(row.path):  # merged in float32
             itemsize = max(itemsize, 4)
         each = math.prod(tensor.shape) // size * itemsize
-        step = max(aligned, PIECE_BYTES // each // aligned * aligned)
-        for start, stop in cut(size, min(step, max(1, _LARGEST_PIECE // each))):
-            number = len(self.pieces)
-            self.pieces.append(
-                Piece(number, row, tensor.key, tensor.layer, start, stop, self._sizes, tensor.dtype)
+        step = max(aligned, SLICE_BYTES // each // aligned * aligned)
+        for start, stop in cut(size, min(step, max(1, _LARGEST_SLICE // each))):
+            number = len(self.slices)
+            self.slices.append(
+                TensorSlice(
+                    number, row, tensor.key, tensor.layer, start, stop, self._sizes, tensor.dtype
+                )
             )
 
     def prepare(self, files: Path, model: Path) -> None:
@@ -158,36 +160,36 @@ class ToHuggingFace:
             index = {"metadata": {"total_size": self._total}, "weight_map": self._file_of}
             (files / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
-    def read(self, piece: Piece) -> np.ndarray:
-        """A piece of the source, in HF's axes and the converted dtype."""
-        index = dict(zip(piece.row.all_axes, piece.index))
-        block = self._block(piece.row, index)
-        if self._lora.adapts(piece.row.path):
-            a, b = (self._block(part, index) for part in ADAPTERS[piece.row.path])
+    def read(self, part: TensorSlice) -> np.ndarray:
+        """A part of the source, in HF's axes and the converted dtype."""
+        index = dict(zip(part.row.all_axes, part.index))
+        block = self._block(part.row, index)
+        if self._lora.adapts(part.row.path):
+            a, b = (self._block(part, index) for part in ADAPTERS[part.row.path])
             block = merge_block(block, a, b, self._lora.scale)
-        return piece.to_hf(block).astype(piece.dtype, copy=False)
+        return part.to_hf(block).astype(part.dtype, copy=False)
 
     def _block(self, row: Parameter, index: Mapping[str, int | slice]) -> np.ndarray:
         """A parameter at `index` by axis; axes that are not there are whole."""
         place = tuple(index.get(axis, slice(None)) for axis in row.all_axes)
         return read_block(self._arrays[row.path], self._params, row.path, place)
 
-    def write(self, model: Path, piece: Piece, block: np.ndarray) -> None:
-        """Writes the piece to its place in its file."""
-        write_range(model / self._file_of[piece.key], self._offset(piece), block)
+    def write(self, model: Path, part: TensorSlice, block: np.ndarray) -> None:
+        """Writes the part to its place in its file."""
+        write_range(model / self._file_of[part.key], self._offset(part), block)
 
-    def read_back(self, model: Path, piece: Piece) -> np.ndarray:
-        """The piece as it is on the disk."""
-        name = self._file_of[piece.key]
-        return read_range(model / name, self._offset(piece), piece.shape, piece.dtype)
+    def read_back(self, model: Path, part: TensorSlice) -> np.ndarray:
+        """The part as it is on the disk."""
+        name = self._file_of[part.key]
+        return read_range(model / name, self._offset(part), part.shape, part.dtype)
 
     def complete(self, model: Path) -> None:
         """Writes the headers, which make the files a model's."""
         for name, layout in self._layouts.items():
             write_header(model / name, layout)
 
-    def _offset(self, piece: Piece) -> int:
-        return self._layouts[self._file_of[piece.key]].offsets[piece.key] + piece.offset
+    def _offset(self, part: TensorSlice) -> int:
+        return self._layouts[self._file_of[part.key]].offsets[part.key] + part.offset
 
 
 def _shards(tensors: list[_Tensor], limit: int) -> list[list[_Tensor]]:

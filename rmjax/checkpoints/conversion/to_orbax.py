@@ -1,11 +1,10 @@
-"""From Hugging Face's tensors to an Orbax model: what `convert` does to each piece."""
+"""From Hugging Face's tensors to an Orbax model: what `convert` does to each part."""
 
 from pathlib import Path
 
 import numpy as np
 import tensorstore as ts
 
-from rmjax.checkpoints.chunks import Piece, band_axis, cut
 from rmjax.checkpoints.hf_mapping import hf_keys, to_hf
 from rmjax.checkpoints.hf_weights import Weights, common_dtype
 from rmjax.checkpoints.orbax_arrays import (
@@ -17,15 +16,16 @@ from rmjax.checkpoints.orbax_arrays import (
     write_metadata,
 )
 from rmjax.checkpoints.pretrained import WEIGHTS
+from rmjax.checkpoints.tensor_slices import TensorSlice, band_axis, cut
 from rmjax.models.config import LlamaConfig
 from rmjax.models.parameters import Parameter, axis_sizes, model_parameters
 
 
 class ToOrbax:
-    """The plan of a conversion to Orbax; a piece is a file of its array.
+    """The plan of a conversion to Orbax; a part is a file of its array.
 
     Attributes:
-      pieces: in the order of the layers, which is about that of the source's files.
+      slices: in the order of the layers, which is about that of the source's files.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ToOrbax:
         self._keys = {row.path: hf_keys(row, llama) for row in self._rows}
         self._dtypes = {row.path: self._dtype(row) for row in self._rows}
         self._open: dict[str, ts.TensorStore] = {}
-        self.pieces: list[Piece] = []
+        self.slices: list[TensorSlice] = []
         for layer in range(llama.num_hidden_layers):
             for row in self._rows:
                 if layer == 0 or row.stacked:
@@ -60,8 +60,10 @@ class ToOrbax:
         step = self._cuts(row)[0][row.all_axes.index(band_axis(row))]
         key, dtype = self._keys[row.path][layer], self._dtypes[row.path]
         for start, stop in cut(self._sizes[band_axis(row)], step):
-            number = len(self.pieces)
-            self.pieces.append(Piece(number, row, key, layer, start, stop, self._sizes, dtype))
+            number = len(self.slices)
+            self.slices.append(
+                TensorSlice(number, row, key, layer, start, stop, self._sizes, dtype)
+            )
 
     def prepare(self, model: Path) -> None:
         """Creates the arrays, without any file of them."""
@@ -74,24 +76,24 @@ class ToOrbax:
                 *self._cuts(row),
             )
 
-    def read(self, piece: Piece) -> np.ndarray:
-        """A piece of the source, in HF's axes and the converted dtype."""
-        if piece.row.path == "head" and self._head is not None:
-            return np.ascontiguousarray(to_hf(piece.row, self._head, self._sizes)[piece.hf_index])
-        block = self._weights.read(piece.key, piece.hf_index)
-        return block.astype(piece.dtype, copy=False)
+    def read(self, part: TensorSlice) -> np.ndarray:
+        """A part of the source, in HF's axes and the converted dtype."""
+        if part.row.path == "head" and self._head is not None:
+            return np.ascontiguousarray(to_hf(part.row, self._head, self._sizes)[part.hf_index])
+        block = self._weights.read(part.key, part.hf_index)
+        return block.astype(part.dtype, copy=False)
 
-    def write(self, model: Path, piece: Piece, block: np.ndarray) -> None:
-        """Writes the file that the piece is."""
-        self._array(model, piece)[piece.index].write(piece.from_hf(block)).result()
+    def write(self, model: Path, part: TensorSlice, block: np.ndarray) -> None:
+        """Writes the file that the part is."""
+        self._array(model, part)[part.index].write(part.from_hf(block)).result()
 
-    def read_back(self, model: Path, piece: Piece) -> np.ndarray:
-        """The piece as it is on the disk, in HF's axes."""
-        params, path, array = self._params(model), piece.row.path, self._array(model, piece)
-        file = self._cuts(piece.row)[0]
-        place = [part if isinstance(part, int) else part.start or 0 for part in piece.index]
+    def read_back(self, model: Path, part: TensorSlice) -> np.ndarray:
+        """The part as it is on the disk, in HF's axes."""
+        params, path, array = self._params(model), part.row.path, self._array(model, part)
+        file = self._cuts(part.row)[0]
+        place = [part if isinstance(part, int) else part.start or 0 for part in part.index]
         forget_file(params, path, [start // size for start, size in zip(place, file)])
-        return piece.to_hf(read_block(array, params, path, piece.index))
+        return part.to_hf(read_block(array, params, path, part.index))
 
     def complete(self, model: Path) -> None:
         """Writes what makes the arrays a checkpoint."""
@@ -100,8 +102,8 @@ class ToOrbax:
     def _params(self, model: Path) -> Path:
         return model / WEIGHTS / "params"
 
-    def _array(self, model: Path, piece: Piece) -> ts.TensorStore:
-        path = piece.row.path
+    def _array(self, model: Path, part: TensorSlice) -> ts.TensorStore:
+        path = part.row.path
         if path not in self._open:
             self._open[path] = open_array(self._params(model), path, partial=True)
         return self._open[path]

@@ -61,15 +61,15 @@ class FlashPlan:
             in_specs=(_ACTIVATION, _ACTIVATION, _ACTIVATION, _PLACES, P(_ROWS), _TILES, _TILES),
             out_specs=_ACTIVATION,
             check_vma=False,
-        )(q, k, v, self.layout, self.layout.segments, self.needed, self.count)
+        )(q, k, v, self.layout, self.layout.segment_ids, self.needed, self.count)
 
 
 def make_plan(layout: Layout, sharding: Sharding) -> FlashPlan:
     """Derives from a layout which tiles are needed, each device for its own rows and queries."""
 
-    def local(mine: Layout, segments: jax.Array) -> tuple[jax.Array, jax.Array]:
-        places = _start(mine) + jnp.arange(mine.segments.shape[1])
-        seen = sees(mine, places, segments, jnp.arange(segments.shape[1]))
+    def local(mine: Layout, segment_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        places = _start(mine) + jnp.arange(mine.segment_ids.shape[1])
+        seen = sees(mine, places, segment_ids, jnp.arange(segment_ids.shape[1]))
         whole = jnp.pad(seen, [(0, 0)] + [(0, -size % _TILE) for size in seen.shape[1:]])
         tiles = rearrange(whole, "B (i a) (j b) -> B i j a b", a=_TILE, b=_TILE).any(axis=(3, 4))
         needed = (
@@ -83,27 +83,27 @@ def make_plan(layout: Layout, sharding: Sharding) -> FlashPlan:
         in_specs=(_PLACES, P(_ROWS)),
         out_specs=(_TILES, _TILES),
         check_vma=False,
-    )(layout, layout.segments)
+    )(layout, layout.segment_ids)
     return FlashPlan(layout, needed, count, sharding)
 
 
 def _start(mine: Layout) -> jax.Array:
     """The place of a device's first query."""
-    return jax.lax.axis_index(_LENGTH) * mine.segments.shape[1]
+    return jax.lax.axis_index(_LENGTH) * mine.segment_ids.shape[1]
 
 
 def _attend(
-    q: Any, k: Any, v: Any, mine: Layout, segments: Any, needed: Any, count: Any
+    q: Any, k: Any, v: Any, mine: Layout, segment_ids: Any, needed: Any, count: Any
 ) -> jax.Array:
-    if k.shape[1] < segments.shape[1]:
+    if k.shape[1] < segment_ids.shape[1]:
         k, v = (jax.lax.all_gather(x, _LENGTH, axis=1, tiled=True) for x in (k, v))
-    rows, length = mine.segments.shape
+    rows, length = mine.segment_ids.shape
     places = _start(mine) + jnp.arange(length)
     seen = _Seen(
         jax.tree.map(_tiles, mine),
         _tiles(jnp.broadcast_to(places, (rows, length))),
-        _tiles(segments),
-        _tiles(jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)),
+        _tiles(segment_ids),
+        _tiles(jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)),
         needed,
         count,
     )
@@ -129,7 +129,7 @@ def _tiles(x: jax.Array) -> jax.Array:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["layout", "places", "segments", "key_places", "needed", "count"],
+    data_fields=["layout", "places", "segment_ids", "key_places", "needed", "count"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ class _Seen:
 
     layout: Layout
     places: jax.Array
-    segments: jax.Array
+    segment_ids: jax.Array
     key_places: jax.Array
     needed: jax.Array
     count: jax.Array
@@ -146,7 +146,7 @@ class _Seen:
     def logits(self, mine: jax.Array, k: jax.Array, i: Any, j: Any) -> jax.Array:
         """Of tile `i` of queries against tile `j` of keys."""
         queries = Layout(*(x[i][None] for x in self.layout))
-        seen = sees(queries, self.places[i], self.segments[j][None], self.key_places[j])
+        seen = sees(queries, self.places[i], self.segment_ids[j][None], self.key_places[j])
         products = _product("Kqh,Klh->Kql", mine, k[j])
         shape = (*products.shape[:1], products.shape[1] // _TILE, _TILE, _TILE)
         seen = jnp.broadcast_to(seen[:, None], shape).reshape(products.shape)

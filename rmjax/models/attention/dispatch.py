@@ -16,8 +16,8 @@ from rmjax.models.attention.xla import in_blocks
 from rmjax.models.config import LlamaConfig
 from rmjax.runtime.sharding import Sharding
 
-# `blocks` is plain XLA and computes everything everywhere; the others need their hardware.
-KERNELS = {"blocks": "", "tiles": "cpu", "splash": "tpu", "cudnn": "gpu"}
+# `xla` is plain XLA and computes everything everywhere; the others need their hardware.
+KERNELS = {"xla": "", "cpu_flash": "cpu", "splash": "tpu", "cudnn": "gpu"}
 ATTENTION = ("auto", *KERNELS)
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def choose(
 
     Args:
       wanted: one of `ATTENTION`. `auto` takes the kernel for the mesh's devices; where that cannot
-        compute the model it takes `blocks`, and says why in a warning.
+        compute the model it takes `xla`, and says why in a warning.
       llama: the architecture.
       sharding: the mesh.
       dtype: of the computation.
@@ -82,7 +82,7 @@ def choose(
     """
     found, kind = wanted, platform(sharding)
     if wanted == "auto":
-        found = next((name for name, needed in KERNELS.items() if needed == kind), "blocks")
+        found = next((name for name, needed in KERNELS.items() if needed == kind), "xla")
     reason = ""
     if KERNELS[found] and KERNELS[found] != kind:
         reason = f"it is for {KERNELS[found].upper()}s, and the mesh is of {kind.upper()}s"
@@ -94,9 +94,9 @@ def choose(
     if not reason:
         return found
     if wanted != "auto":
-        raise UserError(f"attention = {wanted!r}: {reason}; there is also 'blocks', or 'auto'")
+        raise UserError(f"attention = {wanted!r}: {reason}; there is also 'xla', or 'auto'")
     _warn(f"attention is computed by XLA in blocks, not by {found}: {reason}")
-    return "blocks"
+    return "xla"
 
 
 @functools.cache
@@ -110,7 +110,7 @@ def prepare(name: str, layout: Layout, sharding: Sharding) -> Layout | Attention
     """A layout as implementation `name` wants it for `attention`; made once for all layers."""
     if name == "splash":
         return tpu_splash.make_plan(layout, sharding, interpret=platform(sharding) == "cpu")
-    if name == "tiles":
+    if name == "cpu_flash":
         return cpu_flash.make_plan(layout, sharding)
     if name == "cudnn":
         return gpu_cudnn.make_plan(layout, sharding)

@@ -87,8 +87,8 @@ def make_plan(layout: Layout, sharding: Sharding, *, implementation: str = "cudn
 
     Padding sees itself, so that no query sees nothing.
     """
-    places = jnp.arange(layout.segments.shape[1])
-    seen = sees(layout, places, layout.segments, places)
+    places = jnp.arange(layout.segment_ids.shape[1])
+    seen = sees(layout, places, layout.segment_ids, places)
     mask = (seen | (places[:, None] == places[None, :])[None])[:, None]
     mask = jax.lax.with_sharding_constraint(mask, NamedSharding(sharding.mesh, _MASK))
     return CudnnPlan(mask, sharding, implementation)

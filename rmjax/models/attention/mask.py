@@ -12,14 +12,14 @@ class Layout(NamedTuple):
     """Who may attend to whom in a row.
 
     Attributes:
-      segments: 1 + the token's group, or 0 for padding.
-      hidden_from: first place in front of the token that belongs to a sample beside its own.
-      hidden_to: end of these places; equal to `hidden_from` where there is none.
+      segment_ids: 1 + the token's group, or 0 for padding.
+      masked_start: first place in front of the token that belongs to a sample beside its own.
+      masked_end: end of these places; equal to `masked_start` where there is none.
     """
 
-    segments: Int32[Array, "B L"]
-    hidden_from: Int32[Array, "B L"]
-    hidden_to: Int32[Array, "B L"]
+    segment_ids: Int32[Array, "B L"]
+    masked_start: Int32[Array, "B L"]
+    masked_end: Int32[Array, "B L"]
 
 
 def sees(
@@ -33,17 +33,17 @@ def sees(
     Args:
       layout: of the queries.
       places: of the queries in their rows.
-      keys: the segments of the keys.
+      keys: the segment_ids of the keys.
       key_places: of the keys in their rows.
     """
     causal = key_places[None, :] <= places[:, None]
-    hidden_from, hidden_to = layout.hidden_from[:, :, None], layout.hidden_to[:, :, None]
-    seen = (key_places[None, None] < hidden_from) | (key_places[None, None] >= hidden_to)
-    queries = layout.segments[:, :, None]
+    masked_start, masked_end = layout.masked_start[:, :, None], layout.masked_end[:, :, None]
+    seen = (key_places[None, None] < masked_start) | (key_places[None, None] >= masked_end)
+    queries = layout.segment_ids[:, :, None]
     return causal[None] & (queries == keys[:, None, :]) & (queries > 0) & seen
 
 
 def allowed(layout: Layout, start: int, end: int) -> Bool[Array, "B Q K"]:
     """The mask of query places `start` to `end` against key places 0 to `end`."""
     queries = Layout(*(x[:, start:end] for x in layout))
-    return sees(queries, jnp.arange(start, end), layout.segments[:, :end], jnp.arange(end))
+    return sees(queries, jnp.arange(start, end), layout.segment_ids[:, :end], jnp.arange(end))

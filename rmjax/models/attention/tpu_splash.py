@@ -96,7 +96,7 @@ class SplashPlan:
 
 
 def alignment(row_length: int) -> int:
-    """The places a multiple of which `hidden_from` and `hidden_to` must be in rows so long.
+    """The places a multiple of which `masked_start` and `masked_end` must be in rows so long.
 
     A power of two, such that a place and two multiples fit together in 32 bits.
     """
@@ -128,7 +128,7 @@ def make_plan(
       block: queries and keys of a block; the largest that divides if not given.
       interpret: whether to interpret the kernel.
     """
-    length = layout.segments.shape[1]
+    length = layout.segment_ids.shape[1]
     part = length // sharding.mesh.shape["context"]
     block = block or next(size for size in _BLOCKS if part % size == 0)
 
@@ -141,22 +141,22 @@ def make_plan(
 
 def _local_plan(layout: Layout, *, part: int, block: int) -> tuple[jax.Array, ...]:
     """The arrays of a plan on one device, in the order of `_ARRAYS`."""
-    rows, length = layout.segments.shape
+    rows, length = layout.segment_ids.shape
     start = jax.lax.axis_index(_LENGTH) * part
     mine = Layout(*(jax.lax.dynamic_slice_in_dim(x, start, part, axis=1) for x in layout))
     places = start + jnp.arange(part)
-    steps = _steps(mine, places, layout.segments, block)
+    steps = _steps(mine, places, layout.segment_ids, block)
     row = jnp.arange(rows)[:, None] * (length + 1)
-    bounds = jnp.stack([mine.hidden_from, mine.hidden_to])
-    hides = (mine.hidden_from < mine.hidden_to)[None]
+    bounds = jnp.stack([mine.masked_start, mine.masked_end])
+    hides = (mine.masked_start < mine.masked_end)[None]
     aligned = jnp.all(~hides | (bounds % alignment(length) == 0))
     return (
         rearrange(steps, "R q k -> (R q) k"),
         _keys_next(steps),
         _queries_next(steps),
         _number(mine, places, length).ravel(),
-        jnp.where(mine.segments > 0, mine.segments + row, 0).ravel(),
-        jnp.where(layout.segments > 0, layout.segments + row, -1).ravel(),
+        jnp.where(mine.segment_ids > 0, mine.segment_ids + row, 0).ravel(),
+        jnp.where(layout.segment_ids > 0, layout.segment_ids + row, -1).ravel(),
         jnp.where(aligned, 1.0, jnp.nan)[None],
     )
 
@@ -219,7 +219,7 @@ def _shift(length: int) -> int:
 def _number(layout: Layout, places: Int32[Array, "Q"], length: int) -> Int32[Array, "R Q"]:
     """A query's place in its row and the bounds of what is hidden from it, in one number."""
     place, bound = _fields(length)
-    start, end = layout.hidden_from >> _shift(length), layout.hidden_to >> _shift(length)
+    start, end = layout.masked_start >> _shift(length), layout.masked_end >> _shift(length)
     return (places[None, :] << place) | (end << bound) | start
 
 

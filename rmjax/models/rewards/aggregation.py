@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64
 
 from rmjax.errors import UserError
-from rmjax.models.rewards.spec import ModelCard
+from rmjax.models.rewards.spec import RewardSpec
 
 # Weights that were published for HelpSteer2's attributes. The two RewardBench vectors were searched
 # on that benchmark itself (model cards of Llama3-70B-SteerLM-RM and Nemotron-4-340B-Reward); the
@@ -75,20 +75,20 @@ class ScalarRule(NamedTuple):
         return np.asarray([self.weights.get(name, 0.0) for name in attributes], np.float32)
 
 
-def model_rule(card: ModelCard, value: str | Mapping[str, float] | None = None) -> Rule:
+def model_rule(spec: RewardSpec, value: str | Mapping[str, float] | None = None) -> Rule:
     """A model's own rule, or the one that `value` names; see `scalar_rule`.
 
     Raises:
       UserError: the model does not have it.
     """
-    if card.general_preference is None:
-        return scalar_rule(card.scalar if value is None else value, card.attributes)
+    if spec.general_preference is None:
+        return scalar_rule(spec.scalar if value is None else value, spec.attributes)
     if value is not None:
         raise UserError(
             f"value = {value!r}: this is a model of general preferences, which compares two "
             "responses and has no number for one; leave value out"
         )
-    return card.general_preference
+    return spec.general_preference
 
 
 def scalar_rule(rule: str | Mapping[str, float], attributes: Sequence[str]) -> ScalarRule:

@@ -23,7 +23,7 @@ class Temperature:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelCard:
+class RewardSpec:
     """Contents of `rmjax.json`.
 
     Attributes:

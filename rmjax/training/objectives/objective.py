@@ -184,8 +184,8 @@ def _check_general(
             f"config.data.attributes = {attributes!r}: {GENERAL!r} needs an even number of them, "
             "such as ('v1', 'v2', 'v3', 'v4'); their names are yours to choose"
         )
-    if config.attribute or config.centring:
+    if config.attribute or config.center_rewards_coefficient:
         raise UserError(
-            f"config.preference.attribute = {config.attribute!r} and centring = {config.centring}: "
+            f"config.preference.attribute = {config.attribute!r} and center_rewards_coefficient = {config.center_rewards_coefficient}: "
             f"{GENERAL!r} has neither a column of its own nor rewards to centre; leave both out"
         )

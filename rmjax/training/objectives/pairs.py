@@ -22,7 +22,7 @@ class PreferenceConfig:
       attribute: the column of the head that pairs train; empty for the first. It may be one that
         nobody rated.
       label_smoothing: the probability that a pair's label is wrong, less than .5.
-      centring: coefficient of the mean of (reward of chosen + reward of rejected) squared, which
+      center_rewards_coefficient: coefficient of the mean of (reward of chosen + reward of rejected) squared, which
         keeps rewards near 0; 0 for none.
       ties: what becomes of pairs without a preference: `drop` leaves them out of the data, `half`
         takes them as preferred one half each way, `zero_weight` computes them but learns nothing
@@ -31,7 +31,7 @@ class PreferenceConfig:
 
     attribute: str = ""
     label_smoothing: float = 0.0
-    centring: float = 0.0
+    center_rewards_coefficient: float = 0.0
     ties: str = "drop"
 
 
@@ -78,8 +78,8 @@ def pair_term(name: str, column: int, config: PreferenceConfig) -> Term:
         pairs = targets.pairs
         chosen, rejected = _rewards(scores, pairs, column)
         found = OF_MARGINS[name](chosen - rejected, pairs, config)
-        if config.centring:
-            found += config.centring * jnp.square(chosen + rejected)
+        if config.center_rewards_coefficient:
+            found += config.center_rewards_coefficient * jnp.square(chosen + rejected)
         return jnp.sum(_pair_weights(pairs, config) * found)
 
     return Term(loss, lambda targets: jnp.sum(_pair_weights(targets.pairs, config)))

@@ -1,6 +1,6 @@
 """The units of conversion: bands of a layer's tensor, small enough to hold several in memory.
 
-Hugging Face's tensor of a layer is cut along its first axis, so that a piece is one range of bytes
+Hugging Face's tensor of a layer is cut along its first axis, so that a part is one range of bytes
 in its file; here it is a block of the stacked array that is cut along the same axis.
 """
 
@@ -14,11 +14,11 @@ import numpy as np
 from rmjax.checkpoints.hf_mapping import from_hf, hf_index, hf_shape, to_hf
 from rmjax.models.parameters import Parameter
 
-PIECE_BYTES = 64 << 20
+SLICE_BYTES = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class TensorSlice:
     """Part `start:stop` of an HF tensor along the axis that leads it (heads, mlp, vocab, ...).
 
     Attributes:
@@ -61,7 +61,7 @@ class Piece:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the converted piece."""
+        """Bytes of the converted part."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
@@ -76,11 +76,11 @@ class Piece:
         return (*layer, *(self._band.get(axis, slice(None)) for axis in self.row.axes.split()))
 
     def from_hf(self, block: np.ndarray) -> np.ndarray:
-        """The piece in our axes, C-contiguous, from HF's."""
+        """The part in our axes, C-contiguous, from HF's."""
         return contiguous(from_hf(self.row, block, self._own_sizes))
 
     def to_hf(self, block: np.ndarray) -> np.ndarray:
-        """The piece in HF's axes, C-contiguous, from ours."""
+        """The part in HF's axes, C-contiguous, from ours."""
         return contiguous(to_hf(self.row, block, self._own_sizes))
 
 
