@@ -276,7 +276,7 @@ def test_evaluation_judges_pairs_by_their_margin():
         (dict(data__attributes=("a", "b", "c")), "needs an even number of them"),
         (dict(objective="general_preference + bradley_terry"), "cannot be summed"),
         (dict(preference__attribute="v1"), "neither a column of its own nor"),
-        (dict(preference__centring=0.1), "and center_rewards_coefficient = 0.1"),
+        (dict(preference__center_rewards_coefficient=0.1), "and center_rewards_coefficient = 0.1"),
     ],
 )
 def test_what_does_not_fit_is_an_error(changes, said):

@@ -94,7 +94,7 @@ def test_every_form_is_its_formula(name, found, smoothing, center_rewards_coeffi
 
 @pytest.mark.parametrize("name", ["bradley_terry", "margin_bradley_terry"])
 def test_it_is_the_loss_of_trl(name, rng):
-    """Its `RewardTrainer.compute_loss` on the same scores, margins and center_rewards_coefficient."""
+    """Its `RewardTrainer.compute_loss` on the same scores, margins and centering."""
     torch = pytest.importorskip("torch")
     trainer = pytest.importorskip("trl.trainer.reward_trainer", reason="needs rmjax[bench]")
 

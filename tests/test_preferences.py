@@ -106,7 +106,7 @@ def test_a_run_on_pairs_alone(tmp_path):
         (dict(preference__label_smoothing=0.5), "label_smoothing = 0.5: expected 0 up to .5"),
         (dict(preference__ties="second"), "preference.ties = 'second': there are drop, half"),
         (
-            dict(preference__centring=-1.0),
+            dict(preference__center_rewards_coefficient=-1.0),
             "preference.center_rewards_coefficient = -1.0: expected 0 or more",
         ),
         (

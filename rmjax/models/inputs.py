@@ -15,8 +15,8 @@ class Rows(NamedTuple):
       positions: position of the token in its own sample, from 0.
       masked_start: first place in front of the token that belongs to a sample beside its own.
       masked_end: end of these places; equal to `masked_start` where there is none.
-      last_token_index: place in the row of each sample's last token, where its reward is read; 0 in slots
-        without a sample.
+      last_token_index: of each sample in its row, where its reward is read; 0 in slots without a
+        sample.
     """
 
     tokens: Int32[jax.Array, "... B L"]

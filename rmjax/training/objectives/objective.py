@@ -186,6 +186,7 @@ def _check_general(
         )
     if config.attribute or config.center_rewards_coefficient:
         raise UserError(
-            f"config.preference.attribute = {config.attribute!r} and center_rewards_coefficient = {config.center_rewards_coefficient}: "
+            f"config.preference.attribute = {config.attribute!r} and center_rewards_coefficient = "
+            f"{config.center_rewards_coefficient}: "
             f"{GENERAL!r} has neither a column of its own nor rewards to centre; leave both out"
         )

@@ -22,8 +22,8 @@ class PreferenceConfig:
       attribute: the column of the head that pairs train; empty for the first. It may be one that
         nobody rated.
       label_smoothing: the probability that a pair's label is wrong, less than .5.
-      center_rewards_coefficient: coefficient of the mean of (reward of chosen + reward of rejected) squared, which
-        keeps rewards near 0; 0 for none.
+      center_rewards_coefficient: of the mean of (reward of chosen + reward of rejected) squared,
+        which keeps rewards near 0; 0 for none.
       ties: what becomes of pairs without a preference: `drop` leaves them out of the data, `half`
         takes them as preferred one half each way, `zero_weight` computes them but learns nothing
         from them.
