@@ -1,4 +1,4 @@
-"""The files of launch/ against their tools, schemas and stand-ins; test_launch_run.py runs two."""
+"""The files of launch/ against their tools, schemas and stand-ins; test_run.py runs two."""
 
 import importlib.util
 import json
