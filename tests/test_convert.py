@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from rmjax import convert
 from rmjax.checkpoints.conversion.to_huggingface import ToHuggingFace
 from rmjax.checkpoints.conversion.to_orbax import ToOrbax
-from rmjax.checkpoints.hf_weights import read_json
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.orbax_arrays import read_array
 from rmjax.checkpoints.pretrained import open_pretrained
@@ -33,6 +32,7 @@ from rmjax.models.config import LlamaConfig
 from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
 from rmjax.models.parameters import PARAMETERS
 from rmjax.models.rewards.spec import HELPSTEER2
+from rmjax.runtime.files import read_json
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.training.config import Config, DataConfig
 from rmjax.training.experiment import first_params

@@ -15,12 +15,13 @@ from test_convert import Bomb, edit_tensors, save_hf, tensors_of
 
 from rmjax.checkpoints.gguf import GGUFWeights
 from rmjax.checkpoints.hf_mapping import from_hf, hf_keys, hf_shape, to_hf
-from rmjax.checkpoints.hf_weights import SafetensorsWeights, check_tensors, read_json
+from rmjax.checkpoints.hf_weights import SafetensorsWeights, check_tensors
 from rmjax.data.tokenizer import encode, load_tokenizer
 from rmjax.errors import UserError
 from rmjax.models.config import LlamaConfig
 from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
 from rmjax.models.parameters import PARAMETERS, axis_sizes, model_parameters
+from rmjax.runtime.files import read_json
 
 # ---- the table --------------------------------------------------------------------------------
 

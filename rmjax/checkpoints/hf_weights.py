@@ -5,11 +5,10 @@ Nothing here runs code from a file: PyTorch's pickled `.bin` files are refused.
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from rmjax.checkpoints.safetensors_file import SafetensorsFile
 from rmjax.errors import UserError
 from rmjax.models.config import LlamaConfig
 from rmjax.models.parameters import axis_sizes, model_parameters
+from rmjax.runtime.files import read_json
 
 # Tensors that a Llama checkpoint may carry and a reward model has no use for.
 _UNUSED = re.compile(r"lm_head\.weight|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
@@ -98,19 +98,6 @@ class SafetensorsWeights:
 
     def files(self) -> list[Path]:
         return sorted({file.path for file in self._files.values()})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; anything else is a `UserError` that names the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file") from error
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 @dataclasses.dataclass(frozen=True)

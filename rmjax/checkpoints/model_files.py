@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rmjax.checkpoints.hf_weights import read_json
 from rmjax.data.tokenizer import Tokenizer, pad_token_id
 from rmjax.errors import UserError
 from rmjax.models.config import LlamaConfig
@@ -18,6 +17,7 @@ from rmjax.models.lora import LoraConfig
 from rmjax.models.rewards.general_preference import GeneralPreference
 from rmjax.models.rewards.ordinal import OrdinalScale
 from rmjax.models.rewards.spec import RewardSpec, Temperature
+from rmjax.runtime.files import read_json
 
 FORMAT_VERSION = "0.1"
 FILE = "rmjax.json"

@@ -16,7 +16,6 @@ from rmjax.checkpoints.hf_weights import (
     TensorCheck,
     Weights,
     check_tensors,
-    read_json,
 )
 from rmjax.checkpoints.hub import local_path
 from rmjax.checkpoints.model_files import ADAPTER_CONFIG, FILE, PLAN, hf_attributes, read_spec
@@ -31,6 +30,7 @@ from rmjax.models.parameters import (
     model_parameters,
 )
 from rmjax.models.rewards.spec import RewardSpec, Temperature
+from rmjax.runtime.files import read_json
 
 _HEADER_BYTES = 1 << 20  # of a file of weights: more than any header
 WEIGHTS = "checkpoint"  # a converted model's Orbax checkpoint, inside its directory

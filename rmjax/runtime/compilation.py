@@ -1,11 +1,11 @@
 """How programs are compiled: what the compiler is told, and what it made, kept between runs."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, Mesh
+
+from rmjax.runtime.cache import cache_root
 
 # A v5p's scratch memory that one operation may use, in KiB; the compiler's default is less. By its
 # own estimate more pays on v5p and costs on v5e (docs/performance.md); v6e is untried.
@@ -29,10 +29,9 @@ def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str]:
 def enable_compilation_cache() -> None:
     """Has JAX keep what it compiles for the next run, where the user has not said where.
 
-    That is `compiled/` in `$RMJAX_CACHE`, else in `~/.cache/rmjax`. JAX's own variables go first:
+    That is `compiled/` in the cache of `runtime.cache`. JAX's own variable goes first:
     `JAX_COMPILATION_CACHE_DIR` names another directory, and none if it is empty. Process 0 alone
     writes. A file that is missing, cut short or unreadable costs a compilation, never the run.
     """
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        root = Path(os.environ.get("RMJAX_CACHE", Path.home() / ".cache" / "rmjax"))
-        jax.config.update("jax_compilation_cache_dir", str(root.expanduser() / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))

@@ -1,0 +1,36 @@
+"""Small files that are read or replaced whole."""
+
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+from rmjax.errors import UserError
+
+PARTIAL = ".partial"  # the suffix of a file that is not whole yet
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; anything else is a `UserError` that names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such file") from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def replace_file(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file whole or not at all: a full disk or a kill leaves the old one as it was.
+
+    Several processes may write the same file, on several hosts too: the last one wins.
+    """
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
