@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import jax
 from jax.experimental import multihost_utils
 
-from rmjax.errors import UserError, exit_with_message
+from rmjax.errors import UserError, differing, exit_with_message
 
 # Long, because a process that waits is ended in other ways: by a failure that another one reports,
 # and by JAX when another one falls silent (`distributed.HEARTBEAT_SECONDS`).
@@ -63,13 +63,11 @@ def check_agreement(what: str, values: Mapping[str, Any]) -> None:
     """
     ours = json.loads(json.dumps(values))
     theirs = json.loads(broadcast(what, json.dumps(values)))
-    differences = [
-        f"{key} is {ours.get(key)!r}, there {theirs.get(key)!r}"
-        for key in sorted({*ours, *theirs})
-        if ours.get(key) != theirs.get(key)
-    ]
-    if differences:
-        raise UserError(f"its {what} differs from that of process 0: {'; '.join(differences)}")
+    if differences := sorted(differing(ours, theirs).items()):
+        listed = "; ".join(
+            f"{key} is {own!r}, there {other!r}" for key, (own, other) in differences
+        )
+        raise UserError(f"its {what} differs from that of process 0: {listed}")
     barrier(what)
 
 

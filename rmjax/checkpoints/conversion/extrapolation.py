@@ -18,8 +18,7 @@ import numpy as np
 from rmjax.checkpoints.hf_weights import Weights
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained, public_name
 from rmjax.data.tokenizer import Tokenizer, differences
-from rmjax.errors import UserError
-from rmjax.models.config import LlamaConfig
+from rmjax.errors import UserError, differing
 from rmjax.models.rewards.spec import RewardSpec
 
 _Array = TypeVar("_Array", np.ndarray, jax.Array)
@@ -121,8 +120,12 @@ def open_parents(weak: str, strong: str) -> Parents:
         attributes or tokenizer.
     """
     first, second = _open(weak), _open(strong)
-    if other := _differences(first.llama, second.llama):
-        raise UserError(f"{weak} and {strong} are of different architectures: {other}")
+    if other := [
+        f"{name} is {a!r} and {b!r}"
+        for name, (a, b) in differing(vars(first.llama), vars(second.llama)).items()
+        if name not in _IDLE
+    ]:
+        raise UserError(f"{weak} and {strong} are of different architectures: {', '.join(other)}")
     attributes = [source.spec.attributes for source in (first, second) if source.spec]
     if attributes[0] != attributes[1]:
         raise UserError(
@@ -165,11 +168,3 @@ def _open(name: str) -> Pretrained:
             "models that were trained by regression or on pairs alone"
         )
     return source
-
-
-def _differences(one: LlamaConfig, other: LlamaConfig) -> str:
-    return ", ".join(
-        f"{name} is {value!r} and {getattr(other, name)!r}"
-        for name, value in vars(one).items()
-        if name not in _IDLE and value != getattr(other, name)
-    )
