@@ -9,9 +9,6 @@ The last is for runs with LoRA: their adapters and head alone, where orbax-to-hf
 Both stream: a few slices of at most 64 MiB are in memory at a time, whatever the model's size. The
 target appears under its name only when it is complete and has been read back and compared with
 the source. Until then DST.partial stands beside it, and the same command continues it after a kill.
-
-Several processes, on one host or on several that share a file system, convert a model together:
-start each with --processes=N and --process=0 to N-1. They need not start or end together.
 """
 
 import argparse
@@ -24,7 +21,6 @@ import jax
 import numpy as np
 
 from rmjax.checkpoints.conversion.engine import convert_slices
-from rmjax.checkpoints.conversion.journal import Share
 from rmjax.checkpoints.conversion.to_huggingface import ToHuggingFace
 from rmjax.checkpoints.conversion.to_orbax import ToOrbax
 from rmjax.checkpoints.model_files import write_adapter_config, write_model_files
@@ -43,13 +39,7 @@ _SHARD_BYTES = 5_000_000_000
 
 
 def hf_to_orbax(
-    src: str,
-    dst: str,
-    *,
-    attributes: Sequence[str] = HELPSTEER2,
-    seed: int = 0,
-    process: int = 0,
-    processes: int = 1,
+    src: str, dst: str, *, attributes: Sequence[str] = HELPSTEER2, seed: int = 0
 ) -> list[str]:
     """Converts a Hugging Face directory, hub id or GGUF file to an Orbax model.
 
@@ -60,8 +50,6 @@ def hf_to_orbax(
       dst: directory to make; must not exist or be empty.
       attributes: names of the fresh head's outputs.
       seed: of the fresh head.
-      process: which of the processes that share the work this is.
-      processes: how many there are.
 
     Returns:
       What there is to say about the conversion, a line each.
@@ -94,7 +82,7 @@ def hf_to_orbax(
         write_model_files(files, source.llama, tokenizer, spec)
         work.prepare(model)
 
-    return notes + convert_slices(work, [source], dst, plan, prepare, Share(process, processes))
+    return notes + convert_slices(work, [source], dst, plan, prepare)
 
 
 def orbax_to_hf(
@@ -103,8 +91,6 @@ def orbax_to_hf(
     *,
     dtype: str | None = None,
     shard_bytes: int = _SHARD_BYTES,
-    process: int = 0,
-    processes: int = 1,
 ) -> list[str]:
     """Exports an Orbax model, or a run's best checkpoint, as `LlamaForSequenceClassification`.
 
@@ -113,8 +99,6 @@ def orbax_to_hf(
       dst: directory to make; must not exist or be empty.
       dtype: of the weights, the head excepted; what is stored if not given.
       shard_bytes: most bytes of one safetensors file.
-      process: which of the processes that share the work this is.
-      processes: how many there are.
 
     Returns:
       What there is to say about the conversion, a line each.
@@ -145,10 +129,10 @@ def orbax_to_hf(
     ]
     if lora.rank:
         notes.append(f"merged into the weights: adapters for {', '.join(lora.targets)}")
-    return notes + convert_slices(work, [source], dst, plan, prepare, Share(process, processes))
+    return notes + convert_slices(work, [source], dst, plan, prepare)
 
 
-def orbax_to_peft(src: str, dst: str, *, process: int = 0, processes: int = 1) -> list[str]:
+def orbax_to_peft(src: str, dst: str) -> list[str]:
     """Exports the adapters and the head of a run with LoRA in PEFT's format, float32.
 
     PEFT puts them on the model that the run began from, which is not part of the export.
@@ -156,8 +140,6 @@ def orbax_to_peft(src: str, dst: str, *, process: int = 0, processes: int = 1) -
     Args:
       src: the run.
       dst: directory to make; must not exist or be empty.
-      process: which of the processes that share the work this is.
-      processes: how many there are.
 
     Returns:
       What there is to say about the conversion, a line each.
@@ -183,7 +165,7 @@ def orbax_to_peft(src: str, dst: str, *, process: int = 0, processes: int = 1) -
         work.prepare(files, model)
 
     notes = [f"{len(work.keys)} tensors for {spec.source}; head: {', '.join(spec.attributes)}"]
-    return notes + convert_slices(work, [source], dst, plan, prepare, Share(process, processes))
+    return notes + convert_slices(work, [source], dst, plan, prepare)
 
 
 def _open_orbax(src: str) -> tuple[Pretrained, Path, RewardSpec]:
@@ -226,21 +208,16 @@ def _main() -> None:
     for command in (to_orbax, to_hf, to_peft):
         command.add_argument("src")
         command.add_argument("dst")
-        command.add_argument("--processes", type=int, default=1, help="that share the work")
-        command.add_argument("--process", type=int, default=0, help="which of them this is")
     args = parser.parse_args()
     keep_freed_memory()
-    share = {"process": args.process, "processes": args.processes}
     if args.command == "hf-to-orbax":
         attributes = tuple(args.attributes.split(","))
-        notes = hf_to_orbax(args.src, args.dst, attributes=attributes, seed=args.seed, **share)
+        notes = hf_to_orbax(args.src, args.dst, attributes=attributes, seed=args.seed)
     elif args.command == "orbax-to-hf":
-        notes = orbax_to_hf(args.src, args.dst, dtype=args.dtype, **share)
+        notes = orbax_to_hf(args.src, args.dst, dtype=args.dtype)
     else:
-        notes = orbax_to_peft(args.src, args.dst, **share)
-    if Path(args.dst).expanduser().exists():
-        notes.append(f"written: {args.dst}")
-    print("\n".join(notes))
+        notes = orbax_to_peft(args.src, args.dst)
+    print("\n".join([*notes, f"written: {args.dst}"]))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from rmjax.checkpoints.conversion.extrapolation import (
     check_alpha,
     open_parents,
 )
-from rmjax.checkpoints.conversion.journal import Share, check_target
+from rmjax.checkpoints.conversion.journal import check_target
 from rmjax.checkpoints.conversion.to_orbax import ToOrbax
 from rmjax.checkpoints.model_files import write_model_files
 from rmjax.checkpoints.orbax_weights import named_weights
@@ -78,7 +78,7 @@ def write(parents: Parents, dst: str, alpha: float, chosen_on: str = "") -> list
         work.prepare(model)
 
     notes = [f"{spec.source}; head kept: {', '.join(spec.attributes)}"]
-    notes += convert_slices(work, [weak, strong], dst, plan, prepare, Share())
+    notes += convert_slices(work, [weak, strong], dst, plan, prepare)
     return [*notes, _EQUAL] if weights.compared and not weights.differ else notes
 
 

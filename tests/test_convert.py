@@ -886,15 +886,15 @@ def test_command_line_parses_its_options(tmp_path, monkeypatch):
         "hf-to-orbax a b",
         "hf-to-orbax c d --attributes=x,y --seed=3",
         "orbax-to-hf e f",
-        "orbax-to-hf --dtype bfloat16 g h --processes=3 --process=2",
+        "orbax-to-hf --dtype bfloat16 g h",
     ):
         monkeypatch.setattr(sys, "argv", ["convert", *line.split()])
         convert._main()
     assert asked == {
-        ("a", "b"): {"attributes": HELPSTEER2, "seed": 0, "process": 0, "processes": 1},
-        ("c", "d"): {"attributes": ("x", "y"), "seed": 3, "process": 0, "processes": 1},
-        ("e", "f"): {"dtype": None, "process": 0, "processes": 1},
-        ("g", "h"): {"dtype": "bfloat16", "process": 2, "processes": 3},
+        ("a", "b"): {"attributes": HELPSTEER2, "seed": 0},
+        ("c", "d"): {"attributes": ("x", "y"), "seed": 3},
+        ("e", "f"): {"dtype": None},
+        ("g", "h"): {"dtype": "bfloat16"},
     }
 
 

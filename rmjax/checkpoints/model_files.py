@@ -22,6 +22,7 @@ from rmjax.runtime.files import read_json
 FORMAT_VERSION = "0.1"
 FILE = "rmjax.json"
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
+JOURNAL = "journal.jsonl"  # of a conversion that is not finished, see conversion/journal.py
 
 
 def write_model_files(
@@ -151,6 +152,3 @@ def hf_attributes(raw: dict[str, Any], where: Path) -> tuple[str, ...]:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-PLAN = "plan.json"

@@ -18,7 +18,7 @@ from rmjax.checkpoints.hf_weights import (
     check_tensors,
 )
 from rmjax.checkpoints.hub import local_path
-from rmjax.checkpoints.model_files import ADAPTER_CONFIG, FILE, PLAN, hf_attributes, read_spec
+from rmjax.checkpoints.model_files import ADAPTER_CONFIG, FILE, JOURNAL, hf_attributes, read_spec
 from rmjax.checkpoints.orbax_arrays import array_paths, read_array
 from rmjax.data.tokenizer import Tokenizer, load_tokenizer
 from rmjax.errors import UserError
@@ -115,7 +115,7 @@ def open_pretrained(name: str) -> Pretrained:
         return _open_orbax(name, files, weights, evaluation)
     if (path / WEIGHTS).is_dir():
         return _open_orbax(name, path, path / WEIGHTS)
-    if (path / PLAN).exists():
+    if (path / JOURNAL).exists():
         raise UserError(f"{path}: an unfinished conversion; give the same command again to end it")
     if (path / ADAPTER_CONFIG).exists():
         raise UserError(
