@@ -1,4 +1,4 @@
-"""Tensors in Hugging Face's naming, read block by block, and how they map to our arrays.
+"""A checkpoint's tensors under Hugging Face's names, read block by block, and checked.
 
 Nothing here runs code from a file: PyTorch's pickled `.bin` files are refused.
 """
@@ -19,7 +19,7 @@ from rmjax.models.config import LlamaConfig
 from rmjax.models.parameters import axis_sizes, model_parameters
 from rmjax.runtime.files import read_json
 
-# Tensors that a Llama checkpoint may carry and a reward model has no use for.
+# Tensors that a Llama checkpoint may have and a reward model does not need.
 _UNUSED = re.compile(r"lm_head\.weight|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 
@@ -56,10 +56,10 @@ class SafetensorsWeights:
         self.where = directory
         index = directory / "model.safetensors.index.json"
         if index.exists():
-            places = read_json(index).get("weight_map")
-            if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
+            files = read_json(index).get("weight_map")
+            if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
                 raise UserError(f"{index}: field 'weight_map' does not map tensors to files")
-            names = sorted(set(places.values()))
+            names = sorted(set(files.values()))
             missing = [name for name in names if not (directory / name).exists()]
             if missing:
                 raise UserError(f"{index}: {missing[0]} is named there but is not in the directory")
@@ -79,7 +79,7 @@ class SafetensorsWeights:
         self._files: dict[str, SafetensorsFile] = {}
         for name in names:
             file = SafetensorsFile(directory / name)
-            for key in file.places:
+            for key in file.entries:
                 if key in self._files:
                     raise UserError(f"{directory / name}: tensor {key!r} is in two files")
                 self._files[key] = file
@@ -88,7 +88,7 @@ class SafetensorsWeights:
         return set(self._files)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return self._files[key].places[key].shape
+        return self._files[key].entries[key].shape
 
     def dtype(self, key: str) -> np.dtype:
         return self._files[key].dtype(key)
@@ -102,14 +102,19 @@ class SafetensorsWeights:
 
 @dataclasses.dataclass(frozen=True)
 class TensorCheck:
-    """What `check_tensors` found out about a checkpoint that fits."""
+    """What `check_tensors` says of a checkpoint that fits.
+
+    Attributes:
+      has_head: whether `score.weight` is there.
+      unused: tensors that a reward model does not need.
+    """
 
     has_head: bool
     unused: tuple[str, ...]
 
 
 def check_tensors(weights: Weights, config: LlamaConfig, attributes: int) -> TensorCheck:
-    """Compares a checkpoint's keys and shapes with the table, exactly.
+    """Compares a checkpoint's keys and shapes with those of the table of parameters.
 
     Args:
       weights: the checkpoint.
@@ -119,34 +124,31 @@ def check_tensors(weights: Weights, config: LlamaConfig, attributes: int) -> Ten
     Raises:
       UserError: a tensor is missing, unknown or of another shape.
     """
-    found = weights.keys()
+    keys = weights.keys()
     expected: dict[str, tuple[int, ...]] = {}
     sizes = axis_sizes(config, attributes)
     for row in model_parameters(config):
-        if row.path == "head" and row.hf_key not in found:
+        if row.path == "head" and row.hf_key not in keys:
             continue
         for key in hf_keys(row, config):
             expected[key] = hf_shape(row, sizes)
-    unused = {key for key in found - set(expected) if _UNUSED.fullmatch(key)}
-    missing, extra = sorted(set(expected) - found), sorted(found - set(expected) - unused)
-    for problem, keys in (("missing", missing), ("not part of this model", extra)):
-        if keys:
-            raise UserError(
-                f"{weights.where}: {len(keys)} tensor(s) {problem}: "
-                + ", ".join(keys[:4])
-                + (", ..." if len(keys) > 4 else "")
-            )
+    unused = {key for key in keys - set(expected) if _UNUSED.fullmatch(key)}
+    missing, extra = sorted(set(expected) - keys), sorted(keys - set(expected) - unused)
+    for problem, wrong in (("missing", missing), ("not part of this model", extra)):
+        if wrong:
+            listed = ", ".join(wrong[:4]) + (", ..." if len(wrong) > 4 else "")
+            raise UserError(f"{weights.where}: {len(wrong)} tensor(s) {problem}: {listed}")
     for key, shape in expected.items():
         if weights.shape(key) != shape:
             raise UserError(
                 f"{weights.where}: tensor {key!r} has shape {weights.shape(key)}, but config.json "
                 f"calls for {shape}"
             )
-    return TensorCheck("score.weight" in found, tuple(sorted(unused)))
+    return TensorCheck("score.weight" in keys, tuple(sorted(unused)))
 
 
 def common_dtype(weights: Weights, keys: Sequence[str]) -> np.dtype:
-    """The dtype of tensors that become one array; of unequal precision, one that holds all."""
+    """The dtype for tensors that become one array: theirs, or one that holds all their values."""
     dtypes = {weights.dtype(key) for key in keys}
     if len(dtypes) == 1:
         return dtypes.pop()

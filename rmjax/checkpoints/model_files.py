@@ -1,6 +1,6 @@
-"""What a model is besides its weights: `config.json`, the tokenizer's files and `rmjax.json`.
+"""The files of a model besides its weights: `config.json`, the tokenizer's and `rmjax.json`.
 
-A run, a converted Orbax model and an exported Hugging Face directory carry the same files.
+A run, a converted Orbax model and an exported Hugging Face directory have the same files.
 """
 
 import copy
@@ -35,7 +35,7 @@ def write_model_files(
     """Writes `config.json`, the tokenizer with its frozen template, and `rmjax.json`.
 
     `config.json` is that of a plain `LlamaForSequenceClassification`. `problem_type` makes servers
-    return raw numbers: without it five labels are served as a softmax.
+    return raw numbers; without it they return the softmax of five labels.
     """
     directory.mkdir(parents=True, exist_ok=True)
     pad = pad_token_id(tokenizer)
@@ -50,7 +50,7 @@ def write_model_files(
         "pad_token_id": pad,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        "torch_dtype": dtype,  # transformers 4's name of it
+        "torch_dtype": dtype,  # its name in transformers 4
         "dtype": dtype,
     }
     _write_json(directory / "config.json", config)
@@ -84,8 +84,8 @@ def write_adapter_config(directory: Path, spec: RewardSpec) -> None:
 def _save_tokenizer(directory: Path, tokenizer: Tokenizer, pad: int) -> None:
     """Saves a tokenizer as servers need it.
 
-    They pad with the tokenizer's pad and find the end by the config's: it must be the same one. And
-    transformers 5 renamed a class and a field, by whose new names transformers 4 cannot read it.
+    They pad with the tokenizer's pad token and find the end by the config's, so the two must be the
+    same. And transformers 4 does not know a class and a field that transformers 5 renamed.
     """
     if tokenizer.pad_token_id != pad:
         tokenizer = copy.deepcopy(tokenizer)
@@ -136,7 +136,7 @@ def _read_scale(raw: dict[str, Any] | None) -> OrdinalScale | None:
 
 
 def hf_attributes(raw: dict[str, Any], where: Path) -> tuple[str, ...]:
-    """The labels' names of a classification model's `config.json`, in order."""
+    """The names of the labels in a classification model's `config.json`, in order."""
     labels = raw.get("id2label")
     if not isinstance(labels, dict):
         count = raw.get("num_labels", 2)  # transformers leaves it out where it is 2

@@ -1,4 +1,4 @@
-"""Finding a model on disk, whatever its form, and reading its parameters onto a mesh."""
+"""Opens a model on disk, whatever its form; `loading` reads its parameters onto a mesh."""
 
 import dataclasses
 import math
@@ -25,14 +25,11 @@ from rmjax.errors import UserError
 from rmjax.models.config import LlamaConfig
 from rmjax.models.hf_config import llama_config_from_hf
 from rmjax.models.lora import NO_LORA, LoraConfig
-from rmjax.models.parameters import (
-    THRESHOLDS,
-    model_parameters,
-)
+from rmjax.models.parameters import THRESHOLDS, model_parameters
 from rmjax.models.rewards.spec import RewardSpec, Temperature
 from rmjax.runtime.files import read_json
 
-_HEADER_BYTES = 1 << 20  # of a file of weights: more than any header
+_HEADER_BYTES = 1 << 20  # read of each file of weights: more than any header has
 WEIGHTS = "checkpoint"  # a converted model's Orbax checkpoint, inside its directory
 
 
@@ -46,8 +43,8 @@ class Pretrained:
       llama: the architecture.
       spec: names of the head's outputs and more; None for a causal model without a head.
       weights: tensors by HF key, or the Orbax checkpoint that holds `params`.
-      check: what was found out about tensors in HF's naming.
-      lora: adapters that are beside the weights and belong to the model.
+      check: what `check_tensors` said; None for an Orbax checkpoint.
+      lora: adapters that are stored beside the weights and belong to the model.
     """
 
     name: str
@@ -64,11 +61,11 @@ class Pretrained:
 
     @property
     def has_head(self) -> bool:
-        """Whether `load_params` finds a head, or makes one."""
+        """Whether there is a head to load; else `load_params` makes a new one."""
         return self.spec is not None
 
     def state(self) -> str:
-        """What changes when a file does: names, sizes, times, and headers of weights."""
+        """A fingerprint of the files: their names, sizes, times, and headers of weights."""
         digest = xxhash.xxh3_64()
         files = [file for file in self.files.glob("*") if file.is_file()]
         if isinstance(self.weights, Path):
@@ -84,12 +81,12 @@ class Pretrained:
         return digest.hexdigest()
 
     def without_head(self) -> "Pretrained":
-        """The same model, whose head is to be a fresh one."""
+        """The same model without its head, so that `load_params` makes a new one."""
         return dataclasses.replace(self, spec=None)
 
 
 def public_name(name: str) -> str:
-    """What an exported model says of its source: a hub id, or the last part of a local path."""
+    """The name of a source in files that others see: a hub id, or a local path's last part."""
     path = Path(name).expanduser()
     return path.resolve().name if path.exists() else name
 
@@ -158,14 +155,14 @@ def _open_huggingface(name: str, path: Path) -> Pretrained:
 def _open_orbax(
     name: str, files: Path, weights: Path, evaluation: Mapping[str, Any] = MappingProxyType({})
 ) -> Pretrained:
-    """Opens an Orbax model, or a run's checkpoint, whose spec gets what training found out."""
+    """Opens an Orbax model, or a run's checkpoint: then the spec gets what training learned."""
     spec = read_spec(files)
     if temperature := _temperature(evaluation):
         spec = dataclasses.replace(spec, temperature=temperature)
     where = files / "config.json"
     llama = llama_config_from_hf(read_json(where), str(where))
     paths = array_paths(weights / "params")
-    # A converted model has them in its spec.
+    # A converted model has its thresholds in the spec, a run among its parameters.
     trained = spec.ordinal.count if spec.ordinal and not spec.ordinal.thresholds else 0
     expected = {row.path for row in model_parameters(llama, spec.lora, trained)}
     if paths != expected:
@@ -181,7 +178,7 @@ def _open_orbax(
 
 
 def _temperature(evaluation: Mapping[str, Any]) -> Temperature | None:
-    """The one that an evaluation's pairs gave, if they gave any."""
+    """The temperature that was fitted on an evaluation's pairs, if there is one."""
     pairs = evaluation.get("pairs") or {}
     value = pairs.get("temperature")
     if value is None or not math.isfinite(value):
