@@ -10,7 +10,7 @@ _FULL_DISK_SIGNS = ("No space left on device", "RESOURCE_EXHAUSTED", "Disk quota
 
 
 class UserError(Exception):
-    """A mistake outside the code: the message says what was found, where, and what to do."""
+    """A problem outside the code: the message says what is wrong, where, and what to do."""
 
 
 @contextlib.contextmanager
