@@ -4,10 +4,10 @@
     python -m rmjax.convert orbax-to-hf SRC DST [--dtype=bfloat16]
     python -m rmjax.convert orbax-to-peft SRC DST
 
-The last is for runs with LoRA: their adapters and head alone, where orbax-to-hf merges them.
+The last exports the adapters and the head of a run with LoRA; orbax-to-hf merges them instead.
 
-Both stream: a few slices of at most 64 MiB are in memory at a time, whatever the model's size. The
-target appears under its name only when it is complete and has been read back and compared with
+All of them stream: a few slices of at most 64 MiB are in memory at a time, whatever the model's
+size. DST appears under its name only when it is complete and has been read back and compared with
 the source. Until then DST.partial stands beside it, and the same command continues it after a kill.
 """
 
@@ -17,7 +17,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from rmjax.checkpoints.conversion.engine import convert_slices
@@ -28,12 +27,9 @@ from rmjax.checkpoints.pretrained import Pretrained, open_pretrained, public_nam
 from rmjax.checkpoints.safetensors_file import DTYPES
 from rmjax.errors import UserError, exit_with_message
 from rmjax.models.config import LlamaConfig
-from rmjax.models.init import random_head
 from rmjax.models.lora import NO_LORA
-from rmjax.models.reward_model import ModelOptions, RewardModel
 from rmjax.models.rewards.spec import HELPSTEER2, RewardSpec
 from rmjax.runtime.memory import keep_freed_memory
-from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 _SHARD_BYTES = 5_000_000_000
 
@@ -52,7 +48,7 @@ def hf_to_orbax(
       seed: of the fresh head.
 
     Returns:
-      What there is to say about the conversion, a line each.
+      Lines to print about the conversion.
 
     Raises:
       UserError: the source does not match its config, or the target is not empty.
@@ -78,7 +74,7 @@ def hf_to_orbax(
     plan = {"command": "hf-to-orbax", "model": dataclasses.asdict(spec)}
 
     def prepare(files: Path, model: Path) -> None:
-        # First, so that a tokenizer that cannot be exported is known before the weights are copied.
+        # First, so that a tokenizer that cannot be exported is noticed before weights are copied.
         write_model_files(files, source.llama, tokenizer, spec)
         work.prepare(model)
 
@@ -97,11 +93,11 @@ def orbax_to_hf(
     Args:
       src: an Orbax model or a run.
       dst: directory to make; must not exist or be empty.
-      dtype: of the weights, the head excepted; what is stored if not given.
+      dtype: of the weights except the head; the stored one if not given.
       shard_bytes: most bytes of one safetensors file.
 
     Returns:
-      What there is to say about the conversion, a line each.
+      Lines to print about the conversion.
 
     Raises:
       UserError: the source is incomplete, or the target is not empty.
@@ -135,14 +131,14 @@ def orbax_to_hf(
 def orbax_to_peft(src: str, dst: str) -> list[str]:
     """Exports the adapters and the head of a run with LoRA in PEFT's format, float32.
 
-    PEFT puts them on the model that the run began from, which is not part of the export.
+    PEFT adds them to the model that the run began from, which is not part of the export.
 
     Args:
       src: the run.
       dst: directory to make; must not exist or be empty.
 
     Returns:
-      What there is to say about the conversion, a line each.
+      Lines to print about the conversion.
 
     Raises:
       UserError: the run has no adapters, or is incomplete; or the target is not empty.
@@ -177,7 +173,7 @@ def _open_orbax(src: str) -> tuple[Pretrained, Path, RewardSpec]:
 
 
 def _check_names(attributes: Sequence[str]) -> None:
-    """Raises a `UserError` unless every output can be told by its name."""
+    """Raises a `UserError` unless every output has a name of its own."""
     if not attributes or not all(name.strip() == name != "" for name in attributes):
         raise UserError(f"attributes {list(attributes)}: expected names, separated by a comma each")
     if len(set(attributes)) < len(attributes):
@@ -186,6 +182,13 @@ def _check_names(attributes: Sequence[str]) -> None:
 
 def _fresh_head(llama: LlamaConfig, attributes: int, seed: int) -> np.ndarray:
     """The head that training from the same source with the same seed would start from."""
+    # Here, since only a causal model needs them and flax takes long to import.
+    import jax
+
+    from rmjax.models.init import random_head
+    from rmjax.models.reward_model import ModelOptions, RewardModel
+    from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
+
     sharding = Sharding(make_mesh(MeshConfig(), jax.devices()[:1]))
     return np.asarray(random_head(RewardModel(llama, ModelOptions(sharding), attributes), seed))
 

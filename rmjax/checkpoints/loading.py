@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from rmjax.checkpoints.hf_mapping import from_hf, hf_index, hf_keys
 from rmjax.checkpoints.hf_weights import Weights
@@ -182,6 +181,8 @@ def load_params(source: Pretrained, model: RewardModel, *, seed: int, dtype: Any
 def _load_orbax(directory: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     for path, leaf in wanted.items():
         open_array(directory / "params", path, leaf.shape)  # which names what is wrong
+    from orbax.checkpoint import v1 as ocp  # takes long to import, and other forms need none
+
     tree = {"params": nest(dict(wanted))}
     context = ocp.Context()
     context.pytree.loading.partial_load = True  # a head that is not wanted is not read

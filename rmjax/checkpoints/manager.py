@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from rmjax.checkpoints.model_files import FORMAT_VERSION
 from rmjax.checkpoints.orbax_arrays import cause
@@ -12,7 +11,6 @@ from rmjax.errors import UserError, disk_errors
 
 DIRECTORY = "checkpoints"
 _CHUNK_BYTES = 16 << 20
-_policies = ocp.training.preservation_policies
 
 
 def _loss(metrics: Any) -> float:
@@ -26,6 +24,8 @@ def _chunks(key: Any, value: Any) -> Any:
     conversion does, decodes all of them. Orbax cuts a named axis into single indices, so only the
     layers are named: of an embedding each row would become a chunk.
     """
+    from orbax.checkpoint import v1 as ocp
+
     options = ocp.options.ArrayOptions.Saving.StorageOptions
     stacked = any(getattr(part, "key", None) == "layers" for part in key)
     first = (0,) if stacked else ()
@@ -41,7 +41,10 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, *, clean: bool = True):
         """Opens them; `clean`, which only the run itself may, removes what a killed save left."""
+        from orbax.checkpoint import v1 as ocp  # takes long to import, and conversions need none
+
         self.directory = workdir / DIRECTORY
+        policies = ocp.training.preservation_policies
         context = ocp.Context()
         context.array.saving.scoped_storage_options_creator = _chunks
         try:  # it reads the metadata of every step
@@ -50,10 +53,10 @@ class Checkpoints:
                 context=context,
                 # The training loop decides when to save; Orbax's own policy would skip steps.
                 save_decision_policy=_Always(),
-                preservation_policy=_policies.AnyPreservationPolicy(  # pyright: ignore[reportArgumentType]
+                preservation_policy=policies.AnyPreservationPolicy(  # pyright: ignore[reportArgumentType]
                     [
-                        _policies.LatestN(1),
-                        _policies.BestN(
+                        policies.LatestN(1),
+                        policies.BestN(
                             get_metric_fn=_loss,
                             reverse=True,
                             n=1,

@@ -28,7 +28,7 @@ class _Work(Protocol):
 def convert_slices(
     work: _Work, sources: Sequence[Pretrained], dst: str, plan: dict[str, Any], prepare: Prepare
 ) -> list[str]:
-    """Converts all slices; returns what there is to say.
+    """Converts all slices; returns lines to print about it.
 
     Args:
       work: how a slice is read, written and read back.
