@@ -215,7 +215,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def _transformers() -> Any:
-    """The library, imported when it is first used since that takes seconds; it prints only errors."""
+    """The library, which prints errors only; its import takes seconds, so not before it is used."""
     import transformers
 
     transformers.logging.set_verbosity_error()
