@@ -67,8 +67,8 @@ def hf_to_orbax(
         )
         head = _fresh_head(source.llama, len(spec.attributes), seed)
         notes.append(f"fresh head, seed {seed}: {', '.join(spec.attributes)}")
-    if source.check and source.check.unused:
-        shown = ", ".join(source.check.unused[:3])
+    if source.unused:
+        shown = ", ".join(source.unused[:3])
         notes.append(f"left out, a reward model has no use for them: {shown}")
     work = ToOrbax(source.weights, source.llama, len(spec.attributes), head)
     plan = {"command": "hf-to-orbax", "model": dataclasses.asdict(spec)}

@@ -3,7 +3,6 @@
 Nothing here runs code from a file: PyTorch's pickled `.bin` files are refused.
 """
 
-import dataclasses
 import functools
 import re
 from collections.abc import Sequence
@@ -100,26 +99,16 @@ class SafetensorsWeights:
         return sorted({file.path for file in self._files.values()})
 
 
-@dataclasses.dataclass(frozen=True)
-class TensorCheck:
-    """What `check_tensors` says of a checkpoint that fits.
-
-    Attributes:
-      has_head: whether `score.weight` is there.
-      unused: tensors that a reward model does not need.
-    """
-
-    has_head: bool
-    unused: tuple[str, ...]
-
-
-def check_tensors(weights: Weights, config: LlamaConfig, attributes: int) -> TensorCheck:
+def check_tensors(weights: Weights, config: LlamaConfig, attributes: int) -> tuple[str, ...]:
     """Compares a checkpoint's keys and shapes with those of the table of parameters.
 
     Args:
       weights: the checkpoint.
       config: its model's config.
       attributes: rows its `score.weight` must have, if there is one.
+
+    Returns:
+      The keys that a reward model does not need.
 
     Raises:
       UserError: a tensor is missing, unknown or of another shape.
@@ -144,7 +133,7 @@ def check_tensors(weights: Weights, config: LlamaConfig, attributes: int) -> Ten
                 f"{weights.where}: tensor {key!r} has shape {weights.shape(key)}, but config.json "
                 f"calls for {shape}"
             )
-    return TensorCheck("score.weight" in keys, tuple(sorted(unused)))
+    return tuple(sorted(unused))
 
 
 def common_dtype(weights: Weights, keys: Sequence[str]) -> np.dtype:

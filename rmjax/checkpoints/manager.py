@@ -151,13 +151,15 @@ class _Always:
         return True
 
 
-def best_params(workdir: Path) -> Path:
-    """The directory of a run's checkpoint with the lowest validation loss (else its last)."""
-    return best_checkpoint(workdir)[0]
-
-
 def best_checkpoint(workdir: Path) -> tuple[Path, dict[str, Any]]:
-    """As `best_params`, with the evaluation saved with it; an empty one if there is none."""
+    """A run's checkpoint with the lowest validation loss, else its last, and its evaluation.
+
+    Returns:
+      The checkpoint's directory; and the evaluation that was saved with it, empty if none was.
+
+    Raises:
+      UserError: there is no complete checkpoint.
+    """
     checkpoints = Checkpoints(workdir, clean=False)
     try:
         evaluations = checkpoints.evaluations

@@ -20,7 +20,7 @@ from rmjax.models.rewards.spec import RewardSpec, Temperature
 from rmjax.runtime.files import read_json
 
 FORMAT_VERSION = "0.1"
-FILE = "rmjax.json"
+SPEC_FILE = "rmjax.json"
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 JOURNAL = "journal.jsonl"  # of a conversion that is not finished, see conversion/journal.py
 
@@ -60,7 +60,7 @@ def write_model_files(
         del fields["lora"]
     optional = ("ordinal", "general_preference", "temperature")
     fields = {name: x for name, x in fields.items() if x is not None or name not in optional}
-    _write_json(directory / FILE, fields)
+    _write_json(directory / SPEC_FILE, fields)
 
 
 def write_adapter_config(directory: Path, spec: RewardSpec) -> None:
@@ -105,11 +105,11 @@ def read_spec(directory: Path) -> RewardSpec:
     Raises:
       UserError: it is missing, broken, or of another format version.
     """
-    raw = read_json(directory / FILE)
+    raw = read_json(directory / SPEC_FILE)
     if raw.pop("format", None) != "rmjax" or raw.pop("format_version", None) != FORMAT_VERSION:
         raise UserError(
-            f"{directory / FILE}: not of format version {FORMAT_VERSION}, the one this version of "
-            "rmjax reads"
+            f"{directory / SPEC_FILE}: not of format version {FORMAT_VERSION}, the one that this "
+            "version of rmjax reads"
         )
     try:
         lora = LoraConfig(**raw.pop("lora", {}))
@@ -121,7 +121,7 @@ def read_spec(directory: Path) -> RewardSpec:
             raw["temperature"] = Temperature(**raw["temperature"])
         spec = RewardSpec(**raw, lora=lora, ordinal=ordinal)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{directory / FILE}: {error}") from error
+        raise UserError(f"{directory / SPEC_FILE}: {error}") from error
     return dataclasses.replace(spec, attributes=tuple(spec.attributes))
 
 

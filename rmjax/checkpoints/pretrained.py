@@ -13,12 +13,17 @@ from rmjax.checkpoints import manager
 from rmjax.checkpoints.gguf import GGUFWeights
 from rmjax.checkpoints.hf_weights import (
     SafetensorsWeights,
-    TensorCheck,
     Weights,
     check_tensors,
 )
 from rmjax.checkpoints.hub import local_path
-from rmjax.checkpoints.model_files import ADAPTER_CONFIG, FILE, JOURNAL, hf_attributes, read_spec
+from rmjax.checkpoints.model_files import (
+    ADAPTER_CONFIG,
+    JOURNAL,
+    SPEC_FILE,
+    hf_attributes,
+    read_spec,
+)
 from rmjax.checkpoints.orbax_arrays import array_paths, read_array
 from rmjax.data.tokenizer import Tokenizer, load_tokenizer
 from rmjax.errors import UserError
@@ -43,8 +48,8 @@ class Pretrained:
       llama: the architecture.
       spec: names of the head's outputs and more; None for a causal model without a head.
       weights: tensors by HF key, or the Orbax checkpoint that holds `params`.
-      check: what `check_tensors` said; None for an Orbax checkpoint.
       lora: adapters that are stored beside the weights and belong to the model.
+      unused: tensors that a reward model does not need.
     """
 
     name: str
@@ -52,8 +57,8 @@ class Pretrained:
     llama: LlamaConfig
     spec: RewardSpec | None
     weights: Weights | Path
-    check: TensorCheck | None
     lora: LoraConfig = NO_LORA
+    unused: tuple[str, ...] = ()
 
     def tokenizer(self) -> Tokenizer:
         """The model's own tokenizer, its date frozen."""
@@ -105,7 +110,8 @@ def open_pretrained(name: str) -> Pretrained:
             raise UserError(f"{path}: a file, but not a .gguf one; name the model's directory")
         weights = GGUFWeights(path)
         llama = llama_config_from_hf(weights.config, str(path))
-        return Pretrained(name, path, llama, None, weights, check_tensors(weights, llama, 1))
+        unused = check_tensors(weights, llama, 1)
+        return Pretrained(name, path, llama, None, weights, unused=unused)
     if (path / manager.DIRECTORY).is_dir():
         files = path / "model"
         weights, evaluation = manager.best_checkpoint(path)
@@ -132,24 +138,24 @@ def _open_huggingface(name: str, path: Path) -> Pretrained:
     llama = llama_config_from_hf(raw, str(path / "config.json"))
     weights = SafetensorsWeights(path)
     architectures = raw.get("architectures") or []
-    spec = None
+    spec, keys = None, weights.keys()
     if "LlamaForSequenceClassification" in architectures:
         attributes = hf_attributes(raw, path / "config.json")
-        if (path / FILE).exists():
+        if (path / SPEC_FILE).exists():
             spec = read_spec(path)
             if spec.attributes != attributes:
-                raise UserError(f"{path}: {FILE} and config.json name other attributes")
+                raise UserError(f"{path}: {SPEC_FILE} and config.json name other attributes")
         else:
             spec = RewardSpec(attributes, {attributes[0]: 1.0}, source=public_name(name))
-    elif "score.weight" in weights.keys():  # noqa: SIM118  (not a mapping)
+    elif "score.weight" in keys:
         raise UserError(
             f"{path}: 'score.weight' is there, but config.json's 'architectures' is "
             f"{architectures}, expected LlamaForSequenceClassification"
         )
-    check = check_tensors(weights, llama, len(spec.attributes) if spec else 1)
-    if spec and not check.has_head:
+    unused = check_tensors(weights, llama, len(spec.attributes) if spec else 1)
+    if spec and "score.weight" not in keys:
         raise UserError(f"{path}: a classification model whose head 'score.weight' is missing")
-    return Pretrained(name, path, llama, spec, weights, check)
+    return Pretrained(name, path, llama, spec, weights, unused=unused)
 
 
 def _open_orbax(
@@ -174,7 +180,7 @@ def _open_orbax(
         raw = read_array(weights / "params", THRESHOLDS.path)
         scale = spec.ordinal.with_raw(raw, spec.attributes)
         spec = dataclasses.replace(spec, ordinal=scale)
-    return Pretrained(name, files, llama, spec, weights, None, spec.lora)
+    return Pretrained(name, files, llama, spec, weights, spec.lora)
 
 
 def _temperature(evaluation: Mapping[str, Any]) -> Temperature | None:

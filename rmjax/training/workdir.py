@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from rmjax.checkpoints import manager
-from rmjax.checkpoints.model_files import FILE, FORMAT_VERSION, write_model_files
+from rmjax.checkpoints.model_files import FORMAT_VERSION, SPEC_FILE, write_model_files
 from rmjax.checkpoints.pretrained import public_name
 from rmjax.data.tokenized import TokenizedData
 from rmjax.data.tokenizer import Tokenizer
@@ -158,7 +158,7 @@ def record_run(
     with disk_errors(f"the run's files in {workdir}"):
         _write(workdir / RECORD, record)
         _write(workdir / "data.json", described)
-        if not (workdir / MODEL_DIRECTORY / FILE).exists():  # the last of them to be written
+        if not (workdir / MODEL_DIRECTORY / SPEC_FILE).exists():  # the last of them to be written
             write_model_files(workdir / MODEL_DIRECTORY, model.config, tokenizer, spec)
 
 
