@@ -73,12 +73,10 @@ def hf_to_orbax(
     work = ToOrbax(source.weights, source.llama, len(spec.attributes), head)
     plan = {"command": "hf-to-orbax", "model": dataclasses.asdict(spec)}
 
-    def prepare(files: Path, model: Path) -> None:
-        # First, so that a tokenizer that cannot be exported is noticed before weights are copied.
+    def write_files(files: Path) -> None:
         write_model_files(files, source.llama, tokenizer, spec)
-        work.prepare(model)
 
-    return notes + convert_slices(work, [source], dst, plan, prepare)
+    return notes + convert_slices(work, [source], dst, plan, write_files)
 
 
 def orbax_to_hf(
@@ -114,10 +112,9 @@ def orbax_to_hf(
         "shard_bytes": shard_bytes,
     }
 
-    def prepare(files: Path, model: Path) -> None:
+    def write_files(files: Path) -> None:
         merged = dataclasses.replace(spec, lora=NO_LORA)
         write_model_files(files, source.llama, tokenizer, merged, dtype=work.dtype.name)
-        work.prepare(files, model)
 
     notes = [
         f"{work.dtype.name}, {len(work.keys)} tensors in {work.files} file(s); head: "
@@ -125,7 +122,7 @@ def orbax_to_hf(
     ]
     if lora.rank:
         notes.append(f"merged into the weights: adapters for {', '.join(lora.targets)}")
-    return notes + convert_slices(work, [source], dst, plan, prepare)
+    return notes + convert_slices(work, [source], dst, plan, write_files)
 
 
 def orbax_to_peft(src: str, dst: str) -> list[str]:
@@ -155,13 +152,12 @@ def orbax_to_peft(src: str, dst: str) -> list[str]:
     work = ToHuggingFace(params, source.llama, count, None, sys.maxsize, source.lora, adapter=True)
     plan = {"command": "orbax-to-peft", "model": dataclasses.asdict(spec)}
 
-    def prepare(files: Path, model: Path) -> None:
+    def write_files(files: Path) -> None:
         write_model_files(files, source.llama, tokenizer, spec)
         write_adapter_config(files, spec)
-        work.prepare(files, model)
 
     notes = [f"{len(work.keys)} tensors for {spec.source}; head: {', '.join(spec.attributes)}"]
-    return notes + convert_slices(work, [source], dst, plan, prepare)
+    return notes + convert_slices(work, [source], dst, plan, write_files)
 
 
 def _open_orbax(src: str) -> tuple[Pretrained, Path, RewardSpec]:

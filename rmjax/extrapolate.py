@@ -76,12 +76,11 @@ def write(parents: Parents, dst: str, alpha: float, chosen_on: str = "") -> list
     work = ToOrbax(weights, strong.llama, len(spec.attributes), None)
     plan = {"command": "extrapolate", "alpha": alpha, "model": dataclasses.asdict(spec)}
 
-    def prepare(files: Path, model: Path) -> None:
+    def write_files(files: Path) -> None:
         write_model_files(files, strong.llama, parents.tokenizer, spec)
-        work.prepare(model)
 
     notes = [f"{spec.source}; head kept: {', '.join(spec.attributes)}"]
-    notes += convert_slices(work, [weak, strong], dst, plan, prepare)
+    notes += convert_slices(work, [weak, strong], dst, plan, write_files)
     return [*notes, _EQUAL] if weights.compared and not weights.differ else notes
 
 

@@ -1,13 +1,13 @@
 """The loop of every conversion: slices are copied, read back and compared, and continued."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import xxhash
 
-from rmjax.checkpoints.conversion.journal import Journal, Prepare, open_journal
+from rmjax.checkpoints.conversion.journal import Journal, open_journal
 from rmjax.checkpoints.conversion.parallel import for_each_slice
 from rmjax.checkpoints.pretrained import Pretrained
 from rmjax.checkpoints.tensor_slices import TensorSlice
@@ -19,6 +19,7 @@ class _Work(Protocol):
 
     @property
     def slices(self) -> Sequence[TensorSlice]: ...
+    def prepare(self, files: Path, model: Path) -> None: ...
     def read(self, part: TensorSlice) -> np.ndarray: ...
     def write(self, model: Path, part: TensorSlice, block: np.ndarray) -> None: ...
     def read_back(self, model: Path, part: TensorSlice) -> np.ndarray: ...
@@ -26,7 +27,11 @@ class _Work(Protocol):
 
 
 def convert_slices(
-    work: _Work, sources: Sequence[Pretrained], dst: str, plan: dict[str, Any], prepare: Prepare
+    work: _Work,
+    sources: Sequence[Pretrained],
+    dst: str,
+    plan: dict[str, Any],
+    write_files: Callable[[Path], None],
 ) -> list[str]:
     """Converts all slices; returns lines to print about it.
 
@@ -35,7 +40,7 @@ def convert_slices(
       sources: what it reads; a conversion of files that changed since is not continued.
       dst: directory to make; must not exist or be empty.
       plan: with `command`, what else must be the same for a conversion to be continued.
-      prepare: see `journal.open_journal`.
+      write_files: writes the model's other files into a directory.
 
     Raises:
       UserError: see `journal.open_journal`; or what was written is not what is read back.
@@ -46,6 +51,12 @@ def convert_slices(
         "slices": xxhash.xxh3_64_hexdigest(repr(work.slices).encode()),
     }
     notes = []
+
+    def prepare(files: Path, model: Path) -> None:
+        # First, so that a tokenizer that cannot be exported is noticed before weights are copied.
+        write_files(files)
+        work.prepare(files, model)
+
     with open_journal(dst, plan, prepare) as journal:
         if journal.replaced:
             other = ", ".join(journal.replaced)

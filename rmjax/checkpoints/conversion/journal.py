@@ -23,7 +23,6 @@ from rmjax.checkpoints.model_files import JOURNAL
 from rmjax.errors import UserError, differing, disk_errors
 from rmjax.runtime.files import read_json, replace_file
 
-Prepare = Callable[[Path, Path], None]
 _PLAN = "plan.json"
 
 
@@ -74,7 +73,7 @@ class Journal:
         if checksum is not None:
             self.records[slice] = Record(checksum, verified)
 
-    def begin(self, plan: dict[str, Any], prepare: Prepare) -> None:
+    def begin(self, plan: dict[str, Any], prepare: Callable[[Path, Path], None]) -> None:
         """Continues what is there if it is by the same plan; else begins anew."""
         plan = json.loads(json.dumps(plan))
         file = self.directory / _PLAN
@@ -107,7 +106,9 @@ class Journal:
 
 
 @contextlib.contextmanager
-def open_journal(dst: str, plan: dict[str, Any], prepare: Prepare) -> Iterator[Journal]:
+def open_journal(
+    dst: str, plan: dict[str, Any], prepare: Callable[[Path, Path], None]
+) -> Iterator[Journal]:
     """Opens the unfinished conversion to `dst`, or begins it.
 
     Args:

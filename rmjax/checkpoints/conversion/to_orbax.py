@@ -65,7 +65,7 @@ class ToOrbax:
                 TensorSlice(number, row, key, layer, start, stop, self._sizes, dtype)
             )
 
-    def prepare(self, model: Path) -> None:
+    def prepare(self, files: Path, model: Path) -> None:
         """Creates the arrays, without their files."""
         for row in self._rows:
             create_array(
