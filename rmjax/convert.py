@@ -80,11 +80,7 @@ def hf_to_orbax(
 
 
 def orbax_to_hf(
-    src: str,
-    dst: str,
-    *,
-    dtype: str | None = None,
-    shard_bytes: int = _SHARD_BYTES,
+    src: str, dst: str, *, dtype: str | None = None, shard_bytes: int = _SHARD_BYTES
 ) -> list[str]:
     """Exports an Orbax model, or a run's best checkpoint, as `LlamaForSequenceClassification`.
 

@@ -17,13 +17,13 @@ from test_store import same_bits
 from test_weights import causal_state, write_gguf  # noqa: F401  (a fixture)
 
 from rmjax.checkpoints import loading, safetensors_file
+from rmjax.checkpoints.contiguous import contiguous
 from rmjax.checkpoints.gguf import GGUFWeights
 from rmjax.checkpoints.hf_mapping import from_hf, hf_keys
 from rmjax.checkpoints.hf_weights import SafetensorsWeights
 from rmjax.checkpoints.loading import bounds, load_params, read_shards
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.checkpoints.safetensors_file import SafetensorsFile
-from rmjax.checkpoints.tensor_slices import contiguous
 from rmjax.models.parameters import (
     PARAMETERS,
     abstract_params,

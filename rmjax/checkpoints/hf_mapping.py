@@ -1,4 +1,4 @@
-"""Which Hugging Face tensor holds which parameter."""
+"""Which Hugging Face tensor holds which parameter, and the one as the other."""
 
 import math
 import re
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from einops import rearrange
 
+from rmjax.checkpoints.contiguous import contiguous
 from rmjax.models.config import LlamaConfig
 from rmjax.models.parameters import Parameter
 
@@ -75,12 +76,12 @@ def hf_groups(row: Parameter) -> list[list[str]]:
 
 
 def from_hf(row: Parameter, tensor: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
-    """An HF tensor in our axes: the same values, as a view where numpy can."""
-    names = row.axes.split()
-    return rearrange(tensor, f"{row.hf_axes} -> {row.axes}", **{n: sizes[n] for n in names})
+    """An HF tensor in our axes, C-contiguous."""
+    own = {axis: sizes[axis] for axis in row.axes.split()}
+    return contiguous(rearrange(tensor, f"{row.hf_axes} -> {row.axes}", **own))
 
 
 def to_hf(row: Parameter, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
-    """Our array (one layer's, where it is stacked) in the axes of its HF tensor."""
-    names = row.axes.split()
-    return rearrange(array, f"{row.axes} -> {row.hf_axes}", **{n: sizes[n] for n in names})
+    """Our array (one layer's, where it is stacked) in the axes of its HF tensor, C-contiguous."""
+    own = {axis: sizes[axis] for axis in row.axes.split()}
+    return contiguous(rearrange(array, f"{row.axes} -> {row.hf_axes}", **own))

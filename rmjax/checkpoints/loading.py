@@ -15,7 +15,7 @@ from rmjax.checkpoints.hf_mapping import from_hf, hf_index, hf_keys
 from rmjax.checkpoints.hf_weights import Weights
 from rmjax.checkpoints.orbax_arrays import cause, open_array
 from rmjax.checkpoints.pretrained import Pretrained
-from rmjax.checkpoints.tensor_slices import SLICE_BYTES, band_axis, contiguous, cut
+from rmjax.checkpoints.tensor_slices import SLICE_BYTES, band_axis, cut
 from rmjax.errors import UserError
 from rmjax.models.init import random_head, random_leaves
 from rmjax.models.lora import merge_adapters
@@ -90,7 +90,7 @@ def read_shards(
         index = {axis: slice(*span) for axis, span in zip(row.axes.split(), band)}
         own = {**sizes, **{axis: b - a for axis, (a, b) in zip(row.axes.split(), band)}}
         tensor = weights.read(keys[layer], hf_index(row, index, sizes))
-        array = contiguous(from_hf(row, tensor, own))
+        array = from_hf(row, tensor, own)
         if row.stacked:
             array, band = array[None], ((layer, layer + 1), *band)
         for block, shard in shards.items():

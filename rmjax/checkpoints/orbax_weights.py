@@ -11,7 +11,7 @@ from rmjax.checkpoints.hf_mapping import hf_keys, hf_shape, our_index, to_hf
 from rmjax.checkpoints.hf_weights import Weights
 from rmjax.checkpoints.orbax_arrays import open_array, read_block, written_by_orbax
 from rmjax.checkpoints.pretrained import Pretrained
-from rmjax.checkpoints.tensor_slices import SLICE_BYTES, contiguous
+from rmjax.checkpoints.tensor_slices import SLICE_BYTES
 from rmjax.models.config import LlamaConfig
 from rmjax.models.parameters import Parameter, axis_sizes, model_parameters
 
@@ -68,7 +68,7 @@ class OrbaxWeights:
         within = (layer, *within) if row.stacked else within
         block = read_block(self._arrays[row.path], self._params, row.path, within)
         own = {axis: part.stop - part.start for axis, part in ours.items()}
-        return contiguous(to_hf(row, block, {**self._sizes, **own}))
+        return to_hf(row, block, {**self._sizes, **own})
 
     def files(self) -> list[Path]:
         return [file for file in self.where.rglob("*") if file.is_file()]

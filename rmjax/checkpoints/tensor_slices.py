@@ -7,7 +7,6 @@ in its file. In our stacked array it is a block, cut along the same axis.
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from itertools import product
 
 import numpy as np
 
@@ -77,11 +76,11 @@ class TensorSlice:
 
     def from_hf(self, block: np.ndarray) -> np.ndarray:
         """The slice in our axes, C-contiguous, from HF's."""
-        return contiguous(from_hf(self.row, block, self._own_sizes))
+        return from_hf(self.row, block, self._own_sizes)
 
     def to_hf(self, block: np.ndarray) -> np.ndarray:
         """The slice in HF's axes, C-contiguous, from ours."""
-        return contiguous(to_hf(self.row, block, self._own_sizes))
+        return to_hf(self.row, block, self._own_sizes)
 
 
 def band_axis(row: Parameter) -> str:
@@ -93,29 +92,3 @@ def cut(size: int, step: int) -> Iterator[tuple[int, int]]:
     """Start and stop of bands of at most `step` that make up an axis of `size`."""
     for start in range(0, size, step):
         yield start, min(start + step, size)
-
-
-def contiguous(array: np.ndarray) -> np.ndarray:
-    """The array in C order; itself if it is already.
-
-    Most of a model is transposed by a conversion. numpy copies a transposed array element by
-    element, on one side in steps of a row, which misses every cache: 0.1 to 0.2 GB/s. Block by
-    block through a small buffer it is more than ten times as fast.
-    """
-    if array.flags.c_contiguous or array.ndim < 2:
-        return np.ascontiguousarray(array)
-    fast = int(np.argmin(np.abs(array.strides)))  # the axis whose neighbours lie together
-    last = array.ndim - 1
-    if fast == last:
-        return np.ascontiguousarray(array)
-    # As integers, which numpy copies faster than bfloat16.
-    out, array = np.empty(array.shape, array.dtype), array.view(f"u{array.itemsize}")
-    spans = [[slice(n, n + 1) for n in range(size)] for size in array.shape]
-    for axis, length in ((fast, 256), (last, 32)):
-        spans[axis] = [slice(*span) for span in cut(array.shape[axis], length)]
-    stored = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
-    inverse, target = np.argsort(stored), out.view(array.dtype)
-    for block in product(*spans):
-        staged = np.ascontiguousarray(array[block].transpose(stored))
-        target[block] = staged.transpose(inverse)
-    return out
