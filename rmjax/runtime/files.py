@@ -1,9 +1,10 @@
-"""Small files that are read or replaced whole."""
+"""Small files: read or replaced whole, and locked."""
 
+import fcntl
 import json
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rmjax.errors import UserError
 
@@ -34,3 +35,17 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def lock_file(file: IO[Any]) -> bool:
+    """Locks an open file until it is closed; False if another process has locked it.
+
+    Some file systems cannot lock, or not between machines. There the answer is always True.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # the file system does not lock
+        pass
+    return True

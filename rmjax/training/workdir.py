@@ -1,7 +1,6 @@
 """The run's directory: whose it is, and what is put on record there."""
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import platform
@@ -24,7 +23,7 @@ from rmjax.evaluation.metrics import mean_ratings
 from rmjax.models.reward_model import RewardModel
 from rmjax.models.rewards.ordinal import OrdinalScale
 from rmjax.models.rewards.spec import RewardSpec
-from rmjax.runtime.files import PARTIAL, read_json, replace_file
+from rmjax.runtime.files import PARTIAL, lock_file, read_json, replace_file
 from rmjax.runtime.processes import barrier, broadcast
 from rmjax.training.config import Config, as_flat_dict, check_continues
 from rmjax.training.experiment import config_objective
@@ -89,16 +88,12 @@ def _locked(workdir: Path) -> IO[bytes]:
             file = open(workdir / LOCK, "ab")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"{workdir}: cannot be written ({error.strerror})") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not lock_file(file):
         file.close()
         raise UserError(
             f"{workdir}: another run is going on there; wait for it, end it, or choose another "
             "--config.workdir"
-        ) from error
-    except OSError:  # the file system does not lock
-        pass
+        )
     return file
 
 

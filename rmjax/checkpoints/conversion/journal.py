@@ -11,7 +11,6 @@ Beside the target `DST` stands `DST.partial` until all is done:
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import shutil
 import threading
@@ -21,7 +20,7 @@ from typing import Any, TextIO
 
 from rmjax.checkpoints.model_files import JOURNAL
 from rmjax.errors import UserError, differing, disk_errors
-from rmjax.runtime.files import read_json, replace_file
+from rmjax.runtime.files import lock_file, read_json, replace_file
 
 _PLAN = "plan.json"
 
@@ -51,7 +50,7 @@ class Journal:
         self._lock = threading.Lock()
         file.seek(0)
         for line in file.read().splitlines():
-            with contextlib.suppress(ValueError):  # an empty line, or one that a kill cut short
+            with contextlib.suppress(ValueError, TypeError):  # empty, or cut short by a kill
                 self._note(**json.loads(line))
 
     @property
@@ -130,10 +129,8 @@ def open_journal(
     except OSError as error:
         raise UserError(f"{directory}: cannot be created ({error.strerror})") from error
     with opened as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{directory}: a conversion to this target is running") from error
+        if not lock_file(file):
+            raise UserError(f"{directory}: a conversion to this target is running")
         journal = Journal(directory, final, file)
         try:
             with disk_errors(str(final)):

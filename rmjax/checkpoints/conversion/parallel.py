@@ -1,7 +1,7 @@
 """Work on the slices of a model: several at once, bounded by their bytes, with a progress bar."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from rich.console import Console
@@ -25,13 +25,12 @@ _LINE_SECONDS = 10.0  # the least time between two lines
 
 
 def for_each_slice(
-    slices: Iterable[TensorSlice], work: Callable[[TensorSlice], None], what: str
+    slices: Sequence[TensorSlice], work: Callable[[TensorSlice], None], what: str
 ) -> None:
     """Calls `work` on every slice, in threads, at most `_IN_FLIGHT_BYTES` of slices at once.
 
     After an error or Ctrl-C no more slices are begun, and those under way are finished.
     """
-    slices = list(slices)
     running: dict[Future[None], int] = {}
     with (
         _ByteProgress(what, sum(part.nbytes for part in slices)) as progress,
