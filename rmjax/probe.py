@@ -33,12 +33,13 @@ from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.model_files import write_model_files
 from rmjax.checkpoints.orbax_weights import named_weights
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained
-from rmjax.data.batches import Batches, evaluation_batches
+from rmjax.data.batches import Batches
 from rmjax.data.planning import row_shape
 from rmjax.data.tokenized import TokenizedData
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
 from rmjax.evaluation.metrics import attribute_metrics, mean_ratings
+from rmjax.inference.batching import evaluation_batches
 from rmjax.inference.score_step import make_features
 from rmjax.models.attention.dispatch import alignment
 from rmjax.models.init import random_head
@@ -211,7 +212,7 @@ def show_ridge(
 ) -> np.ndarray:
     """The head by ridge regression; prints how it was found and what it is worth."""
     data = train.data
-    ridge = fit_ridge(train.features, data.labels, data.groups, data.attributes)
+    ridge = fit_ridge(train.features, data.labels, data.prompt_ids, data.attributes)
     for name, strength, freedom in zip(data.attributes, ridge.strengths, ridge.freedom):
         console.print(
             f"ridge       {name}: strength {strength:.1e} of the largest eigenvalue, "
@@ -228,7 +229,7 @@ def show_ridge(
 def show_left_out(ridge: Ridge, data: TokenizedData, console: Console) -> None:
     """What the heads without a prompt say of it: what there is to see without held-out data."""
     rated = attribute_metrics(
-        data.attributes, ridge.left_out, data.labels, data.groups, mean_ratings(data.labels)
+        data.attributes, ridge.left_out, data.labels, data.prompt_ids, mean_ratings(data.labels)
     )
     console.print()
     console.print(attribute_table("training data, each prompt left out in turn", rated))

@@ -14,10 +14,11 @@ from rich.console import Console
 
 from rmjax.checkpoints.manager import Checkpoints
 from rmjax.checkpoints.pretrained import open_pretrained
-from rmjax.data.batches import Batches, evaluation_batches, iterate, training_batches
+from rmjax.data.batches import Batches, iterate, training_batches
 from rmjax.data.planning import plan_steps, row_shape
 from rmjax.errors import UserError
 from rmjax.evaluation.metrics import mean_ratings
+from rmjax.inference.batching import evaluation_batches
 from rmjax.inference.score_step import make_score
 from rmjax.models.attention.dispatch import alignment
 from rmjax.runtime.compilation import enable_compilation_cache
@@ -179,7 +180,7 @@ def finish_step(step: int, metrics: Metrics, batches: Batches, report: Reporter)
             f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}. Stopped "
             f"before anything was saved. The step's samples: {batches.describe(step - 1)}"
         )
-    report.step(step, values, batches.tokens(step - 1), batches.places(step - 1))
+    report.step(step, values, batches.tokens(step - 1), batches.padded_tokens(step - 1))
 
 
 if __name__ == "__main__":

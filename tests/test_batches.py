@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from targets import regression
 
-from rmjax.data.batches import evaluation_batches, iterate, make_batch, training_batches
+from rmjax.data.batches import iterate, make_batch, training_batches
 from rmjax.data.planning import plan_steps, row_shape
 from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenized import TokenizedData, shared_prefixes
+from rmjax.inference.batching import evaluation_batches
 from rmjax.inference.score_step import make_score
 from rmjax.models.init import random_params
 from rmjax.models.parameters import flatten
@@ -33,7 +34,7 @@ def make_data(lengths, groups=None, attributes=2, seed=0):
         tokens=tokens,
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         labels=labels,
-        groups=groups,
+        prompt_ids=groups,
         shared=shared_prefixes(np.split(tokens, np.cumsum(lengths)[:-1]), groups),
         rows=np.arange(1, len(lengths) + 1, dtype=np.int32),
         chosen=np.zeros(len(lengths), bool),
@@ -64,7 +65,7 @@ def test_an_epoch_sees_every_sample_once_and_prompts_stay_whole(sizes, batch_siz
         part = slice(epoch * len(data), (epoch + 1) * len(data))
         assert sorted(order[part]) == list(range(len(data)))
         for group, size in enumerate(sizes):
-            steps = step_of[part][data.groups[order[part]] == group]
+            steps = step_of[part][data.prompt_ids[order[part]] == group]
             assert len(set(steps)) == -(-size // batch_size)
     assert len(order) == epochs * len(data)
 
@@ -75,7 +76,7 @@ def test_a_step_ends_only_where_the_next_prompt_does_not_fit(sizes, batch_size, 
     data = grouped(sizes)
     plan = plan_steps(data, batch_size=batch_size, seed=seed, epochs=2)
     for step, following in itertools.pairwise(plan):
-        same = data.groups[following] == data.groups[following[0]]
+        same = data.prompt_ids[following] == data.prompt_ids[following[0]]
         assert len(step) + np.argmin([*same, False]) > batch_size
 
 
@@ -173,7 +174,7 @@ def test_tokens_places_and_rows_are_told(rng):
     batches = training_batches(data, plan, RowShape(2, 64, 4))
     for step, batch in enumerate(batches):
         assert batches.tokens(step) == (batch.rows.segment_ids > 0).sum()
-        assert batches.places(step) == batch.microbatches * 2 * 64
+        assert batches.padded_tokens(step) == batch.microbatches * 2 * 64
         named = sorted(int(data.rows[i]) for i in batch.samples[batch.samples >= 0])
         assert batches.describe(step) == f"memory rows {', '.join(map(str, named))}"
     assert batches.position(3) == {"next_step": 3, "samples": 21, "data": "key"}

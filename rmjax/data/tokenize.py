@@ -228,7 +228,7 @@ def _read(entry: Path, attributes: tuple[str, ...], source: str, key: str) -> To
         tokens=array("tokens"),
         offsets=np.asarray(array("offsets")),
         labels=np.asarray(array("labels")),
-        groups=np.asarray(array("groups")),
+        prompt_ids=np.asarray(array("groups")),
         shared=np.asarray(array("shared")),
         rows=np.asarray(array("rows")),
         chosen=np.asarray(array("chosen")),

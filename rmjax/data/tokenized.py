@@ -35,7 +35,7 @@ class TokenizedData:
     tokens: Int32[np.ndarray, "T"]
     offsets: Int64[np.ndarray, "N+1"]
     labels: Float32[np.ndarray, "N A"]
-    groups: Int32[np.ndarray, "N"]
+    prompt_ids: Int32[np.ndarray, "N"]
     shared: Int32[np.ndarray, "N"]
     rows: Int32[np.ndarray, "N"]
     chosen: Bool[np.ndarray, "N"]
@@ -45,7 +45,7 @@ class TokenizedData:
     key: str
 
     def __len__(self) -> int:
-        return len(self.groups)
+        return len(self.prompt_ids)
 
     @property
     def lengths(self) -> Int64[np.ndarray, "N"]:
@@ -84,7 +84,7 @@ def in_memory(
         tokens=np.concatenate(members),
         offsets=np.cumsum([0, *map(len, members)], dtype=np.int64),
         labels=np.zeros((len(members), 0), np.float32),
-        groups=groups[order],
+        prompt_ids=groups[order],
         shared=shared_prefixes(members, groups[order]),
         rows=order.astype(np.int32) + 1,
         chosen=np.zeros(len(members), bool),
@@ -116,13 +116,13 @@ def subset(data: TokenizedData, samples: np.ndarray) -> TokenizedData:
     lengths = data.lengths[samples]
     pieces = [data.sequence(i) for i in samples]
     digest = hashlib.sha256(data.key.encode() + samples.astype(np.int64).tobytes())
-    groups = np.unique(data.groups[samples], return_inverse=True)[1].astype(np.int32)
+    groups = np.unique(data.prompt_ids[samples], return_inverse=True)[1].astype(np.int32)
     return dataclasses.replace(
         data,
         tokens=np.concatenate(pieces) if pieces else data.tokens[:0],
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         labels=data.labels[samples],
-        groups=groups,
+        prompt_ids=groups,
         shared=data.shared[samples],
         rows=data.rows[samples],
         chosen=data.chosen[samples],
@@ -149,7 +149,7 @@ def join(rated: TokenizedData, pairs: TokenizedData) -> TokenizedData:
         tokens=both("tokens"),
         offsets=np.concatenate([rated.offsets, pairs.offsets[1:] + rated.offsets[-1]]),
         labels=both("labels"),
-        groups=np.concatenate([rated.groups, pairs.groups + rated.groups[-1] + 1]),
+        prompt_ids=np.concatenate([rated.prompt_ids, pairs.prompt_ids + rated.prompt_ids[-1] + 1]),
         shared=both("shared"),
         rows=both("rows"),
         chosen=both("chosen"),
@@ -172,7 +172,7 @@ def hold_out(data: TokenizedData, share: float) -> tuple[TokenizedData, Tokenize
       share: of the prompts, more than 0 and less than 1.
     """
     digests: dict[int, list[bytes]] = {}
-    for i, group in enumerate(data.groups.tolist()):
+    for i, group in enumerate(data.prompt_ids.tolist()):
         digests.setdefault(group, []).append(hashlib.sha256(data.sequence(i).tobytes()).digest())
     # All of a prompt's samples, since truncation can make one sample of two prompts the same.
     order = sorted(digests, key=lambda group: sorted(digests[group]))
@@ -181,5 +181,5 @@ def hold_out(data: TokenizedData, share: float) -> tuple[TokenizedData, Tokenize
         raise UserError(
             f"{data.source}: holding out {share:g} of {len(order)} prompts leaves one side empty"
         )
-    held = np.isin(data.groups, order[:count])
+    held = np.isin(data.prompt_ids, order[:count])
     return subset(data, np.flatnonzero(~held)), subset(data, np.flatnonzero(held))

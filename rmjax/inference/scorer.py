@@ -13,28 +13,21 @@ from rich.progress import track
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.data.conversation import parse_prompt
-from rmjax.data.packing import pack
-from rmjax.data.planning import unit_groups, units
-from rmjax.data.row_layout import Group, RowShape, make_rows
 from rmjax.data.tokenize import truncate_left
 from rmjax.data.tokenized import in_memory
 from rmjax.data.tokenizer import Message, Tokenizer, encode
 from rmjax.errors import UserError
-from rmjax.inference.score_step import make_score
+from rmjax.inference.batching import scoring_batches
+from rmjax.inference.score_step import make_score, score_batch
 from rmjax.inference.scores import Comparison, Score, Work
-from rmjax.models.attention.dispatch import ATTENTION, alignment, choose, row_multiple
-from rmjax.models.inputs import ROWS_AXES
+from rmjax.models.attention.dispatch import ATTENTION, choose
 from rmjax.models.parameters import Params
 from rmjax.models.quantization import check_quantize, quantize_params
 from rmjax.models.reward_model import ModelOptions, RewardModel, compute_dtype
 from rmjax.models.rewards.aggregation import Rule, model_rule
 from rmjax.models.rewards.spec import RewardSpec
-from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh, put
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
-_PLACES = 8192  # token places computed at once, more or less
-_ROW = 1024  # the row length that short conversations are packed into
-_SLOTS = 64  # conversations a row may hold
-_SHORTEST = 64  # the shortest row
 _DTYPES = ("auto", "float32", "bfloat16")
 _BAR_FROM = 8  # batches from which on there is a progress bar
 
@@ -140,22 +133,23 @@ class Scorer:
     ) -> Float32[np.ndarray, "N A"]:
         """Scores of token sequences; those with the same prompt share what they begin with."""
         scores = np.empty((len(tokens), len(self.attributes)), np.float32)
-        batches = self._plan(tokens, prompts) if tokens else []
         self.work.conversations += len(tokens)
         self.work.tokens += sum(map(len, tokens))
-        for shape, rows in track(
-            batches, description="scoring", disable=len(batches) < _BAR_FROM, transient=True
+        if not tokens:
+            return scores
+        data, order = in_memory(tokens, prompts)
+        planned = scoring_batches(data, self.model, self.share_prompts)
+        steps = [(batches, step) for batches in planned for step in range(len(batches))]
+        for batches, step in track(
+            steps, description="scoring", disable=len(steps) < _BAR_FROM, transient=True
         ):
-            groups = [[group for _, group in row] for row in rows]
-            arrays = make_rows(groups, shape.rows, shape)
-            self.work.computed += int((arrays.segment_ids > 0).sum())
-            self.work.places += arrays.segment_ids.size
-            found = np.asarray(
-                self._score(self.params, put(arrays, ROWS_AXES, self.model.options.sharding))
+            batch = batches[step]
+            self.work.computed += int((batch.rows.segment_ids > 0).sum())
+            self.work.padded_tokens += batch.rows.segment_ids.size
+            samples, values = score_batch(
+                self._score, self.params, batch, self.model.options.sharding
             )
-            for number, row in enumerate(rows):
-                members = [i for numbers, _ in row for i in numbers]
-                scores[members] = found[number, : len(members)]
+            scores[order[samples]] = values
         return scores
 
     def _tokens(self, messages: Sequence[Message], number: int) -> tuple[np.ndarray, int]:
@@ -189,53 +183,6 @@ class Scorer:
             kept = truncate_left(tokens, self.max_length, self.tokenizer.bos_token_id)
             return kept, len(tokens) - len(kept)
         return tokens, 0
-
-    def _plan(
-        self, tokens: Sequence[np.ndarray], prompts: Sequence[str]
-    ) -> list[tuple[RowShape, list[list[tuple[list[int], Group]]]]]:
-        """Batches of rows, each a list of groups with their conversations' numbers."""
-        data, order = in_memory(tokens, prompts)
-        share = self.share_prompts and self.model.config.rope.type != "dynamic"
-        # Longer rows would waste attention where it cannot skip, shorter ones repeat prompts.
-        longest = max(bucket(int(data.lengths.max()), self.model), bucket(_ROW, self.model))
-        align = alignment(self.model.options.attention, longest)  # enough for shorter rows too
-        shape = RowShape(1, longest, _SLOTS, align)
-        found, taken = units(data, np.arange(len(data)), shape, share)
-        shards = self.model.options.sharding.row_shards
-        least = bucket(min(_ROW, -(-sum(taken) // shards)), self.model)
-
-        def opened(places: int) -> int:
-            return max(least, bucket(places, self.model))
-
-        by_length: dict[int, list[list[tuple[list[int], Group]]]] = {}
-        sizes = [len(unit) for unit in found]
-        for row in pack(taken, opened, _SLOTS, sizes):
-            groups = [
-                (order[unit].tolist(), group)
-                for unit in (found[i] for i in row)
-                for group in unit_groups(data, unit, share)
-            ]
-            by_length.setdefault(opened(taken[row[0]]), []).append(groups)
-        batches = []
-        for length, rows in sorted(by_length.items()):
-            most = shards * max(1, _PLACES // (length * shards))
-            for start in range(0, len(rows), most):
-                part = rows[start : start + most]
-                count = shards
-                while count < len(part):
-                    count *= 2
-                shape = RowShape(min(count, most), length, _SLOTS, align)
-                batches.append((shape, part))
-        return batches
-
-
-def bucket(length: int, model: RewardModel) -> int:
-    """The row length for a conversation: powers of two, and halfway between them."""
-    place = _SHORTEST
-    while place < length:
-        place = place * 3 // 2 if (place & (place - 1)) == 0 else place // 3 * 4
-    multiple = row_multiple(model.options.attention, model.options.sharding)
-    return -(-place // multiple) * multiple
 
 
 def load(

@@ -92,11 +92,11 @@ class Work:
     Attributes:
       conversations: different ones.
       tokens: theirs, each alone.
-      computed: tokens computed, beginnings that siblings share once.
-      places: of rows, padding included.
+      computed: tokens computed, prefixes that responses to a prompt share once.
+      padded_tokens: token positions computed, padding included.
     """
 
     conversations: int = 0
     tokens: int = 0
     computed: int = 0
-    places: int = 0
+    padded_tokens: int = 0

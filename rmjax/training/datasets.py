@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rmjax.data.batches import Batches
-from rmjax.data.planning import unit_places
+from rmjax.data.planning import group_length
 from rmjax.data.tokenize import load_tokenized
 from rmjax.data.tokenized import TokenizedData, hold_out, join, subset
 from rmjax.data.tokenizer import Tokenizer
@@ -106,7 +106,7 @@ def fit_pairs(data: TokenizedData, config: Config, share: bool, align: int = 1) 
       UserError: one does not fit, and must not be dropped.
     """
     found = np.arange(len(data)).reshape(-1, 2)
-    taken = np.asarray([unit_places(data, pair, align, share) for pair in found])
+    taken = np.asarray([group_length(data, pair, align, share) for pair in found])
     long = np.flatnonzero(taken > config.row_length)
     if not len(long):
         return data
