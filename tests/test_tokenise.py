@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmjax.data import tokenize
-from rmjax.data.tokenize import load_tokenized, truncate_left
+from rmjax.data.tokenize import load_tokenized
 from rmjax.data.tokenized import hold_out, join
-from rmjax.data.tokenizer import byte_tokenizer, encode
+from rmjax.data.tokenizer import byte_tokenizer, encode, truncate_left
 from rmjax.errors import UserError
 
 BYTES = byte_tokenizer()
@@ -65,7 +65,7 @@ def test_the_cache_gives_the_same_without_reading_again(tmp_path, cache, monkeyp
     first = load(source)
     monkeypatch.setattr(tokenize, "read_samples", None)  # calling it would be an error
     again = load(source)
-    for field in ("tokens", "offsets", "labels", "groups", "rows"):
+    for field in ("tokens", "offsets", "labels", "prompt_ids", "rows"):
         np.testing.assert_array_equal(getattr(first, field), getattr(again, field))
     assert (again.key, again.counts, again.source) == (first.key, first.counts, first.source)
     assert not list(cache.rglob("*.partial"))

@@ -148,6 +148,18 @@ def encode(tokenizer: Tokenizer, messages: list[Message]) -> np.ndarray:
     return np.asarray(ids, np.int32)
 
 
+def truncate_left(tokens: np.ndarray, max_length: int, bos: int | None) -> np.ndarray:
+    """The last `max_length` tokens, with the BOS that stood in front kept in front.
+
+    The end stays whole, since the reward is read there.
+    """
+    if len(tokens) <= max_length:
+        return tokens
+    if bos is not None and tokens[0] == bos and max_length > 1:
+        return np.concatenate([tokens[:1], tokens[-(max_length - 1) :]])
+    return tokens[-max_length:]
+
+
 def pad_token_id(tokenizer: Tokenizer) -> int:
     """A pad id for the exported config that no conversation ends with.
 

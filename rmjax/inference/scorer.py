@@ -13,9 +13,8 @@ from rich.progress import track
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.data.conversation import parse_prompt
-from rmjax.data.tokenize import truncate_left
 from rmjax.data.tokenized import in_memory
-from rmjax.data.tokenizer import Message, Tokenizer, encode
+from rmjax.data.tokenizer import Message, Tokenizer, encode, truncate_left
 from rmjax.errors import UserError
 from rmjax.inference.batching import scoring_batches
 from rmjax.inference.score_step import make_score, score_batch
