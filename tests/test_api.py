@@ -221,7 +221,7 @@ def test_attention_can_be_chosen(hf, scorer, monkeypatch):
 
 
 def planned(scorer, conversations):
-    tokens = [scorer._tokens(c, i)[0] for i, c in enumerate(conversations)]
+    tokens = [scorer._encode(c, i)[0] for i, c in enumerate(conversations)]
     data, _ = in_memory(tokens, [str(c[:-1]) for c in conversations])
     return scoring_batches(data, scorer.model, scorer.share_prompts)
 

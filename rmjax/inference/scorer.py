@@ -1,4 +1,4 @@
-"""Scores in a REPL: `rm = rmjax.load(path)`, `rm.score(messages)`, `rm.compare(prompt, a, b)`."""
+"""The Python API: `rm = rmjax.load(path)`, `rm.score(messages)`, `rm.compare(prompt, a, b)`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -86,26 +86,28 @@ class Scorer:
         )
         scores = np.asarray([list(score.attributes.values()) for score in (first, second)])
         values = self.rule.values(scores)
-        found = self.spec.temperature
-        temperature = found if found and found.rule == self.rule.name else None
+        temperature = self.spec.temperature
+        if temperature and temperature.rule != self.rule.name:
+            temperature = None
         return Comparison(first, second, float(values[0] - values[1]), temperature)
 
     def score_many(self, conversations: Sequence[Sequence[Message]]) -> list[Score]:
         """Scores conversations, in their order.
 
-        They are packed into rows of few lengths; what all responses to one prompt begin with is
-        computed once for as many of them as fit in a row.
+        The prefix that responses to one prompt share is computed once for as many of them as fit
+        in a row.
 
         Raises:
           UserError: one of them is not a conversation, or too long; it says which.
         """
-        encoded = [self._tokens(c, number) for number, c in enumerate(conversations)]
-        tokens, cuts = [t for t, _ in encoded], [cut for _, cut in encoded]
+        if not conversations:
+            return []
+        tokens, cuts = zip(*(self._encode(c, number) for number, c in enumerate(conversations)))
         prompts = [json.dumps([(m["role"], m["content"]) for m in c[:-1]]) for c in conversations]
-        # The same conversation is computed once, so that it has the same score to the last bit.
+        # Equal conversations are computed once, so that their scores are equal to the last bit.
         number_of: dict[bytes, int] = {}
         same = [number_of.setdefault(t.tobytes(), len(number_of)) for t in tokens]
-        first = np.unique(same, return_index=True)[1] if same else []
+        first = np.unique(same, return_index=True)[1]
         scores = self._compute([tokens[i] for i in first], [prompts[i] for i in first])[same]
         bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
         if len(bad):
@@ -130,13 +132,11 @@ class Scorer:
     def _compute(
         self, tokens: Sequence[np.ndarray], prompts: Sequence[str]
     ) -> Float32[np.ndarray, "N A"]:
-        """Scores of token sequences; those with the same prompt share what they begin with."""
-        scores = np.empty((len(tokens), len(self.attributes)), np.float32)
+        """Scores of token sequences."""
         self.work.conversations += len(tokens)
         self.work.tokens += sum(map(len, tokens))
-        if not tokens:
-            return scores
         data, order = in_memory(tokens, prompts)
+        scores = np.empty((len(tokens), len(self.attributes)), np.float32)
         planned = scoring_batches(data, self.model, self.share_prompts)
         steps = [(batches, step) for batches in planned for step in range(len(batches))]
         for batches, step in track(
@@ -151,8 +151,8 @@ class Scorer:
             scores[order[samples]] = values
         return scores
 
-    def _tokens(self, messages: Sequence[Message], number: int) -> tuple[np.ndarray, int]:
-        """Those of a conversation, and how many were cut away in front."""
+    def _encode(self, messages: Sequence[Message], number: int) -> tuple[np.ndarray, int]:
+        """The tokens of a conversation, and how many were cut away in front of them."""
         where = f"conversation {number}"
         if not isinstance(messages, list | tuple) or not all(isinstance(m, dict) for m in messages):
             raise UserError(
@@ -201,18 +201,18 @@ def load(
       path: a run (its best checkpoint), a converted Orbax model, a Hugging Face directory or hub
         id of a `LlamaForSequenceClassification`.
       value: how attributes become the scalar `value`: an attribute, the name of a published
-        vector (`scalar.PUBLISHED`), or weights by attribute. The model's own rule if not given.
+        vector (`rmjax.PUBLISHED`), or weights by attribute. The model's own rule if not given.
       mesh: how to lay the model over the devices; fully sharded over all of them if not given.
       dtype: of the computation; `auto` is bfloat16 on accelerators, float32 on CPUs.
       over_long: `error`, or `truncate_left` to cut conversations that are too long.
-      attention: what computes it: `auto`, or one of `kernels.KERNELS`.
-      share_prompts: whether what all responses to a prompt begin with is computed once.
+      attention: its implementation: one of `ATTENTION`; `auto` chooses by device.
+      share_prompts: whether the prefix that responses to a prompt share is computed once.
       quantize: `int8` or `fp8` keeps the layers' weights and computes the products with them in
         8 bits, where the device can; elsewhere the same scores take longer, and a warning says so.
-        Scores differ from those without, of a small model by much: see docs/performance.md.
+        Scores differ from the unquantized ones, a small model's by much: see docs/performance.md.
 
     Raises:
-      UserError: no such model, no head, or something incomplete.
+      UserError: there is no such model, it has no reward head, or a file is missing.
     """
     if over_long not in ("error", "truncate_left"):
         raise UserError(f"over_long = {over_long!r}: there are error, truncate_left")
