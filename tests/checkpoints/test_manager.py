@@ -28,6 +28,7 @@ from helpers.runs import (
     steps_kept,
     tiny_config,
 )
+from helpers.targets import regression
 from rmjax.checkpoints.manager import Checkpoints, best_checkpoint
 from rmjax.checkpoints.orbax_arrays import open_array
 from rmjax.data.batch import BATCH_AXES
