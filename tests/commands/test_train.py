@@ -9,6 +9,7 @@ import pytest
 
 import rmjax.train
 import rmjax.training.experiment
+from helpers.checks import known
 from helpers.runs import (
     contents,
     metrics,
@@ -242,6 +243,7 @@ def test_micro_batches_do_not_change_the_step():
 def test_evaluation_is_exact_on_an_uneven_last_batch():
     config = tiny_config("unused", data__validation="generated:14")
     model, _, held_out = parts(config)
+    held_out = known(held_out)
     batches = evaluation_batches(held_out, RowShape(2, 256, 4))
     rows = [int((batch.samples[0] >= 0).any(axis=1).sum()) for batch in batches]
     assert rows[-1] == 1 and len(rows) > 1
@@ -267,6 +269,7 @@ def test_evaluation_is_exact_on_an_uneven_last_batch():
 def test_scores_that_are_not_finite_name_the_sample():
     config = tiny_config("unused")
     model, _, held_out = parts(config)
+    held_out = known(held_out)
     batches = evaluation_batches(held_out, RowShape(2, 256, 4))
     params = random_params(model, 1)
     params["head"] = params["head"] * np.nan
