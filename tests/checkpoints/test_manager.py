@@ -418,7 +418,7 @@ def test_a_run_of_one_device_goes_on_on_eight(three):
         sharding = Sharding(mesh)
         state, metadata = restore(config, sharding=sharding)
         options = dataclasses.replace(model.options, sharding=sharding)
-        model = model.clone(options=options)
+        model = dataclasses.replace(model, options=options)
         batches = training_batches(data, plan, RowShape(rows, 256, 4))
         abstract = abstract_state(model, optimizer, (".*",))
         step = make_train_step(model, regression, optimizer, schedule, (".*",), abstract)

@@ -153,20 +153,20 @@ def test_a_half_line_of_a_killed_run_is_taken_out(tmp_path):
 
 
 def spoil(at: int):
-    """A replacement of `make_train_step` whose loss is infinite at one step."""
-    original = rmjax.train.make_train_step
+    """A replacement of `make_program` whose loss is infinite at one step."""
+    original = rmjax.train.make_program
 
-    def make(*args):
-        step = original(*args)
+    def make(*args, **options):
+        program = original(*args, **options)
 
         def spoiled(state, batch):
             if int(state.step) + 1 == at:
                 head = state.params["head"]
                 params = state.params | {"head": jax.device_put(head * np.inf, head.sharding)}
                 state = state._replace(params=params)
-            return step(state, batch)
+            return program.step(state, batch)
 
-        return spoiled
+        return program._replace(step=spoiled)
 
     return make
 
@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(at, tmp_path):
     samples: list = []
     config = tiny_config(tmp_path / "run")
     with pytest.raises(UserError) as error:
-        run(config, make_train_step=spoil(at), iterate=seen_samples(samples))
+        run(config, make_program=spoil(at), iterate=seen_samples(samples))
     message = str(error.value)
     assert f"step {at}: " in message
     _, data, _ = parts(config)

@@ -9,16 +9,12 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from helpers.models import tiny_llama
+from helpers.models import make_model, tiny_llama
 from rmjax.checkpoints.hf_mapping import from_hf, hf_keys
 from rmjax.checkpoints.hf_weights import SafetensorsWeights, read_json
 from rmjax.data.tokenizer import byte_tokenizer
 from rmjax.models.config import LlamaConfig
 from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
-from rmjax.models.parameters import (
-    axis_sizes,
-    model_parameters,
-)
 
 # Neither sorted nor HelpSteer2's: their order must survive because it is kept.
 NAMES = ("zeal", "care", "wit", "anger", "length")
@@ -123,9 +119,9 @@ def llama_of(directory: Path) -> LlamaConfig:
 
 def hf_arrays(source: Path, llama: LlamaConfig) -> dict[str, np.ndarray]:
     """What the Orbax model must hold, put together without `orbax_arrays`."""
-    weights, sizes = SafetensorsWeights(source), axis_sizes(llama, len(NAMES))
+    weights, sizes = SafetensorsWeights(source), make_model(llama, len(NAMES)).sizes
     arrays = {}
-    for row in model_parameters(llama):
+    for row in make_model(llama).parameters:
         layers = [from_hf(row, weights.read(key), sizes) for key in hf_keys(row, llama)]
         arrays[row.path] = np.stack(layers) if row.stacked else layers[0]
     return arrays

@@ -5,7 +5,9 @@ import numpy as np
 
 from rmjax.inference.scores import Score
 from rmjax.models.config import LlamaConfig, Rope
-from rmjax.models.reward_model import ModelOptions, RewardModel
+from rmjax.models.heads import RewardHead
+from rmjax.models.layers import ModelOptions
+from rmjax.models.model import Model
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 
@@ -47,7 +49,7 @@ ROPES = {
 def make_model(
     llama: LlamaConfig, attributes: int = 5, sharding: Sharding | None = None, **options
 ):
-    return RewardModel(llama, ModelOptions(sharding or one_device(), **options), attributes)
+    return Model(llama, ModelOptions(sharding or one_device(), **options), RewardHead(attributes))
 
 
 LLAMA_70B = LlamaConfig(

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import rmjax
-import rmjax.models.reward_model
+import rmjax.models.layers
 from helpers.hf_models import TALK, save_hf, tensors_of
 from helpers.models import make_model as make_plain_model
 from helpers.models import one_device, tiny_llama
@@ -27,11 +27,15 @@ from rmjax.data.row_layout import Group, RowShape, make_rows
 from rmjax.data.tokenizer import byte_tokenizer, encode
 from rmjax.errors import UserError
 from rmjax.inference.score_step import make_score
+from rmjax.models.config import TARGETS, LoraConfig
+from rmjax.models.decoder import REMAT
 from rmjax.models.flops import model_flops
+from rmjax.models.heads import RewardHead
 from rmjax.models.init import random_params
-from rmjax.models.lora import TARGETS, LoraConfig, drop
+from rmjax.models.layers import ModelOptions
+from rmjax.models.lora import drop
+from rmjax.models.model import Model
 from rmjax.models.parameters import ADAPTED, ADAPTERS, flatten, nest
-from rmjax.models.reward_model import REMAT, ModelOptions, RewardModel, apply
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh, put
 from rmjax.training.config import validate
 from rmjax.training.experiment import make_model
@@ -46,7 +50,7 @@ PLACES = {t: f"self_attn.{t}_proj" for t in "qkvo"} | {
 
 
 def adapted(lora: LoraConfig, sharding: Sharding | None = None, llama=LLAMA, **options):
-    return RewardModel(llama, ModelOptions(sharding or one_device(), **options), 5, lora)
+    return Model(llama, ModelOptions(sharding or one_device(), **options), RewardHead(5), lora)
 
 
 def some_params(model, seed=1) -> dict[str, np.ndarray]:
@@ -117,7 +121,7 @@ def test_scores_and_gradients_equal_dense_products(targets, rng):
     free, frozen = partition(nest(params), ADAPTED)
 
     def loss(free):
-        scores = apply(model, nest(flatten(free) | flatten(frozen)), rows)
+        scores = model(nest(flatten(free) | flatten(frozen)), rows)
         targets = only_ratings(Ratings._make([targets_of, present]))
         return regression.loss(scores, targets, jnp.ones(1))  # the sum
 
@@ -234,13 +238,13 @@ def test_it_drops_the_adapters_input_and_in_training_only(rng, monkeypatch):
     np.testing.assert_array_equal(scores, pick(make_score(plain)(params, rows)))
 
     def dropped(key):
-        return pick(apply(model, params, rows, jax.random.key(key)))
+        return pick(model(params, rows, jax.random.key(key)))
 
     assert np.abs(dropped(0) - scores).max() > 1e-2
     assert np.abs(dropped(0) - dropped(1)).max() > 1e-2
     np.testing.assert_array_equal(dropped(0), dropped(0))
     # All of it dropped, the adapters give nothing, and nothing else is touched.
-    monkeypatch.setattr(rmjax.models.reward_model, "drop", lambda x, *_: jnp.zeros_like(x))
+    monkeypatch.setattr(rmjax.models.layers, "drop", lambda x, *_: jnp.zeros_like(x))
     base = nest(without_adapters(flatten(params)))
     expected = pick(make_score(make_plain_model(LLAMA))(base, rows))
     np.testing.assert_allclose(dropped(0), expected, atol=1e-6)
