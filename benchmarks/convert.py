@@ -28,7 +28,6 @@ import ml_dtypes
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from rmjax.checkpoints.chunks import cut
 
 from rmjax.checkpoints.hf_mapping import hf_keys, hf_shape
 from rmjax.checkpoints.hf_weights import SafetensorsWeights
@@ -40,9 +39,11 @@ from rmjax.checkpoints.safetensors_file import (
     write_header,
     write_range,
 )
+from rmjax.checkpoints.tensor_slices import cut
 from rmjax.data.tokenizer import byte_tokenizer
 from rmjax.models.config import LlamaConfig
-from rmjax.models.parameters import axis_sizes, model_parameters
+from rmjax.models.heads import model_parameters
+from rmjax.models.parameters import axis_sizes
 from rmjax.models.rewards.spec import HELPSTEER2, RewardSpec
 
 _BUFFER = 64 << 20

@@ -26,7 +26,7 @@ from jaxtyping import Float32
 from rich.console import Console
 
 from rmjax.checkpoints.conversion.engine import convert_slices
-from rmjax.checkpoints.conversion.journal import Share, check_target
+from rmjax.checkpoints.conversion.journal import check_target
 from rmjax.checkpoints.conversion.to_orbax import ToOrbax
 from rmjax.checkpoints.hf_mapping import from_hf
 from rmjax.checkpoints.loading import load_params
@@ -308,7 +308,7 @@ def write(
     """Writes the Orbax model of `init`'s weights and `head`; returns what there is to say.
 
     Raises:
-      UserError: see `convert.convert_slices`.
+      UserError: see `engine.convert_slices`.
     """
     spec = run_spec(config, model, data)
     work = ToOrbax(named_weights(source), source.llama, len(spec.attributes), head)
@@ -318,11 +318,10 @@ def write(
         "head": xxhash.xxh3_64_hexdigest(np.ascontiguousarray(head).tobytes()),
     }
 
-    def prepare(files: Path, weights: Path) -> None:
+    def write_files(files: Path) -> None:
         write_model_files(files, source.llama, tokenizer, spec)
-        work.prepare(weights)
 
-    return convert_slices(work, [source], dst, plan, prepare, Share())
+    return convert_slices(work, [source], dst, plan, write_files)
 
 
 def _run(config: Config, dst: str) -> None:

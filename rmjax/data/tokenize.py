@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -15,7 +14,8 @@ from rmjax.data.readers import fingerprint, origin
 from rmjax.data.records import Sample, pairs_of_ratings, read_pairs, read_samples
 from rmjax.data.tokenized import TokenizedData, shared_prefixes
 from rmjax.data.tokenizer import Tokenizer, encode
-from rmjax.errors import UserError, disk_errors
+from rmjax.errors import UserError
+from rmjax.runtime.cache import cache_errors, cache_root
 
 OVER_LONG = ("drop", "truncate_left", "error")
 _VERSION = 3  # of this module's result; part of the cache's key
@@ -50,7 +50,7 @@ def load_tokenized(
       ties: whether pairs without a preference are left out: `drop`, or anything else.
       unrated: an attribute whose column may be missing.
 
-    The cache is `$RMJAX_CACHE`, else `~/.cache/rmjax`; its entries can be deleted at any time.
+    The cache is `tokens/` in that of `runtime.cache`.
 
     Raises:
       UserError: bad data, naming file, row and field; or nothing is left after the length policy.
@@ -69,8 +69,7 @@ def load_tokenized(
         "unrated": unrated,
     }
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
-    root = Path(os.environ.get("RMJAX_CACHE", Path.home() / ".cache" / "rmjax"))
-    entry = root / "tokens" / key
+    entry = cache_root() / "tokens" / key
     if not (entry / "counts.json").exists():
         if compare:
             found = pairs_of_ratings(read_samples(source, split, [compare], label_range), compare)
@@ -81,14 +80,8 @@ def load_tokenized(
         result = _tokenize(
             found, len(attributes), tokenizer, max_length, over_long, drop_ties=ties == "drop"
         )
-        try:
-            with disk_errors(f"the cache in {root}"):
-                _write(entry, *result)
-        except OSError as error:
-            raise UserError(
-                f"the cache in {root} cannot be written ({error}): set RMJAX_CACHE to a directory "
-                "that can"
-            ) from error
+        with cache_errors():
+            _write(entry, *result)
     return _read(entry, tuple(attributes), origin(source, split), key)
 
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
 
 from rmjax.errors import UserError
 
@@ -46,7 +44,8 @@ def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
     elif not any(map(_has_bytes, (path / "tokenizer.json", path / "tokenizer.model"))):
         raise UserError(f"{path}: no tokenizer here (tokenizer.json or tokenizer.model)")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+        auto = _transformers().AutoTokenizer
+        tokenizer = auto.from_pretrained(**source, trust_remote_code=False)
     except ImportError as error:
         raise UserError(
             f"{path}: transformers needs torch to read a tokenizer out of a GGUF file: "
@@ -205,7 +204,7 @@ def byte_tokenizer() -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(special)
-    return PreTrainedTokenizerFast(
+    return _transformers().PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<|bos|>",
         eos_token="<|end|>",
@@ -215,4 +214,9 @@ def byte_tokenizer() -> Tokenizer:
     )
 
 
-transformers_logging.set_verbosity_error()
+def _transformers() -> Any:
+    """The library, which prints errors only; its import takes seconds, so not before it is used."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    return transformers

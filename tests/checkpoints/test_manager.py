@@ -29,7 +29,7 @@ from helpers.runs import (
     tiny_config,
 )
 from helpers.targets import regression
-from rmjax.checkpoints.manager import Checkpoints, best_params
+from rmjax.checkpoints.manager import Checkpoints, best_checkpoint
 from rmjax.checkpoints.orbax_arrays import open_array
 from rmjax.data.batch import BATCH_AXES
 from rmjax.data.batches import training_batches
@@ -189,7 +189,7 @@ def test_the_best_and_the_last_are_kept_and_nothing_else(tmp_path):
     config = tiny_config(workdir, eval__every=1, checkpoint__every=2)
     run(config, evaluate=made_up([3.0, 1.0, 2.0, 1.5, 4.0, 5.0]))
     assert steps_kept(workdir) == ["2", "6"]
-    assert best_params(workdir).name == "2"
+    assert best_checkpoint(workdir)[0].name == "2"
     checkpoints = Checkpoints(workdir, clean=False)
     found = {step: e["validation_loss"] for step, e in checkpoints.evaluations.items()}
     checkpoints.close()
@@ -209,7 +209,7 @@ def test_without_validation_the_last_is_kept(tmp_path, capsys):
     workdir = tmp_path / "run"
     run(tiny_config(workdir, data__validation="", checkpoint__every=2, steps=5))
     assert steps_kept(workdir) == ["5"]
-    assert best_params(workdir).name == "5"
+    assert best_checkpoint(workdir)[0].name == "5"
     assert "validation_loss" not in (workdir / "metrics.jsonl").read_text()
     assert "Next:" in capsys.readouterr().out
 
@@ -268,7 +268,7 @@ def test_a_half_written_checkpoint_is_ignored_and_cleaned_up(copy, six):
     checkpoints = Checkpoints(copy, clean=False)
     assert checkpoints.latest == 3
     checkpoints.close()
-    assert best_params(copy).name == "3" and half.exists()
+    assert best_checkpoint(copy)[0].name == "3" and half.exists()
     run(tiny_config(copy))
     assert not half.exists()
     assert numbers(copy) == numbers(six)
@@ -340,7 +340,7 @@ def test_a_file_cut_in_half_is_a_damaged_checkpoint(copy, file):
 def test_no_checkpoint_yet_is_said(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="no complete checkpoint"):
-        best_params(tmp_path)
+        best_checkpoint(tmp_path)
 
 
 # ---- the directory -------------------------------------------------------------------------------

@@ -30,7 +30,6 @@ from helpers.paths import ROOT
 from rmjax import convert
 from rmjax.checkpoints.conversion.to_huggingface import ToHuggingFace
 from rmjax.checkpoints.conversion.to_orbax import ToOrbax
-from rmjax.checkpoints.hf_weights import read_json
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.orbax_arrays import read_array
 from rmjax.checkpoints.pretrained import open_pretrained
@@ -41,6 +40,7 @@ from rmjax.errors import UserError
 from rmjax.inference.score_step import make_score
 from rmjax.models.parameters import PARAMETERS
 from rmjax.models.rewards.spec import HELPSTEER2
+from rmjax.runtime.files import read_json
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.training.config import Config, DataConfig
 from rmjax.training.experiment import first_params
@@ -528,15 +528,15 @@ def test_command_line_parses_its_options(tmp_path, monkeypatch):
         "hf-to-orbax a b",
         "hf-to-orbax c d --attributes=x,y --seed=3",
         "orbax-to-hf e f",
-        "orbax-to-hf --dtype bfloat16 g h --processes=3 --process=2",
+        "orbax-to-hf --dtype bfloat16 g h",
     ):
         monkeypatch.setattr(sys, "argv", ["convert", *line.split()])
         convert._main()
     assert asked == {
-        ("a", "b"): {"attributes": HELPSTEER2, "seed": 0, "process": 0, "processes": 1},
-        ("c", "d"): {"attributes": ("x", "y"), "seed": 3, "process": 0, "processes": 1},
-        ("e", "f"): {"dtype": None, "process": 0, "processes": 1},
-        ("g", "h"): {"dtype": "bfloat16", "process": 2, "processes": 3},
+        ("a", "b"): {"attributes": HELPSTEER2, "seed": 0},
+        ("c", "d"): {"attributes": ("x", "y"), "seed": 3},
+        ("e", "f"): {"dtype": None},
+        ("g", "h"): {"dtype": "bfloat16"},
     }
 
 

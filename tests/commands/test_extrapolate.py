@@ -386,9 +386,9 @@ def test_another_alpha_and_exchanged_parents_begin_anew(parents, tmp_path, monke
 _KILLED = """
     import os, signal
     from rmjax import extrapolate
-    from rmjax.checkpoints.conversion.journal import Unfinished
+    from rmjax.checkpoints.conversion.journal import Journal
 
-    record, count = Unfinished.record, 0
+    record, count = Journal.record, 0
 
     def dying(*arguments, **options):
         global count
@@ -397,7 +397,7 @@ _KILLED = """
         if count == 6:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Unfinished.record = dying
+    Journal.record = dying
     extrapolate._main()
 """
 

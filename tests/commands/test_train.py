@@ -90,7 +90,7 @@ def test_a_finished_run_stays_as_it_is(finished, capsys):
     config, workdir, _ = finished
     before = contents(workdir)
     capsys.readouterr()
-    run(config, make_train_step=lambda *_: None)  # nothing is computed
+    run(config, make_program=lambda *_, **__: None)  # nothing is computed
     assert contents(workdir) == before
     shown = capsys.readouterr().out
     assert "step 8 of 8 is done" in shown

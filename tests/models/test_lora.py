@@ -19,7 +19,7 @@ from helpers.reference import hf_state, torch_model
 from helpers.runs import assert_same_bits, parts, restore, run, tiny_config
 from helpers.targets import only_ratings, regression
 from rmjax.checkpoints.loading import load_params
-from rmjax.checkpoints.manager import best_params
+from rmjax.checkpoints.manager import best_checkpoint
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf, orbax_to_peft
 from rmjax.data.batch import BATCH_AXES, Batch, Ratings
@@ -317,7 +317,7 @@ def test_a_run_says_what_it_trains(tmp_path, capsys):
 
 def unmerged(config) -> np.ndarray:
     """Scores of TALK by the run's best checkpoint, its adapters apart."""
-    model, state = state_of(config, int(best_params(Path(config.workdir)).name))
+    model, state = state_of(config, int(best_checkpoint(Path(config.workdir))[0].name))
     tokens = [encode(byte_tokenizer(), messages) for messages in TALK]
     rows = make_rows([[Group([t])] for t in tokens], len(tokens), RowShape(len(tokens), 128, 1))
     found = np.asarray(make_score(model)(state.params, rows))[:, 0]
@@ -342,7 +342,7 @@ def test_merged_scores_are_the_unmerged_ones(trained, tmp_path):
     assert not any("lora" in key for key in tensors_of(tmp_path / "hf"))
 
     # What is loaded and what is exported is W + (alpha / rank) A B, by hand.
-    _, state = state_of(trained, int(best_params(Path(trained.workdir)).name))
+    _, state = state_of(trained, int(best_checkpoint(Path(trained.workdir))[0].name))
     params = flatten(jax.device_get(state.params))
     for target in TARGETS:
         a, b = (params.pop(f"layers/{target}_lora_{x}").astype(np.float64) for x in "ab")

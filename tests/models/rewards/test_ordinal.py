@@ -22,7 +22,7 @@ from helpers.reference import torch_scores
 from helpers.runs import numbers, parts, run, tiny_config
 from helpers.targets import only_ratings
 from rmjax.checkpoints.conversion.extrapolation import open_parents
-from rmjax.checkpoints.manager import best_params
+from rmjax.checkpoints.manager import best_checkpoint
 from rmjax.checkpoints.orbax_arrays import read_array
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf
@@ -220,7 +220,7 @@ def test_a_run_learns_ratings_and_where_their_levels_part(trained, tmp_path):
     for name in NAMES:
         assert found[-1][f"{name}/mse"] < 0.7 * found[-1][f"{name}/mse_constant"]
     assert found[-1]["helpfulness/pearson"] > 0.9
-    raw = read_array(best_params(tmp_path / "whole") / "params", "thresholds")
+    raw = read_array(best_checkpoint(tmp_path / "whole")[0] / "params", "thresholds")
     assert raw.shape == (4, 2) and raw.dtype == np.float32 and (np.abs(raw) > 0.05).any()
 
 
@@ -234,7 +234,7 @@ def test_every_form_of_the_model_gives_the_expected_rating(forms):
 def test_the_spec_has_the_thresholds_and_transformers_the_number_they_divide(forms, trained):
     """f by transformers, thresholds by hand from the run's parameter: the very scores, in order."""
     spec = json.loads((forms[1] / "rmjax.json").read_text())["ordinal"]
-    raw = read_array(best_params(type(forms[1])(trained.workdir)) / "params", "thresholds")
+    raw = read_array(best_checkpoint(type(forms[1])(trained.workdir))[0] / "params", "thresholds")
     theta = np.stack([thetas(column) for column in raw.T.astype(np.float64)])
     np.testing.assert_allclose(spec.pop("thresholds"), theta, rtol=1e-9)
     assert spec == {"lowest": 0, "highest": 4, "attributes": list(NAMES)}
@@ -276,7 +276,7 @@ def test_a_run_that_begins_from_an_ordinal_model_keeps_its_thresholds(forms):
 def test_lora_trains_thresholds_too(tmp_path):
     changes = ORDINAL | dict(data__train="generated:64", lora__rank=2, checkpoint__every=3)
     run(tiny_config(tmp_path / "run", **changes))
-    raw = read_array(best_params(tmp_path / "run") / "params", "thresholds")
+    raw = read_array(best_checkpoint(tmp_path / "run")[0] / "params", "thresholds")
     assert (raw != 0).all()
     orbax_to_hf(str(tmp_path / "run"), str(tmp_path / "hf"))
     np.testing.assert_allclose(scores_of(tmp_path / "hf"), scores_of(tmp_path / "run"), atol=1e-4)
