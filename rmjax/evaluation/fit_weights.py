@@ -12,7 +12,7 @@ from rmjax.errors import UserError
 from rmjax.evaluation.items import Data, Item, text_key
 from rmjax.evaluation.score_cache import ItemScores
 
-FORMAT = "rmjax.checkpoints.hf_weights/1"
+FORMAT = "rmjax.weights/1"
 _RIDGE = 1e-3  # of the attributes' standardised weights: a direction nobody needs stays at 0
 
 
