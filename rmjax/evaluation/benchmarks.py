@@ -1,8 +1,8 @@
-"""The benchmarks, as one table: where they come from, what is in them, and how they are scored.
+"""The table of benchmarks: where they come from, what they hold, and how they are scored.
 
-Counts and rules are those of the benchmarks' own papers and programs:
+Counts and rules are those of the benchmarks' own papers and code:
 
-- RewardBench, arXiv 2403.13787. `math-prm` has 447 rows and weighs as much as the code: 984.
+- RewardBench, arXiv 2403.13787. `math-prm` has 447 rows and weighs as much as all code: 984.
   The counts of the two xstest subsets are the corrected ones of September 2024.
 - RewardBench 2, arXiv 2506.01937.
 - RM-Bench, arXiv 2410.16184.
@@ -14,25 +14,25 @@ Counts and rules are those of the benchmarks' own papers and programs:
 import dataclasses
 from typing import Literal
 
-Layout = Literal["choices", "judgements", "llmbar", "pairs", "ratings"]
-RuleName = Literal["pairs", "best_of", "styles", "ties", "ratings"]
+RowFormat = Literal["choices", "judgements", "llmbar", "pairs", "ratings"]
+ScoringRule = Literal["pairs", "best_of", "styles", "ties", "ratings"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-    """Items that are counted together.
+    """A part of a benchmark with a score of its own.
 
     Attributes:
-      name: as the data name it.
-      count: how many there are; 0 where that is not known.
+      name: as in the data.
+      count: how many items it has; 0 if that is not known.
       weight: in its section.
-      rule: how its items are scored, where that is not its benchmark's rule.
+      rule: how its items are scored, if not by the benchmark's rule.
     """
 
     name: str
     count: int = 0
     weight: float = 1.0
-    rule: RuleName | None = None
+    rule: ScoringRule | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Benchmark:
     """One row of the table.
 
     Attributes:
-      name: as the command line has it.
-      title: as people write it.
-      source: on the hub, or in the user's words.
+      name: on the command line.
+      title: in reports.
+      source: on the hub; empty where the user names a file.
       split: of the source.
-      layout: what its rows look like.
-      rule: how items are scored.
-      sections: in the order of the report; none where subsets are whatever the data hold.
-      overall: the mean of the sections, or of all items.
+      row_format: which fields the rows have; see `items`.
+      rule: how items are scored; see `scoring_rules`.
+      sections: in the order of the report; none where the subsets are whatever the data hold.
+      overall: whether the overall score is the mean of the sections or of all items.
       ties: the credit of equal values in a pair.
     """
 
@@ -63,15 +63,15 @@ class Benchmark:
     title: str
     source: str
     split: str
-    layout: Layout
-    rule: RuleName
+    row_format: RowFormat
+    rule: ScoringRule
     sections: tuple[Section, ...] = ()
     overall: Literal["sections", "items"] = "sections"
     ties: float = 0.0
 
 
 def _counted(**counts: int) -> tuple[Subset, ...]:
-    """Subsets that weigh what they count."""
+    """Subsets whose weights are their counts."""
     return tuple(Subset(name, n, n) for name, n in counts.items())
 
 
@@ -153,7 +153,7 @@ _ROWS = (
         title="RewardBench",
         source="allenai/reward-bench",
         split="filtered",
-        layout="choices",
+        row_format="choices",
         rule="pairs",
         sections=_REWARD_BENCH,
     ),
@@ -162,7 +162,7 @@ _ROWS = (
         title="RewardBench 2",
         source="allenai/reward-bench-2",
         split="test",
-        layout="choices",
+        row_format="choices",
         rule="best_of",
         sections=_REWARD_BENCH_2,
     ),
@@ -171,7 +171,7 @@ _ROWS = (
         title="RM-Bench",
         source="THU-KEG/RM-Bench",
         split="train",
-        layout="choices",
+        row_format="choices",
         rule="styles",
         sections=tuple(_section(name, {name: n}) for name, n in _RM_BENCH.items()),
     ),
@@ -180,7 +180,7 @@ _ROWS = (
         title="JudgeBench",
         source="ScalerLab/JudgeBench",
         split="gpt",
-        layout="judgements",
+        row_format="judgements",
         rule="pairs",
         sections=tuple(_section(name, {name: n}) for name, n in _JUDGE_BENCH.items()),
         overall="items",
@@ -190,7 +190,7 @@ _ROWS = (
         title="LLMBar",
         source="Dataset/LLMBar",
         split="",
-        layout="llmbar",
+        row_format="llmbar",
         rule="pairs",
         sections=_LLMBAR,
     ),
@@ -199,7 +199,7 @@ _ROWS = (
         title="HelpSteer2, ratings",
         source="nvidia/HelpSteer2",
         split="validation",
-        layout="ratings",
+        row_format="ratings",
         rule="ratings",
         overall="items",
     ),
@@ -208,22 +208,22 @@ _ROWS = (
         title="HelpSteer2-Preference",
         source="nvidia/HelpSteer2/preference",
         split="validation",
-        layout="pairs",
+        row_format="pairs",
         rule="pairs",
         overall="items",
         ties=0.5,
     ),
-    # Whatever the user has.
+    # The user's own data.
     Benchmark("pairs", "Pairs", "", "validation", "pairs", "pairs", overall="items", ties=0.5),
     Benchmark("best-of-n", "Best of n", "", "test", "choices", "best_of", overall="items"),
     Benchmark("ratings", "Ratings", "", "validation", "ratings", "ratings", overall="items"),
 )
 
 BENCHMARKS = {row.name: row for row in _ROWS}
-# What `python -m rmjax.evaluate MODEL` runs: all that the hub holds as data.
+# What `python -m rmjax.evaluate MODEL` runs by default: all that the hub has as data files.
 FROM_HUB = tuple(row.name for row in _ROWS if row.source.count("/") and row.name != "llmbar")
 
-# In JudgeBench's rows a subset is the beginning of the source's name.
+# In JudgeBench the subset follows from the beginning of the row's source.
 JUDGE_BENCH_SOURCES = {
     "mmlu-pro": "knowledge",
     "livebench-reasoning": "reasoning",
@@ -231,7 +231,8 @@ JUDGE_BENCH_SOURCES = {
     "livecodebench": "coding",
 }
 
-RULES = {
+# The scoring rules in words, for reports.
+RULE_DESCRIPTIONS = {
     "pairs": "right where every good response has a higher value than every bad one; a tie is "
     "{ties}",
     "best_of": "1 / (responses tied for the highest value) if a good one is among them, else 0",
