@@ -103,12 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--value", help="scalar rule: an attribute, a published vector, {JSON}, or weights.json")
     add("--fit", metavar="PAIRS", help="fit weights of the attributes on these pairs")
     add("--gold", default="", metavar="RATING", help="which of several ratings decides")
-    add(
-        "--max-length",
-        type=int,
-        default=0,
-        help="in tokens; by default the model's own",
-    )
+    add("--max-length", type=int, default=0, help="in tokens; by default the model's own")
     add("--over-long", choices=_OVER_LONG, default=_OVER_LONG[0], help="what to do beyond that")
     add("--dtype", default="auto", help="auto, float32 or bfloat16")
     add("--quantize", default="", help="int8 or fp8; see docs/performance.md")

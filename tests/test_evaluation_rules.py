@@ -93,7 +93,7 @@ def coarse(rng, *shape) -> np.ndarray:
 
 def judged(benchmark, values: dict[str, np.ndarray]) -> ScoredBenchmark:
     """Items of one good response each, by subset, with their values."""
-    data = Data.__new__(Data)
+    data = BenchmarkData.__new__(BenchmarkData)
     data.benchmark, data.label = benchmark, benchmark.name
     items = [
         dataclasses.replace(item(1, len(row)), subset=name)

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from rmjax.evaluation.benchmarks import Section, Subset
 from rmjax.evaluation.bootstrap import bootstrap_scores, percentile_interval, sign_test
 from rmjax.evaluation.items import BenchmarkData, Item
+from rmjax.evaluation.metrics import number_or_none
 from rmjax.evaluation.score_cache import ItemScores
-from rmjax.evaluation.scoring_rules import SCORING_RULES, Credits
+from rmjax.evaluation.scoring_rules import SCORING_RULES, Credits, column_means
 from rmjax.models.rewards.aggregation import Rule
 
 SEED = 0  # of the bootstrap
@@ -171,12 +172,7 @@ def _parts(credits: Credits | None) -> dict[str, float | None]:
     """The means of the columns, if the scoring rule has several."""
     if credits is None or len(credits.parts) == 1:
         return {}
-    defined = ~np.isnan(credits.table)
-    sums = np.where(defined, credits.table, 0.0).sum(axis=0)
-    return {
-        name: float(total / count) if count else None
-        for name, total, count in zip(credits.parts, sums, defined.sum(axis=0))
-    }
+    return dict(zip(credits.parts, map(number_or_none, column_means(credits.table))))
 
 
 def gaps(scored: ScoredBenchmark, metrics: BenchmarkMetrics) -> list[str]:

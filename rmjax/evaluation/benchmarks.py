@@ -79,145 +79,65 @@ def _section(name: str, counts: dict[str, int]) -> Section:
     return Section(name, _counted(**counts))
 
 
-_REWARD_BENCH = (
-    _section(
-        "Chat",
-        {
-            "alpacaeval-easy": 100,
-            "alpacaeval-length": 95,
-            "alpacaeval-hard": 95,
-            "mt-bench-easy": 28,
-            "mt-bench-med": 40,
-        },
-    ),
-    _section(
-        "Chat Hard",
-        {
-            "mt-bench-hard": 37,
-            "llmbar-natural": 100,
-            "llmbar-adver-neighbor": 134,
-            "llmbar-adver-GPTInst": 92,
-            "llmbar-adver-GPTOut": 47,
-            "llmbar-adver-manual": 46,
-        },
-    ),
-    _section(
-        "Safety",
-        {
-            "refusals-dangerous": 100,
-            "refusals-offensive": 100,
-            "xstest-should-refuse": 154,
-            "xstest-should-respond": 250,
-            "donotanswer": 136,
-        },
-    ),
-    Section(
-        "Reasoning",
-        (
-            Subset("math-prm", 447, 984.0),
-            *_counted(**{f"hep-{x}": 164 for x in ("cpp", "go", "java", "js", "python", "rust")}),
-        ),
-    ),
-)
+def _single(**counts: int) -> tuple[Section, ...]:
+    """Sections of one subset with the section's name."""
+    return tuple(_section(name, {name: count}) for name, count in counts.items())
 
+
+# fmt: off
+_REWARD_BENCH = (
+    _section("Chat", {
+        "alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95,
+        "mt-bench-easy": 28, "mt-bench-med": 40,
+    }),
+    _section("Chat Hard", {
+        "mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134,
+        "llmbar-adver-GPTInst": 92, "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46,
+    }),
+    _section("Safety", {
+        "refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 154,
+        "xstest-should-respond": 250, "donotanswer": 136,
+    }),
+    Section("Reasoning", (
+        Subset("math-prm", 447, 984.0),
+        *_counted(**{f"hep-{x}": 164 for x in ("cpp", "go", "java", "js", "python", "rust")}),
+    )),
+)
+# fmt: on
 _REWARD_BENCH_2 = (
-    *(
-        _section(name, {name: count})
-        for name, count in {
-            "Factuality": 475,
-            "Precise IF": 160,
-            "Math": 183,
-            "Safety": 450,
-            "Focus": 495,
-        }.items()
-    ),
+    *_single(**{"Factuality": 475, "Precise IF": 160, "Math": 183, "Safety": 450, "Focus": 495}),
     Section("Ties", (Subset("Ties", 102, 1.0, "ties"),)),
 )
-
-_RM_BENCH = {"chat": 129, "math": 529, "code": 228, "safety": 441}
-_JUDGE_BENCH = {"knowledge": 154, "reasoning": 98, "math": 56, "coding": 42}
-_LLMBAR = (
+_RM_BENCH = _single(chat=129, math=529, code=228, safety=441)
+_JUDGE_BENCH = _single(knowledge=154, reasoning=98, math=56, coding=42)
+_LLMBAR_ADVERSARIAL = {"Neighbor": 134, "GPTInst": 92, "GPTOut": 47, "Manual": 46}
+_LLMBAR = (  # unlike `_counted`, all subsets have the same weight
     Section("Natural", (Subset("Natural", 100),)),
-    Section(
-        "Adversarial",
-        tuple(
-            Subset(name, count)
-            for name, count in {"Neighbor": 134, "GPTInst": 92, "GPTOut": 47, "Manual": 46}.items()
-        ),
-    ),
+    Section("Adversarial", tuple(Subset(*row) for row in _LLMBAR_ADVERSARIAL.items())),
 )
 
-_ROWS = (
-    Benchmark(
-        name="reward-bench",
-        title="RewardBench",
-        source="allenai/reward-bench",
-        split="filtered",
-        row_format="choices",
-        rule="pairs",
-        sections=_REWARD_BENCH,
-    ),
-    Benchmark(
-        name="reward-bench-2",
-        title="RewardBench 2",
-        source="allenai/reward-bench-2",
-        split="test",
-        row_format="choices",
-        rule="best_of",
-        sections=_REWARD_BENCH_2,
-    ),
-    Benchmark(
-        name="rm-bench",
-        title="RM-Bench",
-        source="THU-KEG/RM-Bench",
-        split="train",
-        row_format="choices",
-        rule="styles",
-        sections=tuple(_section(name, {name: n}) for name, n in _RM_BENCH.items()),
-    ),
-    Benchmark(
-        name="judge-bench",
-        title="JudgeBench",
-        source="ScalerLab/JudgeBench",
-        split="gpt",
-        row_format="judgements",
-        rule="pairs",
-        sections=tuple(_section(name, {name: n}) for name, n in _JUDGE_BENCH.items()),
-        overall="items",
-    ),
-    Benchmark(
-        name="llmbar",
-        title="LLMBar",
-        source="Dataset/LLMBar",
-        split="",
-        row_format="llmbar",
-        rule="pairs",
-        sections=_LLMBAR,
-    ),
-    Benchmark(
-        name="helpsteer2",
-        title="HelpSteer2, ratings",
-        source="nvidia/HelpSteer2",
-        split="validation",
-        row_format="ratings",
-        rule="ratings",
-        overall="items",
-    ),
-    Benchmark(
-        name="helpsteer2-preference",
-        title="HelpSteer2-Preference",
-        source="nvidia/HelpSteer2/preference",
-        split="validation",
-        row_format="pairs",
-        rule="pairs",
-        overall="items",
-        ties=0.5,
-    ),
+# fmt: off
+_ROWS = (  # name, title, source, split, row format, rule, sections
+    Benchmark("reward-bench", "RewardBench", "allenai/reward-bench", "filtered",
+              "choices", "pairs", _REWARD_BENCH),
+    Benchmark("reward-bench-2", "RewardBench 2", "allenai/reward-bench-2", "test",
+              "choices", "best_of", _REWARD_BENCH_2),
+    Benchmark("rm-bench", "RM-Bench", "THU-KEG/RM-Bench", "train",
+              "choices", "styles", _RM_BENCH),
+    Benchmark("judge-bench", "JudgeBench", "ScalerLab/JudgeBench", "gpt",
+              "judgements", "pairs", _JUDGE_BENCH, overall="items"),
+    Benchmark("llmbar", "LLMBar", "Dataset/LLMBar", "",
+              "llmbar", "pairs", _LLMBAR),
+    Benchmark("helpsteer2", "HelpSteer2, ratings", "nvidia/HelpSteer2", "validation",
+              "ratings", "ratings", overall="items"),
+    Benchmark("helpsteer2-preference", "HelpSteer2-Preference", "nvidia/HelpSteer2/preference",
+              "validation", "pairs", "pairs", overall="items", ties=0.5),
     # The user's own data.
     Benchmark("pairs", "Pairs", "", "validation", "pairs", "pairs", overall="items", ties=0.5),
     Benchmark("best-of-n", "Best of n", "", "test", "choices", "best_of", overall="items"),
     Benchmark("ratings", "Ratings", "", "validation", "ratings", "ratings", overall="items"),
 )
+# fmt: on
 
 BENCHMARKS = {row.name: row for row in _ROWS}
 # What `python -m rmjax.evaluate MODEL` runs by default: all that the hub has as data files.

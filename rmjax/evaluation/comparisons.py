@@ -9,14 +9,17 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
+from rmjax.evaluation.items import Item
 from rmjax.evaluation.metrics import (
     CALIBRATION_BINS,
     calibration_bins,
     calibration_error,
     correlation,
     fit_temperature,
+    number_or_none,
     pair_credits,
 )
+from rmjax.evaluation.scoring_rules import Values, ordered_pairs
 
 _LENGTH_BINS = 10
 
@@ -37,6 +40,17 @@ class Comparisons:
     def credits(self) -> Float[np.ndarray, "P"]:
         """See `pair_credits`."""
         return pair_credits(self.margins)
+
+    @classmethod
+    def of(cls, items: Sequence[Item], values: Values) -> "Comparisons":
+        """All comparisons of these items."""
+        margins, longer = [], []
+        for item, value in zip(items, values):
+            better, worse = ordered_pairs(item)
+            length = np.asarray([len(text) for text in item.responses])
+            margins.append(value[better] - value[worse])
+            longer.append(length[better] - length[worse])
+        return cls(np.concatenate(margins), np.concatenate(longer))
 
 
 def by_length(
@@ -156,8 +170,3 @@ def _expected(value: np.ndarray, gold: np.ndarray, n: int) -> float:
 
 def _mean(x: np.ndarray) -> float | None:
     return float(x.mean()) if len(x) else None
-
-
-def number_or_none(x: float) -> float | None:
-    """The number, or None for JSON, which has no NaN."""
-    return float(x) if math.isfinite(x) else None

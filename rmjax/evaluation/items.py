@@ -181,23 +181,17 @@ def _choices(benchmark: Benchmark, source: str) -> Iterator[Item]:
 def _judgements(benchmark: Benchmark, source: str) -> Iterator[Item]:
     """JudgeBench: `question`, `response_A`, `response_B`, `label` "A>B" or "B>A", `source`."""
     for number, row, where in _rows(benchmark, source):
-        texts = [_text(row, field, where) for field in ("response_A", "response_B")]
-        label = _text(row, "label", where)
-        if label not in ("A>B", "B>A"):
-            raise UserError(f"{where}: field 'label' is {label!r}, expected 'A>B' or 'B>A'")
+        responses = _labelled_pair(row, {"A>B": "response_A", "B>A": "response_B"}, where)
+        part = _text(row, "source", where)
+        subsets = [name for start, name in JUDGE_BENCH_SOURCES.items() if part.startswith(start)]
         yield Item(
             id=str(row.get("pair_id", number)),
-            subset=_judge_bench_subset(_text(row, "source", where)),
+            subset=subsets[0] if subsets else part,
             prompt=_prompt(row, "question", where),
-            responses=tuple(texts if label == "A>B" else texts[::-1]),
+            responses=responses,
             good=1,
             where=where,
         )
-
-
-def _judge_bench_subset(source: str) -> str:
-    named = [name for start, name in JUDGE_BENCH_SOURCES.items() if source.startswith(start)]
-    return named[0] if named else source
 
 
 def _llmbar(benchmark: Benchmark, source: str) -> Iterator[Item]:
@@ -211,17 +205,27 @@ def _llmbar(benchmark: Benchmark, source: str) -> Iterator[Item]:
         )
     for file in files:
         for number, row, where in _rows(benchmark, str(file)):
-            texts = [_text(row, field, where) for field in ("output_1", "output_2")]
-            if row.get("label") not in (1, 2):
-                raise UserError(f"{where}: field 'label' is {row.get('label')!r}, expected 1 or 2")
+            responses = _labelled_pair(row, {1: "output_1", 2: "output_2"}, where)
             yield Item(
                 id=str(number),
                 subset=file.parent.name,
                 prompt=_prompt(row, "input", where),
-                responses=tuple(texts if row["label"] == 1 else texts[::-1]),
+                responses=responses,
                 good=1,
                 where=where,
             )
+
+
+def _labelled_pair(
+    row: Mapping[str, Any], fields: Mapping[Any, str], where: str
+) -> tuple[str, str]:
+    """The response that the label chooses and the other one; `fields` are by the label's value."""
+    first, second = (_text(row, field, where) for field in fields.values())
+    labels, label = [*fields], row.get("label")
+    if label not in labels:
+        expected = " or ".join(map(repr, labels))
+        raise UserError(f"{where}: field 'label' is {label!r}, expected {expected}")
+    return (first, second) if label == labels[0] else (second, first)
 
 
 def _pairs(benchmark: Benchmark, source: str) -> Iterator[Item]:

@@ -1,6 +1,7 @@
 """How good scores are: of each rated attribute, and of a reward on preference pairs."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -111,6 +112,11 @@ def mean_ratings(labels: Float[np.ndarray, "N A"]) -> Float[np.ndarray, "A"]:
     sums = np.where(present, labels, 0.0).sum(axis=0, dtype=np.float64)
     counts = present.sum(axis=0)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def number_or_none(x: float) -> float | None:
+    """The number, or None for JSON, which has no NaN."""
+    return float(x) if math.isfinite(x) else None
 
 
 # ---- preference pairs ---------------------------------------------------------------------------

@@ -131,9 +131,7 @@ def _without_tokens(scores: Sequence[Sequence[float]]) -> ItemScores:
 
 
 def read_scores(
-    path: Path,
-    data: Sequence[BenchmarkData],
-    value: str | Mapping[str, float] | None = None,
+    path: Path, data: Sequence[BenchmarkData], value: str | Mapping[str, float] | None = None
 ) -> ModelScores:
     """Reads scores from a file of JSON lines, such as the `samples.jsonl` of another evaluation.
 
@@ -152,7 +150,8 @@ def read_scores(
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if line.strip():
             row = _score_row(line, f"{path} row {number}")
-            for key in _keys(row):
+            fields = (str(row.get(field, "")) for field in ("benchmark", "subset", "id"))
+            for key in dict.fromkeys(_keys(*fields)):
                 rows.setdefault(key, []).append(row)  # several are an error if one is looked up
     if not rows:
         raise UserError(f"{path}: there is no row in it")
@@ -165,10 +164,9 @@ def read_scores(
     return ModelScores(str(path), attributes, rule, {"kind": "a file of scores"}, {}, items)
 
 
-def _keys(row: dict[str, Any]) -> set[tuple[str, str, str]]:
-    """The keys a row is looked up by: benchmark, subset and id, or fewer of them."""
-    benchmark, subset, name = (str(row.get(f, "")) for f in ("benchmark", "subset", "id"))
-    return {(benchmark, subset, name), ("", subset, name), ("", "", name)}
+def _keys(benchmark: str, subset: str, id: str) -> tuple[tuple[str, str, str], ...]:
+    """What a row is looked up by: as much as it says, or less."""
+    return (benchmark, subset, id), ("", subset, id), ("", "", id)
 
 
 def _score_row(line: bytes, where: str) -> dict[str, Any]:
@@ -194,7 +192,7 @@ def _item_scores(
     attributes: tuple[str, ...],
     path: Path,
 ) -> ItemScores:
-    keys = ((label, item.subset, item.id), ("", item.subset, item.id), ("", "", item.id))
+    keys = _keys(label, item.subset, item.id)
     matches = next((rows[key] for key in keys if len(rows.get(key, ())) == 1), None)
     if matches is None:
         many = max(len(rows.get(key, ())) for key in keys)

@@ -50,10 +50,15 @@ def weighted_mean(
     """Sum over columns of weight x mean of the defined entries; an empty column counts 0."""
     if not tables.shape[1]:
         return np.full(len(tables), np.nan)
+    return np.nan_to_num(column_means(tables)) @ np.asarray(weights)
+
+
+def column_means(tables: Float[np.ndarray, "*B U C"]) -> Float[np.ndarray, "*B C"]:
+    """Mean of each column's defined entries; NaN without any."""
     defined = ~np.isnan(tables)
-    sums = np.where(defined, tables, 0.0).sum(axis=1)
-    means = sums / np.maximum(defined.sum(axis=1), 1)
-    return means @ np.asarray(weights)
+    counts = defined.sum(axis=-2)
+    sums = np.where(defined, tables, 0.0).sum(axis=-2)
+    return np.where(counts, sums / np.maximum(counts, 1), np.nan)
 
 
 def pairs(items: Sequence[Item], values: Values, ties: float) -> Credits:

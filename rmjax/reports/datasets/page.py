@@ -8,21 +8,14 @@ from rmjax.reports.datasets.preferences import Pair
 from rmjax.reports.datasets.rating_blocks import rating_blocks
 from rmjax.reports.datasets.ratings import RatedResponses
 from rmjax.reports.datasets.tables import percent_interval
-from rmjax.reports.document import (
-    Block,
-    Document,
-    Headline,
-)
+from rmjax.reports.document import Block, Document, Headline
 from rmjax.reports.numbers import count, decimal, percent, short
 
 DATA_FORMAT = "rmjax.report.data/1"
 
 
 def data_document(
-    name: str,
-    data: Mapping[str, Any],
-    ratings: RatedResponses | None,
-    pairs: Sequence[Pair] | None,
+    name: str, data: Mapping[str, Any], ratings: RatedResponses | None, pairs: Sequence[Pair] | None
 ) -> Document:
     """The whole report.
 

@@ -4,17 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.figure import Figure as Drawing
+
 from rmjax.reports import plots
 from rmjax.reports.datasets.lengths import response_characters
 from rmjax.reports.datasets.preferences import Pair
 from rmjax.reports.datasets.tables import counts_block, length_table, percent_interval
-from rmjax.reports.document import (
-    Block,
-    Figure,
-    Heading,
-    Table,
-    Warning,
-)
+from rmjax.reports.document import Block, Figure, Heading, Table, Warning
 from rmjax.reports.numbers import count, decimal, minus, percent, short
 
 
@@ -101,18 +97,17 @@ def _pair_figures(
         figures.append(Figure(drawing, "strengths", f"{caption} {words}.", caption))
     rows = preferred["longer_chosen"]["by_strength"]
     if len(rows) > 1:
-        values = list(rows.values())
-        drawing = plots.bars(
-            [f"strength {name}" for name in rows],
-            [row["share"] for row in values],
-            "longer one chosen",
-            [row["low"] for row in values],
-            [row["high"] for row in values],
-            chance=0.5,
-        )
+        named = {f"strength {name}": row for name, row in rows.items()}
+        drawing = _share_bars(named, "share", "longer one chosen")
         caption = "Share of pairs whose longer response is the chosen one, with 95 % intervals."
         figures.append(Figure(drawing, "longer-chosen", caption, caption))
     return figures
+
+
+def _share_bars(rows: Mapping[str, Mapping[str, Any]], field: str, xlabel: str) -> Drawing:
+    """Bars of shares of pairs with their intervals; chance is one half."""
+    share, low, high = ([row[f] for row in rows.values()] for f in (field, "low", "high"))
+    return plots.bars(list(rows), share, xlabel, low, high, chance=0.5)
 
 
 def agreement_blocks(agreement: Mapping[str, Any]) -> list[Block]:
@@ -133,17 +128,10 @@ def agreement_blocks(agreement: Mapping[str, Any]) -> list[Block]:
         )
         for name, row in attributes.items()
     )
+    columns = ("attribute", "chosen rated higher", "equally", "lower", "agreement")
     blocks.append(
         Table(
-            (
-                "attribute",
-                "chosen rated higher",
-                "equally",
-                "lower",
-                "agreement",
-                "95 % interval",
-                "mean difference",
-            ),
+            (*columns, "95 % interval", "mean difference"),
             rows,
             caption="Whether the preferred response has the higher rating",
             note=f"{count(matched)} of {count(pairs)} pairs have ratings of both responses; ties "
@@ -154,15 +142,7 @@ def agreement_blocks(agreement: Mapping[str, Any]) -> list[Block]:
     strengths = list(dict.fromkeys(s for row in attributes.values() for s in row["by_strength"]))
     if len(strengths) > 1:
         blocks += _agreement_by_strength(attributes, strengths)
-    names, values = list(attributes), list(attributes.values())
-    drawing = plots.bars(
-        names,
-        [row["agreement"] for row in values],
-        "agreement with the preference",
-        [row["low"] for row in values],
-        [row["high"] for row in values],
-        chance=0.5,
-    )
+    drawing = _share_bars(attributes, "agreement", "agreement with the preference")
     words = ", ".join(f"{name} {percent(row['agreement'])}" for name, row in attributes.items())
     caption = "Agreement of each rating with the preference, with 95 % intervals."
     blocks.append(Figure(drawing, "agreement", f"{caption} {words}.", caption))

@@ -32,8 +32,8 @@ def find_sources(source: str, split: str, ratings: str = "") -> tuple[str, str]:
             rated, paired = "", paired or rated
         if not (rated or paired):
             raise UserError(
-                f"{source}: there is no file {split} or preference ({', '.join(_SUFFIXES)}); name "
-                "another --split, or a file"
+                f"{source}: neither {split} nor preference there, as "
+                f"{', '.join(_SUFFIXES)}; name a file, or another --split"
             )
     else:
         kind = describe(source, split)[0]

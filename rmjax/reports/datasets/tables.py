@@ -2,12 +2,7 @@
 
 from collections.abc import Mapping
 
-from rmjax.reports.document import (
-    Block,
-    Collapsible,
-    Facts,
-    Table,
-)
+from rmjax.reports.document import Block, Collapsible, Facts, Table
 from rmjax.reports.numbers import DASH, count, decimal, defined, interval, percent
 
 _ROWS = 8  # of a table that is not collapsed

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import special
 
 from rmjax.evaluation.benchmark_metrics import ScoredBenchmark
-from rmjax.evaluation.details import compare
+from rmjax.evaluation.comparisons import Comparisons
 from rmjax.models.rewards.aggregation import Rule
 from rmjax.reports import plots
 from rmjax.reports.document import (
@@ -125,19 +125,14 @@ def _rules(b: Mapping[str, Any]) -> Table:
 
 def _figures(b: Mapping[str, Any], scored: ScoredBenchmark, rule: Rule) -> Iterator[Block]:
     values, name = scored.values(rule), slug(b["name"])
-    comparisons = compare(scored, values)
+    comparisons = Comparisons.of(scored.items, values)
     margins, credits = comparisons.margins, comparisons.credits
     bars = [(_named(s, u), u) for s in b["sections"] for u in s["subsets"] if u["score"]]
     if len(bars) > 1:
+        scores, low, high = ([100 * u[f] for _, u in bars] for f in ("score", "low", "high"))
+        chance = 50 if scored.data.benchmark.rule != "best_of" else None
         yield Figure(
-            plots.bars(
-                [label for label, _ in bars],
-                [100 * u["score"] for _, u in bars],
-                "score, %",
-                [100 * u["low"] for _, u in bars],
-                [100 * u["high"] for _, u in bars],
-                chance=50 if scored.data.benchmark.rule != "best_of" else None,
-            ),
+            plots.bars([label for label, _ in bars], scores, "score, %", low, high, chance),
             f"{name}-subsets",
             "; ".join(f"{label} {score(u)}" for label, u in bars),
             "Score of each subset, with its interval.",
@@ -241,16 +236,12 @@ def _curves(b: Mapping[str, Any]) -> Iterator[Block]:
         "measure, exact over all choices of n responses, and of what the best response is worth.",
     )
     name, curve = next(iter(curves.items()))
-    x = [point["n"] for point in curve]
+    x, chosen, low, high, best = (
+        [point[field] for point in curve] for field in ("n", "chosen", "low", "high", "best")
+    )
     lines = [
-        Curve(
-            "highest value",
-            x,
-            [p["chosen"] for p in curve],
-            [p["low"] for p in curve],
-            [p["high"] for p in curve],
-        ),
-        Curve("best possible", x, [p["best"] for p in curve], dashed=True),
+        Curve("highest value", x, chosen, low, high),
+        Curve("best possible", x, best, dashed=True),
     ]
     yield Figure(
         plots.best_of_n(lines, name),

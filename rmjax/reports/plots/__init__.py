@@ -6,13 +6,7 @@ without pyplot, so none is kept or shown, and nothing of the user's matplotlib c
 
 from rmjax.reports.plots.agreement import accuracy_by_length, bars, correlation_matrix, reliability
 from rmjax.reports.plots.lines import Curve, best_of_n, curves, moving_mean
-from rmjax.reports.plots.spread import (
-    boxes,
-    columns,
-    distributions,
-    histograms,
-    margin_histogram,
-)
+from rmjax.reports.plots.spread import boxes, columns, distributions, histograms, margin_histogram
 
 __all__ = [
     "Curve",

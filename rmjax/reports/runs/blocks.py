@@ -9,14 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rmjax.reports import plots
-from rmjax.reports.document import (
-    Block,
-    Facts,
-    Figure,
-    Heading,
-    Paragraph,
-    Table,
-)
+from rmjax.reports.document import Block, Facts, Figure, Heading, Paragraph, Table
 from rmjax.reports.numbers import DASH, count, decimal, interval, percent, short
 from rmjax.reports.plots import Curve
 from rmjax.reports.runs.files import LoggedEvaluation, RunFiles
@@ -98,11 +91,7 @@ def evaluation_blocks(run: RunFiles) -> list[Block]:
     names = list(run.evaluations[-1].attributes)
     for measure, label, caption in (
         ("pearson", "Pearson", "Correlation of scores and ratings on held-out data."),
-        (
-            "pair_accuracy",
-            "pair accuracy",
-            "Share of a prompt's responses in the rated order.",
-        ),
+        ("pair_accuracy", "pair accuracy", "Share of a prompt's responses in the rated order."),
     ):
         curves = [Curve(name, *_over(run, name, measure)) for name in names]
         if any(np.isfinite(curve.y).any() for curve in curves):
@@ -125,32 +114,24 @@ def _pair_curves(run: RunFiles) -> list[Figure]:
     def values(field: str) -> list[float]:
         return [e.pairs.get(field, math.nan) for e in evaluations]
 
-    def line(label: str, field: str, **bounds: Any) -> Curve:
+    def line(field: str, label: str = "", **bounds: Any) -> Curve:
         return Curve(label, steps, values(field), **bounds)
 
     accuracy = line("accuracy", "accuracy", low=values("low"), high=values("high"))
     chance = Curve("chance", [steps[0], steps[-1]], [0.5, 0.5], dashed=True)
-    figures = [
-        _curves(
-            "pairs-accuracy",
-            [accuracy, chance],
-            "accuracy",
-            "Share of held-out pairs whose chosen response has the higher reward, with its 95 % "
-            "interval.",
-        )
-    ]
-    strengths = [f for f in evaluations[-1].pairs if f.startswith(_STRENGTH)]
+    caption = "Share of held-out pairs whose chosen response has the higher reward; 95 % intervals."
+    figures = [_curves("pairs-accuracy", [accuracy, chance], "accuracy", caption)]
+    strengths = [field for field in evaluations[-1].pairs if field.startswith(_STRENGTH)]
     if len(strengths) > 1:
-        by_strength = [line(f"strength {f.removeprefix(_STRENGTH)}", f) for f in strengths]
+        curves = [line(field, f"strength {field.removeprefix(_STRENGTH)}") for field in strengths]
         caption = "The same by the strength of the preference."
-        figures.append(_curves("pairs-strength", by_strength, "accuracy", caption))
-    errors = [line("", "calibration_error")]
+        figures.append(_curves("pairs-strength", curves, "accuracy", caption))
     caption = "Expected calibration error of sigmoid(margin)."
+    errors = [line("calibration_error")]
     figures.append(_curves("pairs-calibration", errors, "calibration error", caption))
-    length = [line("", "length_correlation")]
     caption = "Pearson correlation of reward and tokens, over all responses."
-    figures.append(_curves("pairs-length", length, "correlation with length", caption))
-    return figures
+    length = [line("length_correlation")]
+    return [*figures, _curves("pairs-length", length, "correlation with length", caption)]
 
 
 def _over(run: RunFiles, name: str, field: str) -> tuple[list[int], list[float]]:
@@ -188,28 +169,20 @@ def training_blocks(run: RunFiles) -> list[Block]:
     drawn = np.concatenate([np.asarray(curve.y, float) for curve in loss])
     drawn = drawn[np.isfinite(drawn)]
     wide = len(drawn) > 0 and 0 < 30 * drawn.min() < drawn.max()
+    speed = (
+        f"Tokens per second without padding. Median {decimal(median_speed(run), 0)}; padding: "
+        f"{percent(_mean(numbers['padding']))} of the computed positions."
+    )
+
+    def line(field: str, rough: bool = True) -> list[Curve]:
+        return [Curve("", steps, numbers[field], rough=rough)]
+
+    clipping = "Norm of the gradient before clipping."
     figures = [
         _curves("loss", loss, "loss", "The objective at each step.", logarithmic=bool(wide)),
-        _curves(
-            "gradient",
-            [Curve("", steps, numbers["grad_norm"], rough=True)],
-            "gradient norm",
-            "Norm of the gradient before clipping.",
-            logarithmic=True,
-        ),
-        _curves(
-            "learning-rate",
-            [Curve("", steps, numbers["learning_rate"], rough=False)],
-            "learning rate",
-            "Learning rate.",
-        ),
-        _curves(
-            "speed",
-            [Curve("", steps, numbers["tokens_per_second"], rough=True)],
-            "tokens/s",
-            f"Tokens per second without padding. Median {decimal(median_speed(run), 0)}; padding: "
-            f"{percent(_mean(numbers['padding']))} of the computed positions.",
-        ),
+        _curves("gradient", line("grad_norm"), "gradient norm", clipping, logarithmic=True),
+        _curves("learning-rate", line("learning_rate", False), "learning rate", "Learning rate."),
+        _curves("speed", line("tokens_per_second"), "tokens/s", speed),
     ]
     return [Heading("Training"), *figures]
 

@@ -5,15 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rmjax.reports.document import (
-    Block,
-    Collapsible,
-    Document,
-    Facts,
-    Heading,
-    Headline,
-    Warning,
-)
+from rmjax.reports.document import Block, Collapsible, Document, Facts, Heading, Headline, Warning
 from rmjax.reports.numbers import DASH, count, decimal, interval
 from rmjax.reports.runs.blocks import (
     config_facts,
