@@ -29,8 +29,8 @@ from rmjax.errors import UserError, exit_with_message
 from rmjax.reports import terminal
 from rmjax.reports.datasets.lengths import open_tokenizer
 from rmjax.reports.datasets.page import DATA_FORMAT, data_document
-from rmjax.reports.datasets.preferences import measure_agreement, measure_preferences
-from rmjax.reports.datasets.ratings import measure_ratings, rated_responses
+from rmjax.reports.datasets.preference_statistics import measure_agreement, measure_preferences
+from rmjax.reports.datasets.rating_statistics import measure_ratings, rated_responses
 from rmjax.reports.datasets.sources import find_attributes, find_sources, short_name
 from rmjax.reports.document import Document
 from rmjax.reports.writer import write_report

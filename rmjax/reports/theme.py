@@ -1,10 +1,10 @@
-"""One look for all reports: colours of plots and pages, by day and by night.
+"""The look of all reports: colours of plots and pages, light and dark.
 
-Plots are drawn in the light colours. In a page each of them is a CSS variable, which has another
-value where the reader prefers dark pages; so a plot is drawn once.
+Plots are drawn in the light colours. In a page each colour is a CSS variable with another value for
+readers who prefer dark pages, so one drawing serves both.
 """
 
-# After Okabe and Ito, who chose them to be told apart whatever one's colour vision.
+# After Okabe and Ito: colours that people with any colour vision can tell apart.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _SERIES_DARK = ("#58aee8", "#ff8b45", "#3ecf9f", "#e6a0c8", "#f3bb4a", "#9bd4f7")
 

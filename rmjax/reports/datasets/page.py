@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rmjax.reports.datasets.preference_blocks import agreement_blocks, preference_blocks
-from rmjax.reports.datasets.preferences import Pair
+from rmjax.reports.datasets.preference_statistics import Pair
 from rmjax.reports.datasets.rating_blocks import rating_blocks
-from rmjax.reports.datasets.ratings import RatedResponses
+from rmjax.reports.datasets.rating_statistics import RatedResponses
 from rmjax.reports.datasets.tables import percent_interval
 from rmjax.reports.document import Block, Document, Headline
 from rmjax.reports.numbers import count, decimal, percent, short

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure as Drawing
 
 from rmjax.reports import plots
 from rmjax.reports.datasets.lengths import response_characters
-from rmjax.reports.datasets.preferences import Pair
+from rmjax.reports.datasets.preference_statistics import Pair
 from rmjax.reports.datasets.tables import counts_block, length_table, percent_interval
 from rmjax.reports.document import Block, Figure, Heading, Table, Warning
 from rmjax.reports.numbers import count, decimal, minus, percent, short

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rmjax.reports import plots
-from rmjax.reports.datasets.ratings import RESPONSE_LENGTH, RatedResponses
+from rmjax.reports.datasets.rating_statistics import RESPONSE_LENGTH, RatedResponses
 from rmjax.reports.datasets.tables import counts_block, length_table
 from rmjax.reports.document import Block, Figure, Heading, Table, Warning
 from rmjax.reports.numbers import count, decimal, percent, short

@@ -19,7 +19,7 @@ from rmjax.reports.datasets.lengths import (
     summary_statistics,
     turn_counts,
 )
-from rmjax.reports.datasets.ratings import RatedResponses
+from rmjax.reports.datasets.rating_statistics import RatedResponses
 
 Pair = tuple[Sample, Sample]  # the chosen and the rejected response
 
