@@ -16,7 +16,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from rmjax.models.config import LlamaConfig, Rope
-from rmjax.models.reward_model import ModelOptions, RewardModel
+from rmjax.models.heads import RewardHead
+from rmjax.models.layers import ModelOptions
+from rmjax.models.model import Model
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 ROOT = Path(__file__).parent.parent
@@ -60,7 +62,7 @@ ROPES = {
 def make_model(
     llama: LlamaConfig, attributes: int = 5, sharding: Sharding | None = None, **options
 ):
-    return RewardModel(llama, ModelOptions(sharding or one_device(), **options), attributes)
+    return Model(llama, ModelOptions(sharding or one_device(), **options), RewardHead(attributes))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from conftest import make_model
 
 from rmjax.checkpoints.hf_mapping import hf_keys, to_hf
 from rmjax.models.config import LlamaConfig
 from rmjax.models.hf_config import llama_config_to_hf
-from rmjax.models.parameters import axis_sizes, flatten, model_parameters
+from rmjax.models.parameters import flatten
 
 
 def torch_model(llama: LlamaConfig, params, attributes: int, pad_token_id: int | None = None):
@@ -30,8 +31,8 @@ def torch_model(llama: LlamaConfig, params, attributes: int, pad_token_id: int |
 
 def hf_state(llama: LlamaConfig, params, attributes: int) -> dict[str, np.ndarray]:
     """Our parameters (or gradients) under Hugging Face's names."""
-    sizes, flat, state = axis_sizes(llama, attributes), flatten(params), {}
-    for row in model_parameters(llama):
+    sizes, flat, state = make_model(llama, attributes).sizes, flatten(params), {}
+    for row in make_model(llama).parameters:
         keys = hf_keys(row, llama)
         for layer, key in enumerate(keys):
             array = np.asarray(flat[row.path])

@@ -16,12 +16,10 @@ from rmjax.data.batch import Batch, Pairs, Ratings, Targets
 from rmjax.errors import UserError
 from rmjax.models.config import Rope
 from rmjax.models.inputs import Rows
-from rmjax.models.parameters import abstract_params
 from rmjax.runtime.sharding import MeshConfig, Sharding, abstract_mesh
 from rmjax.training.config import Config, EveryConfig, as_flat_dict, check_continues, validate
 from rmjax.training.experiment import config_objective, make_model
-from rmjax.training.optimizer import make_optimizer, make_schedule
-from rmjax.training.step import abstract_state, make_train_step
+from rmjax.training.step import make_program
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 QUICKSTART = ROOT / "configs" / "quickstart.py"
@@ -52,17 +50,14 @@ def test_every_config_traces_on_its_mesh(path, arg):
     weights = sum(
         math.prod(leaf.shape)
         for leaf in jax.tree.leaves(
-            abstract_params(config.model, 5, Sharding(abstract_mesh(MeshConfig(), 1)))
+            make_model(config, None, Sharding(abstract_mesh(MeshConfig(), 1))).abstract()
         )
     )
     devices = 128 if weights > 2e11 else 64 if weights > 2e10 else 8
     sharding = Sharding(abstract_mesh(config.mesh, devices))
     model = make_model(config, None, sharding)
-    schedule = make_schedule(config.optimizer, 1000)
-    optimizer = make_optimizer(config.optimizer, schedule)
-    abstract = abstract_state(model, optimizer, config.trained)
-    step = make_train_step(
-        model, config_objective(config), optimizer, schedule, config.trained, abstract
+    program = make_program(
+        model, config_objective(config), config.optimizer, steps=1000, trainable=config.trained
     )
 
     attributes, rows = len(config.data.attributes), config.rows_per_device * sharding.row_shards
@@ -80,9 +75,9 @@ def test_every_config_traces_on_its_mesh(path, arg):
         samples=slots,
         microbatches=jax.ShapeDtypeStruct((), jnp.int32),
     )
-    after, metrics = jax.eval_shape(step, abstract, batch)
+    after, metrics = jax.eval_shape(program.step, program.abstract, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), abstract
+        lambda x: (x.shape, x.dtype), program.abstract
     )
     assert all(value.shape == () for value in metrics)
 

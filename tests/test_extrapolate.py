@@ -42,8 +42,8 @@ from rmjax.errors import UserError
 from rmjax.evaluation import alpha_search
 from rmjax.evaluation.alpha_search import AlphaSearch, Trial, best_trial
 from rmjax.evaluation.metrics import wilson_interval
-from rmjax.models.lora import LoraConfig
-from rmjax.models.parameters import axis_sizes, flatten, model_parameters
+from rmjax.models.config import LoraConfig
+from rmjax.models.parameters import flatten
 from rmjax.models.rewards.aggregation import scalar_rule
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.training.config import Config, DataConfig
@@ -473,12 +473,12 @@ def test_a_run_that_is_read_in_bands_keeps_its_chunks(parents):
 
 
 def test_our_index_is_the_inverse_of_hf_index():
-    sizes = axis_sizes(LLAMA, len(NAMES))
-    for row in model_parameters(LLAMA):
+    sizes = make_model(LLAMA, len(NAMES)).sizes
+    for row in make_model(LLAMA).parameters:
         first = row.hf_axes.replace("(", "").split()[0].rstrip(")")
         band = {first: slice(1, 2)}
         assert our_index(row, hf_index(row, band, sizes)[:1], sizes) == band
-    (query,) = (row for row in model_parameters(LLAMA) if row.path == "layers/q")
+    (query,) = (row for row in make_model(LLAMA).parameters if row.path == "layers/q")
     with pytest.raises(ValueError, match="not a whole number of 'heads'"):
         our_index(query, (slice(0, 4),), sizes)
 

@@ -203,7 +203,7 @@ def test_a_model_is_the_same_with_the_kernel(mesh, remat, rng):
         model = make_model(llama, sharding=sharding, attention=name, remat=remat)
 
         def total(params):
-            scores = model.apply({"params": params}, rows)
+            scores = model(params, rows)
             return (scores[0] ** 2).sum(), scores
 
         return jax.jit(jax.grad(total, has_aux=True))(params)

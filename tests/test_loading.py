@@ -26,10 +26,7 @@ from rmjax.checkpoints.safetensors_file import SafetensorsFile
 from rmjax.checkpoints.tensor_slices import contiguous
 from rmjax.models.parameters import (
     PARAMETERS,
-    abstract_params,
-    axis_sizes,
     flatten,
-    model_parameters,
 )
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
@@ -76,9 +73,9 @@ def weights_bytes(source: Path) -> int:
 def test_each_of_two_processes_reads_its_share(mesh, wide, bytes_read):
     """Devices 0 to 3 are one process's, 4 to 7 the other's."""
     devices = make_mesh(MeshConfig(**mesh))
-    weights, sizes = SafetensorsWeights(wide), axis_sizes(LLAMA, len(NAMES))
-    abstract = flatten(abstract_params(LLAMA, len(NAMES), Sharding(devices)))
-    rows = {row.path: row for row in model_parameters(LLAMA)}
+    weights, sizes = SafetensorsWeights(wide), make_model(LLAMA, len(NAMES)).sizes
+    abstract = flatten(make_model(LLAMA, 5, Sharding(devices)).abstract())
+    rows = {row.path: row for row in make_model(LLAMA).parameters}
     order = list(devices.devices.flat)
     total = weights_bytes(wide)
     for own in (order[:4], order[4:]):
@@ -135,9 +132,9 @@ def test_a_gguf_tensor_is_dequantised_once(causal_state, tmp_path, monkeypatch):
         return dequantize(data, kind)
 
     monkeypatch.setattr(gguf.quants, "dequantize", counting)
-    weights, sizes = GGUFWeights(file), axis_sizes(llama, 5)
+    weights, sizes = GGUFWeights(file), make_model(llama).sizes
     mesh = Sharding(make_mesh(MeshConfig(fsdp=2, data=2, tensor=2)))
-    for path, wanted in flatten(abstract_params(llama, 5, mesh)).items():
+    for path, wanted in flatten(make_model(llama, 5, mesh).abstract()).items():
         row = next(row for row in PARAMETERS if row.path == path)
         if path != "head":
             keys = hf_keys(row, llama)
@@ -153,8 +150,8 @@ def test_large_tensors_are_loaded_in_bands(wide, monkeypatch):
     sharding = Sharding(make_mesh(MeshConfig(fsdp=4, tensor=2)))
     model = make_model(LLAMA, len(NAMES), sharding)
     params = flatten(load_params(open_pretrained(str(wide)), model, seed=0, dtype=jnp.float32))
-    sizes = axis_sizes(LLAMA, len(NAMES))
-    for row in model_parameters(LLAMA):
+    sizes = make_model(LLAMA, len(NAMES)).sizes
+    for row in make_model(LLAMA).parameters:
         expected = [from_hf(row, weights_of(wide)[key], sizes) for key in hf_keys(row, LLAMA)]
         assert same_bits(params[row.path], np.stack(expected) if row.stacked else expected[0])
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import rmjax.models.reward_model
 import torch
 import transformers
 from conftest import make_model as make_plain_model
@@ -17,7 +18,6 @@ from test_convert import TALK, save_hf, tensors_of
 from test_train import assert_same_bits, parts, restore, run, tiny_config
 
 import rmjax
-import rmjax.models.reward_model
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.manager import best_params
 from rmjax.checkpoints.pretrained import open_pretrained
@@ -27,11 +27,15 @@ from rmjax.data.row_layout import Group, RowShape, make_rows
 from rmjax.data.tokenizer import byte_tokenizer, encode
 from rmjax.errors import UserError
 from rmjax.inference.score_step import make_score
+from rmjax.models.config import TARGETS, LoraConfig
+from rmjax.models.decoder import REMAT
 from rmjax.models.flops import model_flops
+from rmjax.models.heads import RewardHead
 from rmjax.models.init import random_params
-from rmjax.models.lora import TARGETS, LoraConfig, drop
+from rmjax.models.layers import ModelOptions
+from rmjax.models.lora import drop
+from rmjax.models.model import Model
 from rmjax.models.parameters import ADAPTED, ADAPTERS, flatten, nest
-from rmjax.models.reward_model import REMAT, ModelOptions, RewardModel, apply
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh, put
 from rmjax.training.config import validate
 from rmjax.training.experiment import make_model
@@ -46,7 +50,7 @@ PLACES = {t: f"self_attn.{t}_proj" for t in "qkvo"} | {
 
 
 def adapted(lora: LoraConfig, sharding: Sharding | None = None, llama=LLAMA, **options):
-    return RewardModel(llama, ModelOptions(sharding or one_device(), **options), 5, lora)
+    return Model(llama, ModelOptions(sharding or one_device(), **options), RewardHead(5), lora)
 
 
 def some_params(model, seed=1) -> dict[str, np.ndarray]:
@@ -117,7 +121,7 @@ def test_scores_and_gradients_equal_dense_products(targets, rng):
     free, frozen = partition(nest(params), ADAPTED)
 
     def loss(free):
-        scores = apply(model, nest(flatten(free) | flatten(frozen)), rows)
+        scores = model(nest(flatten(free) | flatten(frozen)), rows)
         targets = only_ratings(Ratings(targets_of, present))
         return regression.loss(scores, targets, jnp.ones(1))  # the sum
 
@@ -232,7 +236,7 @@ def test_it_drops_the_adapters_input_and_in_training_only(rng, monkeypatch):
     np.testing.assert_array_equal(scores, pick(make_score(plain)(params, rows)))
 
     def dropped(key):
-        return pick(apply(model, params, rows, jax.random.key(key)))
+        return pick(model(params, rows, jax.random.key(key)))
 
     assert np.abs(dropped(0) - scores).max() > 1e-2
     assert np.abs(dropped(0) - dropped(1)).max() > 1e-2

@@ -13,7 +13,6 @@ from rmjax.data.row_layout import Group, RowShape, make_rows
 from rmjax.errors import UserError
 from rmjax.models.init import random_params
 from rmjax.models.parameters import flatten
-from rmjax.models.reward_model import apply
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh, put
 
 ROWS, LENGTH, SLOTS = 8, 64, 4
@@ -56,7 +55,7 @@ def on(sharding: Sharding, batch: Batch):
 
     def loss_of(params):
         micro = jax.tree.map(lambda x: x[0], placed._replace(microbatches=None))
-        scores = apply(model, params, micro.rows)
+        scores = model(params, micro.rows)
         weights = regression.weights(micro.targets)
         return regression.loss(scores, micro.targets, weights), scores
 

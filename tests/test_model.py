@@ -15,10 +15,10 @@ from rmjax.data.batch import Ratings
 from rmjax.data.packing import pack
 from rmjax.data.row_layout import Group, RowShape, make_rows
 from rmjax.inference.score_step import make_score
+from rmjax.models.decoder import REMAT
 from rmjax.models.init import random_params
 from rmjax.models.inputs import Rows
-from rmjax.models.parameters import abstract_params, flatten
-from rmjax.models.reward_model import REMAT
+from rmjax.models.parameters import flatten
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 
@@ -45,6 +45,8 @@ def unpack(scores, rows, n):
 
 VARIANTS = {
     **{f"rope_{name}": {"rope": rope} for name, rope in ROPES.items()},
+    # Up to max_position_embeddings it is the default kind; longer samples are refused.
+    "rope_dynamic": {"rope": ROPES["dynamic"], "max_position_embeddings": 128},
     "biases": {"attention_bias": True, "mlp_bias": True},
     "one_kv_head": {"num_key_value_heads": 1},
     "wide_heads": {"head_dim": 16},
@@ -62,8 +64,6 @@ def test_scores_and_gradients_equal_transformers(variant, rng):
     params = jax.tree.map(
         lambda x: x + 0.1 * jnp.sin(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params
     )
-    # 100 tokens is past max_position_embeddings: the dynamic kind is at work there. (transformers
-    # remembers the longest sequence it has seen until a shorter one than 64 resets it.)
     tokens = sequences(rng, [5, 17, 40, 100, 60])
     rows, places = packed(tokens, 128)
     labels = rng.uniform(0, 4, (len(tokens), 5)).astype(np.float32)
@@ -79,7 +79,7 @@ def test_scores_and_gradients_equal_transformers(variant, rng):
         slots[row, : len(members)], weights[row, : len(members)] = labels[members], 1
 
     def loss(params):
-        scores = model.apply({"params": params}, rows)
+        scores = model(params, rows)
         targets = only_ratings(Ratings(slots, weights))
         return regression.loss(scores, targets, regression.weights(targets))
 
@@ -108,7 +108,7 @@ def test_the_gradient_of_a_frequent_token_is_summed_in_float32():
     for dtype in (jnp.float32, jnp.bfloat16):
         model = make_model(llama, dtype=dtype, attention="cpu_flash")
         params = random_params(model, 0)
-        gradient = jax.jit(jax.grad(lambda p, m=model: m.apply({"params": p}, rows).sum()))(params)
+        gradient = jax.jit(jax.grad(lambda p, m=model: m(p, rows).sum()))(params)
         found[dtype] = np.asarray(gradient["embed"])[7]
     error = np.linalg.norm(found[jnp.bfloat16] - found[jnp.float32])
     assert error < 0.03 * np.linalg.norm(found[jnp.float32])
@@ -163,7 +163,7 @@ def test_a_score_does_not_depend_on_its_row(lengths, row_length, left, seed):
     )
 
 
-_MODEL = make_model(tiny_llama(rope=ROPES["dynamic"], max_position_embeddings=16))
+_MODEL = make_model(tiny_llama(rope=ROPES["llama3"]))
 _PARAMS = random_params(_MODEL, seed=0)
 _SCORE = make_score(_MODEL)
 
@@ -195,7 +195,7 @@ def test_remat_changes_no_gradient(remat, rng):
     def grad(policy):
         model = make_model(llama, remat=policy)
         params = random_params(model, seed=0)
-        return jax.jit(jax.grad(lambda p: model.apply({"params": p}, rows).sum()))(params)
+        return jax.jit(jax.grad(lambda p: model(p, rows).sum()))(params)
 
     for ours, plain in zip(jax.tree.leaves(grad(remat)), jax.tree.leaves(grad("none"))):
         assert np.linalg.norm(ours - plain) < 1e-5 * np.linalg.norm(plain)
@@ -225,7 +225,7 @@ def test_table_and_model_agree():
     llama = tiny_llama(attention_bias=True, mlp_bias=True)
     model = make_model(llama)
     made = flatten(random_params(model, seed=0))
-    table = flatten(abstract_params(llama, 5, one_device()))
+    table = flatten(make_model(llama, 5, one_device()).abstract())
     assert {k: (v.shape, v.dtype) for k, v in made.items()} == {
         k: (v.shape, v.dtype) for k, v in table.items()
     }

@@ -15,7 +15,7 @@ from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenize import load_tokenized
 from rmjax.data.tokenizer import byte_tokenizer
 from rmjax.errors import UserError
-from rmjax.models.parameters import PARAMETERS, abstract_params, flatten, nest
+from rmjax.models.parameters import PARAMETERS, flatten, nest
 from rmjax.runtime.sharding import put
 from rmjax.training.optimizer import (
     OptimizerConfig,
@@ -89,7 +89,7 @@ def test_adamw_by_hand(clip_norm, rng):
     schedule = make_schedule(config, 5)
     optimizer = make_optimizer(config, schedule)
     leaves = flatten(
-        abstract_params(tiny_llama(attention_bias=True, mlp_bias=True), 5, one_device())
+        make_model(tiny_llama(attention_bias=True, mlp_bias=True), 5, one_device()).abstract()
     )
     params = {path: rng.normal(size=leaf.shape) for path, leaf in leaves.items()}
     ours = nest({path: jnp.asarray(value, jnp.float32) for path, value in params.items()})

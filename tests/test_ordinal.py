@@ -20,7 +20,6 @@ from test_train import numbers, parts, run, tiny_config
 
 import rmjax
 from rmjax.checkpoints.conversion.extrapolation import open_parents
-from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.manager import best_params
 from rmjax.checkpoints.orbax_arrays import read_array
 from rmjax.checkpoints.pretrained import open_pretrained
@@ -152,7 +151,7 @@ def test_in_a_sum_pairs_compare_the_heads_numbers(rng):
     """Ratings from 1 to 5 of the first column, pairs on the second, which has no thresholds."""
     config = PreferenceConfig(attribute="b")
     objective = make_objective("2 * ordinal + 0.5 * bradley_terry", ("a", "b"), config, (1, 5))
-    assert objective.levels == (1, 5) and objective.thresholds == 4 and objective.ratings
+    assert objective.levels == (1, 5) and objective.ratings
     scores = rng.normal(size=(4, 2)).astype(np.float32)
     raw = rng.normal(size=(4, 2)).astype(np.float32)
     present = np.asarray([[0, 0], [0, 0], [1, 0], [1, 0]], np.float32)
@@ -227,7 +226,7 @@ def test_every_form_of_the_model_gives_the_expected_rating(forms):
         np.testing.assert_allclose(scores_of(path), expected, atol=1e-5)
 
 
-def test_the_card_has_the_thresholds_and_transformers_the_number_they_divide(forms, trained):
+def test_the_spec_has_the_thresholds_and_transformers_the_number_they_divide(forms, trained):
     """f by transformers, thresholds by hand from the run's parameter: the very scores, in order."""
     spec = json.loads((forms[1] / "rmjax.json").read_text())["ordinal"]
     raw = read_array(best_params(type(forms[1])(trained.workdir)) / "params", "thresholds")
@@ -260,11 +259,11 @@ def test_a_run_that_begins_from_an_ordinal_model_keeps_its_thresholds(forms):
         source = open_pretrained(str(path))
         config = tiny_config("unused", **ORDINAL)
         model = parts(config)[0]
-        assert model.thresholds == 4
-        params = load_params(source, model, seed=0, dtype=jnp.float32)
+        params, _ = first_params(config, source, model)
+        assert params["thresholds"].shape == (4, len(NAMES))
         again = source.spec.ordinal.with_raw(np.asarray(params["thresholds"]), NAMES)
         np.testing.assert_allclose(again.thresholds, source.spec.ordinal.thresholds, atol=1e-5)
-        fresh = load_params(source.without_head(), model, seed=0, dtype=jnp.float32)
+        fresh, _ = first_params(config, source.without_head(), model)
         np.testing.assert_array_equal(fresh["thresholds"], 0)
 
 
@@ -328,7 +327,7 @@ def test_what_does_not_fit_is_an_error(changes, said):
         validate(tiny_config("unused", **(ORDINAL | changes)))
 
 
-def test_a_card_with_too_few_thresholds_is_an_error(forms):
+def test_a_spec_with_too_few_thresholds_is_an_error(forms):
     spec = json.loads((forms[3] / "rmjax.json").read_text())["ordinal"]
     edit_json(forms[3] / "rmjax.json", ordinal=spec | {"thresholds": [[0, 1, 2]]})
     with pytest.raises(UserError, match=r"rmjax\.json: 'ordinal' must have 4 thresholds for each"):

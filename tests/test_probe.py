@@ -151,19 +151,19 @@ def test_the_gradient_is_that_of_the_whole_model(base, tmp_path):
     run(make_config(base, tmp_path / "run", trainable=("head",), **told))
     norms = []
     with pytest.MonkeyPatch.context() as patch:
-        original = probe.train_head.__globals__["make_head_step"]
+        original = probe.train_head.__globals__["make_program"]
 
-        def making(*arguments):
-            step = original(*arguments)
+        def making(*arguments, **options):
+            program = original(*arguments, **options)
 
             def remember(*batch):
-                state, found = step(*batch)
-                norms.append(float(found.grad_norm))
-                return state, found
+                state, metrics = program.step(*batch)
+                norms.append(float(metrics.grad_norm))
+                return state, metrics
 
-            return remember
+            return program._replace(step=remember)
 
-        patch.setattr("rmjax.training.probing.adamw.make_head_step", making)
+        patch.setattr("rmjax.training.probing.adamw.make_program", making)
         probe.probe(make_config(base, tmp_path, **told), str(tmp_path / "model"), "adamw")
     (expected,) = [line["grad_norm"] for line in metrics(tmp_path / "run") if "loss" in line]
     assert norms == [pytest.approx(expected, rel=1e-5)]

@@ -17,7 +17,7 @@ from rmjax.inference.score_step import make_score
 from rmjax.models import quantization
 from rmjax.models.init import random_params
 from rmjax.models.inputs import Rows
-from rmjax.models.parameters import abstract_params, flatten
+from rmjax.models.parameters import flatten
 from rmjax.models.quantization import check_quantize, has_products, product, quantize_params
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
@@ -44,7 +44,7 @@ def initial():
 @functools.cache
 def parameters(sharding: Sharding, kind: str = ""):
     model = make_model(LLAMA, sharding=sharding)
-    abstract = abstract_params(LLAMA, model.attributes, sharding)
+    abstract = make_model(LLAMA, 5, sharding).abstract()
     params = jax.tree.map(lambda x, leaf: jax.device_put(x, leaf.sharding), initial(), abstract)
     return model, quantize_params(params, sharding, kind) if kind else params
 
@@ -111,7 +111,7 @@ def test_scores_are_near_and_the_same_emulated_and_sharded(kind, rows, monkeypat
     np.testing.assert_allclose(make_score(sharded)(params_of_eight, rows), found, atol=1e-5)
 
     monkeypatch.setattr(quantization, "has_products", lambda mesh, kind: True)
-    native = jax.jit(lambda params, rows: model.apply({"params": params}, rows))
+    native = jax.jit(lambda params, rows: model(params, rows))
     text = native.lower(params, rows).as_text()
     assert text.count("xi8>" if kind == "int8" else "xf8E4M3FN>") > 7
     np.testing.assert_allclose(native(params, rows), found, atol=1e-5)

@@ -11,7 +11,7 @@ from rmjax.data.batch import BATCH_AXES
 from rmjax.errors import UserError
 from rmjax.models.config import LlamaConfig
 from rmjax.models.inputs import ROWS_AXES
-from rmjax.models.parameters import PARAMETERS, abstract_params, flatten
+from rmjax.models.parameters import PARAMETERS, flatten
 from rmjax.runtime.sharding import (
     MeshConfig,
     Sharding,
@@ -78,7 +78,7 @@ def test_constraining_names_every_axis():
 )
 def test_a_size_that_does_not_divide_is_named(mesh, parameter, axis, size):
     with pytest.raises(UserError) as error:
-        abstract_params(tiny_llama(), 5, on(math.prod(mesh.values()), **mesh))
+        make_model(tiny_llama(), 5, on(math.prod(mesh.values()), **mesh)).abstract()
     message = str(error.value)
     assert message.startswith(f"parameter {parameter}: ")
     assert f"size {size}," in message and f"{axis} = {mesh[axis]}" in message
@@ -87,7 +87,7 @@ def test_a_size_that_does_not_divide_is_named(mesh, parameter, axis, size):
 def test_kv_heads_bound_the_tensor_axis():
     llama = tiny_llama(vocab_size=264)
     with pytest.raises(UserError, match=r"parameter layers/k: axis 2 has size 2.*tensor = 4"):
-        abstract_params(llama, 5, on(4, fsdp=1, tensor=4))
+        make_model(llama, 5, on(4, fsdp=1, tensor=4)).abstract()
 
 
 def test_a_product_of_axes_is_checked_whole():
@@ -135,7 +135,7 @@ def test_a_mesh_that_does_not_fit_is_refused(mesh, message):
 
 def test_each_device_holds_its_part_only():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    leaves = flatten(abstract_params(tiny_llama(), 5, Sharding(mesh)))
+    leaves = flatten(make_model(tiny_llama(), 5, Sharding(mesh)).abstract())
     for path, leaf in leaves.items():
         parts = 1 if re.fullmatch(r".*norm", path) else 2 if path == "head" else 4
         array = jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
@@ -174,6 +174,6 @@ def test_bytes_of_70b_on_64_devices(mesh, fsdp, tensor):
 
 def test_70b_has_as_many_parameters_as_published():
     """70.6 billion with the language model's head, which a reward model has not."""
-    leaves = jax.tree.leaves(abstract_params(LLAMA_70B, 5, on(1)))
+    leaves = jax.tree.leaves(make_model(LLAMA_70B, 5, on(1)).abstract())
     count = sum(math.prod(leaf.shape) for leaf in leaves)
     assert count - 5 * 8192 + 128256 * 8192 == 70_553_706_496

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorstore as ts
 import torch
-from conftest import tiny_llama
+from conftest import make_model, tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -29,10 +29,7 @@ from rmjax.convert import hf_to_orbax
 from rmjax.errors import UserError
 from rmjax.models.parameters import (
     PARAMETERS,
-    abstract_params,
-    axis_sizes,
     flatten,
-    model_parameters,
 )
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
@@ -45,9 +42,9 @@ def eight_devices(**mesh: int) -> Sharding:
 
 def hf_arrays(source: Path) -> dict[str, np.ndarray]:
     """What the Orbax model must hold, put together without `store`."""
-    weights, sizes = SafetensorsWeights(source), axis_sizes(LLAMA, len(NAMES))
+    weights, sizes = SafetensorsWeights(source), make_model(LLAMA, len(NAMES)).sizes
     arrays = {}
-    for row in model_parameters(LLAMA):
+    for row in make_model(LLAMA).parameters:
         layers = [from_hf(row, weights.read(key), sizes) for key in hf_keys(row, LLAMA)]
         arrays[row.path] = np.stack(layers) if row.stacked else layers[0]
     return arrays
@@ -68,7 +65,7 @@ def test_plain_orbax_restores_what_convert_wrote(dtype, mesh, tmp_path, monkeypa
     expected = hf_arrays(source)
 
     kind = str(dtype).removeprefix("torch.")
-    abstract = abstract_params(LLAMA, len(NAMES), eight_devices(**mesh), jnp.dtype(kind))
+    abstract = make_model(LLAMA, 5, eight_devices(**mesh)).abstract(jnp.dtype(kind))
     restored = ocp.load_checkpointables(tmp_path / "orbax" / "checkpoint", {"params": abstract})
     restored, wanted = flatten(restored["params"]), flatten(abstract)
     assert restored.keys() == expected.keys()
@@ -91,13 +88,13 @@ def saved(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
     rng, sharding = np.random.default_rng(0), eight_devices(fsdp=4, tensor=2)
     kinds = ["float32", "bfloat16", "float16"]
     arrays = {
-        row.path: rng.standard_normal([axis_sizes(LLAMA, 5)[a] for a in row.all_axes]).astype(
+        row.path: rng.standard_normal([make_model(LLAMA).sizes[a] for a in row.all_axes]).astype(
             kinds[number % 3]
         )
-        for number, row in enumerate(model_parameters(LLAMA))
+        for number, row in enumerate(make_model(LLAMA).parameters)
     }
     tree: dict = {}
-    for row in model_parameters(LLAMA):
+    for row in make_model(LLAMA).parameters:
         array = jax.device_put(arrays[row.path], sharding.parameter(row.all_axes))
         *parents, name = row.path.split("/")
         node = tree
@@ -206,7 +203,7 @@ def test_metadata_name_the_parameters(tmp_path):
     itemsize=st.sampled_from([2, 4]),
 )
 def test_files_and_chunks_are_small_and_of_one_layer(row, lengths, head_dim, itemsize):
-    sizes = dict(zip(axis_sizes(LLAMA, 5), lengths)) | {"head_dim": head_dim, "heads": 64}
+    sizes = dict(zip(make_model(LLAMA).sizes, lengths)) | {"head_dim": head_dim, "heads": 64}
     sizes["kv_heads"] = 8
     file, chunk = array_cuts(row, sizes, itemsize)
     assert all(a % b == 0 for a, b in zip(file, chunk))  # as zarr's sharding codec demands
@@ -242,8 +239,8 @@ def test_a_large_model_is_thousands_of_files_not_more(hidden, mlp, layers, heads
         num_key_value_heads=8,
         head_dim=128,
     )
-    sizes, found = axis_sizes(llama, 5), 0
-    for row in model_parameters(llama):
+    sizes, found = make_model(llama).sizes, 0
+    for row in make_model(llama).parameters:
         file, chunk = array_cuts(row, sizes, 2)
         assert np.prod(file) * 2 <= 1.01 * (64 << 20)
         found += int(np.prod([-(-sizes[axis] // size) for axis, size in zip(row.all_axes, file)]))
@@ -258,7 +255,7 @@ def test_half_of_the_mesh_reads_half_of_the_bytes(tmp_path):
     """Whichever axis the other half is along: counted by TensorStore, of one array's one file."""
     array = np.random.default_rng(0).standard_normal((1, 1024, 2048)).astype(np.float32)
     rows = {row.path: row for row in PARAMETERS}
-    sizes = axis_sizes(tiny_llama(hidden_size=1024, intermediate_size=2048), 5) | {"layers": 1}
+    sizes = make_model(tiny_llama(hidden_size=1024, intermediate_size=2048)).sizes | {"layers": 1}
     cuts = array_cuts(rows["layers/gate"], sizes, 4)
     create_array(tmp_path, "gate", array.shape, array.dtype, *cuts).write(array).result()
     halves = [np.s_[:, :512], np.s_[:, 512:], np.s_[:, :, :1024], np.s_[:, :, 1024:]]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import tiny_llama
+from conftest import make_model, tiny_llama
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -20,7 +20,7 @@ from rmjax.data.tokenizer import encode, load_tokenizer
 from rmjax.errors import UserError
 from rmjax.models.config import LlamaConfig
 from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
-from rmjax.models.parameters import PARAMETERS, axis_sizes, model_parameters
+from rmjax.models.parameters import PARAMETERS
 
 # ---- the table --------------------------------------------------------------------------------
 
@@ -31,15 +31,15 @@ def test_the_table_is_transformers_state_dict(biases):
     config = transformers.LlamaConfig(**llama_config_to_hf(llama), num_labels=5)
     with torch.device("meta"):
         state = transformers.LlamaForSequenceClassification(config).state_dict()
-    sizes = axis_sizes(llama, 5)
+    model = make_model(llama)
     assert {key: tuple(tensor.shape) for key, tensor in state.items()} == {
-        key: hf_shape(row, sizes) for row in model_parameters(llama) for key in hf_keys(row, llama)
+        key: hf_shape(row, model.sizes) for row in model.parameters for key in hf_keys(row, llama)
     }
 
 
 @given(
     row=st.sampled_from(PARAMETERS),
-    sizes=st.fixed_dictionaries({k: st.integers(1, 5) for k in axis_sizes(tiny_llama(), 5)}),
+    sizes=st.fixed_dictionaries({k: st.integers(1, 5) for k in make_model(tiny_llama()).sizes}),
 )
 def test_our_axes_and_theirs_are_inverse(row, sizes):
     shape = hf_shape(row, sizes)
@@ -51,7 +51,7 @@ def test_our_axes_and_theirs_are_inverse(row, sizes):
 
 def test_heads_are_consecutive_rows_of_a_projection(rng):
     rows = {row.path: row for row in PARAMETERS}
-    sizes = axis_sizes(tiny_llama(), 5)
+    sizes = make_model(tiny_llama()).sizes
     q, o = rng.standard_normal((32, 32)), rng.standard_normal((32, 32))
     ours_q, ours_o = from_hf(rows["layers/q"], q, sizes), from_hf(rows["layers/o"], o, sizes)
     for head in range(4):

@@ -13,15 +13,15 @@ from rich.table import Table
 from rmjax.data.batches import Batches
 from rmjax.evaluation.metrics import AttributeMetrics, PairMetrics
 from rmjax.models.init import abstract_model
+from rmjax.models.model import Model
 from rmjax.models.parameters import adapter_parameters, flatten
-from rmjax.models.reward_model import RewardModel
 
 
 def announce(
     console: Console,
     *,
     workdir: Path,
-    model: RewardModel,
+    model: Model,
     origin: str,
     batches: Batches,
     held_out: Batches | None,

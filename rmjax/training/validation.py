@@ -134,6 +134,7 @@ def objective_value(
     """The objective over all samples at once; of `params` only the thresholds are used."""
     targets = make_targets(data, np.arange(len(data))[None])
     # A copy on this process's default device, whatever mesh the thresholds are on.
-    own = {p: jnp.asarray(np.asarray(x)) for p, x in (params or {}).items() if p == THRESHOLDS.path}
+    paths = [row.path for row in objective.parameters]
+    own = {path: jnp.asarray(np.asarray((params or {})[path])) for path in paths}
     weights = objective.weights(targets)
     return float(objective.loss(jnp.asarray(scores[None]), targets, weights, own))
