@@ -201,6 +201,7 @@ def test_fitted_weights_are_the_maximum_of_the_likelihood(rng, tmp_path):
     assert fitted.pairs == len(data.items) and fitted.seen(data.items) == len(data.items)
     write_weights(tmp_path / "w.json", fitted)
     assert read_weights(tmp_path / "w.json") == fitted
+    assert json.loads((tmp_path / "w.json").read_text())["format"] == "rmjax.weights/1"
     (tmp_path / "w.json").write_text("{}")
     with pytest.raises(UserError, match="not a file of weights"):
         read_weights(tmp_path / "w.json")

@@ -130,6 +130,14 @@ def test_hostile_text_is_shown_and_does_nothing():
     page.encode("utf-8")
 
 
+def test_every_class_of_the_page_has_a_style():
+    page = html_form.render(everything("a name"))
+    names = {name for value in re.findall('class="([^"]*)"', page) for name in value.split()}
+    style = page[page.index("<style>") : page.index("</style>")]
+    plain_kinds = {"prompt", "other"}  # of an example's texts
+    assert {name for name in names if f".{name}" not in style} <= plain_kinds
+
+
 def test_every_figure_is_an_svg_whose_text_is_text():
     page = html_form.render(everything("plain words"))
     found = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
