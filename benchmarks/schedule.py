@@ -2,11 +2,11 @@
 
     python benchmarks/schedule.py --topology=v5p:2x2x1
 
-Compiles attention and its gradients for one chip with the compiler told to write down every
-kernel's schedule, and counts its bundles, one a cycle. A step is straight-line code, so nearly all
-of them are its own. What a chip's `attention` in `rmjax/aot/hardware.py` says comes from here; on
-chips with two cores the forward pass gives each half of the heads, so there its number is halved.
-Takes a few minutes, and about 2 GB of disk for a while.
+Compiles attention and its gradients for one chip, has the compiler write down the schedule of
+every kernel, and counts the bundles in it, one a cycle. A step is straight-line code, so nearly all
+of them are its own. A chip's `attention` in `rmjax/aot/hardware.py` comes from here; on chips with
+two cores the forward pass gives each core half of the heads, so there its number is halved. Takes a
+few minutes, and about 2 GB of disk for a while.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from pathlib import Path
 PROGRAM = """
 import sys
 import jax, jax.numpy as jnp
-from rmjax import splash
 from rmjax.aot.program import topology_devices
-from rmjax.attention import attention
+from rmjax.models.attention import tpu_splash
+from rmjax.models.attention.dispatch import attention
 from rmjax.models.attention.mask import Layout
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 jax.config.update("jax_platforms", "cpu")
@@ -36,7 +36,7 @@ q, k = (
     for heads in (16, 2)
 )
 def gradients(q, k, v, layout):
-    plan = splash.make_plan(layout, sharding, block=512)
+    plan = tpu_splash.make_plan(layout, sharding, block=512)
     return jax.grad(lambda *x: attention(*x, plan).astype(jnp.float32).sum(), (0, 1, 2))(q, k, v)
 jax.jit(gradients).trace(q, k, k, layout).lower(lowering_platforms=("tpu",)).compile()
 """

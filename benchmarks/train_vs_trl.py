@@ -31,7 +31,7 @@ CONFIG = Path(__file__).parent.parent / "configs" / "smollm2_135m_regression.py"
 
 
 class Task(NamedTuple):
-    """Objective, columns, most tokens of a sample, places of rmjax's rows, responses a step."""
+    """Objective, columns, most tokens of a sample, tokens of rmjax's rows, responses a step."""
 
     objective: str
     attributes: tuple[str, ...]
