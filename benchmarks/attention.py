@@ -132,7 +132,9 @@ def main() -> None:
     arguments = parser.parse_args()
     shape = SHAPES[arguments.shape]
     print(f"{jax.devices()[0].device_kind}, {arguments.shape}: {shape.heads} heads", flush=True)
-    print("| rows | tokens a segment | pairs seen | | forward, ms | with backward, ms | xla / this |")
+    print(
+        "| rows | tokens a segment | pairs seen | | forward, ms | with backward, ms | xla / this |"
+    )
     print("|---|---|---|---|---|---|---|")
     for rows, length in shape.rows:
         for mean in (250, length // 2):
