@@ -43,8 +43,8 @@ from rmjax.inference.score_step import make_features
 from rmjax.models.attention.dispatch import alignment
 from rmjax.models.init import random_head
 from rmjax.models.inputs import ROWS_AXES
-from rmjax.models.parameters import PARAMETERS, axis_sizes
-from rmjax.models.reward_model import RewardModel
+from rmjax.models.model import Model
+from rmjax.models.parameters import HEAD
 from rmjax.runtime.compilation import enable_compilation_cache
 from rmjax.runtime.memory import keep_freed_memory
 from rmjax.runtime.sharding import Sharding, check_divisible, make_mesh, put
@@ -156,7 +156,7 @@ def check(config: Config, dst: str, fit: str) -> str:
 
 
 def make_batches(
-    config: Config, model: RewardModel, tokenizer: Tokenizer
+    config: Config, model: Model, tokenizer: Tokenizer
 ) -> tuple[Batches, Batches | None]:
     """Every training and every held-out sample once, in the rows of a run."""
     share, packing = shares_prompts(config, model.config), config.data.packing
@@ -180,7 +180,7 @@ def make_batches(
 def extract(
     config: Config,
     source: Pretrained,
-    model: RewardModel,
+    model: Model,
     training: Batches,
     validation: Batches | None,
     console: Console,
@@ -240,7 +240,7 @@ def show_left_out(ridge: Ridge, data: TokenizedData, console: Console) -> None:
 def show_training(
     config: Config,
     source: Pretrained,
-    model: RewardModel,
+    model: Model,
     train: Samples,
     held: Samples | None,
     console: Console,
@@ -257,7 +257,7 @@ def show_training(
     head, origin = first_head(config, source, model)
     console.print(f"weights     {origin}")
     trained = train_head(
-        config, head, train.features, train.data, validation_loss if held else None
+        config, model, head, train.features, train.data, validation_loss if held else None
     )
     console.print(
         f"steps       {trained.steps}; training loss {trained.losses[0]:.4f} in the first, "
@@ -269,15 +269,13 @@ def show_training(
     return trained.head
 
 
-def first_head(config: Config, source: Pretrained, model: RewardModel) -> tuple[np.ndarray, str]:
+def first_head(config: Config, source: Pretrained, model: Model) -> tuple[np.ndarray, str]:
     """The head before the first step, that of `experiment.first_params`, and what to say of it."""
     source, origin = with_first_head(config, source)
     if not source.has_head:
         return np.asarray(random_head(model, config.seed)), origin
-    (row,) = (row for row in PARAMETERS if row.path == "head")
-    sizes = axis_sizes(model.config, model.attributes)
-    tensor = named_weights(source).read(row.hf_key)
-    return from_hf(row, tensor, sizes).astype(np.float32), origin
+    tensor = named_weights(source).read(HEAD.hf_key)
+    return from_hf(HEAD, tensor, model.sizes).astype(np.float32), origin
 
 
 def evaluate(config: Config, head: np.ndarray, held: Samples, train: TokenizedData) -> Evaluation:
@@ -301,7 +299,7 @@ def show(title: str, evaluation: Evaluation, console: Console) -> None:
 def write(
     config: Config,
     source: Pretrained,
-    model: RewardModel,
+    model: Model,
     tokenizer: Tokenizer,
     head: Float32[np.ndarray, "D A"],
     data: TokenizedData,

@@ -29,8 +29,7 @@ from rmjax.training.config import Config, as_flat_dict, validate
 from rmjax.training.datasets import check_position, data_position, load_data, shares_prompts
 from rmjax.training.experiment import config_objective, first_params, make_model, pick_tokenizer
 from rmjax.training.logger import Reporter, announce, conclude
-from rmjax.training.optimizer import make_optimizer, make_schedule
-from rmjax.training.step import Metrics, TrainState, abstract_state, init_state, make_train_step
+from rmjax.training.step import Metrics, TrainState, make_program
 from rmjax.training.validation import evaluate
 from rmjax.training.workdir import open_workdir, package_versions, record_run
 
@@ -82,14 +81,15 @@ def train_in(workdir: Path, config: Config) -> None:
     constants = mean_ratings(data.labels)
 
     # ---- step --------------------------------------------------------------------------------
-    schedule = make_schedule(config.optimizer, len(batches))
-    optimizer = make_optimizer(config.optimizer, schedule, model.config.hidden_size)
-    abstract = abstract_state(model, optimizer, config.trained)
-    objective = config_objective(config)
-    train_step = make_train_step(
-        model, objective, optimizer, schedule, config.trained, abstract, config.seed
+    objective, score = config_objective(config), make_score(model)
+    program = make_program(
+        model,
+        objective,
+        config.optimizer,
+        steps=len(batches),
+        trainable=config.trained,
+        seed=config.seed,
     )
-    score = make_score(model)
 
     # ---- state: 1. the run's last checkpoint, 2. the weights of `init`, 3. random weights ------
     checkpoints = Checkpoints(workdir)
@@ -103,11 +103,11 @@ def train_in(workdir: Path, config: Config) -> None:
         conclude(console, workdir, checkpoints.evaluations)
         return
     if start:
-        state = TrainState.from_items(checkpoints.restore(start, abstract.items()))
+        state = TrainState.from_items(checkpoints.restore(start, program.abstract.items()))
         origin = f"this run's, after step {start}"
     else:
         params, origin = first_params(config, source, model)
-        state = init_state(params, optimizer, config.trained, abstract)
+        state = program.start(params)
         del params  # donated with the state
     record_run(workdir, config, model, tokenizer, data, validation)
     announce(
@@ -127,7 +127,7 @@ def train_in(workdir: Path, config: Config) -> None:
     ):
         unseen: tuple[int, Metrics] | None = None  # the newest step, whose numbers nobody saw yet
         for step, batch in enumerate(iterate(batches, start, sharding), start=start + 1):
-            state, metrics = train_step(state, batch)
+            state, metrics = program.step(state, batch)
             if unseen:  # one step late, so that the device never waits for the host
                 finish_step(*unseen, batches, report)
             unseen = (step, metrics)

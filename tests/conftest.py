@@ -14,53 +14,9 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+pytest.register_assert_rewrite("helpers")
 
-from rmjax.models.config import LlamaConfig, Rope
-from rmjax.models.reward_model import ModelOptions, RewardModel
-from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
-
-ROOT = Path(__file__).parent.parent
-
-
-def one_device() -> Sharding:
-    return Sharding(make_mesh(MeshConfig(), jax.devices()[:1]))
-
-
-def tiny_llama(**changes: object) -> LlamaConfig:
-    fields = dict(
-        vocab_size=262,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=64,
-        rms_norm_eps=1e-5,
-        initializer_range=0.2,
-    )
-    return LlamaConfig(**(fields | changes))  # type: ignore[arg-type]
-
-
-ROPES = {
-    "default": Rope(),
-    "linear": Rope(type="linear", factor=4.0),
-    "dynamic": Rope(type="dynamic", factor=2.0),
-    "llama3": Rope(
-        theta=500000.0,
-        type="llama3",
-        factor=8.0,
-        low_freq_factor=1.0,
-        high_freq_factor=4.0,
-        original_max_position_embeddings=32,
-    ),
-}
-
-
-def make_model(
-    llama: LlamaConfig, attributes: int = 5, sharding: Sharding | None = None, **options
-):
-    return RewardModel(llama, ModelOptions(sharding or one_device(), **options), attributes)
+from helpers.paths import ROOT
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,7 +17,7 @@ from rmjax.checkpoints.hf_mapping import hf_keys, hf_shape
 from rmjax.checkpoints.safetensors_file import SafetensorsFile
 from rmjax.errors import UserError
 from rmjax.models.config import LlamaConfig
-from rmjax.models.parameters import axis_sizes, model_parameters
+from rmjax.models.heads import RewardHead, model_parameters, model_sizes
 
 # Tensors that a Llama checkpoint may carry and a reward model has no use for.
 _UNUSED = re.compile(r"lm_head\.weight|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
@@ -134,8 +134,9 @@ def check_tensors(weights: Weights, config: LlamaConfig, attributes: int) -> Ten
     """
     found = weights.keys()
     expected: dict[str, tuple[int, ...]] = {}
-    sizes = axis_sizes(config, attributes)
-    for row in model_parameters(config):
+    head = RewardHead(attributes)
+    sizes = model_sizes(config, head)
+    for row in model_parameters(config, head):
         if row.path == "head" and row.hf_key not in found:
             continue
         for key in hf_keys(row, config):

@@ -14,7 +14,8 @@ from rmjax.checkpoints.pretrained import Pretrained
 from rmjax.checkpoints.tensor_slices import SLICE_BYTES, contiguous
 from rmjax.errors import UserError
 from rmjax.models.config import LlamaConfig
-from rmjax.models.parameters import Parameter, axis_sizes, model_parameters
+from rmjax.models.heads import RewardHead, model_parameters, model_sizes
+from rmjax.models.parameters import Parameter
 
 # Of a run, what was read is kept until so many times its largest tensor's bytes, in float32, are.
 # A run is cut as its mesh was, and a band of a tensor has a part of every chunk of it: otherwise
@@ -40,10 +41,10 @@ class OrbaxWeights:
     def __init__(self, checkpoint: Path, llama: LlamaConfig, attributes: int):
         """Opens the arrays; raises a `UserError` unless they are those of the config."""
         self.where, self._params = checkpoint, checkpoint / "params"
-        self._sizes = axis_sizes(llama, attributes)
+        self._sizes = model_sizes(llama, RewardHead(attributes))
         self._rows: dict[str, tuple[Parameter, int]] = {}
         self._arrays: dict[str, ts.TensorStore] = {}
-        rows = list(model_parameters(llama))
+        rows = list(model_parameters(llama, RewardHead(attributes)))
         largest = 4 * max(math.prod(hf_shape(row, self._sizes)) for row in rows)
         kept = int(_KEPT * max(largest, SLICE_BYTES)) if written_by_orbax(self._params) else 0
         context = ts.Context({"cache_pool": {"total_bytes_limit": kept}})

@@ -27,8 +27,10 @@ from rmjax.evaluation.metrics import wilson_interval
 from rmjax.inference.score_step import make_score, score_data
 from rmjax.inference.scorer import bucket
 from rmjax.models.attention.dispatch import alignment, choose
-from rmjax.models.parameters import Params, flatten, model_parameters, nest
-from rmjax.models.reward_model import ModelOptions, RewardModel, compute_dtype
+from rmjax.models.heads import RewardHead
+from rmjax.models.layers import ModelOptions
+from rmjax.models.model import Model, compute_dtype
+from rmjax.models.parameters import HEAD, Params, decoder_parameters, flatten, nest
 from rmjax.models.rewards.aggregation import model_rule
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
@@ -95,7 +97,7 @@ class AlphaSearch:
         dtype = compute_dtype("auto")
         kernel = choose("auto", llama, self._sharding, dtype)
         options = ModelOptions(self._sharding, dtype=dtype, attention=kernel)
-        model = RewardModel(llama, options, len(spec.attributes))
+        model = Model(llama, options, RewardHead(len(spec.attributes)))
         self._batches = pair_batches(self.data, model)
         self._score = make_score(model)
         self._stored = stored_dtypes(parents.strong)
@@ -168,7 +170,7 @@ def trial_table(trials: Sequence[Trial], title: str) -> Table:
     return view
 
 
-def pair_batches(data: TokenizedData, model: RewardModel) -> Batches:
+def pair_batches(data: TokenizedData, model: Model) -> Batches:
     """Pairs packed into rows that hold the longest of them, each prompt once where it can be."""
     options, found = model.options, np.arange(len(data)).reshape(-1, 2)
     share = model.config.rope.type != "dynamic"
@@ -188,7 +190,7 @@ def stored_dtypes(source: Pretrained) -> dict[str, np.dtype]:
     weights = named_weights(source)
     return {  # float64 is float32 on devices
         row.path: dtypes.canonicalize_dtype(common_dtype(weights, hf_keys(row, source.llama)))
-        for row in model_parameters(source.llama)
+        for row in (*decoder_parameters(source.llama), HEAD)
     }
 
 

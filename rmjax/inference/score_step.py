@@ -1,16 +1,16 @@
 """Scores of rows, compiled."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32
 
 from rmjax.data.batches import Batches
 from rmjax.models.inputs import ROWS_AXES, Rows
+from rmjax.models.model import Model
 from rmjax.models.parameters import Params
-from rmjax.models.reward_model import RewardModel, apply
 from rmjax.runtime.compilation import compiler_options
 from rmjax.runtime.sharding import Sharding, put
 
@@ -38,27 +38,22 @@ def score_data(
     return scores
 
 
-def make_score(model: RewardModel) -> Callable[[Params, Rows], Float32[Array, "B S A"]]:
+def make_score(model: Model) -> Callable[[Params, Rows], Float32[Array, "B S A"]]:
     """Scores of rows, whole on every process: the one scoring function of REPL and trainer."""
-
-    def score(params: Params, rows: Rows) -> jax.Array:
-        return apply(model, params, rows)
-
-    return _whole_everywhere(model, score)
+    return _whole_everywhere(model, model)
 
 
-def make_features(model: RewardModel) -> Callable[[Params, Rows], Float32[Array, "B S D"]]:
+def make_features(model: Model) -> Callable[[Params, Rows], Float32[Array, "B S D"]]:
     """What the head reads of every slot, the last layer's normed states, whole on every process."""
 
     def features(params: Params, rows: Rows) -> jax.Array:
-        found: Any = model.apply({"params": params}, rows, features=True)
-        return found
+        return model.hidden(params, rows).astype(jnp.float32)
 
     return _whole_everywhere(model, features)
 
 
 def _whole_everywhere(
-    model: RewardModel, function: Callable[[Params, Rows], jax.Array]
+    model: Model, function: Callable[[Params, Rows], jax.Array]
 ) -> Callable[[Params, Rows], jax.Array]:
     replicated = model.options.sharding.replicated
     return jax.jit(

@@ -23,10 +23,12 @@ from rmjax.errors import UserError
 from rmjax.inference.score_step import make_score
 from rmjax.inference.scores import Comparison, Score, Work
 from rmjax.models.attention.dispatch import ATTENTION, alignment, choose, row_multiple
+from rmjax.models.heads import RewardHead
 from rmjax.models.inputs import ROWS_AXES
+from rmjax.models.layers import ModelOptions
+from rmjax.models.model import Model, compute_dtype
 from rmjax.models.parameters import Params
 from rmjax.models.quantization import check_quantize, quantize_params
-from rmjax.models.reward_model import ModelOptions, RewardModel, compute_dtype
 from rmjax.models.rewards.aggregation import Rule, model_rule
 from rmjax.models.rewards.spec import RewardSpec
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh, put
@@ -49,7 +51,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: RewardModel,
+        model: Model,
         params: Params,
         tokenizer: Tokenizer,
         spec: RewardSpec,
@@ -229,7 +231,7 @@ class Scorer:
         return batches
 
 
-def bucket(length: int, model: RewardModel) -> int:
+def bucket(length: int, model: Model) -> int:
     """The row length for a conversation: powers of two, and halfway between them."""
     place = _SHORTEST
     while place < length:
@@ -285,7 +287,7 @@ def load(
     check_quantize(quantize, sharding)
     kernel = choose(attention, source.llama, sharding, computed)
     options = ModelOptions(sharding, dtype=computed, attention=kernel)
-    model = RewardModel(source.llama, options, len(source.spec.attributes))
+    model = Model(source.llama, options, RewardHead(len(source.spec.attributes)))
     rule = model_rule(source.spec, value)
     params = load_params(source, model, seed=0, dtype=computed)
     if quantize:

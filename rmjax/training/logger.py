@@ -24,8 +24,8 @@ from rmjax.data.batches import Batches
 from rmjax.errors import UserError, disk_errors
 from rmjax.evaluation.metrics import AttributeMetrics, PairMetrics
 from rmjax.models.init import abstract_model
+from rmjax.models.model import Model
 from rmjax.models.parameters import adapter_parameters, flatten
-from rmjax.models.reward_model import RewardModel
 from rmjax.training.validation import Evaluation
 
 METRICS_FILE = "metrics.jsonl"
@@ -171,7 +171,7 @@ def announce(
     console: Console,
     *,
     workdir: Path,
-    model: RewardModel,
+    model: Model,
     origin: str,
     batches: Batches,
     held_out: Batches | None,

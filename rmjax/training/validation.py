@@ -134,6 +134,7 @@ def objective_value(
     """The objective over all samples of `data` at once; of `params` it needs thresholds alone."""
     targets = make_targets(data, np.arange(len(data))[None])
     # A copy of this process's own, whatever mesh they are on.
-    own = {p: jnp.asarray(np.asarray(x)) for p, x in (params or {}).items() if p == THRESHOLDS.path}
+    paths = [row.path for row in objective.parameters]
+    own = {path: jnp.asarray(np.asarray((params or {})[path])) for path in paths}
     weights = objective.weights(targets)
     return float(objective.loss(jnp.asarray(scores[None]), targets, weights, own))

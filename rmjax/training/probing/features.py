@@ -23,7 +23,7 @@ from rmjax.checkpoints.pretrained import Pretrained
 from rmjax.data.batches import Batches
 from rmjax.errors import UserError, disk_errors
 from rmjax.models.inputs import Rows
-from rmjax.models.reward_model import RewardModel
+from rmjax.models.model import Model
 
 Features = Callable[[Rows], jax.Array]
 _VERSION = 1  # of this module's result; part of the cache's key
@@ -53,7 +53,7 @@ def _fingerprint_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def describe_model(model: RewardModel, weights: str, source: Pretrained) -> dict[str, Any]:
+def describe_model(model: Model, weights: str, source: Pretrained) -> dict[str, Any]:
     """What the features of given rows depend on, in JSON's types.
 
     Args:
