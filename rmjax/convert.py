@@ -4,14 +4,11 @@
     python -m rmjax.convert orbax-to-hf SRC DST [--dtype=bfloat16]
     python -m rmjax.convert orbax-to-peft SRC DST
 
-The last is for runs with LoRA: their adapters and head alone, where orbax-to-hf merges them.
+The last exports the adapters and the head of a run with LoRA; orbax-to-hf merges them instead.
 
-Both stream: a few slices of at most 64 MiB are in memory at a time, whatever the model's size. The
-target appears under its name only when it is complete and has been read back and compared with
+All of them stream: a few slices of at most 64 MiB are in memory at a time, whatever the model's
+size. DST appears under its name only when it is complete and has been read back and compared with
 the source. Until then DST.partial stands beside it, and the same command continues it after a kill.
-
-Several processes, on one host or on several that share a file system, convert a model together:
-start each with --processes=N and --process=0 to N-1. They need not start or end together.
 """
 
 import argparse
@@ -20,11 +17,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from rmjax.checkpoints.conversion.engine import convert_slices
-from rmjax.checkpoints.conversion.journal import Share
 from rmjax.checkpoints.conversion.to_huggingface import ToHuggingFace
 from rmjax.checkpoints.conversion.to_orbax import ToOrbax
 from rmjax.checkpoints.model_files import write_adapter_config, write_model_files
@@ -32,25 +27,14 @@ from rmjax.checkpoints.pretrained import Pretrained, open_pretrained, public_nam
 from rmjax.checkpoints.safetensors_file import DTYPES
 from rmjax.errors import UserError, exit_with_message
 from rmjax.models.config import NO_LORA, LlamaConfig
-from rmjax.models.heads import RewardHead
-from rmjax.models.init import random_head
-from rmjax.models.layers import ModelOptions
-from rmjax.models.model import Model
 from rmjax.models.rewards.spec import HELPSTEER2, RewardSpec
 from rmjax.runtime.memory import keep_freed_memory
-from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 _SHARD_BYTES = 5_000_000_000
 
 
 def hf_to_orbax(
-    src: str,
-    dst: str,
-    *,
-    attributes: Sequence[str] = HELPSTEER2,
-    seed: int = 0,
-    process: int = 0,
-    processes: int = 1,
+    src: str, dst: str, *, attributes: Sequence[str] = HELPSTEER2, seed: int = 0
 ) -> list[str]:
     """Converts a Hugging Face directory, hub id or GGUF file to an Orbax model.
 
@@ -61,11 +45,9 @@ def hf_to_orbax(
       dst: directory to make; must not exist or be empty.
       attributes: names of the fresh head's outputs.
       seed: of the fresh head.
-      process: which of the processes that share the work this is.
-      processes: how many there are.
 
     Returns:
-      What there is to say about the conversion, a line each.
+      Lines to print about the conversion.
 
     Raises:
       UserError: the source does not match its config, or the target is not empty.
@@ -84,41 +66,31 @@ def hf_to_orbax(
         )
         head = _fresh_head(source.llama, len(spec.attributes), seed)
         notes.append(f"fresh head, seed {seed}: {', '.join(spec.attributes)}")
-    if source.check and source.check.unused:
-        shown = ", ".join(source.check.unused[:3])
+    if source.unused:
+        shown = ", ".join(source.unused[:3])
         notes.append(f"left out, a reward model has no use for them: {shown}")
     work = ToOrbax(source.weights, source.llama, len(spec.attributes), head)
     plan = {"command": "hf-to-orbax", "model": dataclasses.asdict(spec)}
 
-    def prepare(files: Path, model: Path) -> None:
-        # First, so that a tokenizer that cannot be exported is known before the weights are copied.
+    def write_files(files: Path) -> None:
         write_model_files(files, source.llama, tokenizer, spec)
-        work.prepare(model)
 
-    return notes + convert_slices(work, [source], dst, plan, prepare, Share(process, processes))
+    return notes + convert_slices(work, [source], dst, plan, write_files)
 
 
 def orbax_to_hf(
-    src: str,
-    dst: str,
-    *,
-    dtype: str | None = None,
-    shard_bytes: int = _SHARD_BYTES,
-    process: int = 0,
-    processes: int = 1,
+    src: str, dst: str, *, dtype: str | None = None, shard_bytes: int = _SHARD_BYTES
 ) -> list[str]:
     """Exports an Orbax model, or a run's best checkpoint, as `LlamaForSequenceClassification`.
 
     Args:
       src: an Orbax model or a run.
       dst: directory to make; must not exist or be empty.
-      dtype: of the weights, the head excepted; what is stored if not given.
+      dtype: of the weights except the head; the stored one if not given.
       shard_bytes: most bytes of one safetensors file.
-      process: which of the processes that share the work this is.
-      processes: how many there are.
 
     Returns:
-      What there is to say about the conversion, a line each.
+      Lines to print about the conversion.
 
     Raises:
       UserError: the source is incomplete, or the target is not empty.
@@ -135,10 +107,9 @@ def orbax_to_hf(
         "shard_bytes": shard_bytes,
     }
 
-    def prepare(files: Path, model: Path) -> None:
+    def write_files(files: Path) -> None:
         merged = dataclasses.replace(spec, lora=NO_LORA)
         write_model_files(files, source.llama, tokenizer, merged, dtype=work.dtype.name)
-        work.prepare(files, model)
 
     notes = [
         f"{work.dtype.name}, {len(work.keys)} tensors in {work.files} file(s); head: "
@@ -146,22 +117,20 @@ def orbax_to_hf(
     ]
     if lora.rank:
         notes.append(f"merged into the weights: adapters for {', '.join(lora.targets)}")
-    return notes + convert_slices(work, [source], dst, plan, prepare, Share(process, processes))
+    return notes + convert_slices(work, [source], dst, plan, write_files)
 
 
-def orbax_to_peft(src: str, dst: str, *, process: int = 0, processes: int = 1) -> list[str]:
+def orbax_to_peft(src: str, dst: str) -> list[str]:
     """Exports the adapters and the head of a run with LoRA in PEFT's format, float32.
 
-    PEFT puts them on the model that the run began from, which is not part of the export.
+    PEFT adds them to the model that the run began from, which is not part of the export.
 
     Args:
       src: the run.
       dst: directory to make; must not exist or be empty.
-      process: which of the processes that share the work this is.
-      processes: how many there are.
 
     Returns:
-      What there is to say about the conversion, a line each.
+      Lines to print about the conversion.
 
     Raises:
       UserError: the run has no adapters, or is incomplete; or the target is not empty.
@@ -178,13 +147,12 @@ def orbax_to_peft(src: str, dst: str, *, process: int = 0, processes: int = 1) -
     work = ToHuggingFace(params, source.llama, count, None, sys.maxsize, source.lora, adapter=True)
     plan = {"command": "orbax-to-peft", "model": dataclasses.asdict(spec)}
 
-    def prepare(files: Path, model: Path) -> None:
+    def write_files(files: Path) -> None:
         write_model_files(files, source.llama, tokenizer, spec)
         write_adapter_config(files, spec)
-        work.prepare(files, model)
 
     notes = [f"{len(work.keys)} tensors for {spec.source}; head: {', '.join(spec.attributes)}"]
-    return notes + convert_slices(work, [source], dst, plan, prepare, Share(process, processes))
+    return notes + convert_slices(work, [source], dst, plan, write_files)
 
 
 def _open_orbax(src: str) -> tuple[Pretrained, Path, RewardSpec]:
@@ -196,7 +164,7 @@ def _open_orbax(src: str) -> tuple[Pretrained, Path, RewardSpec]:
 
 
 def _check_names(attributes: Sequence[str]) -> None:
-    """Raises a `UserError` unless every output can be told by its name."""
+    """Raises a `UserError` unless every output has a name of its own."""
     if not attributes or not all(name.strip() == name != "" for name in attributes):
         raise UserError(f"attributes {list(attributes)}: expected names, separated by a comma each")
     if len(set(attributes)) < len(attributes):
@@ -205,6 +173,15 @@ def _check_names(attributes: Sequence[str]) -> None:
 
 def _fresh_head(llama: LlamaConfig, attributes: int, seed: int) -> np.ndarray:
     """The head that training from the same source with the same seed would start from."""
+    # Here, since only a causal model needs them and flax takes long to import.
+    import jax
+
+    from rmjax.models.heads import RewardHead
+    from rmjax.models.init import random_head
+    from rmjax.models.layers import ModelOptions
+    from rmjax.models.model import Model
+    from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
+
     sharding = Sharding(make_mesh(MeshConfig(), jax.devices()[:1]))
     return np.asarray(
         random_head(Model(llama, ModelOptions(sharding), RewardHead(attributes)), seed)
@@ -229,21 +206,16 @@ def _main() -> None:
     for command in (to_orbax, to_hf, to_peft):
         command.add_argument("src")
         command.add_argument("dst")
-        command.add_argument("--processes", type=int, default=1, help="that share the work")
-        command.add_argument("--process", type=int, default=0, help="which of them this is")
     args = parser.parse_args()
     keep_freed_memory()
-    share = {"process": args.process, "processes": args.processes}
     if args.command == "hf-to-orbax":
         attributes = tuple(args.attributes.split(","))
-        notes = hf_to_orbax(args.src, args.dst, attributes=attributes, seed=args.seed, **share)
+        notes = hf_to_orbax(args.src, args.dst, attributes=attributes, seed=args.seed)
     elif args.command == "orbax-to-hf":
-        notes = orbax_to_hf(args.src, args.dst, dtype=args.dtype, **share)
+        notes = orbax_to_hf(args.src, args.dst, dtype=args.dtype)
     else:
-        notes = orbax_to_peft(args.src, args.dst, **share)
-    if Path(args.dst).expanduser().exists():
-        notes.append(f"written: {args.dst}")
-    print("\n".join(notes))
+        notes = orbax_to_peft(args.src, args.dst)
+    print("\n".join([*notes, f"written: {args.dst}"]))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""What a user can mend, said in one message and without a traceback."""
+"""Errors that a user can fix: one message, no traceback; and what messages have in common."""
 
 import contextlib
 import errno
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 _FULL_DISK_SIGNS = ("No space left on device", "RESOURCE_EXHAUSTED", "Disk quota exceeded")
 
 
 class UserError(Exception):
-    """A mistake outside the code: the message says what was found, where, and what to do."""
+    """A problem outside the code: the message says what is wrong, where, and what to do."""
 
 
 @contextlib.contextmanager
@@ -26,6 +27,12 @@ def disk_errors(what: str) -> Iterator[None]:
                 f"the disk is full while writing {what}: free some room and run the command again"
             ) from error
         raise
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fields that differ, each with both values; None stands for a field that is not there."""
+    values = {name: (one.get(name), other.get(name)) for name in {**one, **other}}
+    return {name: (first, second) for name, (first, second) in values.items() if first != second}
 
 
 def exit_with_message(main: Callable[[], None]) -> None:

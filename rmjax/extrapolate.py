@@ -1,4 +1,4 @@
-"""A reward model beyond another one (ExPO, arXiv 2404.16792): weak + alpha * (strong - weak).
+"""Extrapolates reward models (ExPO, arXiv 2404.16792): weak + alpha * (strong - weak).
 
     python -m rmjax.extrapolate WEAK STRONG DST --alpha=1.52
     python -m rmjax.extrapolate WEAK STRONG [DST] --search=1.1,1.3,1.52,2.0 --pairs=PAIRS
@@ -7,21 +7,22 @@ STRONG was trained from WEAK with its head kept, as scaled Bradley-Terry from a 
 helpfulness. Each is a run, an Orbax model, or a Hugging Face directory or hub id. alpha counts from
 WEAK: 0 is WEAK and 1 is STRONG, both to the bit. DST becomes an Orbax model.
 
-With --alpha the weights are streamed: a few slices of at most 64 MiB of either model are in memory
-at a time, and of a run about its largest tensor (of 70B the embedding, 4.2 GB). The arithmetic is
-float32; the result has STRONG's dtypes and is rounded to the nearest. DST appears under its name
-only when it is complete and was read back; until then DST.partial stands beside it, and the same
-command continues it after a kill.
+With --alpha the weights are streamed: a few slices of at most 64 MiB of each model are in memory at
+a time, and of a run about its largest tensor (for 70B the embedding, 4.2 GB). The arithmetic is
+float32; the result has STRONG's dtypes and is rounded to nearest. DST appears under its name only
+when it is complete and was read back. Until then DST.partial stands beside it, and the same command
+continues it after a kill.
 
-With --search every alpha, 0 and 1 among them, scores the pairs, and DST, if there is one, becomes
-the model that orders most of them as people did. The devices of this host hold three whole
-models at once: both, and the one that is tried.
+With --search every alpha, 0 and 1 among them, scores the pairs, and DST, if given, becomes the
+model that orders most of them as people did. The devices of this host hold three whole models at
+once: both, and the one that is tried.
 """
 
 import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -32,13 +33,15 @@ from rmjax.checkpoints.conversion.extrapolation import (
     check_alpha,
     open_parents,
 )
-from rmjax.checkpoints.conversion.journal import Share, check_target
+from rmjax.checkpoints.conversion.journal import check_target
 from rmjax.checkpoints.conversion.to_orbax import ToOrbax
 from rmjax.checkpoints.model_files import write_model_files
 from rmjax.checkpoints.orbax_weights import named_weights
 from rmjax.errors import UserError, exit_with_message
-from rmjax.evaluation.alpha_search import AlphaSearch, Trial, best_trial, trial_table
 from rmjax.runtime.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from rmjax.evaluation.alpha_search import Trial
 
 _EQUAL = (
     "warning: WEAK and STRONG do not differ in any number that was read: there is nothing to "
@@ -56,7 +59,7 @@ def extrapolate(weak: str, strong: str, dst: str, *, alpha: float) -> list[str]:
       alpha: 0 is `weak`, 1 is `strong`.
 
     Returns:
-      What there is to say about it, a line each.
+      Lines to print about it.
 
     Raises:
       UserError: the models do not belong together, one is incomplete, `alpha` is not finite, or
@@ -67,25 +70,24 @@ def extrapolate(weak: str, strong: str, dst: str, *, alpha: float) -> list[str]:
 
 
 def write(parents: Parents, dst: str, alpha: float, chosen_on: str = "") -> list[str]:
-    """As `extrapolate`, of parents that are open; `chosen_on` names what `alpha` was fitted on."""
+    """As `extrapolate`, of opened models; `chosen_on` names the pairs `alpha` was chosen on."""
     weak, strong, spec = parents.weak, parents.strong, parents.child(alpha, chosen_on)
     weights = ExtrapolatedWeights(named_weights(weak), named_weights(strong), alpha)
     work = ToOrbax(weights, strong.llama, len(spec.attributes), None)
     plan = {"command": "extrapolate", "alpha": alpha, "model": dataclasses.asdict(spec)}
 
-    def prepare(files: Path, model: Path) -> None:
+    def write_files(files: Path) -> None:
         write_model_files(files, strong.llama, parents.tokenizer, spec)
-        work.prepare(model)
 
     notes = [f"{spec.source}; head kept: {', '.join(spec.attributes)}"]
-    notes += convert_slices(work, [weak, strong], dst, plan, prepare, Share())
+    notes += convert_slices(work, [weak, strong], dst, plan, write_files)
     return [*notes, _EQUAL] if weights.compared and not weights.differ else notes
 
 
 def search(
     parents: Parents, alphas: Sequence[float], pairs: str, *, max_length: int = 0
-) -> list[Trial]:
-    """Tries `alphas`, and 0 and 1, on preference pairs, and prints a table.
+) -> "Trial":
+    """Tries `alphas`, and 0 and 1, on preference pairs, prints a table and returns the best.
 
     Args:
       parents: the two models.
@@ -96,17 +98,20 @@ def search(
     Raises:
       UserError: bad data, an incomplete model, or scores that are not finite.
     """
+    # Here, since it brings flax and scipy, which take long to import.
+    from rmjax.evaluation.alpha_search import AlphaSearch, best_trial, trial_table
+
     alphas = sorted({0.0, 1.0, *map(check_alpha, alphas)})
     console, progress = (Console(stderr=e, highlight=False, soft_wrap=True) for e in (False, True))
-    found = AlphaSearch(parents, pairs, max_length)
-    counts = ", ".join(f"{count:,} {reason}" for reason, count in found.data.counts.items())
-    console.print(f"pairs       {found.data.source}: {counts}")
-    console.print(f"value       {found.rule.name}")
+    tried = AlphaSearch(parents, pairs, max_length)
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in tried.data.counts.items())
+    console.print(f"pairs       {tried.data.source}: {counts}")
+    console.print(f"value       {tried.rule.name}")
     trials = []
-    for trial in found.trials(alphas):
+    for trial in tried.trials(alphas):
         trials.append(trial)
         progress.print(f"alpha {trial.alpha:g}: {len(trials)} of {len(alphas)} done")
-    best, count = best_trial(trials), len(found.data) // 2
+    best, count = best_trial(trials), len(tried.data) // 2
     console.print()
     console.print(trial_table(trials, f"{count:,} pairs; alpha counts from WEAK"))
     console.print(
@@ -115,9 +120,9 @@ def search(
     )
     if best.alpha in (0.0, 1.0):
         console.print(f"It is {'STRONG' if best.alpha else 'WEAK'} itself: no other was better.")
-    if not found.differ:
+    if not tried.differ:
         console.print(_EQUAL)
-    return trials
+    return best
 
 
 def _alphas(text: str) -> list[float]:
@@ -165,7 +170,7 @@ def _main() -> None:
         if args.dst is not None:
             check_target(args.dst)  # before the search, not after it
         parents, notes = open_parents(args.weak, args.strong), []
-        best = best_trial(search(parents, alphas, args.pairs, max_length=args.max_length))
+        best = search(parents, alphas, args.pairs, max_length=args.max_length)
         if args.dst is not None:
             notes = write(parents, args.dst, best.alpha, chosen_on=args.pairs)
     if args.dst is not None:

@@ -1,1 +1,1 @@
-"""Model files: read, written, checked."""
+"""Models on disk: opened, checked, read, written, converted."""

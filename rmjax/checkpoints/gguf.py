@@ -1,4 +1,4 @@
-"""Tensors of a llama.cpp file (GGUF), de-quantised and under Hugging Face's names."""
+"""Tensors of a GGUF file (llama.cpp's format), de-quantised, under Hugging Face's names."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ class GGUFWeights:
             name = ours.get_name(key, try_suffixes=(".weight", ".bias"))
             if name in tensors:
                 self._tensors[key] = tensors.pop(name)
-        # What no key claims keeps its own name, so that the key check reports it.
+        # The rest keep their own names, so that `check_tensors` reports them.
         self._tensors |= tensors
 
     def field(self, name: str, default: Any = None) -> Any:
@@ -55,7 +55,7 @@ class GGUFWeights:
         rows, *columns = [*index, *[slice(None)] * (len(self.shape(key)) - len(index))]
         try:
             values = self._gguf.quants.dequantize(
-                tensor.data[self._places(key, rows)], tensor.tensor_type
+                tensor.data[self._file_rows(key, rows)], tensor.tensor_type
             )
         except NotImplementedError as error:
             raise UserError(
@@ -64,8 +64,8 @@ class GGUFWeights:
             ) from error
         return np.asarray(values, np.float32)[(slice(None), *columns)]
 
-    def _places(self, key: str, rows: slice) -> Any:
-        """Which rows of the file's tensor are these rows of HF's.
+    def _file_rows(self, key: str, rows: slice) -> Any:
+        """The rows of the file's tensor that are `rows` of HF's.
 
         llama.cpp interleaves each head's rotary pairs; HF keeps the halves apart.
         """
@@ -75,8 +75,8 @@ class GGUFWeights:
         }
         for name, count in heads.items():
             if f".{name}." in key:
-                places = np.arange(self.shape(key)[0])
-                return places.reshape(count, -1, 2).swapaxes(1, 2).reshape(-1)[rows]
+                numbers = np.arange(self.shape(key)[0])
+                return numbers.reshape(count, -1, 2).swapaxes(1, 2).reshape(-1)[rows]
         return rows
 
     def files(self) -> list[Path]:
@@ -99,7 +99,7 @@ def _candidate_keys(layers: int) -> Iterator[str]:
 
 
 def _gguf_config(file: GGUFWeights) -> dict[str, Any]:
-    """The `config.json` fields that the file's metadata stand for."""
+    """The file's metadata as the fields of a `config.json`."""
     architecture = file.field("general.architecture")
     if architecture != "llama":
         raise UserError(
@@ -131,7 +131,7 @@ def _gguf_config(file: GGUFWeights) -> dict[str, Any]:
         "num_key_value_heads": field("attention.head_count_kv", heads),
         "head_dim": field("attention.key_length", field("embedding_length") // heads),
         "max_position_embeddings": field("context_length"),
-        # GGUF stores a float32; the shortest decimal that gives it is what the model's maker wrote.
+        # GGUF stores a float32; its shortest decimal is what the model's maker wrote.
         "rms_norm_eps": float(str(np.float32(field("attention.layer_norm_rms_epsilon")))),
         "rope_theta": float(field("rope.freq_base", 10000.0)),
         "rope_scaling": (

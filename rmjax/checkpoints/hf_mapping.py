@@ -1,4 +1,4 @@
-"""Which Hugging Face tensor holds which parameter."""
+"""Which Hugging Face tensor holds which parameter, and the one as the other."""
 
 import math
 import re
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from einops import rearrange
 
+from rmjax.checkpoints.contiguous import contiguous
 from rmjax.models.config import LlamaConfig
 from rmjax.models.parameters import Parameter
 
@@ -28,25 +29,25 @@ def hf_index(
 
     Args:
       row: the parameter.
-      index: the places of ours, by axis; an axis that is not there is whole.
+      index: of our block, by axis; an axis that is not there is whole.
       sizes: of every axis.
 
     Raises:
       ValueError: axes that share one of HF's are cut other than along the first of them.
     """
-    found = []
+    theirs = []
     for first, *rest in hf_groups(row):
         unit = math.prod(sizes[axis] for axis in rest)
         for axis in rest:
             if index.get(axis, slice(None)).indices(sizes[axis]) != (0, sizes[axis], 1):
                 raise ValueError(f"{row.path}: {axis!r} is inside of an axis of {row.hf_key}")
         start, stop, _ = index.get(first, slice(None)).indices(sizes[first])
-        found.append(slice(start * unit, stop * unit))
-    return tuple(found)
+        theirs.append(slice(start * unit, stop * unit))
+    return tuple(theirs)
 
 
 def our_index(row: Parameter, index: Sequence[slice], sizes: Mapping[str, int]) -> dict[str, slice]:
-    """The places of ours, by axis, that a block of a parameter's HF tensor holds.
+    """The block of ours, by axis, that a block of a parameter's HF tensor holds.
 
     The inverse of `hf_index`.
 
@@ -56,31 +57,31 @@ def our_index(row: Parameter, index: Sequence[slice], sizes: Mapping[str, int]) 
       sizes: of every axis.
 
     Raises:
-      ValueError: an axis of HF's is cut inside of what one place of ours stands for.
+      ValueError: an axis of HF's is cut inside of what one index of ours stands for.
     """
-    found = {}
-    for (first, *rest), part in zip(hf_groups(row), index):
+    ours = {}
+    for (first, *rest), span in zip(hf_groups(row), index):
         unit = math.prod(sizes[axis] for axis in rest)
-        start, stop, _ = part.indices(sizes[first] * unit)
+        start, stop, _ = span.indices(sizes[first] * unit)
         if start % unit or stop % unit:
             raise ValueError(f"{row.hf_key}: {start}:{stop} is not a whole number of {first!r}")
-        found[first] = slice(start // unit, stop // unit)
-    return found
+        ours[first] = slice(start // unit, stop // unit)
+    return ours
 
 
 def hf_groups(row: Parameter) -> list[list[str]]:
-    """Our axes by the axis of the HF tensor that they make up."""
-    found = re.findall(r"\(([^)]*)\)|(\S+)", row.hf_axes)
-    return [(group or single).split() for group, single in found]
+    """Our axes that make up each axis of the HF tensor."""
+    axes = re.findall(r"\(([^)]*)\)|(\S+)", row.hf_axes)
+    return [(group or single).split() for group, single in axes]
 
 
 def from_hf(row: Parameter, tensor: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
-    """An HF tensor in our axes; a view where numpy can, never a change of value."""
-    names = row.axes.split()
-    return rearrange(tensor, f"{row.hf_axes} -> {row.axes}", **{n: sizes[n] for n in names})
+    """An HF tensor in our axes, C-contiguous."""
+    own = {axis: sizes[axis] for axis in row.axes.split()}
+    return contiguous(rearrange(tensor, f"{row.hf_axes} -> {row.axes}", **own))
 
 
 def to_hf(row: Parameter, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
-    """Our array (one layer's, where it is stacked) in the axes of its HF tensor."""
-    names = row.axes.split()
-    return rearrange(array, f"{row.axes} -> {row.hf_axes}", **{n: sizes[n] for n in names})
+    """Our array (one layer's, where it is stacked) in the axes of its HF tensor, C-contiguous."""
+    own = {axis: sizes[axis] for axis in row.axes.split()}
+    return contiguous(rearrange(array, f"{row.axes} -> {row.hf_axes}", **own))

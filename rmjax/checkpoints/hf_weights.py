@@ -1,15 +1,13 @@
-"""Tensors in Hugging Face's naming, read block by block, and how they map to our arrays.
+"""A checkpoint's tensors under Hugging Face's names, read block by block, and checked.
 
 Nothing here runs code from a file: PyTorch's pickled `.bin` files are refused.
 """
 
-import dataclasses
 import functools
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -18,8 +16,9 @@ from rmjax.checkpoints.safetensors_file import SafetensorsFile
 from rmjax.errors import UserError
 from rmjax.models.config import LlamaConfig
 from rmjax.models.heads import RewardHead, model_parameters, model_sizes
+from rmjax.runtime.files import read_json
 
-# Tensors that a Llama checkpoint may carry and a reward model has no use for.
+# Tensors that a Llama checkpoint may have and a reward model does not need.
 _UNUSED = re.compile(r"lm_head\.weight|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 
@@ -56,10 +55,10 @@ class SafetensorsWeights:
         self.where = directory
         index = directory / "model.safetensors.index.json"
         if index.exists():
-            places = read_json(index).get("weight_map")
-            if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
+            files = read_json(index).get("weight_map")
+            if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
                 raise UserError(f"{index}: field 'weight_map' does not map tensors to files")
-            names = sorted(set(places.values()))
+            names = sorted(set(files.values()))
             missing = [name for name in names if not (directory / name).exists()]
             if missing:
                 raise UserError(f"{index}: {missing[0]} is named there but is not in the directory")
@@ -79,7 +78,7 @@ class SafetensorsWeights:
         self._files: dict[str, SafetensorsFile] = {}
         for name in names:
             file = SafetensorsFile(directory / name)
-            for key in file.places:
+            for key in file.entries:
                 if key in self._files:
                     raise UserError(f"{directory / name}: tensor {key!r} is in two files")
                 self._files[key] = file
@@ -88,7 +87,7 @@ class SafetensorsWeights:
         return set(self._files)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return self._files[key].places[key].shape
+        return self._files[key].entries[key].shape
 
     def dtype(self, key: str) -> np.dtype:
         return self._files[key].dtype(key)
@@ -100,67 +99,46 @@ class SafetensorsWeights:
         return sorted({file.path for file in self._files.values()})
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; anything else is a `UserError` that names the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file") from error
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorCheck:
-    """What `check_tensors` found out about a checkpoint that fits."""
-
-    has_head: bool
-    unused: tuple[str, ...]
-
-
-def check_tensors(weights: Weights, config: LlamaConfig, attributes: int) -> TensorCheck:
-    """Compares a checkpoint's keys and shapes with the table, exactly.
+def check_tensors(weights: Weights, config: LlamaConfig, attributes: int) -> tuple[str, ...]:
+    """Compares a checkpoint's keys and shapes with those of the table of parameters.
 
     Args:
       weights: the checkpoint.
       config: its model's config.
       attributes: rows its `score.weight` must have, if there is one.
 
+    Returns:
+      The keys that a reward model does not need.
+
     Raises:
       UserError: a tensor is missing, unknown or of another shape.
     """
-    found = weights.keys()
+    keys = weights.keys()
     expected: dict[str, tuple[int, ...]] = {}
     head = RewardHead(attributes)
     sizes = model_sizes(config, head)
     for row in model_parameters(config, head):
-        if row.path == "head" and row.hf_key not in found:
+        if row.path == "head" and row.hf_key not in keys:
             continue
         for key in hf_keys(row, config):
             expected[key] = hf_shape(row, sizes)
-    unused = {key for key in found - set(expected) if _UNUSED.fullmatch(key)}
-    missing, extra = sorted(set(expected) - found), sorted(found - set(expected) - unused)
-    for problem, keys in (("missing", missing), ("not part of this model", extra)):
-        if keys:
-            raise UserError(
-                f"{weights.where}: {len(keys)} tensor(s) {problem}: "
-                + ", ".join(keys[:4])
-                + (", ..." if len(keys) > 4 else "")
-            )
+    unused = {key for key in keys - set(expected) if _UNUSED.fullmatch(key)}
+    missing, extra = sorted(set(expected) - keys), sorted(keys - set(expected) - unused)
+    for problem, wrong in (("missing", missing), ("not part of this model", extra)):
+        if wrong:
+            listed = ", ".join(wrong[:4]) + (", ..." if len(wrong) > 4 else "")
+            raise UserError(f"{weights.where}: {len(wrong)} tensor(s) {problem}: {listed}")
     for key, shape in expected.items():
         if weights.shape(key) != shape:
             raise UserError(
                 f"{weights.where}: tensor {key!r} has shape {weights.shape(key)}, but config.json "
                 f"calls for {shape}"
             )
-    return TensorCheck("score.weight" in found, tuple(sorted(unused)))
+    return tuple(sorted(unused))
 
 
 def common_dtype(weights: Weights, keys: Sequence[str]) -> np.dtype:
-    """The dtype of tensors that become one array; of unequal precision, one that holds all."""
+    """The dtype for tensors that become one array: theirs, or one that holds all their values."""
     dtypes = {weights.dtype(key) for key in keys}
     if len(dtypes) == 1:
         return dtypes.pop()

@@ -1,4 +1,4 @@
-"""Names to local paths: what is not on disk is asked of the Hugging Face hub."""
+"""From a model's name to a local path, by way of the Hugging Face hub if it is not one."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def local_path(name: str) -> Path:
     """The path `name` if it exists, else the hub's snapshot of the model `name`.
 
     Raises:
-      UserError: neither a path nor a model the hub gives.
+      UserError: neither a path nor a model that the hub gives.
     """
     if not name:
         raise UserError("which model? The name is empty")
@@ -25,7 +25,7 @@ def local_path(name: str) -> Path:
         raise UserError(f"{name}: there is no such file or directory")
     try:
         return Path(snapshot_download(name, allow_patterns=_WANTED))
-    except Exception as error:  # no network, no such model, no licence accepted: the hub says
+    except Exception as error:  # no network, no such model, no licence accepted: it says which
         raise UserError(
             f"{name}: not a local path, and the hub does not give it ({error})"
         ) from error

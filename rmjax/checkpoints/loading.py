@@ -1,4 +1,4 @@
-"""From Hugging Face's tensors onto a mesh: each process reads what its own devices hold, once."""
+"""A model's parameters onto a mesh: each process reads what its own devices hold, once."""
 
 import dataclasses
 import itertools
@@ -10,15 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from rmjax.checkpoints.hf_mapping import from_hf, hf_index, hf_keys
-from rmjax.checkpoints.hf_weights import (
-    Weights,
-)
+from rmjax.checkpoints.hf_weights import Weights
 from rmjax.checkpoints.orbax_arrays import cause, open_array
 from rmjax.checkpoints.pretrained import Pretrained
-from rmjax.checkpoints.tensor_slices import SLICE_BYTES, band_axis, contiguous, cut
+from rmjax.checkpoints.tensor_slices import SLICE_BYTES, band_axis, cut
 from rmjax.errors import UserError
 from rmjax.models.init import random_head, random_leaves
 from rmjax.models.lora import merge_adapters
@@ -32,9 +29,8 @@ from rmjax.models.parameters import (
     nest,
 )
 
-# Of a block of an array: the first place and one behind the last, an axis.
-Bounds = tuple[tuple[int, int], ...]
-_THREADS = 4  # that read at once
+Bounds = tuple[tuple[int, int], ...]  # a block of an array: start and stop of each axis
+_THREADS = 4
 
 
 def load_parameter(
@@ -44,13 +40,13 @@ def load_parameter(
     wanted: jax.ShapeDtypeStruct,
     sizes: Mapping[str, int],
 ) -> jax.Array:
-    """A parameter on the mesh of `wanted`, whose shape, dtype and sharding it takes.
+    """Reads a parameter onto the mesh of `wanted`.
 
     Args:
       weights: what to read from.
       row: the parameter.
       keys: its HF keys, in the order of the layers.
-      wanted: what it shall be.
+      wanted: shape, dtype and sharding of the result.
       sizes: of every axis.
     """
     assert wanted.sharding is not None
@@ -69,31 +65,32 @@ def read_shards(
     sizes: Mapping[str, int],
     indices: Iterable[Any],
 ) -> dict[Bounds, np.ndarray]:
-    """The blocks of a parameter at `indices`, whose arguments are those of `load_parameter`.
+    """The blocks of a parameter at `indices`; the other arguments are those of `load_parameter`.
 
     Blocks that tile a larger one, as those of a process's devices mostly do, are read as that
     one, and a block that several devices hold is read once. Besides the result, a few slices of
     `SLICE_BYTES` are in memory.
     """
-    places = {bounds(index, wanted.shape) for index in indices}
-    shards = {place: np.empty([b - a for a, b in place], wanted.dtype) for place in places}
-    around = tuple((min(a for a, _ in axis), max(b for _, b in axis)) for axis in zip(*places))
-    tiled = _volume(around) == sum(_volume(place) for place in places)
+    blocks = {bounds(index, wanted.shape) for index in indices}
+    shards = {block: np.empty([b - a for a, b in block], wanted.dtype) for block in blocks}
+    around = tuple((min(a for a, _ in axis), max(b for _, b in axis)) for axis in zip(*blocks))
+    tiled = _volume(around) == sum(map(_volume, blocks))
     jobs = [
-        (layer, block)
-        for region in ([around] if tiled else sorted(places))
-        for layer, block in _blocks(row, region, weights.dtype(keys[0]).itemsize)
+        (layer, band)
+        for region in ([around] if tiled else sorted(blocks))
+        for layer, band in _bands(row, region, weights.dtype(keys[0]).itemsize)
     ]
 
     def read(job: tuple[int, Bounds]) -> None:
-        layer, block = job
-        index = {axis: slice(*part) for axis, part in zip(row.axes.split(), block)}
-        own = {**sizes, **{axis: b - a for axis, (a, b) in zip(row.axes.split(), block)}}
+        layer, band = job
+        index = {axis: slice(*span) for axis, span in zip(row.axes.split(), band)}
+        own = {**sizes, **{axis: b - a for axis, (a, b) in zip(row.axes.split(), band)}}
         tensor = weights.read(keys[layer], hf_index(row, index, sizes))
-        array = contiguous(from_hf(row, tensor, own))
-        whole = ((layer, layer + 1), *block) if row.stacked else block
-        for place, shard in shards.items():
-            _copy_overlap(array[None] if row.stacked else array, whole, shard, place)
+        array = from_hf(row, tensor, own)
+        if row.stacked:
+            array, band = array[None], ((layer, layer + 1), *band)
+        for block, shard in shards.items():
+            _copy_overlap(array, band, shard, block)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(read, jobs))
@@ -101,12 +98,12 @@ def read_shards(
 
 
 def bounds(index: Sequence[slice] | None, shape: Sequence[int]) -> Bounds:
-    """The block that an index of slices cuts out of an array."""
-    return tuple(part.indices(size)[:2] for part, size in zip(index or (), shape))
+    """The block of an array at an index of slices."""
+    return tuple(span.indices(size)[:2] for span, size in zip(index or (), shape))
 
 
-def _blocks(row: Parameter, region: Bounds, itemsize: int) -> Iterable[tuple[int, Bounds]]:
-    """The layers of a region, each in bands of at most `SLICE_BYTES`, without the layers' axis."""
+def _bands(row: Parameter, region: Bounds, itemsize: int) -> Iterable[tuple[int, Bounds]]:
+    """Each layer of a region in bands of at most `SLICE_BYTES`, without the layers' axis."""
     layers, block = (range(*region[0]), region[1:]) if row.stacked else (range(1), region)
     band = row.axes.split().index(band_axis(row))
     first, last = block[band]
@@ -120,12 +117,12 @@ def _volume(block: Bounds) -> int:
     return math.prod(b - a for a, b in block)
 
 
-def _copy_overlap(array: np.ndarray, block: Bounds, shard: np.ndarray, place: Bounds) -> None:
-    """Copies what `array`, which is at `block`, and `shard`, which is at `place`, share."""
-    common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(block, place)]
+def _copy_overlap(array: np.ndarray, at: Bounds, shard: np.ndarray, shard_at: Bounds) -> None:
+    """Copies into `shard` what `array` has of it; `at` and `shard_at` are where the two are."""
+    common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(at, shard_at)]
     if all(a < b for a, b in common):
-        source = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(common, block))
-        target = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(common, place))
+        source = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(common, at))
+        target = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(common, shard_at))
         shard[target] = array[source]
 
 
@@ -133,10 +130,10 @@ def load_params(source: Pretrained, model: Model, *, seed: int, dtype: Any) -> P
     """Reads a model's parameters onto `model`'s mesh; each process reads its own shards, once.
 
     Args:
-      source: what to read; its adapters, if it has any, become part of its weights.
-      model: what to read it for; the head is a fresh one if `source` has none, and adapters are
-        always.
-      seed: of what is fresh.
+      source: what to read; its adapters, if it has any, are merged into its weights.
+      model: what to read it for. Adapters are always new; so are a head that `source` does not
+        have.
+      seed: of what is new.
       dtype: of the parameters, but those that are float32 always; see `parameters.Parameter`.
 
     Raises:
@@ -165,19 +162,16 @@ def load_params(source: Pretrained, model: Model, *, seed: int, dtype: Any) -> P
 
 def _load_orbax(directory: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     for path, leaf in wanted.items():
-        found = tuple(open_array(directory / "params", path).shape)
-        if found != leaf.shape:
-            raise UserError(
-                f"{directory}: parameter {path!r} has shape {found}, but config.json calls for "
-                f"{leaf.shape}"
-            )
+        open_array(directory / "params", path, leaf.shape)  # which names what is wrong
+    from orbax.checkpoint import v1 as ocp  # takes long to import, and other forms need none
+
     tree = {"params": nest(dict(wanted))}
     context = ocp.Context()
     context.pytree.loading.partial_load = True  # a head that is not wanted is not read
     try:
         with context:
             return flatten(ocp.load_checkpointables(str(directory.absolute()), tree)["params"])
-    except Exception as error:  # Orbax lets through whatever its storage raises
+    except Exception as error:  # Orbax passes on whatever its storage raises
         raise UserError(
             f"{directory}: incomplete or damaged checkpoint ({cause(error)})"
         ) from error

@@ -1,10 +1,9 @@
-"""A run's checkpoints: state, data position and config together, the best and the last kept."""
+"""A run's checkpoints: training state, data position and config; the best and the last are kept."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from rmjax.checkpoints.model_files import FORMAT_VERSION
 from rmjax.checkpoints.orbax_arrays import cause
@@ -12,7 +11,6 @@ from rmjax.errors import UserError, disk_errors
 
 DIRECTORY = "checkpoints"
 _CHUNK_BYTES = 16 << 20
-_policies = ocp.training.preservation_policies
 
 
 def _loss(metrics: Any) -> float:
@@ -20,12 +18,14 @@ def _loss(metrics: Any) -> float:
 
 
 def _chunks(key: Any, value: Any) -> Any:
-    """How an array is cut for storage: along the layers, where it has any, before any other axis.
+    """Cuts an array for storage: by layers first, where it has any.
 
-    Left alone, Orbax makes one chunk of all that a device holds, and whoever wants one layer, as
-    conversion does, decodes them all. An axis so named it cuts into single places, so nothing but
-    layers may be: of an embedding each row of each device would become a chunk.
+    By default Orbax makes one chunk of all that a device holds, and whoever reads one layer, as a
+    conversion does, decodes all of them. Orbax cuts a named axis into single indices, so only the
+    layers are named: of an embedding each row would become a chunk.
     """
+    from orbax.checkpoint import v1 as ocp
+
     options = ocp.options.ArrayOptions.Saving.StorageOptions
     stacked = any(getattr(part, "key", None) == "layers" for part in key)
     first = (0,) if stacked else ()
@@ -33,27 +33,30 @@ def _chunks(key: Any, value: Any) -> Any:
 
 
 class Checkpoints:
-    """The checkpoints of one run. Saving is asynchronous and atomic: a step is there or it is not.
+    """The checkpoints of one run. Saving is asynchronous and atomic: a step is whole or not there.
 
-    Each holds `params`, `optimizer` (with the step) and, as metadata, the data's position, the
-    config and the format version.
+    Each has `params`, `optimizer` (with the step) and, as metadata, the data's position, the config
+    and the format version.
     """
 
     def __init__(self, workdir: Path, *, clean: bool = True):
-        """Opens them; `clean` removes what a killed save left, so only the run itself may."""
+        """Opens them; `clean`, which only the run itself may, removes what a killed save left."""
+        from orbax.checkpoint import v1 as ocp  # takes long to import, and conversions need none
+
         self.directory = workdir / DIRECTORY
+        policies = ocp.training.preservation_policies
         context = ocp.Context()
         context.array.saving.scoped_storage_options_creator = _chunks
-        try:  # it reads what was stored of every step
+        try:  # it reads the metadata of every step
             self._orbax = ocp.training.Checkpointer(
                 str(self.directory.absolute()),
                 context=context,
-                # The loop decides when to save; Orbax would skip what its own policy does not like.
+                # The training loop decides when to save; Orbax's own policy would skip steps.
                 save_decision_policy=_Always(),
-                preservation_policy=_policies.AnyPreservationPolicy(  # pyright: ignore[reportArgumentType]
+                preservation_policy=policies.AnyPreservationPolicy(  # pyright: ignore[reportArgumentType]
                     [
-                        _policies.LatestN(1),
-                        _policies.BestN(
+                        policies.LatestN(1),
+                        policies.BestN(
                             get_metric_fn=_loss,
                             reverse=True,
                             n=1,
@@ -76,9 +79,9 @@ class Checkpoints:
 
     @property
     def evaluations(self) -> dict[int, dict[str, Any]]:
-        """What was saved as the evaluation of each step kept, where there was one."""
-        found: Any = {c.step: c.metrics for c in self._orbax.checkpoints if c.metrics}
-        return found
+        """The evaluations of the steps that are kept, by step, as they were saved."""
+        metrics: Any = {c.step: c.metrics for c in self._orbax.checkpoints if c.metrics}
+        return metrics
 
     def save(
         self,
@@ -93,7 +96,7 @@ class Checkpoints:
 
         Args:
           step: number of optimizer steps done.
-          items: what they left, `params` and `optimizer`; the arrays may be donated as soon as this
+          items: `params` and `optimizer` after them; the arrays may be donated as soon as this
             returns.
           position: of the data.
           config: the resolved config.
@@ -116,19 +119,19 @@ class Checkpoints:
         metadata: Any = self._orbax.checkpointables_metadata(step).custom_metadata
         if not metadata:
             raise self._damaged(step, "its metadata are missing")
-        found = metadata.get("format_version")
-        if found != FORMAT_VERSION:
+        version = metadata.get("format_version")
+        if version != FORMAT_VERSION:
             raise UserError(
-                f"{self.directory / str(step)}: format version {found!r}; this version of rmjax "
+                f"{self.directory / str(step)}: format version {version!r}; this version of rmjax "
                 f"reads {FORMAT_VERSION!r}"
             )
         return metadata
 
     def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-        """The items of a step, placed as `abstract` says, on whatever mesh that is."""
+        """The items of a step, with the shapes, dtypes and shardings of `abstract`."""
         try:
             return self._orbax.load_checkpointables(step, abstract)
-        except Exception as error:  # Orbax lets through whatever its storage raises
+        except Exception as error:  # Orbax passes on whatever its storage raises
             raise self._damaged(step, cause(error)) from error
 
     def _damaged(self, step: int, why: str) -> UserError:
@@ -138,7 +141,7 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Waits for the last save and lets errors of saving be seen."""
+        """Waits for the last save, and raises its error if it failed."""
         with disk_errors(f"a checkpoint in {self.directory}"):
             self._orbax.close()
 
@@ -148,20 +151,22 @@ class _Always:
         return True
 
 
-def best_params(workdir: Path) -> Path:
-    """The directory of a run's checkpoint with the lowest validation loss (else its last)."""
-    return best_checkpoint(workdir)[0]
-
-
 def best_checkpoint(workdir: Path) -> tuple[Path, dict[str, Any]]:
-    """As `best_params`, with what was saved as its evaluation; nothing if it was not evaluated."""
+    """A run's checkpoint with the lowest validation loss, else its last, and its evaluation.
+
+    Returns:
+      The checkpoint's directory; and the evaluation that was saved with it, empty if none was.
+
+    Raises:
+      UserError: there is no complete checkpoint.
+    """
     checkpoints = Checkpoints(workdir, clean=False)
     try:
-        found = checkpoints.evaluations
-        losses = {s: e["validation_loss"] for s, e in found.items()}
+        evaluations = checkpoints.evaluations
+        losses = {step: e["validation_loss"] for step, e in evaluations.items()}
         step = min(losses, key=losses.__getitem__) if losses else checkpoints.latest
     finally:
         checkpoints.close()
     if step is None:
         raise UserError(f"{workdir / DIRECTORY}: there is no complete checkpoint in this run yet")
-    return workdir / DIRECTORY / str(step), found.get(step, {})
+    return workdir / DIRECTORY / str(step), evaluations.get(step, {})

@@ -1,6 +1,6 @@
-"""What a model is besides its weights: `config.json`, the tokenizer's files and `rmjax.json`.
+"""The files of a model besides its weights: `config.json`, the tokenizer's and `rmjax.json`.
 
-A run, a converted Orbax model and an exported Hugging Face directory carry the same files.
+A run, a converted Orbax model and an exported Hugging Face directory have the same files.
 """
 
 import copy
@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rmjax.checkpoints.hf_weights import read_json
 from rmjax.data.tokenizer import Tokenizer, pad_token_id
 from rmjax.errors import UserError
 from rmjax.models.config import LlamaConfig, LoraConfig
@@ -17,10 +16,12 @@ from rmjax.models.hf_config import llama_config_to_hf
 from rmjax.models.rewards.general_preference import GeneralPreference
 from rmjax.models.rewards.ordinal import OrdinalScale
 from rmjax.models.rewards.spec import RewardSpec, Temperature
+from rmjax.runtime.files import read_json
 
 FORMAT_VERSION = "0.1"
-FILE = "rmjax.json"
+SPEC_FILE = "rmjax.json"
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
+JOURNAL = "journal.jsonl"  # of a conversion that is not finished, see conversion/journal.py
 
 
 def write_model_files(
@@ -33,7 +34,7 @@ def write_model_files(
     """Writes `config.json`, the tokenizer with its frozen template, and `rmjax.json`.
 
     `config.json` is that of a plain `LlamaForSequenceClassification`. `problem_type` makes servers
-    return raw numbers: without it five labels are served as a softmax.
+    return raw numbers; without it they return the softmax of five labels.
     """
     directory.mkdir(parents=True, exist_ok=True)
     pad = pad_token_id(tokenizer)
@@ -48,7 +49,7 @@ def write_model_files(
         "pad_token_id": pad,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        "torch_dtype": dtype,  # transformers 4's name of it
+        "torch_dtype": dtype,  # its name in transformers 4
         "dtype": dtype,
     }
     _write_json(directory / "config.json", config)
@@ -58,7 +59,7 @@ def write_model_files(
         del fields["lora"]
     optional = ("ordinal", "general_preference", "temperature")
     fields = {name: x for name, x in fields.items() if x is not None or name not in optional}
-    _write_json(directory / FILE, fields)
+    _write_json(directory / SPEC_FILE, fields)
 
 
 def write_adapter_config(directory: Path, spec: RewardSpec) -> None:
@@ -82,8 +83,8 @@ def write_adapter_config(directory: Path, spec: RewardSpec) -> None:
 def _save_tokenizer(directory: Path, tokenizer: Tokenizer, pad: int) -> None:
     """Saves a tokenizer as servers need it.
 
-    They pad with the tokenizer's pad and find the end by the config's: it must be the same one. And
-    transformers 5 renamed a class and a field, by whose new names transformers 4 cannot read it.
+    They pad with the tokenizer's pad token and find the end by the config's, so the two must be the
+    same. And transformers 4 does not know a class and a field that transformers 5 renamed.
     """
     if tokenizer.pad_token_id != pad:
         tokenizer = copy.deepcopy(tokenizer)
@@ -103,11 +104,11 @@ def read_spec(directory: Path) -> RewardSpec:
     Raises:
       UserError: it is missing, broken, or of another format version.
     """
-    raw = read_json(directory / FILE)
+    raw = read_json(directory / SPEC_FILE)
     if raw.pop("format", None) != "rmjax" or raw.pop("format_version", None) != FORMAT_VERSION:
         raise UserError(
-            f"{directory / FILE}: not of format version {FORMAT_VERSION}, the one this version of "
-            "rmjax reads"
+            f"{directory / SPEC_FILE}: not of format version {FORMAT_VERSION}, the one that this "
+            "version of rmjax reads"
         )
     try:
         lora = LoraConfig(**raw.pop("lora", {}))
@@ -119,7 +120,7 @@ def read_spec(directory: Path) -> RewardSpec:
             raw["temperature"] = Temperature(**raw["temperature"])
         spec = RewardSpec(**raw, lora=lora, ordinal=ordinal)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{directory / FILE}: {error}") from error
+        raise UserError(f"{directory / SPEC_FILE}: {error}") from error
     return dataclasses.replace(spec, attributes=tuple(spec.attributes))
 
 
@@ -134,7 +135,7 @@ def _read_scale(raw: dict[str, Any] | None) -> OrdinalScale | None:
 
 
 def hf_attributes(raw: dict[str, Any], where: Path) -> tuple[str, ...]:
-    """The labels' names of a classification model's `config.json`, in order."""
+    """The names of the labels in a classification model's `config.json`, in order."""
     labels = raw.get("id2label")
     if not isinstance(labels, dict):
         count = raw.get("num_labels", 2)  # transformers leaves it out where it is 2
@@ -150,6 +151,3 @@ def hf_attributes(raw: dict[str, Any], where: Path) -> tuple[str, ...]:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-PLAN = "plan.json"

@@ -1,9 +1,9 @@
 """Arrays of an Orbax checkpoint, opened one by one and read and written block by block.
 
-Orbax saves and restores whole trees. Conversion needs a block of a layer's slice of a stacked array
-at a time, so that memory is bounded whatever the model's size: these functions read and write
-Orbax's own on-disk format (zarr v3 arrays and `_METADATA`) through TensorStore, which Orbax itself
-uses. A test holds them to Orbax: it must restore what is written here.
+Orbax saves and restores whole trees. Conversion needs a block of one layer at a time, so that
+memory is bounded whatever the model's size. So these functions read and write Orbax's own format
+on disk (zarr v3 arrays and `_METADATA`) through TensorStore, which Orbax uses itself. A test checks
+that Orbax restores what is written here.
 
 How an array is cut, and why:
 
@@ -11,12 +11,11 @@ How an array is cut, and why:
   Hugging Face's format. One range of bytes there is one file here, so either is written from the
   other without holding more. A 70B model is about 2,600 files, a 405B one about 14,700.
 - A file consists of *chunks* of at most 1 MiB (zarr's sharding codec), nearly square, because a
-  mesh cuts along both sides. A reader fetches the chunks it needs from within a file, so that a
-  host reads little beyond its own shards on any mesh.
-- Axes are halved, so that the borders of chunks fall on those of shards, of which there are powers
-  of two.
-- Chunks carry a CRC32C, which whoever restores them checks, and are not compressed: bfloat16
-  weights give up a fifth of their bytes to zstd, for three times the time of the processor.
+  mesh cuts along both sides. A reader fetches only the chunks that it needs from a file, so a host
+  reads little beyond its own shards on any mesh.
+- Axes are halved, so that chunks end where shards do, whose number is a power of two.
+- Chunks carry a CRC32C, which is checked when they are read. They are not compressed: zstd makes
+  bfloat16 weights a fifth smaller and takes three times the processor's time.
 """
 
 import contextlib
@@ -52,8 +51,8 @@ def array_cuts(
       sizes: of every axis.
       itemsize: bytes of a number.
     """
-    # Numbers along an axis of HF's tensor that a place of ours stands for; an axis that is inside
-    # of one there (head_dim) is never cut.
+    # How many indices along an axis of HF's tensor one index along ours stands for. An axis that
+    # is inside of one there (head_dim) is never cut.
     units = {first: math.prod(sizes[axis] for axis in rest) for first, *rest in hf_groups(row)}
     file = {axis: 1 if axis == "layers" else sizes[axis] for axis in row.all_axes}
     band = band_axis(row)
@@ -96,7 +95,7 @@ def create_array(
                 "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(file)}},
                 "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
             },
-            # Chunks of zeros too: a chunk that is not there is then known to be lost.
+            # Chunks of zeros too, so that a chunk that is not there is known to be lost.
             "store_data_equal_to_fill_value": True,
         },
         create=True,
@@ -104,23 +103,29 @@ def create_array(
 
 
 def written_by_orbax(params: Path) -> bool:
-    """Whether Orbax saved these arrays, as of a run, or `create_array` made them."""
+    """Whether Orbax saved these arrays (a run's), and not `create_array` (a converted model's)."""
     return (params / "manifest.ocdbt").exists()
 
 
 def open_array(
-    params: Path, path: str, *, partial: bool = False, context: ts.Context | None = None
+    params: Path,
+    path: str,
+    shape: Sequence[int] | None = None,
+    *,
+    writing: bool = False,
+    context: ts.Context | None = None,
 ) -> ts.TensorStore:
     """Opens the array of a parameter, whether Orbax or `create_array` wrote it.
 
     Args:
       params: the directory of the arrays.
       path: of the parameter.
-      partial: open it for writing, and do not ask whether all of it is there.
+      shape: what the model's config calls for; not checked if not given.
+      writing: open it for writing too, and do not check that all of its files are there.
       context: of TensorStore; with a cache, chunks that were read are kept in it.
 
     Raises:
-      UserError: it is not there, or damaged.
+      UserError: it is not there, damaged, or of another shape.
     """
     if written_by_orbax(params):
         base = {"driver": "file", "path": f"{params}/"}  # as a URL it would have to be absolute
@@ -129,20 +134,25 @@ def open_array(
         kvstore = {"driver": "file", "path": f"{params / _name(path)}/"}
     spec = {"driver": "zarr3", "kvstore": kvstore, "store_data_equal_to_fill_value": True}
     with _damage(params, path, "missing or damaged"):
-        recheck = None if context is None else False  # what is kept is not asked for again
+        recheck = None if context is None else False  # cached chunks are not read again
         array = ts.open(
-            spec, read=True, write=partial, context=context, recheck_cached_data=recheck
+            spec, read=True, write=writing, context=context, recheck_cached_data=recheck
         ).result()
-    if kvstore["driver"] == "file" and not partial:
-        # zarr reads a file that is not there as zeros: count, or a lost one is a wrong model.
-        files: Any = array.chunk_layout.write_chunk.shape
-        expected = math.prod(-(-size // file) for size, file in zip(array.shape, files))
-        found = sum(file.is_file() for file in (params / _name(path) / "c").rglob("*"))
-        if found != expected:
+    if kvstore["driver"] == "file" and not writing:
+        # zarr reads a missing file as zeros, so a lost file would be a wrong model: count them.
+        file_shape: Any = array.chunk_layout.write_chunk.shape
+        expected = math.prod(-(-size // file) for size, file in zip(array.shape, file_shape))
+        count = sum(file.is_file() for file in (params / _name(path) / "c").rglob("*"))
+        if count != expected:
             raise UserError(
-                f"{params}: parameter {path!r} has {found} of its {expected} files; convert the "
+                f"{params}: parameter {path!r} has {count} of its {expected} files; convert the "
                 "model again"
             )
+    if shape is not None and array.shape != tuple(shape):
+        raise UserError(
+            f"{params}: parameter {path!r} has shape {tuple(array.shape)}, but config.json calls "
+            f"for {tuple(shape)}"
+        )
     return array
 
 
@@ -173,15 +183,15 @@ def _damage(params: Path, path: str, what: str) -> Any:
         raise UserError(f"{params}: parameter {path!r} is {what} ({str(error)[:200]})") from error
 
 
-def forget_file(params: Path, path: str, place: Sequence[int]) -> None:
-    """Lets the kernel drop what it keeps of an array's file, so that reading it asks the disk."""
-    name = (params / _name(path) / "c").joinpath(*map(str, place))
+def forget_file(params: Path, path: str, grid_index: Sequence[int]) -> None:
+    """Drops an array's file from the kernel's page cache, so that the disk is read next."""
+    name = (params / _name(path) / "c").joinpath(*map(str, grid_index))
     with contextlib.suppress(OSError), open(name, "rb") as file:
         forget(file.fileno())
 
 
 def cause(error: BaseException) -> str:
-    """What TensorStore said, out of all that Orbax wraps around it; it names the file."""
+    """TensorStore's message, which names the file, without what Orbax wraps around it."""
     while inner := error.__cause__ or error.__context__:
         error = inner
     return str(error).split(" [tensorstore_spec")[0][:400]
@@ -201,7 +211,7 @@ def array_paths(params: Path) -> set[str]:
 
 
 def write_metadata(checkpoint: Path, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Writes what makes `checkpoint/params` an Orbax checkpoint; call it when all arrays are."""
+    """Writes what makes `checkpoint/params` an Orbax checkpoint, after all of its arrays."""
     now = time.time_ns()
     tree: dict[str, Any] = {}
     for path, shape in shapes.items():

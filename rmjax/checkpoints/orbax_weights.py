@@ -11,16 +11,15 @@ from rmjax.checkpoints.hf_mapping import hf_keys, hf_shape, our_index, to_hf
 from rmjax.checkpoints.hf_weights import Weights
 from rmjax.checkpoints.orbax_arrays import open_array, read_block, written_by_orbax
 from rmjax.checkpoints.pretrained import Pretrained
-from rmjax.checkpoints.tensor_slices import SLICE_BYTES, contiguous
-from rmjax.errors import UserError
+from rmjax.checkpoints.tensor_slices import SLICE_BYTES
 from rmjax.models.config import LlamaConfig
 from rmjax.models.heads import RewardHead, model_parameters, model_sizes
 from rmjax.models.parameters import Parameter
 
-# Of a run, what was read is kept until so many times its largest tensor's bytes, in float32, are.
-# A run is cut as its mesh was, and a band of a tensor has a part of every chunk of it: otherwise
-# each band would read the whole tensor. More than once, for the tensor that follows.
-_KEPT = 1.25
+# The cache for chunks of a run, in sizes of its largest tensor in float32. A run's arrays are cut
+# as its mesh was, so a slice of a tensor needs a part of every chunk: without a cache each slice
+# would read the whole tensor again. It has some room for the tensor that follows.
+_CACHED_TENSORS = 1.25
 
 
 def named_weights(source: Pretrained) -> Weights:
@@ -31,12 +30,12 @@ def named_weights(source: Pretrained) -> Weights:
     """
     if not isinstance(source.weights, Path):
         return source.weights
-    assert source.spec is not None  # nothing of Orbax is opened without
+    assert source.spec is not None  # every Orbax model has one
     return OrbaxWeights(source.weights, source.llama, len(source.spec.attributes))
 
 
 class OrbaxWeights:
-    """The arrays of an Orbax checkpoint that has `params`; any number of threads may read."""
+    """The arrays of an Orbax checkpoint as `Weights`; any number of threads may read."""
 
     def __init__(self, checkpoint: Path, llama: LlamaConfig, attributes: int):
         """Opens the arrays; raises a `UserError` unless they are those of the config."""
@@ -46,16 +45,12 @@ class OrbaxWeights:
         self._arrays: dict[str, ts.TensorStore] = {}
         rows = list(model_parameters(llama, RewardHead(attributes)))
         largest = 4 * max(math.prod(hf_shape(row, self._sizes)) for row in rows)
-        kept = int(_KEPT * max(largest, SLICE_BYTES)) if written_by_orbax(self._params) else 0
-        context = ts.Context({"cache_pool": {"total_bytes_limit": kept}})
+        from_run = written_by_orbax(self._params)
+        cached = int(_CACHED_TENSORS * max(largest, SLICE_BYTES)) if from_run else 0
+        context = ts.Context({"cache_pool": {"total_bytes_limit": cached}})
         for row in rows:
-            array = self._arrays[row.path] = open_array(self._params, row.path, context=context)
-            shape = tuple(self._sizes[axis] for axis in row.all_axes)
-            if tuple(array.shape) != shape:
-                raise UserError(
-                    f"{self._params}: parameter {row.path!r} has shape {tuple(array.shape)}, but "
-                    f"config.json calls for {shape}"
-                )
+            shape = [self._sizes[axis] for axis in row.all_axes]
+            self._arrays[row.path] = open_array(self._params, row.path, shape, context=context)
             self._rows |= {key: (row, layer) for layer, key in enumerate(hf_keys(row, llama))}
 
     def keys(self) -> set[str]:
@@ -70,11 +65,11 @@ class OrbaxWeights:
     def read(self, key: str, index: Sequence[slice] = ()) -> np.ndarray:
         row, layer = self._rows[key]
         ours = our_index(row, index, self._sizes)
-        place = tuple(ours.get(axis, slice(None)) for axis in row.axes.split())
-        place = (layer, *place) if row.stacked else place
-        block = read_block(self._arrays[row.path], self._params, row.path, place)
+        within = tuple(ours.get(axis, slice(None)) for axis in row.axes.split())
+        within = (layer, *within) if row.stacked else within
+        block = read_block(self._arrays[row.path], self._params, row.path, within)
         own = {axis: part.stop - part.start for axis, part in ours.items()}
-        return contiguous(to_hf(row, block, {**self._sizes, **own}))
+        return to_hf(row, block, {**self._sizes, **own})
 
     def files(self) -> list[Path]:
         return [file for file in self.where.rglob("*") if file.is_file()]

@@ -1,4 +1,4 @@
-"""Finding a model on disk, whatever its form, and reading its parameters onto a mesh."""
+"""Opens a model on disk, whatever its form; `loading` reads its parameters onto a mesh."""
 
 import dataclasses
 import math
@@ -13,25 +13,28 @@ from rmjax.checkpoints import manager
 from rmjax.checkpoints.gguf import GGUFWeights
 from rmjax.checkpoints.hf_weights import (
     SafetensorsWeights,
-    TensorCheck,
     Weights,
     check_tensors,
-    read_json,
 )
 from rmjax.checkpoints.hub import local_path
-from rmjax.checkpoints.model_files import ADAPTER_CONFIG, FILE, PLAN, hf_attributes, read_spec
+from rmjax.checkpoints.model_files import (
+    ADAPTER_CONFIG,
+    JOURNAL,
+    SPEC_FILE,
+    hf_attributes,
+    read_spec,
+)
 from rmjax.checkpoints.orbax_arrays import array_paths, read_array
 from rmjax.data.tokenizer import Tokenizer, load_tokenizer
 from rmjax.errors import UserError
 from rmjax.models.config import NO_LORA, LlamaConfig, LoraConfig
 from rmjax.models.heads import RewardHead, model_parameters
 from rmjax.models.hf_config import llama_config_from_hf
-from rmjax.models.parameters import (
-    THRESHOLDS,
-)
+from rmjax.models.parameters import THRESHOLDS
 from rmjax.models.rewards.spec import RewardSpec, Temperature
+from rmjax.runtime.files import read_json
 
-_HEADER_BYTES = 1 << 20  # of a file of weights: more than any header
+_HEADER_BYTES = 1 << 20  # read of each file of weights: more than any header has
 WEIGHTS = "checkpoint"  # a converted model's Orbax checkpoint, inside its directory
 
 
@@ -45,8 +48,8 @@ class Pretrained:
       llama: the architecture.
       spec: names of the head's outputs and more; None for a causal model without a head.
       weights: tensors by HF key, or the Orbax checkpoint that holds `params`.
-      check: what was found out about tensors in HF's naming.
-      lora: adapters that are beside the weights and belong to the model.
+      lora: adapters that are stored beside the weights and belong to the model.
+      unused: tensors that a reward model does not need.
     """
 
     name: str
@@ -54,8 +57,8 @@ class Pretrained:
     llama: LlamaConfig
     spec: RewardSpec | None
     weights: Weights | Path
-    check: TensorCheck | None
     lora: LoraConfig = NO_LORA
+    unused: tuple[str, ...] = ()
 
     def tokenizer(self) -> Tokenizer:
         """The model's own tokenizer, its date frozen."""
@@ -63,11 +66,11 @@ class Pretrained:
 
     @property
     def has_head(self) -> bool:
-        """Whether `load_params` finds a head, or makes one."""
+        """Whether there is a head to load; else `load_params` makes a new one."""
         return self.spec is not None
 
     def state(self) -> str:
-        """What changes when a file does: names, sizes, times, and headers of weights."""
+        """A fingerprint of the files: their names, sizes, times, and headers of weights."""
         digest = xxhash.xxh3_64()
         files = [file for file in self.files.glob("*") if file.is_file()]
         if isinstance(self.weights, Path):
@@ -83,12 +86,12 @@ class Pretrained:
         return digest.hexdigest()
 
     def without_head(self) -> "Pretrained":
-        """The same model, whose head is to be a fresh one."""
+        """The same model without its head, so that `load_params` makes a new one."""
         return dataclasses.replace(self, spec=None)
 
 
 def public_name(name: str) -> str:
-    """What an exported model says of its source: a hub id, or the last part of a local path."""
+    """The name of a source in files that others see: a hub id, or a local path's last part."""
     path = Path(name).expanduser()
     return path.resolve().name if path.exists() else name
 
@@ -107,14 +110,15 @@ def open_pretrained(name: str) -> Pretrained:
             raise UserError(f"{path}: a file, but not a .gguf one; name the model's directory")
         weights = GGUFWeights(path)
         llama = llama_config_from_hf(weights.config, str(path))
-        return Pretrained(name, path, llama, None, weights, check_tensors(weights, llama, 1))
+        unused = check_tensors(weights, llama, 1)
+        return Pretrained(name, path, llama, None, weights, unused=unused)
     if (path / manager.DIRECTORY).is_dir():
         files = path / "model"
         weights, evaluation = manager.best_checkpoint(path)
         return _open_orbax(name, files, weights, evaluation)
     if (path / WEIGHTS).is_dir():
         return _open_orbax(name, path, path / WEIGHTS)
-    if (path / PLAN).exists():
+    if (path / JOURNAL).exists():
         raise UserError(f"{path}: an unfinished conversion; give the same command again to end it")
     if (path / ADAPTER_CONFIG).exists():
         raise UserError(
@@ -134,37 +138,37 @@ def _open_huggingface(name: str, path: Path) -> Pretrained:
     llama = llama_config_from_hf(raw, str(path / "config.json"))
     weights = SafetensorsWeights(path)
     architectures = raw.get("architectures") or []
-    spec = None
+    spec, keys = None, weights.keys()
     if "LlamaForSequenceClassification" in architectures:
         attributes = hf_attributes(raw, path / "config.json")
-        if (path / FILE).exists():
+        if (path / SPEC_FILE).exists():
             spec = read_spec(path)
             if spec.attributes != attributes:
-                raise UserError(f"{path}: {FILE} and config.json name other attributes")
+                raise UserError(f"{path}: {SPEC_FILE} and config.json name other attributes")
         else:
             spec = RewardSpec(attributes, {attributes[0]: 1.0}, source=public_name(name))
-    elif "score.weight" in weights.keys():  # noqa: SIM118  (not a mapping)
+    elif "score.weight" in keys:
         raise UserError(
             f"{path}: 'score.weight' is there, but config.json's 'architectures' is "
             f"{architectures}, expected LlamaForSequenceClassification"
         )
-    check = check_tensors(weights, llama, len(spec.attributes) if spec else 1)
-    if spec and not check.has_head:
+    unused = check_tensors(weights, llama, len(spec.attributes) if spec else 1)
+    if spec and "score.weight" not in keys:
         raise UserError(f"{path}: a classification model whose head 'score.weight' is missing")
-    return Pretrained(name, path, llama, spec, weights, check)
+    return Pretrained(name, path, llama, spec, weights, unused=unused)
 
 
 def _open_orbax(
     name: str, files: Path, weights: Path, evaluation: Mapping[str, Any] = MappingProxyType({})
 ) -> Pretrained:
-    """Opens an Orbax model, or a run's checkpoint, whose spec gets what training found out."""
+    """Opens an Orbax model, or a run's checkpoint: then the spec gets what training learned."""
     spec = read_spec(files)
     if temperature := _temperature(evaluation):
         spec = dataclasses.replace(spec, temperature=temperature)
     where = files / "config.json"
     llama = llama_config_from_hf(read_json(where), str(where))
     paths = array_paths(weights / "params")
-    # A converted model has them in its spec.
+    # A converted model has its thresholds in the spec, a run among its parameters.
     trained = spec.ordinal.count if spec.ordinal and not spec.ordinal.thresholds else 0
     head = RewardHead(len(spec.attributes))
     expected = {row.path for row in model_parameters(llama, head, spec.lora)}
@@ -178,11 +182,11 @@ def _open_orbax(
         raw = read_array(weights / "params", THRESHOLDS.path)
         scale = spec.ordinal.with_raw(raw, spec.attributes)
         spec = dataclasses.replace(spec, ordinal=scale)
-    return Pretrained(name, files, llama, spec, weights, None, spec.lora)
+    return Pretrained(name, files, llama, spec, weights, spec.lora)
 
 
 def _temperature(evaluation: Mapping[str, Any]) -> Temperature | None:
-    """The one that an evaluation's pairs gave, if they gave any."""
+    """The temperature that was fitted on an evaluation's pairs, if there is one."""
     pairs = evaluation.get("pairs") or {}
     value = pairs.get("temperature")
     if value is None or not math.isfinite(value):

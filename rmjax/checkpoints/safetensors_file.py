@@ -1,10 +1,10 @@
 """One safetensors file: where each tensor's bytes are, read and written by ranges.
 
-The library (`safetensors`) opens a file once, to check it. It is not asked for the tensors: it maps
-the file into memory, and every page it touches counts as this process's own until the kernel takes
-it back, so that a bound on memory would be a bound in name only. Nor is it asked to write: it
-wants a whole file's tensors in memory. The format, from its documentation: 8 bytes of header
-length, a JSON header padded to 8 bytes, the tensors' bytes one after the other in C order.
+The library `safetensors` only checks a file here. It does not read the tensors: it maps the file
+into memory, and every page that it touches counts as this process's memory until the kernel takes
+it back, so memory would not be bounded. It does not write them either: it needs all tensors of a
+file in memory. The format, from its documentation: 8 bytes of header length, a JSON header padded
+to 8 bytes, the tensors' bytes one after the other in C order.
 """
 
 import dataclasses
@@ -21,17 +21,17 @@ from safetensors import SafetensorError, safe_open
 
 from rmjax.errors import UserError
 
-# numpy's names of the dtypes a model may have, and safetensors'.
+# The dtypes that a model may have, by numpy's name, and safetensors' name for each.
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _NUMPY = {theirs: ours for ours, theirs in DTYPES.items()}
-# Storage reads pages of 4 KiB: where less than that lies between two slices of a row, reading
-# whole rows moves no more bytes and takes fewer calls.
+# Storage reads pages of 4 KiB: where less than that lies between the wanted parts of two rows,
+# reading whole rows moves no more bytes and takes fewer calls.
 _PAGE = 4096
 _BUFFER = 16 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Entry:
     """A tensor in a file: its dtype by safetensors' name, its shape, and its first byte."""
 
     dtype: str
@@ -44,7 +44,7 @@ class SafetensorsFile:
 
     Attributes:
       path: where it is.
-      places: every tensor by its key.
+      entries: every tensor by its key.
     """
 
     def __init__(self, path: Path):
@@ -60,14 +60,14 @@ class SafetensorsFile:
         start = 8 + int.from_bytes(self._file.read(8), "little")
         header = json.loads(self._file.read(start - 8))
         header.pop("__metadata__", None)
-        self.places = {
-            key: Place(entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
-            for key, entry in header.items()
+        self.entries = {
+            key: Entry(fields["dtype"], tuple(fields["shape"]), start + fields["data_offsets"][0])
+            for key, fields in header.items()
         }
 
     def dtype(self, key: str) -> np.dtype:
-        """The dtype of a tensor; a `UserError` if it is none that a model may have."""
-        name = self.places[key].dtype
+        """The dtype of a tensor; a `UserError` if a model may not have it."""
+        name = self.entries[key].dtype
         if name not in _NUMPY:
             raise UserError(f"{self.path}: tensor {key!r} is {name}; supported: {list(_NUMPY)}")
         return np.dtype(_NUMPY[name])
@@ -75,37 +75,36 @@ class SafetensorsFile:
     def read(self, key: str, index: Sequence[slice] = ()) -> np.ndarray:
         """A tensor, or the block of it that `index` cuts out (one slice an axis, from the left).
 
-        Only the block's bytes are read, save that what lies between two slices of a row is read
-        along where it is less than a page.
+        Only the block's bytes are read, and what lies between them where it is less than a page.
         """
-        place, dtype = self.places[key], self.dtype(key)
-        index = [*index, *[slice(None)] * (len(place.shape) - len(index))]
-        bounds = [part.indices(size)[:2] for part, size in zip(index, place.shape)]
+        entry, dtype = self.entries[key], self.dtype(key)
+        index = [*index, *[slice(None)] * (len(entry.shape) - len(index))]
+        bounds = [span.indices(size)[:2] for span, size in zip(index, entry.shape)]
         out = np.empty([max(0, stop - start) for start, stop in bounds], dtype)
         if not out.size:
             return out
-        if out.shape[1:] == place.shape[1:]:  # rows, which lie together
-            row = math.prod(place.shape[1:]) * dtype.itemsize
-            self._fill(out, place.offset + (bounds[0][0] * row if bounds else 0))
+        if out.shape[1:] == entry.shape[1:]:  # whole rows, which lie together
+            row = math.prod(entry.shape[1:]) * dtype.itemsize
+            self._fill(out, entry.offset + (bounds[0][0] * row if bounds else 0))
             return out
         if out.ndim != 2:
-            raise ValueError(f"tensor {key!r} of shape {place.shape} cannot be cut by {index}")
-        self._fill_columns(out, place, bounds)
+            raise ValueError(f"tensor {key!r} of shape {entry.shape} cannot be cut by {index}")
+        self._fill_columns(out, entry, bounds)
         return out
 
     def _fill_columns(
-        self, out: np.ndarray, place: Place, bounds: Sequence[tuple[int, int]]
+        self, out: np.ndarray, entry: Entry, bounds: Sequence[tuple[int, int]]
     ) -> None:
         (first, last), (left, right) = bounds
-        row, size = place.shape[1] * out.itemsize, out.itemsize
-        if (place.shape[1] - out.shape[1]) * size >= _PAGE:
+        row, size = entry.shape[1] * out.itemsize, out.itemsize
+        if (entry.shape[1] - out.shape[1]) * size >= _PAGE:
             for number in range(first, last):
-                self._fill(out[number - first], place.offset + number * row + left * size)
+                self._fill(out[number - first], entry.offset + number * row + left * size)
             return
         step = max(1, _BUFFER // row)
         for number in range(first, last, step):
-            rows = np.empty((min(step, last - number), place.shape[1]), out.dtype)
-            self._fill(rows, place.offset + number * row)
+            rows = np.empty((min(step, last - number), entry.shape[1]), out.dtype)
+            self._fill(rows, entry.offset + number * row)
             out[number - first : number - first + len(rows)] = rows[:, left:right]
 
     def _fill(self, out: np.ndarray, offset: int) -> None:
@@ -142,18 +141,18 @@ def file_layout(tensors: Sequence[tuple[str, tuple[int, ...], np.dtype]]) -> Lay
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
-    places = {key: start + offset for key, offset in offsets.items()}
-    return Layout(len(text).to_bytes(8, "little") + text, places, start + offset)
+    absolute = {key: start + offset for key, offset in offsets.items()}
+    return Layout(len(text).to_bytes(8, "little") + text, absolute, start + offset)
 
 
 def create_file(path: Path, layout: Layout) -> None:
-    """Makes a file as long as it will be; without its header nothing takes it for a model's."""
+    """Makes a file of its final length; without a header nothing takes it for a model's."""
     with open(path, "wb") as file:
         file.truncate(layout.size)
 
 
 def write_header(path: Path, layout: Layout) -> None:
-    """Writes the header, when all tensors are written, and reads it back."""
+    """Writes the header, after all tensors, and reads it back."""
     header = np.frombuffer(layout.header, np.uint8)
     write_range(path, 0, header)
     if not np.array_equal(read_range(path, 0, header.shape, header.dtype), header):
@@ -171,7 +170,7 @@ def write_range(path: Path, offset: int, array: np.ndarray) -> None:
 
 
 def read_range(path: Path, offset: int, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """Reads an array back from the disk, not from the kernel's memory of having written it."""
+    """Reads an array back from the disk, not from the kernel's page cache."""
     out = np.empty(shape, dtype)
     with open(path, "rb", buffering=0) as file:
         forget(file.fileno(), offset, out.nbytes)
@@ -189,6 +188,6 @@ def _fill(file: int, out: np.ndarray, offset: int, path: Path) -> None:
 
 
 def forget(file: int, offset: int = 0, length: int = 0) -> None:
-    """Lets the kernel drop what it keeps of a file (of what is on the disk already)."""
+    """Drops what is on the disk already from the kernel's page cache of a file."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file, offset, length, os.POSIX_FADV_DONTNEED)

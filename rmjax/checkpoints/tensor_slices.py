@@ -1,13 +1,12 @@
-"""The units of conversion: bands of a layer's tensor, small enough to hold several in memory.
+"""The slices that a conversion copies: bands of a layer's tensor, several of which fit in memory.
 
-Hugging Face's tensor of a layer is cut along its first axis, so that a part is one range of bytes
-in its file; here it is a block of the stacked array that is cut along the same axis.
+Hugging Face's tensor of a layer is cut along its first axis, so that a slice is one range of bytes
+in its file. In our stacked array it is a block, cut along the same axis.
 """
 
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from itertools import product
 
 import numpy as np
 
@@ -19,15 +18,15 @@ SLICE_BYTES = 64 << 20
 
 @dataclasses.dataclass(frozen=True)
 class TensorSlice:
-    """Part `start:stop` of an HF tensor along the axis that leads it (heads, mlp, vocab, ...).
+    """`start:stop` of an HF tensor along our axis that comes first in it (heads, mlp, vocab, ...).
 
     Attributes:
-      number: its place in the plan of the conversion.
+      number: of the slice in its conversion, from 0.
       row: the parameter.
       key: the HF tensor.
       layer: which layer it is of; 0 where the parameter is not stacked.
-      start: first place along `band_axis(row)`.
-      stop: one behind the last.
+      start: first index along `band_axis(row)`.
+      stop: one after the last.
       sizes: of every axis of the whole model.
       dtype: of the converted tensor.
     """
@@ -61,7 +60,7 @@ class TensorSlice:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the converted part."""
+        """Bytes of the converted slice."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
@@ -76,46 +75,20 @@ class TensorSlice:
         return (*layer, *(self._band.get(axis, slice(None)) for axis in self.row.axes.split()))
 
     def from_hf(self, block: np.ndarray) -> np.ndarray:
-        """The part in our axes, C-contiguous, from HF's."""
-        return contiguous(from_hf(self.row, block, self._own_sizes))
+        """The slice in our axes, C-contiguous, from HF's."""
+        return from_hf(self.row, block, self._own_sizes)
 
     def to_hf(self, block: np.ndarray) -> np.ndarray:
-        """The part in HF's axes, C-contiguous, from ours."""
-        return contiguous(to_hf(self.row, block, self._own_sizes))
+        """The slice in HF's axes, C-contiguous, from ours."""
+        return to_hf(self.row, block, self._own_sizes)
 
 
 def band_axis(row: Parameter) -> str:
-    """The axis of ours that leads the parameter's HF tensor."""
+    """Our axis that comes first in the parameter's HF tensor."""
     return row.hf_axes.replace("(", "").replace(")", "").split()[0]
 
 
 def cut(size: int, step: int) -> Iterator[tuple[int, int]]:
-    """`size` places in bands of at most `step`."""
+    """Start and stop of bands of at most `step` that make up an axis of `size`."""
     for start in range(0, size, step):
         yield start, min(start + step, size)
-
-
-def contiguous(array: np.ndarray) -> np.ndarray:
-    """The same numbers in C order; the array itself where they are.
-
-    Most of a model is transposed on its way. numpy copies a transposed array element by element,
-    one side of it in steps of a row, which misses every cache: 0.1 to 0.2 GB/s. Block by block
-    through a small buffer that is more than ten times as fast.
-    """
-    if array.flags.c_contiguous or array.ndim < 2:
-        return np.ascontiguousarray(array)
-    fast = int(np.argmin(np.abs(array.strides)))  # the axis whose neighbours lie together
-    last = array.ndim - 1
-    if fast == last:
-        return np.ascontiguousarray(array)
-    # As whole numbers: numpy copies those of its own types faster than bfloat16.
-    out, array = np.empty(array.shape, array.dtype), array.view(f"u{array.itemsize}")
-    spans = [[slice(n, n + 1) for n in range(size)] for size in array.shape]
-    for axis, length in ((fast, 256), (last, 32)):
-        spans[axis] = [slice(*span) for span in cut(array.shape[axis], length)]
-    stored = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
-    inverse, target = np.argsort(stored), out.view(array.dtype)
-    for block in product(*spans):
-        staged = np.ascontiguousarray(array[block].transpose(stored))
-        target[block] = staged.transpose(inverse)
-    return out

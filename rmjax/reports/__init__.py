@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from rmjax.errors import UserError, disk_errors
 from rmjax.reports import html, markdown
 from rmjax.reports.document import Document, figures
 from rmjax.reports.drawing import png
+from rmjax.runtime.files import replace_file
 
 
 def write(document: Document, directory: Path, data: Mapping[str, Any]) -> list[Path]:
@@ -42,9 +42,9 @@ def write(document: Document, directory: Path, data: Mapping[str, Any]) -> list[
             if found:
                 (directory / markdown.FIGURES).mkdir(exist_ok=True)
             for figure in found:
-                _replace(directory / markdown.figure_path(figure), png(figure.drawing))
+                replace_file(directory / markdown.figure_path(figure), png(figure.drawing))
             for name, text in texts.items():
-                _replace(directory / name, text.encode("utf-8", errors="replace"))
+                replace_file(directory / name, text.encode("utf-8", errors="replace"))
     except OSError as error:
         raise UserError(
             f"{directory}: the report cannot be written there ({error.strerror}); choose another "
@@ -66,9 +66,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

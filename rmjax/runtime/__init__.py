@@ -1,1 +1,1 @@
-"""What a program runs on: mesh, processes, compilation, memory."""
+"""What a program runs on: mesh, processes, compilation, memory, files."""

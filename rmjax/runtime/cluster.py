@@ -1,6 +1,9 @@
-"""Many processes as one run: how they find each other.
+"""How the processes of one run find each other; a single process needs nothing of this.
 
-Nothing here is needed, or done, for a single process.
+JAX can detect clusters itself (`jax._src.clusters`), but not all that are served here. In SLURM it
+gives each task one device, also one that has a node of many to itself, two steps of a job share a
+port, and it cannot read a node list like rack[1-2]n3. In Open MPI 5 it detects nothing. And what
+goes wrong is not said so that a user can fix it. Only a TPU pod's hosts are found by JAX's code.
 """
 
 import dataclasses
@@ -17,23 +20,23 @@ import jax
 
 from rmjax.errors import UserError
 
-JOIN_SECONDS = 300  # in which all processes must have started
-HEARTBEAT_SECONDS = 100  # after which a process that is not heard of is dead, to all others
+JOIN_SECONDS = 300  # in which all processes must start
+HEARTBEAT_SECONDS = 100  # after which a silent process counts as dead
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ClusterProcess:
     """One process among many.
 
     Attributes:
-      found: who says so.
+      launcher: what started the processes, and so says which is which.
       processes: how many there are.
       process: which of them this is, from 0.
-      coordinator: HOST:PORT of process 0, where all meet.
-      devices: the local devices this process takes, by number; None for all it sees.
+      coordinator: HOST:PORT of process 0, to which all others connect.
+      devices: the numbers of the local devices that this process uses; None for all it sees.
     """
 
-    found: str
+    launcher: str
     processes: int
     process: int
     coordinator: str
@@ -48,47 +51,47 @@ def initialize(
     join_seconds: float = JOIN_SECONDS,
     heartbeat_seconds: int = HEARTBEAT_SECONDS,
 ) -> None:
-    """Joins this process with the others of the run, if there are any; before JAX is used.
+    """Connects this process with the others of the run, if there are any; before JAX is used.
 
-    Where SLURM (`srun`), Open MPI (`mpirun`) or a TPU pod started the processes, they say which is
-    which; elsewhere the arguments do, all three of them, on every process.
+    Processes that SLURM (`srun`), Open MPI (`mpirun`) or a TPU pod started are numbered by it.
+    Elsewhere every process needs all three arguments.
 
     Args:
       coordinator: HOST:PORT of process 0; with SLURM or Open MPI it may be given alone.
       processes: how many there are.
       process: which of them this is, from 0.
-      join_seconds: how long to wait for the others before this process ends.
-      heartbeat_seconds: how long the others may be silent before this process ends.
+      join_seconds: how long to wait for the others before this process exits.
+      heartbeat_seconds: how long another process may be silent before this one exits.
 
     Raises:
       UserError: the arguments are incomplete, or contradict each other or the environment.
     """
-    place = find_place(os.environ, coordinator, processes, process)
-    if place is None:
+    own = detect_process(os.environ, coordinator, processes, process)
+    if own is None:
         return
-    if place.process == 0:
-        _check_port(int(place.coordinator.rsplit(":", 1)[1]))
-    late = threading.Timer(join_seconds, _end_alone, (place, join_seconds))
+    if own.process == 0:
+        _check_port(int(own.coordinator.rsplit(":", 1)[1]))
+    late = threading.Timer(join_seconds, _exit_alone, (own, join_seconds))
     late.daemon = True
     late.start()
     try:
         jax.distributed.initialize(
-            place.coordinator,
-            place.processes,
-            place.process,
-            place.devices,
+            own.coordinator,
+            own.processes,
+            own.process,
+            own.devices,
             cluster_detection_method="deactivate",
-            initialization_timeout=int(join_seconds) + 60,  # which aborts: we end before
+            initialization_timeout=int(join_seconds) + 60,  # later than ours, since JAX aborts
             heartbeat_timeout_seconds=heartbeat_seconds,
         )
     finally:
         late.cancel()
-    if place.process == 0:
-        print(f"processes   {place.processes} ({place.found})", flush=True)
+    if own.process == 0:
+        print(f"processes   {own.processes} ({own.launcher})", flush=True)
 
 
 def _check_port(port: int) -> None:
-    """Raises a `UserError` if this process cannot listen there; JAX might crash instead."""
+    """Raises a `UserError` if this process cannot listen on `port`; JAX might crash instead."""
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
     try:
@@ -100,30 +103,30 @@ def _check_port(port: int) -> None:
         ) from error
 
 
-def _end_alone(place: Place, seconds: float) -> None:
+def _exit_alone(own: ClusterProcess, seconds: float) -> None:
     """Ends a process that waits in vain; JAX itself would abort with a stack trace."""
     try:
-        host, port = place.coordinator.rsplit(":", 1)
+        host, port = own.coordinator.rsplit(":", 1)
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-        why = f"not all of the {place.processes} processes were there"
+        why = f"not all of the {own.processes} processes were there"
     except OSError as error:
-        why = f"process 0 could not be reached at {place.coordinator} ({error})"
+        why = f"process 0 could not be reached at {own.coordinator} ({error})"
     print(
-        f"error: process {place.process} waited {seconds:g} s for the others; {why} "
-        f"(started by {place.found})",
+        f"error: process {own.process} waited {seconds:g} s for the others; {why} "
+        f"(started by {own.launcher})",
         file=sys.stderr,
         flush=True,
     )
     os._exit(1)
 
 
-def find_place(
+def detect_process(
     environment: Mapping[str, str],
     coordinator: str | None,
     processes: int | None,
     process: int | None,
-) -> Place | None:
-    """Which process of how many this is; None where there is one alone.
+) -> ClusterProcess | None:
+    """Which process of how many this is; None if there is only one.
 
     Raises:
       UserError: see `initialize`.
@@ -136,9 +139,9 @@ def find_place(
         raise UserError(f"--process={process}: of {processes} processes they are numbered from 0")
     given = {"coordinator": coordinator, "processes": processes, "process": process}
     missing = [f"--{name}" for name, value in given.items() if value is None]
-    found = _of_slurm(environment) or _of_open_mpi(environment) or (_of_tpu() if missing else None)
-    if found is not None:
-        return _confirmed(found, given)
+    own = _of_slurm(environment) or _of_open_mpi(environment) or (_of_tpu() if missing else None)
+    if own is not None:
+        return _confirmed(own, given)
     if processes == 1 or len(missing) == len(given):
         return None
     if missing:
@@ -146,28 +149,28 @@ def find_place(
             f"{' and '.join(missing)} missing: without SLURM, Open MPI or a TPU pod each process "
             "needs --coordinator=HOST:PORT --processes=N --process=I"
         )
-    return Place("flags", processes or 0, process or 0, coordinator or "")
+    return ClusterProcess("flags", processes or 0, process or 0, coordinator or "")
 
 
-def _confirmed(found: Place, given: dict[str, Any]) -> Place:
-    """What the environment says, unless the flags say otherwise; they may name the coordinator."""
+def _confirmed(own: ClusterProcess, given: dict[str, Any]) -> ClusterProcess:
+    """`own`, if the flags do not contradict it; they may name the coordinator."""
     for name in ("processes", "process"):
-        if given[name] not in (None, getattr(found, name)):
+        if given[name] not in (None, getattr(own, name)):
             raise UserError(
-                f"--{name}={given[name]}, but {found.found} started this as process "
-                f"{found.process} of {found.processes}; leave the flag out"
+                f"--{name}={given[name]}, but {own.launcher} started this as process "
+                f"{own.process} of {own.processes}; leave the flag out"
             )
     if given["coordinator"] is not None:
-        return dataclasses.replace(found, coordinator=given["coordinator"])
-    if not found.coordinator:
+        return dataclasses.replace(own, coordinator=given["coordinator"])
+    if not own.coordinator:
         raise UserError(
-            f"{found.found} does not say where process 0 runs; add --coordinator=HOST:PORT of it"
+            f"{own.launcher} does not say where process 0 runs; add --coordinator=HOST:PORT of it"
         )
-    return found
+    return own
 
 
-def _of_slurm(environment: Mapping[str, str]) -> Place | None:
-    """A task of a job step; an allocation or a batch script by itself is not one."""
+def _of_slurm(environment: Mapping[str, str]) -> ClusterProcess | None:
+    """A task of a job step; an allocation or a batch script alone is not one."""
     processes = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
     if processes == 1:
         return None
@@ -179,7 +182,7 @@ def _of_slurm(environment: Mapping[str, str]) -> Place | None:
     host = "".join(part or "" for part in first.groups())
     job, step = int(environment["SLURM_JOB_ID"]), int(environment.get("SLURM_STEP_ID", 0))
     shared = environment.get("SLURM_STEP_NUM_NODES") != str(processes)
-    return Place(
+    return ClusterProcess(
         "SLURM",
         processes,
         int(environment["SLURM_PROCID"]),
@@ -188,7 +191,7 @@ def _of_slurm(environment: Mapping[str, str]) -> Place | None:
     )
 
 
-def _of_open_mpi(environment: Mapping[str, str]) -> Place | None:
+def _of_open_mpi(environment: Mapping[str, str]) -> ClusterProcess | None:
     processes = int(environment.get("OMPI_COMM_WORLD_SIZE", 1))
     if processes == 1:
         return None
@@ -199,7 +202,7 @@ def _of_open_mpi(environment: Mapping[str, str]) -> Place | None:
     if local == processes:
         host = "127.0.0.1"
     job = environment.get("PMIX_NAMESPACE", launcher)
-    return Place(
+    return ClusterProcess(
         "Open MPI",
         processes,
         int(environment["OMPI_COMM_WORLD_RANK"]),
@@ -208,12 +211,11 @@ def _of_open_mpi(environment: Mapping[str, str]) -> Place | None:
     )
 
 
-def _of_tpu() -> Place | None:
+def _of_tpu() -> ClusterProcess | None:
     """A host of a TPU pod, of several slices too, on Compute Engine or Kubernetes."""
-    # JAX knows, but only tells whoever lets it initialise even what is a single process.
     try:
         from jax._src.clusters import cloud_tpu_cluster as tpu
-    except ImportError:  # a later JAX keeps it elsewhere; the three flags still serve
+    except ImportError:  # moved in a later JAX; the three flags still work
         return None
     for cluster in (tpu.GkeTpuCluster, tpu.GceTpuCluster):
         kind: Any = cluster
@@ -227,7 +229,7 @@ def _of_tpu() -> Place | None:
             if processes == 1:
                 return None
             address = kind.get_coordinator_address(JOIN_SECONDS, None)
-            return Place("TPU pod", processes, kind.get_process_id(), address)
+            return ClusterProcess("TPU pod", processes, kind.get_process_id(), address)
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"the hosts of this TPU pod cannot be found ({error}); name them on each with "
@@ -237,11 +239,11 @@ def _of_tpu() -> Place | None:
 
 
 def _share(environment: Mapping[str, str], local: int) -> list[int] | None:
-    """The one device that a process takes of a node it shares, unless it was given its own."""
+    """The one device that a process uses of a node that it shares; None if it was given its own."""
     alone = "," not in environment.get("CUDA_VISIBLE_DEVICES", ",")
     return None if alone or "SLURM_GPUS_PER_TASK" in environment else [local]
 
 
 def _port(job: int) -> int:
-    """A port that all processes of a job derive alike, and other jobs on the node hardly."""
+    """A port that is the same for all processes of a job, and most likely no other job's."""
     return 61440 + job % 4096

@@ -1,22 +1,22 @@
-"""How programs are compiled: what the compiler is told, and what it made, kept between runs."""
+"""How programs are compiled: the compiler's options, and its results kept between runs."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
-# A v5p's scratch memory that one operation may use, in KiB; the compiler's default is less. By its
-# own estimate more pays on v5p and costs on v5e (docs/performance.md); v6e is untried.
+from rmjax.runtime.cache import cache_root
+
+# The scratch memory of a v5p that one operation may use, in KiB; the compiler's default is less.
+# By its own estimate more pays on v5p and costs on v5e (docs/performance.md); v6e is untried.
 _SCRATCH_KIB = 65536
-_SCRATCH_CHIPS = ("TPU v5", "TPU v5p")  # both are names that JAX has for a v5p
+_SCRATCH_CHIPS = ("TPU v5", "TPU v5p")  # JAX has both names for a v5p
 
 
 def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str]:
-    """What the compiler is told about programs for the devices of `mesh`; empty but on v5p.
+    """The compiler's options for programs on the devices of `mesh`; none except on v5p.
 
-    One device there stands for all. An abstract mesh has none, and nothing is compiled for it.
+    One device stands for all. An abstract mesh has none, and nothing is compiled for it.
     """
     if isinstance(mesh, AbstractMesh):
         return {}
@@ -27,12 +27,11 @@ def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str]:
 
 
 def enable_compilation_cache() -> None:
-    """Has JAX keep what it compiles for the next run, where the user has not said where.
+    """Has JAX keep what it compiles for the next run, unless the user has chosen where.
 
-    That is `compiled/` in `$RMJAX_CACHE`, else in `~/.cache/rmjax`. JAX's own variables go first:
+    That is `compiled/` in the cache of `runtime.cache`. JAX's own variable goes first:
     `JAX_COMPILATION_CACHE_DIR` names another directory, and none if it is empty. Process 0 alone
     writes. A file that is missing, cut short or unreadable costs a compilation, never the run.
     """
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        root = Path(os.environ.get("RMJAX_CACHE", Path.home() / ".cache" / "rmjax"))
-        jax.config.update("jax_compilation_cache_dir", str(root.expanduser() / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))

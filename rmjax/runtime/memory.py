@@ -1,15 +1,15 @@
-"""The process's memory."""
+"""How the process's memory is allocated."""
 
 import contextlib
 import ctypes
 
 
 def keep_freed_memory() -> None:
-    """Lets this process use freed memory again instead of handing it back to the kernel.
+    """Lets this process use freed memory again instead of returning it to the kernel.
 
-    To be called before its work begins. Left alone, glibc returns every large buffer as it is
-    freed, and the kernel zeroes the pages of the next one: a quarter of the processor's time of a
-    conversion, a few per cent of training on CPUs. Where there is no glibc, nothing happens.
+    Call it before the work begins. By default glibc returns every large buffer when it is freed,
+    and the kernel zeroes the pages of the next one: a quarter of a conversion's processor time, a
+    few per cent of training on CPUs. Without glibc nothing happens.
     """
     trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # from malloc.h
     with contextlib.suppress(OSError, AttributeError):

@@ -1,8 +1,8 @@
-"""What the processes of a run do together: agree, wait for each other, stop and end.
+"""What the processes of a run do together: agree, wait for each other, stop and exit.
 
-They talk through JAX's coordination service, which process 0 hosts, and not through their devices:
-a message can be text, and a process that waits can still be told to end. One process alone passes
-through all of it.
+They communicate through JAX's coordination service, which process 0 hosts, and not through their
+devices: a message can be text, and a process that waits can still be told to exit. For a single
+process all of it does nothing.
 """
 
 import json
@@ -19,24 +19,24 @@ from typing import Any, NoReturn
 import jax
 from jax.experimental import multihost_utils
 
-from rmjax.errors import UserError, exit_with_message
+from rmjax.errors import UserError, differing, exit_with_message
 
-# Long, because a process that waits is ended in other ways: by a failure that another one reports,
-# and by JAX when another one falls silent (`distributed.HEARTBEAT_SECONDS`).
+# Long, because other things end a process that waits: a failure that another one reports, and JAX
+# when another one falls silent (`cluster.HEARTBEAT_SECONDS`).
 _WAIT_SECONDS = 24 * 3600.0
-_LISTEN_SECONDS = 1.0  # how often a process looks whether another one failed
-_FAREWELL_SECONDS = 10.0  # how long a run that failed waits for processes that do not answer
+_POLL_SECONDS = 1.0  # between two looks whether another process failed
+_FAREWELL_SECONDS = 10.0  # that a failed run waits for processes that do not answer
 
-# Entries of the coordination service, the first two with the process's number.
+# Keys of the coordination service, the first two followed by the process's number.
 _FAILED, _ENDED, _SAID = "rmjax/failed/", "rmjax/ended/", "rmjax/said"
 _ending = threading.Lock()
 
 
 def barrier(where: str) -> None:
-    """Waits until every process has come to the point of the program named `where`."""
+    """Waits until every process has reached the point of the program named `where`."""
     client = _client()
     if client is not None:
-        client.wait_at_barrier(f"rmjax/meet/{where}", round(_WAIT_SECONDS * 1000))
+        client.wait_at_barrier(f"rmjax/barrier/{where}", round(_WAIT_SECONDS * 1000))
 
 
 def broadcast(name: str, text: str) -> str:
@@ -44,50 +44,48 @@ def broadcast(name: str, text: str) -> str:
 
     Args:
       name: of the message; each is sent once.
-      text: what process 0 says; that of the others is not looked at.
+      text: the message; only that of process 0 counts.
     """
     client = _client()
     if client is None:
         return text
     if _state().process_id == 0:
-        client.key_value_set(f"rmjax/tell/{name}", text)
+        client.key_value_set(f"rmjax/broadcast/{name}", text)
         return text
-    return client.blocking_key_value_get(f"rmjax/tell/{name}", round(_WAIT_SECONDS * 1000))
+    return client.blocking_key_value_get(f"rmjax/broadcast/{name}", round(_WAIT_SECONDS * 1000))
 
 
 def check_agreement(what: str, values: Mapping[str, Any]) -> None:
-    """Compares the `values`, in JSON's types, of all processes; returns when all have.
+    """Compares the `values` (in JSON's types) of all processes; returns when all have.
 
     Raises:
       UserError: on each process whose values are not those of process 0; it names them.
     """
     ours = json.loads(json.dumps(values))
     theirs = json.loads(broadcast(what, json.dumps(values)))
-    differences = [
-        f"{key} is {ours.get(key)!r}, there {theirs.get(key)!r}"
-        for key in sorted({*ours, *theirs})
-        if ours.get(key) != theirs.get(key)
-    ]
-    if differences:
-        raise UserError(f"its {what} differs from that of process 0: {'; '.join(differences)}")
+    if differences := sorted(differing(ours, theirs).items()):
+        listed = "; ".join(
+            f"{key} is {own!r}, there {other!r}" for key, (own, other) in differences
+        )
+        raise UserError(f"its {what} differs from that of process 0: {listed}")
     barrier(what)
 
 
 class Preemption:
-    """Notices SIGTERM, so that the loop can save and end; use as a context manager.
+    """Notices SIGTERM, so that the training loop can save and exit; use as a context manager.
 
-    One process may get it, or all: each then stops at the same step.
+    Whether one process gets it or all, they stop at the same step.
     """
 
     def __init__(self) -> None:
         self._signalled = False
 
     def requested(self, step: int) -> bool:
-        """Whether to stop after `step`; to be asked once after every step."""
+        """Whether to stop after `step`; call it once after every step."""
         if _client() is None:
             return self._signalled
-        # JAX has caught the signal since the processes joined. It spreads the news in the
-        # background and picks a step that no process has reached: nothing waits at the others.
+        # JAX has caught the signal since the processes connected. It tells the others in the
+        # background and picks a step that no process has reached, so that none has to wait.
         return multihost_utils.reached_preemption_sync_point(step)
 
     def _signal(self, number: int, frame: FrameType | None) -> None:
@@ -106,10 +104,10 @@ class Preemption:
 def run_together(main: Callable[[], None]) -> None:
     """Runs `main` on every process, and ends all of them when it fails on one.
 
-    A failure is told to all processes, printed by process 0, and the exit status of each is 1. A
-    process that was killed cannot tell. The others then find their connection to it broken, which
-    ends them at once, or wait in vain for its devices, until JAX ends them with a message about a
-    dead task: after `distributed.HEARTBEAT_SECONDS`, or at once if it was process 0.
+    A failure is reported to all processes and printed by process 0; all exit with status 1. A
+    process that was killed cannot report anything. The others then exit at once if their connection
+    to it breaks. Else they wait for its devices until JAX ends them with a message about a dead
+    task: after `cluster.HEARTBEAT_SECONDS`, or at once if it was process 0.
     """
     client = _client()
     if client is None:
@@ -120,7 +118,7 @@ def run_together(main: Callable[[], None]) -> None:
     listener.start()
     try:
         main()
-        barrier("the end")  # until then, the last words of a process are heard
+        barrier("the end")  # until then, a failure is still noticed
     except BaseException as error:
         _fail(client, error)
     done.set()
@@ -128,8 +126,8 @@ def run_together(main: Callable[[], None]) -> None:
 
 
 def _state() -> Any:
-    """What JAX knows of the processes, also before it has looked for devices."""
-    # JAX has no public way to send a text or to wait with a time limit; this is what others use.
+    """JAX's own record of the processes, which is there before it looks for devices."""
+    # JAX has no public way to send a text or to wait with a time limit; others use this as well.
     from jax._src import distributed
 
     return distributed.global_state
@@ -141,7 +139,7 @@ def _client() -> Any:
 
 
 def _listen(client: Any, done: threading.Event) -> None:
-    while not done.wait(_LISTEN_SECONDS):
+    while not done.wait(_POLL_SECONDS):
         try:
             failed = client.key_value_dir_get(_FAILED)
         except jax.errors.JaxRuntimeError:
@@ -151,24 +149,24 @@ def _listen(client: Any, done: threading.Event) -> None:
 
 
 def _fail(client: Any, error: BaseException) -> NoReturn:
-    """Tells all why this process cannot go on, and ends."""
+    """Reports to all processes why this one cannot go on, and exits."""
     if isinstance(error, UserError | KeyboardInterrupt):
         kind, text = "user", str(error) or "interrupted"
     elif isinstance(error, jax.errors.JaxRuntimeError):
         kind, text = "jax", traceback.format_exc()
     else:
         kind, text = "bug", traceback.format_exc()
-    told = json.dumps({"kind": kind, "text": text.rstrip()})
+    report = json.dumps({"kind": kind, "text": text.rstrip()})
     try:
-        client.key_value_set(f"{_FAILED}{_state().process_id}", told)
+        client.key_value_set(f"{_FAILED}{_state().process_id}", report)
     except jax.errors.JaxRuntimeError:
         _exit(text, f"error: {_lost('process 0')}")
     _end(client)
 
 
 def _end(client: Any) -> NoReturn:
-    """Ends this process and all others, after one of them failed; process 0 says why."""
-    _ending.acquire()  # for ever: the thread that comes second has nothing left to do
+    """Ends this process, as all others, after one of them failed; process 0 prints why."""
+    _ending.acquire()  # never released: the second thread to come here has nothing left to do
     own, everybody = _state().process_id, set(range(_state().num_processes))
     until = time.monotonic() + _FAREWELL_SECONDS
     try:
@@ -180,17 +178,17 @@ def _end(client: Any) -> NoReturn:
             time.monotonic() < until
         ):
             time.sleep(0.05)
-        failures = {i: json.loads(told) for i, told in _by_process(client, _FAILED).items()}
+        failures = {i: json.loads(report) for i, report in _by_process(client, _FAILED).items()}
         print(_explain(failures, sorted(silent)), file=sys.stderr, flush=True)
         client.key_value_set(_SAID, "")
-        time.sleep(1)  # process 0 hosts the service, which the others would miss
+        time.sleep(1)  # process 0 hosts the service, which the others still read
     except jax.errors.JaxRuntimeError:
         _exit(f"error: {_lost('process 0')}")
     _exit()
 
 
 def _explain(failures: Mapping[int, Mapping[str, str]], silent: list[int]) -> str:
-    """What to print: of several failures the one that a user can mend, or that explains most."""
+    """What to print: of several failures the one that a user can fix, or that explains most."""
     kinds = ("user", "bug", "jax")
     first = min(failures, key=lambda process: (kinds.index(failures[process]["kind"]), process))
     kind, text = failures[first]["kind"], failures[first]["text"]
@@ -200,7 +198,7 @@ def _explain(failures: Mapping[int, Mapping[str, str]], silent: list[int]) -> st
     if not silent:
         return f"{where}{text}"
     lost = f"error: {_lost('process ' + ', '.join(map(str, silent)))}"
-    if kind == "jax":  # what JAX says of a connection that broke
+    if kind == "jax":  # JAX's message about a connection that broke
         return f"{lost} ({where}{text.splitlines()[-1][:300]})"
     return f"{where}{text}\n{lost}"
 
@@ -213,12 +211,12 @@ def _lost(names: str) -> str:
 
 
 def _by_process(client: Any, prefix: str) -> dict[int, str]:
-    found = client.key_value_dir_get(prefix)
-    return {int(name.removeprefix(prefix)): value for name, value in found}
+    entries = client.key_value_dir_get(prefix)
+    return {int(name.removeprefix(prefix)): value for name, value in entries}
 
 
 def _exit(*lines: str) -> NoReturn:
-    """Ends the process now; what runs at a usual exit would wait for the other processes."""
+    """Ends the process now; a usual exit would wait for the other processes."""
     for line in lines:
         print(line, file=sys.stderr)
     sys.stdout.flush()

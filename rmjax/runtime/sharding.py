@@ -1,8 +1,8 @@
-"""The mesh, and the two tables that say where every axis of every array lives.
+"""The mesh, and the two tables that map the axes of arrays to axes of the mesh.
 
-Arrays name their axes by meaning ("embed", "heads"); the tables map the names to mesh axes. They
-are strict: an unknown name, a mesh axis used twice in one array, or a size that does not divide is
-an error, where a silent replication would only be found as memory that is not there.
+Arrays name their axes by meaning ("embed", "heads"). The tables are strict: an unknown name, a mesh
+axis used twice in one array, or a size that does not divide is an error. Replicating in silence
+would only show as missing memory.
 """
 
 import dataclasses
@@ -53,11 +53,11 @@ ACTIVATION_AXES: dict[str, MeshAxes] = {
 
 @dataclasses.dataclass
 class MeshConfig:
-    """How many devices each axis takes; one of them may be -1, the rest of the devices.
+    """The number of devices along each axis; one of them may be -1: all devices that are left.
 
-    `data` replicates the parameters and is the one axis for slow networks; `fsdp` shards
-    parameters and optimizer state; `context` shards the tokens of a row, and parameters as `fsdp`
-    does; `tensor` shards heads, mlp and vocabulary, and so cannot exceed the kv heads.
+    `data` replicates the parameters and is the only axis for slow networks. `fsdp` shards
+    parameters and optimizer state. `context` shards the tokens of a row, and parameters as `fsdp`
+    does. `tensor` shards heads, mlp and vocabulary, and so cannot exceed the kv heads.
     """
 
     data: int = 1
@@ -86,9 +86,9 @@ def mesh_shape(config: MeshConfig, devices: int) -> dict[str, int]:
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of `config` over `devices` (all of them if not given), with automatic sharding.
 
-    Neighbours on the mesh are neighbours on the torus, `tensor` the closest. Between TPU slices
-    there is a slow network, which only `data` may cross. Hosts of GPUs are not slices in that
-    sense: sharding over them is common, and their devices follow each other host by host.
+    Neighbours on the mesh are neighbours on the torus, along `tensor` the closest. The network
+    between TPU slices is slow, so only `data` may cross it. GPU hosts are not slices in this sense:
+    sharding over them is common, and their devices follow each other host by host.
 
     Raises:
       UserError: the sizes do not multiply to the devices, or `data` is not a multiple of the
@@ -138,7 +138,7 @@ class Sharding:
         return NamedSharding(self.mesh, _spec(axes, ACTIVATION_AXES, "activation"))
 
     def constrain(self, x: jax.Array, axes: Sequence[str]) -> jax.Array:
-        """Tells the compiler where `x` lives; the numbers do not change."""
+        """Tells the compiler how `x` is sharded; the numbers do not change."""
         if x.ndim != len(axes):
             raise ValueError(f"array of shape {x.shape} has axes named {tuple(axes)}")
         return jax.lax.with_sharding_constraint(x, self.activation(axes))
@@ -150,7 +150,7 @@ class Sharding:
 
     @property
     def row_shards(self) -> int:
-        """Into how many parts the rows of a batch are split."""
+        """The number of parts that the rows of a batch are split into."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
 
@@ -167,7 +167,7 @@ def _spec(axes: Sequence[str], table: dict[str, MeshAxes], what: str) -> Partiti
 
 
 def check_divisible(name: str, shape: Sequence[int], sharding: NamedSharding) -> None:
-    """Raises a `UserError` that names the array, the axis and the sizes if one does not divide."""
+    """Raises a `UserError` with array, axis and sizes if an axis does not divide over the mesh."""
     for axis, (size, entry) in enumerate(zip(shape, sharding.spec)):
         names = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
         names = tuple(name for name in names if sharding.mesh.shape[name] > 1)
@@ -181,7 +181,7 @@ def check_divisible(name: str, shape: Sequence[int], sharding: NamedSharding) ->
 
 
 def put(batch: Any, axes: Any, sharding: Sharding) -> Any:
-    """Places numpy arrays on the mesh; each process hands over only its own devices' shards."""
+    """Puts numpy arrays on the mesh; each process only the shards of its own devices."""
 
     def place(array: np.ndarray, names: tuple[str, ...]) -> jax.Array:
         return jax.make_array_from_callback(

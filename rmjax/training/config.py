@@ -11,7 +11,7 @@ import typing
 from typing import Any, get_args, get_origin, get_type_hints
 
 from rmjax.data.tokenize import OVER_LONG
-from rmjax.errors import UserError
+from rmjax.errors import UserError, differing
 from rmjax.models.attention.dispatch import ATTENTION
 from rmjax.models.config import TARGETS, LlamaConfig, LoraConfig
 from rmjax.models.decoder import REMAT
@@ -322,10 +322,9 @@ def check_continues(before: dict[str, Any], now: Config) -> None:
     before = {field: defaults[field] for field in after if field in defaults} | before
     fixed = ("steps", "epochs") if now.optimizer.schedule != "constant" else ()
     changed = [
-        f"  {field}: was {before.get(field)!r}, now {after.get(field)!r}"
-        for field in sorted({*before, *after})
-        if before.get(field) != after.get(field)
-        and (field in fixed or not field.startswith(_MAY_CHANGE))
+        f"  {field}: was {old!r}, now {new!r}"
+        for field, (old, new) in sorted(differing(before, after).items())
+        if field in fixed or not field.startswith(_MAY_CHANGE)
     ]
     if changed:
         raise UserError(

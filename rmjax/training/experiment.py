@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import Pretrained
 from rmjax.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
-from rmjax.errors import UserError
+from rmjax.errors import UserError, differing
 from rmjax.models.attention.dispatch import choose
 from rmjax.models.config import LlamaConfig
 from rmjax.models.heads import RewardHead
@@ -31,7 +31,10 @@ def make_model(config: Config, source: Pretrained | None, sharding: Sharding) ->
     if source and config.model is not None and config.model != llama:
         raise UserError(
             f"config.model is not the architecture of config.init = {config.init!r}: "
-            + _differences(config.model, llama)
+            + ", ".join(
+                f"{name} is stated as {stated!r} but is {read!r}"
+                for name, (stated, read) in differing(vars(config.model), vars(llama)).items()
+            )
         )
     if config.data.max_length > llama.max_position_embeddings:
         raise UserError(
@@ -47,14 +50,6 @@ def make_model(config: Config, source: Pretrained | None, sharding: Sharding) ->
 def new_model(config: Config, llama: LlamaConfig, options: ModelOptions) -> Model:
     """The model that a config trains: a decoder, its adapters and a reward head."""
     return Model(llama, options, RewardHead(len(config.data.attributes)), config.lora)
-
-
-def _differences(stated: LlamaConfig, found: LlamaConfig) -> str:
-    return ", ".join(
-        f"{name} is stated as {value!r} but is {getattr(found, name)!r}"
-        for name, value in vars(stated).items()
-        if value != getattr(found, name)
-    )
 
 
 def pick_tokenizer(config: Config, source: Pretrained | None, vocab_size: int) -> Tokenizer:

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import json
 import math
-import os
 import time
 import zlib
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from rmjax.evaluation.metrics import AttributeMetrics, PairMetrics
 from rmjax.models.init import abstract_model
 from rmjax.models.model import Model
 from rmjax.models.parameters import adapter_parameters, flatten
+from rmjax.runtime.files import replace_file
 from rmjax.training.validation import Evaluation
 
 METRICS_FILE = "metrics.jsonl"
@@ -205,7 +205,7 @@ def announce(
         int(batches.data.lengths[batches.samples(step)].sum()) for step in range(len(batches))
     )
     steps = range(len(batches))
-    padding = 1 - sum(map(batches.tokens, steps)) / sum(map(batches.places, steps))
+    padding = 1 - sum(map(batches.tokens, steps)) / sum(map(batches.padded_tokens, steps))
     shape = batches.shape
     console.print(
         f"rows        {shape.length} places, up to {shape.slots} samples; {shape.rows} rows at "
@@ -254,10 +254,8 @@ def _reopen(path: Path, start: int) -> Any:
                     kept.append(line)
             except (ValueError, KeyError):  # the half line of a killed run
                 continue
-    partial = path.with_name(path.name + ".partial")
     with disk_errors(str(path)):
-        partial.write_text("".join(line + "\n" for line in kept))
-        os.replace(partial, path)  # the old lines stay where the new ones do not fit
+        replace_file(path, "".join(line + "\n" for line in kept).encode())
         return open(path, "a")
 
 

@@ -1,10 +1,8 @@
 """The run's directory: whose it is, and what is put on record there."""
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
-import os
 import platform
 import secrets
 import time
@@ -16,8 +14,7 @@ import jax
 import numpy as np
 
 from rmjax.checkpoints import manager
-from rmjax.checkpoints.hf_weights import read_json
-from rmjax.checkpoints.model_files import FILE, FORMAT_VERSION, write_model_files
+from rmjax.checkpoints.model_files import FORMAT_VERSION, SPEC_FILE, write_model_files
 from rmjax.checkpoints.pretrained import public_name
 from rmjax.data.tokenized import TokenizedData
 from rmjax.data.tokenizer import Tokenizer
@@ -26,6 +23,7 @@ from rmjax.evaluation.metrics import mean_ratings
 from rmjax.models.model import Model
 from rmjax.models.rewards.ordinal import OrdinalScale
 from rmjax.models.rewards.spec import RewardSpec
+from rmjax.runtime.files import PARTIAL, lock_file, read_json, replace_file
 from rmjax.runtime.processes import barrier, broadcast
 from rmjax.training.config import Config, as_flat_dict, check_continues
 from rmjax.training.experiment import config_objective
@@ -33,7 +31,6 @@ from rmjax.training.experiment import config_objective
 MODEL_DIRECTORY = "model"
 RECORD = "config.json"
 LOCK = ".lock"
-_PARTIAL = ".partial"
 _PACKAGES = ("rmjax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 _SHARED_SECONDS = 60.0  # in which a network file system shows all what one wrote
 
@@ -75,9 +72,10 @@ def _check_workdir(workdir: Path, config: Config) -> None:
 
 def _is_free(workdir: Path) -> bool:
     """Whether nothing is there but what a run leaves that failed before it was recorded."""
-    leavings = (manager.DIRECTORY, LOCK, RECORD + _PARTIAL)
+    leavings = (manager.DIRECTORY, LOCK)
     return workdir.is_dir() and all(
-        path.name in leavings and not (path.is_dir() and any(path.iterdir()))
+        (path.name in leavings or path.match(f"{RECORD}.*{PARTIAL}"))
+        and not (path.is_dir() and any(path.iterdir()))
         for path in workdir.iterdir()
     )
 
@@ -90,16 +88,12 @@ def _locked(workdir: Path) -> IO[bytes]:
             file = open(workdir / LOCK, "ab")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"{workdir}: cannot be written ({error.strerror})") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not lock_file(file):
         file.close()
         raise UserError(
             f"{workdir}: another run is going on there; wait for it, end it, or choose another "
             "--config.workdir"
-        ) from error
-    except OSError:  # the file system does not lock
-        pass
+        )
     return file
 
 
@@ -159,7 +153,7 @@ def record_run(
     with disk_errors(f"the run's files in {workdir}"):
         _write(workdir / RECORD, record)
         _write(workdir / "data.json", described)
-        if not (workdir / MODEL_DIRECTORY / FILE).exists():  # the last of them to be written
+        if not (workdir / MODEL_DIRECTORY / SPEC_FILE).exists():  # the last of them to be written
             write_model_files(workdir / MODEL_DIRECTORY, model.config, tokenizer, spec)
 
 
@@ -206,7 +200,4 @@ def describe_data(data: TokenizedData) -> dict[str, Any]:
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    """Replaces a file whole, so that a full disk or a kill leaves the old one."""
-    partial = path.with_name(path.name + _PARTIAL)
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    replace_file(path, (json.dumps(value, indent=2) + "\n").encode())

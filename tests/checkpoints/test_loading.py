@@ -16,13 +16,13 @@ from helpers.gguf_files import write_gguf
 from helpers.hf_models import NAMES, same_bits, save_hf
 from helpers.models import make_model, tiny_llama
 from rmjax.checkpoints import loading, safetensors_file
+from rmjax.checkpoints.contiguous import contiguous
 from rmjax.checkpoints.gguf import GGUFWeights
 from rmjax.checkpoints.hf_mapping import from_hf, hf_keys
 from rmjax.checkpoints.hf_weights import SafetensorsWeights
 from rmjax.checkpoints.loading import bounds, load_params, read_shards
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.checkpoints.safetensors_file import SafetensorsFile
-from rmjax.checkpoints.tensor_slices import contiguous
 from rmjax.models.parameters import (
     PARAMETERS,
     flatten,

@@ -30,17 +30,17 @@ from helpers.paths import ROOT
 from rmjax import convert
 from rmjax.checkpoints.conversion.to_huggingface import ToHuggingFace
 from rmjax.checkpoints.conversion.to_orbax import ToOrbax
-from rmjax.checkpoints.hf_weights import read_json
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.orbax_arrays import read_array
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf
-from rmjax.data.row_layout import Group, RowShape, make_rows
+from rmjax.data.row_layout import RowShape, Segment, make_rows
 from rmjax.data.tokenizer import byte_tokenizer, encode
 from rmjax.errors import UserError
 from rmjax.inference.score_step import make_score
 from rmjax.models.parameters import PARAMETERS
 from rmjax.models.rewards.spec import HELPSTEER2
+from rmjax.runtime.files import read_json
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.training.config import Config, DataConfig
 from rmjax.training.experiment import first_params
@@ -220,7 +220,7 @@ def test_export_scores_like_the_original(tmp_path):
     model = make_model(opened.llama, len(NAMES))
     params = load_params(opened, model, seed=0, dtype=np.float32)
     tokens = [encode(opened.tokenizer(), messages) for messages in TALK]
-    rows = make_rows([[Group([t])] for t in tokens], len(tokens), RowShape(len(tokens), 128, 1))
+    rows = make_rows([[Segment([t])] for t in tokens], len(tokens), RowShape(len(tokens), 128, 1))
     expected = np.asarray(make_score(model)(params, rows))[:, 0]
     assert np.ptp(expected, axis=0).min() > 1e-2  # the conversations can be told apart
 
@@ -528,15 +528,15 @@ def test_command_line_parses_its_options(tmp_path, monkeypatch):
         "hf-to-orbax a b",
         "hf-to-orbax c d --attributes=x,y --seed=3",
         "orbax-to-hf e f",
-        "orbax-to-hf --dtype bfloat16 g h --processes=3 --process=2",
+        "orbax-to-hf --dtype bfloat16 g h",
     ):
         monkeypatch.setattr(sys, "argv", ["convert", *line.split()])
         convert._main()
     assert asked == {
-        ("a", "b"): {"attributes": HELPSTEER2, "seed": 0, "process": 0, "processes": 1},
-        ("c", "d"): {"attributes": ("x", "y"), "seed": 3, "process": 0, "processes": 1},
-        ("e", "f"): {"dtype": None, "process": 0, "processes": 1},
-        ("g", "h"): {"dtype": "bfloat16", "process": 2, "processes": 3},
+        ("a", "b"): {"attributes": HELPSTEER2, "seed": 0},
+        ("c", "d"): {"attributes": ("x", "y"), "seed": 3},
+        ("e", "f"): {"dtype": None},
+        ("g", "h"): {"dtype": "bfloat16"},
     }
 
 

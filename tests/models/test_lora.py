@@ -19,11 +19,11 @@ from helpers.reference import hf_state, torch_model
 from helpers.runs import assert_same_bits, parts, restore, run, tiny_config
 from helpers.targets import only_ratings, regression
 from rmjax.checkpoints.loading import load_params
-from rmjax.checkpoints.manager import best_params
+from rmjax.checkpoints.manager import best_checkpoint
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf, orbax_to_peft
 from rmjax.data.batch import BATCH_AXES, Batch, Ratings
-from rmjax.data.row_layout import Group, RowShape, make_rows
+from rmjax.data.row_layout import RowShape, Segment, make_rows
 from rmjax.data.tokenizer import byte_tokenizer, encode
 from rmjax.errors import UserError
 from rmjax.inference.score_step import make_score
@@ -66,7 +66,7 @@ def some_rows(rng, count=2):
     """Rows with a shared beginning, a packed neighbour, one alone; and their samples in order."""
     tokens = [rng.integers(1, 262, n).astype(np.int32) for n in (9, 14, 21, 30)]
     tokens[1][:6] = tokens[0][:6]
-    groups = [[Group(tokens[:2], 6), Group([tokens[2]])], [Group([tokens[3]])]]
+    groups = [[Segment(tokens[:2], 6), Segment([tokens[2]])], [Segment([tokens[3]])]]
     return make_rows(groups, count, RowShape(count, 64, 4)), tokens
 
 
@@ -122,7 +122,7 @@ def test_scores_and_gradients_equal_dense_products(targets, rng):
 
     def loss(free):
         scores = model(nest(flatten(free) | flatten(frozen)), rows)
-        targets = only_ratings(Ratings(targets_of, present))
+        targets = only_ratings(Ratings._make([targets_of, present]))
         return regression.loss(scores, targets, jnp.ones(1))  # the sum
 
     with jax.numpy_dtype_promotion("strict"):
@@ -183,21 +183,23 @@ def one_step(lora: LoraConfig, sharding: Sharding, **options):
     placed = jax.tree.map(lambda x, leaf: jax.device_put(x, leaf.sharding), params, abstract.params)
     state = init_state(placed, optimizer, ADAPTED, abstract)
     step = make_train_step(
-        model, regression, optimizer, optax.constant_schedule(1.0), ADAPTED, abstract, seed=7
+        model, regression, optimizer, lambda step: jnp.float32(1.0), ADAPTED, abstract, seed=7
     )
     rng = np.random.default_rng(5)
     rows = [some_rows(rng)[0] for _ in range(2)]
     labels = rng.uniform(0, 4, (2, 2, 4, 5)).astype(np.float32)
     present = np.zeros_like(labels)
     present[:, 0, :3], present[:, 1, :1] = 1, 1
-    batch = Batch(
-        jax.tree.map(lambda *x: np.stack(x), *rows),
-        only_ratings(Ratings(labels, present)),
-        np.zeros((2, 2, 4), np.int32),
-        np.int32(2),
+    batch = Batch._make(
+        [
+            jax.tree.map(lambda *x: np.stack(x), *rows),
+            only_ratings(Ratings._make([labels, present])),
+            np.zeros((2, 2, 4), np.int32),
+            np.int32(2),
+        ]
     )
     state, metrics = step(state, put(batch, BATCH_AXES, sharding))
-    return float(metrics.loss), flatten(jax.device_get(state.opt_state.trace))
+    return float(metrics.loss), flatten(jax.device_get(optax.tree.get(state.opt_state, "trace")))
 
 
 @functools.cache
@@ -315,9 +317,9 @@ def test_a_run_says_what_it_trains(tmp_path, capsys):
 
 def unmerged(config) -> np.ndarray:
     """Scores of TALK by the run's best checkpoint, its adapters apart."""
-    model, state = state_of(config, int(best_params(Path(config.workdir)).name))
+    model, state = state_of(config, int(best_checkpoint(Path(config.workdir))[0].name))
     tokens = [encode(byte_tokenizer(), messages) for messages in TALK]
-    rows = make_rows([[Group([t])] for t in tokens], len(tokens), RowShape(len(tokens), 128, 1))
+    rows = make_rows([[Segment([t])] for t in tokens], len(tokens), RowShape(len(tokens), 128, 1))
     found = np.asarray(make_score(model)(state.params, rows))[:, 0]
     base = nest(without_adapters(flatten(state.params)))
     plain = np.asarray(make_score(make_plain_model(model.config))(base, rows))[:, 0]
@@ -340,7 +342,7 @@ def test_merged_scores_are_the_unmerged_ones(trained, tmp_path):
     assert not any("lora" in key for key in tensors_of(tmp_path / "hf"))
 
     # What is loaded and what is exported is W + (alpha / rank) A B, by hand.
-    _, state = state_of(trained, int(best_params(Path(trained.workdir)).name))
+    _, state = state_of(trained, int(best_checkpoint(Path(trained.workdir))[0].name))
     params = flatten(jax.device_get(state.params))
     for target in TARGETS:
         a, b = (params.pop(f"layers/{target}_lora_{x}").astype(np.float64) for x in "ab")

@@ -2,10 +2,11 @@ import socket
 
 import pytest
 
+from helpers.checks import known
 from helpers.launching import free_port, run_all
 from helpers.runs import QUICKSTART
 from rmjax.errors import UserError
-from rmjax.runtime.cluster import Place, find_place
+from rmjax.runtime.cluster import ClusterProcess, detect_process
 
 SLURM = {
     "SLURM_JOB_ID": "123456",
@@ -26,8 +27,8 @@ OPEN_MPI_4 = {
 OPEN_MPI_5 = {k: v for k, v in OPEN_MPI_4.items() if "orte" not in k}
 
 
-def place(environment=None, coordinator=None, processes=None, process=None):
-    return find_place(environment or {}, coordinator, processes, process)
+def place(environment=None, coordinator=None, processes=None, process=None) -> ClusterProcess:
+    return known(detect_process(environment or {}, coordinator, processes, process))
 
 
 # ---- one alone -----------------------------------------------------------------------------------
@@ -45,16 +46,16 @@ def place(environment=None, coordinator=None, processes=None, process=None):
     ids=["nothing", "batch script", "one task", "mpirun -np 1"],
 )
 def test_one_process_is_not_many(environment):
-    assert place(environment) is None
-    assert place(environment, processes=1, process=0) is None
+    assert detect_process(environment, None, None, None) is None
+    assert detect_process(environment, None, 1, 0) is None
 
 
 # ---- flags ---------------------------------------------------------------------------------------
 
 
 def test_three_flags_are_a_place():
-    assert place({}, "host:1234", 2, 1) == Place("flags", 2, 1, "host:1234")
-    assert place({}, "[fe80::1]:1234", 2, 0) == Place("flags", 2, 0, "[fe80::1]:1234")
+    assert place({}, "host:1234", 2, 1) == ClusterProcess("flags", 2, 1, "host:1234")
+    assert place({}, "[fe80::1]:1234", 2, 0) == ClusterProcess("flags", 2, 0, "[fe80::1]:1234")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_flags_may_repeat_the_environment_or_name_the_coordinator(environment):
 def test_slurm_steps(nodes, first):
     found = place(SLURM | {"SLURM_STEP_NODELIST": nodes})
     port = 61440 + (123456 + 2) % 4096
-    assert found == Place("SLURM", 4, 3, f"{first}:{port}")
+    assert found == ClusterProcess("SLURM", 4, 3, f"{first}:{port}")
 
 
 def test_slurm_tasks_that_share_a_node_share_its_devices():
@@ -120,7 +121,7 @@ def test_slurm_tasks_that_share_a_node_share_its_devices():
 def test_open_mpi():
     found = place(OPEN_MPI_4)
     assert found.coordinator.startswith("10.96.0.1:") and found.devices == [1]
-    assert (found.found, found.processes, found.process) == ("Open MPI", 4, 3)
+    assert (found.launcher, found.processes, found.process) == ("Open MPI", 4, 3)
     # Another job has another port, most likely; all ranks of a job have the same.
     assert place(OPEN_MPI_4 | {"OMPI_COMM_WORLD_RANK": "0"}).coordinator == found.coordinator
     six = OPEN_MPI_4 | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp6://[fe80::b9b,fe80::3]:43370"}
@@ -138,8 +139,8 @@ def test_open_mpi_5_on_several_hosts_needs_the_coordinator():
 
 POD = """
 import os
-from rmjax.runtime.cluster import find_place
-print(find_place(os.environ, None, None, None))
+from rmjax.runtime.cluster import detect_process
+print(detect_process(os.environ, None, None, None))
 """
 
 
@@ -155,7 +156,7 @@ def test_a_tpu_pod_is_found_by_what_jax_knows():
         "MEGASCALE_COORDINATOR_ADDRESS": "",
     }
     for environment, expected in (
-        (pod, Place("TPU pod", 2, 1, "127.0.0.1:8482")),
+        (pod, ClusterProcess("TPU pod", 2, 1, "127.0.0.1:8482")),
         (
             pod
             | {
@@ -163,7 +164,7 @@ def test_a_tpu_pod_is_found_by_what_jax_knows():
                 "MEGASCALE_SLICE_ID": "1",
                 "MEGASCALE_COORDINATOR_ADDRESS": "127.0.0.1:1234",
             },
-            Place("TPU pod", 4, 3, "127.0.0.1:8482"),
+            ClusterProcess("TPU pod", 4, 3, "127.0.0.1:8482"),
         ),
         (pod | {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None),
     ):

@@ -1,1 +1,1 @@
-"""From one format of weights to another, chunk by chunk."""
+"""From one format of weights to another, slice by slice."""

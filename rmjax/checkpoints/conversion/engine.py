@@ -1,4 +1,4 @@
-"""One conversion, chunk by chunk: written, read back and compared, continued."""
+"""The loop of every conversion: slices are copied, read back and compared, and continued."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import xxhash
 
-from rmjax.checkpoints.conversion.journal import Share, Unfinished, unfinished
+from rmjax.checkpoints.conversion.journal import Journal, open_journal
 from rmjax.checkpoints.conversion.parallel import for_each_slice
 from rmjax.checkpoints.pretrained import Pretrained
 from rmjax.checkpoints.tensor_slices import TensorSlice
@@ -15,10 +15,11 @@ from rmjax.errors import UserError
 
 
 class _Work(Protocol):
-    """One direction: how a part is read, written and read back; the bytes are HF's each time."""
+    """One direction: how a slice is read, written and read back; each time in HF's bytes."""
 
     @property
     def slices(self) -> Sequence[TensorSlice]: ...
+    def prepare(self, files: Path, model: Path) -> None: ...
     def read(self, part: TensorSlice) -> np.ndarray: ...
     def write(self, model: Path, part: TensorSlice, block: np.ndarray) -> None: ...
     def read_back(self, model: Path, part: TensorSlice) -> np.ndarray: ...
@@ -30,70 +31,66 @@ def convert_slices(
     sources: Sequence[Pretrained],
     dst: str,
     plan: dict[str, Any],
-    prepare: Callable[[Path, Path], None],
-    share: Share,
+    write_files: Callable[[Path], None],
 ) -> list[str]:
-    """Converts this process's share of the slices; returns what there is to say.
+    """Converts all slices; returns lines to print about it.
 
     Args:
-      work: how a part is read, written and read back.
+      work: how a slice is read, written and read back.
       sources: what it reads; a conversion of files that changed since is not continued.
       dst: directory to make; must not exist or be empty.
       plan: with `command`, what else must be the same for a conversion to be continued.
-      prepare: see `unfinished.unfinished`.
-      share: this process's.
+      write_files: writes the model's other files into a directory.
 
     Raises:
-      UserError: see `unfinished.unfinished`; or what was written is not what is read back.
+      UserError: see `journal.open_journal`; or what was written is not what is read back.
     """
     _check_apart(sources, dst)
     plan |= {
         "files of the source": "-".join(source.state() for source in sources),
         "slices": xxhash.xxh3_64_hexdigest(repr(work.slices).encode()),
     }
-    mine, notes = work.slices[share.process :: share.processes], []
-    with unfinished(dst, plan, prepare, share) as under_way:
-        if under_way.dropped:
-            other = ", ".join(under_way.dropped)
+    notes = []
+
+    def prepare(files: Path, model: Path) -> None:
+        # First, so that a tokenizer that cannot be exported is noticed before weights are copied.
+        write_files(files)
+        work.prepare(files, model)
+
+    with open_journal(dst, plan, prepare) as journal:
+        if journal.replaced:
+            other = ", ".join(journal.replaced)
             notes.append(f"begun anew: the unfinished conversion had other {other}")
-        records = under_way.records()
-        if done := sum(part.nbytes for part in mine if part.number in records):
+        missing = [part for part in work.slices if part.number not in journal.records]
+        if done := sum(part.nbytes for part in work.slices if part.number in journal.records):
             notes.append(f"continued: {done / 1e9:.3f} GB were converted already")
 
         def copy(part: TensorSlice) -> None:
             block = work.read(part)
             checksum = _checksum(block)
-            work.write(under_way.model, part, block)
-            under_way.record(part.number, checksum)
+            work.write(journal.model, part, block)
+            journal.record(part.number, checksum)
 
-        for_each_slice([p for p in mine if p.number not in records], copy, plan["command"])
-        records = under_way.records()
-        written = [p for p in mine if not records[p.number].verified]
-        for_each_slice(
-            written, lambda p: _verify(work, under_way, p, records[p.number].checksum), "verifying"
-        )
-        if not under_way.finish(len(work.slices), work.complete):
-            left = len(work.slices) - sum(r.verified for r in under_way.records().values())
-            return [
-                *notes,
-                f"share {share.process} of {share.processes} is done; {left} slices of "
-                "the model are left to other processes",
-            ]
+        for_each_slice(missing, copy, plan["command"])
+        written = [part for part in work.slices if not journal.records[part.number].verified]
+        for_each_slice(written, lambda part: _verify(work, journal, part), "verifying")
+        journal.finish(work.complete)
     return [*notes, f"verified: {len({part.key for part in work.slices})} tensors"]
 
 
-def _verify(work: _Work, under_way: Unfinished, part: TensorSlice, checksum: str) -> None:
-    """Reads a written part back and compares it with what the source gave."""
+def _verify(work: _Work, journal: Journal, part: TensorSlice) -> None:
+    """Reads a written slice back and compares it with what the source gave."""
+    checksum = journal.records[part.number].checksum
     why = "its bytes are not those that the source gave"
     try:
-        if _checksum(work.read_back(under_way.model, part)) == checksum:
-            under_way.record(part.number, checksum, verified=True)
+        if _checksum(work.read_back(journal.model, part)) == checksum:
+            journal.record(part.number, checksum, verified=True)
             return
     except UserError as error:
         why = str(error)
-    under_way.record(part.number, None)  # so that the next run writes it again
+    journal.record(part.number, None)  # so that the next run writes it again
     raise UserError(
-        f"tensor {part.key!r} read back from {under_way.model} is not what was written ({why}): "
+        f"tensor {part.key!r} read back from {journal.model} is not what was written ({why}): "
         "suspect the disk or the memory"
     )
 

@@ -1,9 +1,9 @@
-"""ExPO: a model beyond another one, on the line from an earlier one through it.
+"""ExPO: weights on the line from an earlier model through a later one, and beyond it.
 
 Zheng et al., "Model Extrapolation Expedites Alignment", arXiv 2404.16792: a little training moves
-the weights a little in a good direction, so go on in it. HelpSteer2-Preference (arXiv 2410.01257)
-does so with reward models: from one that regresses on helpfulness through the one that scaled
-Bradley-Terry makes of it, head included.
+the weights a little in a good direction, so go further in it. HelpSteer2-Preference (arXiv
+2410.01257) does so with reward models, from one that regresses on helpfulness through the one that
+scaled Bradley-Terry training makes of it, head included.
 """
 
 import dataclasses
@@ -18,28 +18,27 @@ import numpy as np
 from rmjax.checkpoints.hf_weights import Weights
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained, public_name
 from rmjax.data.tokenizer import Tokenizer, differences
-from rmjax.errors import UserError
-from rmjax.models.config import LlamaConfig
+from rmjax.errors import UserError, differing
 from rmjax.models.rewards.spec import RewardSpec
 
 _Array = TypeVar("_Array", np.ndarray, jax.Array)
-# What a config says beyond a reward model's numbers.
+# Fields of a config that change no number of a reward model.
 _IDLE = ("initializer_range", "tie_word_embeddings")
 
 
 def extrapolated(weak: _Array, strong: _Array, alpha: float) -> _Array:
     """`weak + alpha * (strong - weak)`, of numpy's arrays or JAX's.
 
-    In float32 (in float64 where one of the two is), and from whichever of the two is nearer, since
-    the step is then the shorter one and what it rounds the less. `alpha` 0 and 1 give the two
-    themselves to the bit, and numbers that are equal in both stay as they are.
+    Computed in float32 (float64 if one of the two is), and from whichever of the two is nearer,
+    since a shorter step rounds less. `alpha` 0 and 1 give the two themselves to the bit, and
+    numbers that are equal in both stay as they are.
 
     Args:
       weak: any shape, any floating type.
       strong: of the same shape.
       alpha: 0 is `weak`, 1 is `strong`.
     """
-    # Float32 first: of bfloat16 and float16 numpy would not know.
+    # Float32 first: numpy knows no common type of bfloat16 and float16.
     dtypes = (np.dtype(np.float32), weak.dtype, strong.dtype)
     dtype = functools.reduce(np.promote_types, dtypes)
     weak, strong = weak.astype(dtype), strong.astype(dtype)
@@ -47,7 +46,7 @@ def extrapolated(weak: _Array, strong: _Array, alpha: float) -> _Array:
     if factor == 0:  # adding 0 would turn -0 into 0
         return start
     result = strong - weak
-    result *= dtype.type(factor)  # in place, where that can be
+    result *= dtype.type(factor)  # in place, if the array can
     result += start
     return result
 
@@ -55,11 +54,11 @@ def extrapolated(weak: _Array, strong: _Array, alpha: float) -> _Array:
 class ExtrapolatedWeights:
     """Tensors on the line through those of two checkpoints, computed as they are read.
 
-    They have the dtypes of the strong ones, and are rounded to the nearest, ties to even.
+    They have the dtypes of the strong model and are rounded to nearest, ties to even.
 
     Attributes:
       compared: whether anything was read so far.
-      differ: whether any number of it differs between the two.
+      differ: whether any number that was read differs between the two.
     """
 
     def __init__(self, weak: Weights, strong: Weights, alpha: float):
@@ -79,7 +78,7 @@ class ExtrapolatedWeights:
     def read(self, key: str, index: Sequence[slice] = ()) -> np.ndarray:
         weak, strong = self._weak.read(key, index), self._strong.read(key, index)
         self.compared = True
-        # One block of almost any model decides it. Several threads read: none may set it back.
+        # The first block almost always decides it. Threads only ever set it to True.
         if not self.differ and not np.array_equal(weak, strong):
             self.differ = True
         return extrapolated(weak, strong, self._alpha).astype(self.dtype(key), copy=False)
@@ -90,12 +89,12 @@ class ExtrapolatedWeights:
 
 @dataclasses.dataclass(frozen=True)
 class Parents:
-    """Two models that have weights in between, and beyond.
+    """Two models whose weights can be extrapolated.
 
     Attributes:
       weak: the earlier one.
-      strong: the one made of it.
-      spec: that of `strong`.
+      strong: the one that was trained from it.
+      spec: of `strong`.
       tokenizer: of both.
     """
 
@@ -121,8 +120,12 @@ def open_parents(weak: str, strong: str) -> Parents:
         attributes or tokenizer.
     """
     first, second = _open(weak), _open(strong)
-    if other := _differences(first.llama, second.llama):
-        raise UserError(f"{weak} and {strong} are of different architectures: {other}")
+    if other := [
+        f"{name} is {a!r} and {b!r}"
+        for name, (a, b) in differing(vars(first.llama), vars(second.llama)).items()
+        if name not in _IDLE
+    ]:
+        raise UserError(f"{weak} and {strong} are of different architectures: {', '.join(other)}")
     attributes = [source.spec.attributes for source in (first, second) if source.spec]
     if attributes[0] != attributes[1]:
         raise UserError(
@@ -154,22 +157,14 @@ def _open(name: str) -> Pretrained:
             f"{name}: a causal model without a reward head, so there is none to extrapolate; give "
             "two reward models, the second trained from the first"
         )
-    if source.lora.rank:  # the product of two matrices does not lie on a line
+    if source.lora.rank:  # products of two matrices do not lie on a line
         raise UserError(
             f"{name}: trained with LoRA; merge its adapters first, with `python -m rmjax.convert "
             "orbax-to-hf`"
         )
-    if source.spec.ordinal:  # they would not have to rise any more
+    if source.spec.ordinal:  # extrapolated thresholds need not be in ascending order
         raise UserError(
             f"{name}: has thresholds of an ordinal objective, which are not extrapolated; give "
             "models that were trained by regression or on pairs alone"
         )
     return source
-
-
-def _differences(one: LlamaConfig, other: LlamaConfig) -> str:
-    return ", ".join(
-        f"{name} is {value!r} and {getattr(other, name)!r}"
-        for name, value in vars(one).items()
-        if name not in _IDLE and value != getattr(other, name)
-    )

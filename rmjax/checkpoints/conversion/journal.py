@@ -1,172 +1,154 @@
-"""The directory of a conversion that is under way: continued after a kill, shared by processes.
+"""The directory of a conversion that is not finished, so that a kill loses little of it.
 
 Beside the target `DST` stands `DST.partial` until all is done:
 
-    plan.json         what is converted into what, by which nobody continues anything else
-    process-I.jsonl   what process I has finished, a line a part; locked while process I runs
-    files/            config.json, tokenizer, ...: moved into model/ at the end, so that before
-                      it nothing there can be taken for a model
-    model/            the weights; renamed to `DST` at the end
-
-It appears at once with everything in it but the weights, so processes that start together agree.
-They need no word between them beyond these files: a process does every N-th part, and whichever
-finds that all are done finishes.
+    journal.jsonl   a line for each slice that is done; locked while the conversion runs
+    plan.json       what is converted into what; a conversion by another plan begins anew
+    files/          config.json, tokenizer, ...: moved into model/ at the end, so that nothing
+                    takes model/ for a model before
+    model/          the weights; renamed to `DST` at the end
 """
 
 import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import shutil
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from rmjax.checkpoints.model_files import PLAN
-from rmjax.errors import UserError, disk_errors
+from rmjax.checkpoints.model_files import JOURNAL
+from rmjax.errors import UserError, differing, disk_errors
+from rmjax.runtime.files import lock_file, read_json, replace_file
 
-
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """Which slices this process does: those whose number is `process` modulo `processes`."""
-
-    process: int = 0
-    processes: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.process < self.processes:
-            raise UserError(
-                f"process {self.process} of {self.processes}: they are numbered from 0 to one less "
-                "than their number"
-            )
+_PLAN = "plan.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a journal says of a part: the checksum of its source, and whether it was read back."""
+    """What the journal says of a slice: its source's checksum, and whether it was read back."""
 
     checksum: str
     verified: bool
 
 
-class Unfinished:
-    """An unfinished conversion, and this process's journal in it."""
+class Journal:
+    """An unfinished conversion, and what is done of it.
 
-    def __init__(self, directory: Path, final: Path, journal: TextIO, dropped: list[str]):
-        """`dropped` is what was other in the conversion that this one has replaced."""
-        self.directory, self._final, self._journal = directory, final, journal
-        self.dropped = dropped
+    Attributes:
+      directory: `DST.partial`.
+      records: what is done, by the slice's number.
+      replaced: what differed in the plan of an earlier conversion that was given up for this one.
+    """
+
+    def __init__(self, directory: Path, final: Path, file: TextIO):
+        """Reads the records from the journal's open `file`."""
+        self.directory, self._final, self._file = directory, final, file
+        self.records: dict[int, Record] = {}
+        self.replaced: list[str] = []
         self._lock = threading.Lock()
+        file.seek(0)
+        for line in file.read().splitlines():
+            with contextlib.suppress(ValueError, TypeError):  # empty, or cut short by a kill
+                self._note(**json.loads(line))
 
     @property
     def model(self) -> Path:
         """Where the weights are written."""
         return self.directory / "model"
 
-    def records(self) -> dict[int, Record]:
-        """What all processes have finished so far, by the part's number."""
-        lines: list[dict[str, Any]] = []
-        for file in self.directory.glob("process-*.jsonl"):
-            for line in file.read_text().splitlines():
-                with contextlib.suppress(ValueError):  # cut short when its process was killed
-                    lines.append(json.loads(line))
-        found: dict[int, Record] = {}
-        for line in sorted(lines, key=lambda line: line["time"]):
-            found.pop(line["part"], None)
-            if line["checksum"] is not None:
-                found[line["part"]] = Record(line["checksum"], line["verified"])
-        return found
-
-    def record(self, part: int, checksum: str | None, *, verified: bool = False) -> None:
-        """Notes that a part is written, or (None) that it has to be written again."""
-        line = {"part": part, "checksum": checksum, "verified": verified, "time": time.time_ns()}
+    def record(self, number: int, checksum: str | None, *, verified: bool = False) -> None:
+        """Notes that a slice is written, or (None) that it has to be written again."""
+        line = {"slice": number, "checksum": checksum, "verified": verified}
         with self._lock:
             # A new line first: a line that a kill cut short must not swallow this one.
-            self._journal.write("\n" + json.dumps(line))
-            self._journal.flush()
+            self._file.write("\n" + json.dumps(line))
+            self._file.flush()
+            self._note(**line)
 
-    def finish(self, slices: int, complete: Callable[[Path], None]) -> bool:
-        """Makes the target of what is there, if all `slices` are verified; says whether it exists.
+    def _note(self, slice: int, checksum: str | None, verified: bool) -> None:
+        self.records.pop(slice, None)
+        if checksum is not None:
+            self.records[slice] = Record(checksum, verified)
+
+    def begin(self, plan: dict[str, Any], prepare: Callable[[Path, Path], None]) -> None:
+        """Continues what is there if it is by the same plan; else begins anew."""
+        plan = json.loads(json.dumps(plan))
+        file = self.directory / _PLAN
+        before = read_json(file) if file.exists() else {}  # none: killed while it was prepared
+        if before == plan and self.model.exists():
+            return
+        self.replaced = sorted(differing(before, plan)) if before else []
+        self.records.clear()
+        self._file.truncate(0)
+        file.unlink(missing_ok=True)
+        for directory in (self.directory / "files", self.model):
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir()
+        prepare(self.directory / "files", self.model)
+        replace_file(file, json.dumps(plan, indent=2).encode())
+
+    def finish(self, complete: Callable[[Path], None]) -> None:
+        """Makes the target of what is there, when every slice is verified.
 
         Args:
-          slices: how many the plan has.
           complete: writes into `model/` what makes it a model.
         """
-        os.fsync(self._journal.fileno())
-        try:
-            plan = open(self.directory / PLAN, "r+b")  # noqa: SIM115  (closed below)
-        except FileNotFoundError:  # another process has finished it
-            return self._final.exists()
-        with plan:
-            fcntl.flock(plan, fcntl.LOCK_EX)  # of two that see all done, the second finds nothing
-            if not self.model.exists():
-                return self._final.exists()
-            if sum(record.verified for record in self.records().values()) < slices:
-                return False
-            complete(self.model)
-            for file in (self.directory / "files").iterdir():
-                file.replace(self.model / file.name)
-            if self._final.exists():
-                self._final.rmdir()
-            self.model.rename(self._final)
+        complete(self.model)
+        for file in (self.directory / "files").iterdir():
+            file.replace(self.model / file.name)
+        if self._final.exists():
+            self._final.rmdir()
+        self.model.rename(self._final)
         shutil.rmtree(self.directory, ignore_errors=True)
-        return True
 
 
 @contextlib.contextmanager
-def unfinished(
-    dst: str, plan: dict[str, Any], prepare: Callable[[Path, Path], None], share: Share
-) -> Iterator[Unfinished]:
+def open_journal(
+    dst: str, plan: dict[str, Any], prepare: Callable[[Path, Path], None]
+) -> Iterator[Journal]:
     """Opens the unfinished conversion to `dst`, or begins it.
-
-    An unfinished one by another plan is begun anew where this process is the only one.
 
     Args:
       dst: the target; must not exist or be empty.
-      plan: what is converted into what, as JSON; only the same plan is continued.
-      prepare: fills `files/` and `model/` (its arguments) before the first part.
-      share: this process's.
+      plan: what is converted into what, in JSON's types; only the same plan is continued.
+      prepare: fills `files/` and `model/` (its arguments) before the first slice.
 
     Raises:
-      UserError: `dst` is there and not empty, or cannot be made; the disk is full; what is there
-        is of another plan, or in use. After an error what is done stays, and the message says so.
+      UserError: `dst` is there and not empty, or cannot be made; the disk is full; a conversion to
+        it is running. After an error what is done stays, and the message says so.
     """
     final = check_target(dst)
     directory = final.with_name(final.name + ".partial")
-    plan = json.loads(json.dumps(plan))
-    with disk_errors(str(final)):
-        dropped = _drop_other(directory, plan, share) if directory.exists() else []
-        if not (directory / PLAN).exists():
-            _begin(directory, plan, prepare)
-            if different := _differences(directory, plan):  # another process was first
-                _refuse_other(directory, different)
-    with open(directory / f"process-{share.process}.jsonl", "a+", encoding="utf-8") as journal:
-        if not _locked(journal):
-            raise UserError(
-                f"{directory}: process {share.process} of this conversion is running already"
-            )
-        under_way = Unfinished(directory, final, journal, dropped)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()) and not (directory / JOURNAL).exists():
+            raise UserError(f"{directory}: in the way, and no unfinished conversion; move it")
+        opened = open(directory / JOURNAL, "a+", encoding="utf-8")  # noqa: SIM115  (closed below)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be created ({error.strerror})") from error
+    with opened as file:
+        if not lock_file(file):
+            raise UserError(f"{directory}: a conversion to this target is running")
+        journal = Journal(directory, final, file)
         try:
             with disk_errors(str(final)):
-                yield under_way
+                journal.begin(plan, prepare)
+                yield journal
         except BaseException as error:
-            _leave(under_way, share, error)
+            _leave(journal, error)
             raise
 
 
-def _leave(under_way: Unfinished, share: Share, error: BaseException) -> None:
+def _leave(journal: Journal, error: BaseException) -> None:
     """After an error: removes what nothing has come of, or says how to go on."""
-    directory = under_way.directory
-    if share.processes == 1 and not under_way.records():
-        shutil.rmtree(directory, ignore_errors=True)
+    if not journal.records:
+        shutil.rmtree(journal.directory, ignore_errors=True)
         return
     kept = (
-        f"what is done so far is kept in {directory}: the same command continues it; to give "
-        "it up, delete that directory"
+        f"what is done so far is kept in {journal.directory}: the same command continues it; to "
+        "give it up, delete that directory"
     )
     if isinstance(error, UserError):
         raise UserError(f"{error}. {kept[0].upper()}{kept[1:]}") from error
@@ -181,75 +163,3 @@ def check_target(dst: str) -> Path:
     if final.is_mount():
         raise UserError(f"{final}: a mount point, which cannot be replaced; name a directory in it")
     return final
-
-
-def _drop_other(directory: Path, plan: dict[str, Any], share: Share) -> list[str]:
-    """Removes what is there if it is of another plan, and says in what; raises if it must stay."""
-    if not (directory / PLAN).exists():
-        if not directory.is_dir() or any(directory.iterdir()):
-            raise UserError(f"{directory}: in the way, and no unfinished conversion; move it")
-        return []
-    different = _differences(directory, plan)
-    if not different and (directory / "model").exists():
-        return []
-    if share.processes > 1:
-        _refuse_other(directory, different)
-    with contextlib.ExitStack() as stack:
-        for file in directory.glob("process-*.jsonl"):
-            if not _locked(stack.enter_context(open(file, "a+", encoding="utf-8"))):
-                raise UserError(f"{directory}: another conversion to this target is running")
-        shutil.rmtree(directory)
-    return different
-
-
-def _refuse_other(directory: Path, different: list[str]) -> None:
-    raise UserError(
-        f"{directory}: is of another conversion (other {', '.join(different) or 'target'}); delete "
-        "it to begin anew"
-    )
-
-
-def _differences(directory: Path, plan: dict[str, Any]) -> list[str]:
-    """What of the plan is not as in the one that is there."""
-    try:
-        found = json.loads((directory / PLAN).read_text())
-    except ValueError:
-        return ["plan"]
-    return sorted(name for name in plan | found if plan.get(name) != found.get(name))
-
-
-def _begin(directory: Path, plan: dict[str, Any], prepare: Callable[[Path, Path], None]) -> None:
-    """Makes the directory, complete at once; if another process was first, its own is kept."""
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f"{directory.name}-", dir=directory.parent))
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be created ({error.strerror})") from error
-    try:
-        staging.chmod(0o777 & ~_umask())  # mkdtemp makes it the user's alone
-        (staging / "files").mkdir()
-        (staging / "model").mkdir()
-        prepare(staging / "files", staging / "model")
-        (staging / PLAN).write_text(json.dumps(plan, indent=2))
-        try:
-            staging.rename(directory)
-        except OSError:
-            if not (directory / PLAN).exists():
-                raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _locked(file: TextIO) -> bool:
-    """Locks a file for this process, if nobody else has it; closing it lets go."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -1,7 +1,7 @@
-"""Work on slices of a model: several at once, bounded by their bytes, with progress to be seen."""
+"""Work on the slices of a model: several at once, bounded by their bytes, with a progress bar."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from rich.console import Console
@@ -16,22 +16,21 @@ from rich.progress import (
 
 from rmjax.checkpoints.tensor_slices import TensorSlice
 
-# Of slices at once. What a part takes while it is read, turned and written is about five times
-# its bytes.
+# Of slices at once. A slice needs about five times its bytes while it is read, transposed and
+# written.
 _IN_FLIGHT_BYTES = 256 << 20
 _THREADS = 8
-_LINES = 10  # that a conversion prints where there is no terminal to draw a bar in
-_LINE_SECONDS = 10.0  # least time between two of them
+_LINES = 10  # printed by a conversion where there is no terminal for a bar
+_LINE_SECONDS = 10.0  # the least time between two lines
 
 
 def for_each_slice(
-    slices: Iterable[TensorSlice], work: Callable[[TensorSlice], None], what: str
+    slices: Sequence[TensorSlice], work: Callable[[TensorSlice], None], what: str
 ) -> None:
-    """Calls `work` on every part, in threads, at most `_IN_FLIGHT_BYTES` of slices at once.
+    """Calls `work` on every slice, in threads, at most `_IN_FLIGHT_BYTES` of slices at once.
 
-    After an error, or Ctrl-C, nothing new is begun, and what is running is waited for.
+    After an error or Ctrl-C no more slices are begun, and those under way are finished.
     """
-    slices = list(slices)
     running: dict[Future[None], int] = {}
     with (
         _ByteProgress(what, sum(part.nbytes for part in slices)) as progress,
@@ -58,7 +57,7 @@ def _take_finished(running: dict[Future[None], int], progress: "_ByteProgress") 
 
 
 class _ByteProgress:
-    """A bar in a terminal, with rate and time left; elsewhere a few lines, or none if quick."""
+    """A bar in a terminal, with rate and time left; elsewhere a few lines, none if it is quick."""
 
     def __init__(self, what: str, total: int):
         console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -75,7 +74,7 @@ class _ByteProgress:
         self._task = self._progress.add_task(what, total=total)
 
     def __enter__(self) -> "_ByteProgress":
-        self._started = self._said = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._progress.start()
         return self
 
@@ -87,8 +86,8 @@ class _ByteProgress:
         self._progress.advance(self._task, count)
         now = time.monotonic()
         tenth = self._done * _LINES // max(1, self._total) > before * _LINES // max(1, self._total)
-        if not self._console.is_terminal and tenth and now - self._said >= _LINE_SECONDS:
-            self._said = now
+        if not self._console.is_terminal and tenth and now - self._last_line >= _LINE_SECONDS:
+            self._last_line = now
             rate = self._done / (now - self._started)
             self._console.print(
                 f"{self._what}: {self._done / 1e9:.1f} of {self._total / 1e9:.1f} GB, "

@@ -1,7 +1,7 @@
-"""From an Orbax model or a run to Hugging Face's files: what `convert` does to each part.
+"""From an Orbax model or a run to Hugging Face's files: how each slice is read and written.
 
-Adapters beside the weights are either merged into these or exported alone, with the head, in
-PEFT's format.
+A run's adapters are either merged into its weights or exported alone, with the head, in PEFT's
+format.
 """
 
 import dataclasses
@@ -25,7 +25,6 @@ from rmjax.checkpoints.safetensors_file import (
     write_range,
 )
 from rmjax.checkpoints.tensor_slices import SLICE_BYTES, TensorSlice, band_axis, cut
-from rmjax.errors import UserError
 from rmjax.models.config import NO_LORA, LlamaConfig, LoraConfig
 from rmjax.models.heads import RewardHead, model_parameters, model_sizes
 from rmjax.models.lora import merge_block
@@ -35,7 +34,7 @@ from rmjax.models.parameters import (
     peft_parameters,
 )
 
-# Of one part, where the source's chunks are large: a chunk that two slices share is read twice.
+# Where the source's chunks are large, so is a slice: a chunk that two share is read twice.
 _LARGEST_SLICE = 512 << 20
 
 
@@ -53,7 +52,7 @@ class _Tensor:
 
 
 class ToHuggingFace:
-    """The plan of an export; a part is a range of bytes of a safetensors file.
+    """An export; a slice is a range of bytes of a safetensors file.
 
     Attributes:
       slices: in the order of the files.
@@ -72,16 +71,16 @@ class ToHuggingFace:
         lora: LoraConfig = NO_LORA,
         adapter: bool = False,
     ):
-        """Plans it.
+        """Plans files and slices.
 
         Args:
           params: the directory of the arrays.
           llama: the architecture.
           attributes: outputs of the head.
-          dtype: of the weights, or None for that stored.
+          dtype: of the weights; None for the stored one.
           limit: most bytes of a file.
-          lora: adapters that are beside the weights, to be merged into them.
-          adapter: export these and the head alone instead, by PEFT's names.
+          lora: the adapters to merge into the weights.
+          adapter: export them and the head alone instead, by PEFT's names.
 
         Raises:
           UserError: a parameter is missing, damaged or of another shape than the config calls for.
@@ -96,8 +95,8 @@ class ToHuggingFace:
         for row in rows:
             tensors += self._tensors(row, dtype)
             if self._lora.adapts(row.path):
-                for part in ADAPTERS[row.path]:
-                    self._open(part)
+                for adapter_row in ADAPTERS[row.path]:
+                    self._open(adapter_row)
         self.dtype = max(tensors, key=lambda tensor: tensor.nbytes).dtype
         self.keys = [tensor.key for tensor in tensors]
         shards = _shards(tensors, limit)
@@ -116,13 +115,8 @@ class ToHuggingFace:
                 self._plan(tensor)
 
     def _open(self, row: Parameter) -> ts.TensorStore:
-        array = self._arrays[row.path] = open_array(self._params, row.path)
-        shape = tuple(self._sizes[axis] for axis in row.all_axes)
-        if tuple(array.shape) != shape:
-            raise UserError(
-                f"{self._params}: parameter {row.path!r} has shape {tuple(array.shape)}, but "
-                f"config.json calls for {shape}"
-            )
+        shape = [self._sizes[axis] for axis in row.all_axes]
+        array = self._arrays[row.path] = open_array(self._params, row.path, shape)
         return array
 
     def _tensors(self, row: Parameter, dtype: str | None) -> list[_Tensor]:
@@ -134,7 +128,7 @@ class ToHuggingFace:
         ]
 
     def _plan(self, tensor: _Tensor) -> None:
-        """Cuts a tensor into slices, where it can along the borders of the source's chunks."""
+        """Cuts a tensor into slices, along the source's chunks where possible."""
         row, array = tensor.row, self._arrays[tensor.row.path]
         chunk: Any = array.chunk_layout.read_chunk.shape
         aligned = chunk[row.all_axes.index(band_axis(row))]
@@ -153,7 +147,7 @@ class ToHuggingFace:
             )
 
     def prepare(self, files: Path, model: Path) -> None:
-        """Creates the files, without tensors and headers, and their index."""
+        """Creates the files, empty and without headers, and their index."""
         for name, layout in self._layouts.items():
             create_file(model / name, layout)
         if self.files > 1:
@@ -161,30 +155,30 @@ class ToHuggingFace:
             (files / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
     def read(self, part: TensorSlice) -> np.ndarray:
-        """A part of the source, in HF's axes and the converted dtype."""
+        """A slice of the source, in HF's axes and the converted dtype."""
         index = dict(zip(part.row.all_axes, part.index))
         block = self._block(part.row, index)
         if self._lora.adapts(part.row.path):
-            a, b = (self._block(part, index) for part in ADAPTERS[part.row.path])
+            a, b = (self._block(row, index) for row in ADAPTERS[part.row.path])
             block = merge_block(block, a, b, self._lora.scale)
         return part.to_hf(block).astype(part.dtype, copy=False)
 
     def _block(self, row: Parameter, index: Mapping[str, int | slice]) -> np.ndarray:
         """A parameter at `index` by axis; axes that are not there are whole."""
-        place = tuple(index.get(axis, slice(None)) for axis in row.all_axes)
-        return read_block(self._arrays[row.path], self._params, row.path, place)
+        by_axis = tuple(index.get(axis, slice(None)) for axis in row.all_axes)
+        return read_block(self._arrays[row.path], self._params, row.path, by_axis)
 
     def write(self, model: Path, part: TensorSlice, block: np.ndarray) -> None:
-        """Writes the part to its place in its file."""
+        """Writes a slice at its offset in its file."""
         write_range(model / self._file_of[part.key], self._offset(part), block)
 
     def read_back(self, model: Path, part: TensorSlice) -> np.ndarray:
-        """The part as it is on the disk."""
+        """The slice as it is on the disk."""
         name = self._file_of[part.key]
         return read_range(model / name, self._offset(part), part.shape, part.dtype)
 
     def complete(self, model: Path) -> None:
-        """Writes the headers, which make the files a model's."""
+        """Writes the headers, without which nothing takes the files for a model's."""
         for name, layout in self._layouts.items():
             write_header(model / name, layout)
 
@@ -193,7 +187,7 @@ class ToHuggingFace:
 
 
 def _shards(tensors: list[_Tensor], limit: int) -> list[list[_Tensor]]:
-    """Consecutive tensors by file; a file is over the limit only where one tensor is."""
+    """The tensors of each file, in order; a file exceeds the limit only if one tensor does."""
     shards: list[list[_Tensor]] = [[]]
     total = 0
     for tensor in tensors:

@@ -1,4 +1,4 @@
-"""From Hugging Face's tensors to an Orbax model: what `convert` does to each part."""
+"""From Hugging Face's tensors to an Orbax model: how each slice is read and written."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from rmjax.models.parameters import Parameter
 
 
 class ToOrbax:
-    """The plan of a conversion to Orbax; a part is a file of its array.
+    """A conversion to Orbax; a slice is a file of its array.
 
     Attributes:
       slices: in the order of the layers, which is about that of the source's files.
@@ -32,7 +32,7 @@ class ToOrbax:
     def __init__(
         self, weights: Weights, llama: LlamaConfig, attributes: int, head: np.ndarray | None
     ):
-        """Plans it; `head` is the fresh one, where the source has none."""
+        """Plans the slices; `head` is a fresh one where the source has none."""
         self._weights, self._head = weights, head
         self._sizes = model_sizes(llama, RewardHead(attributes))
         self._rows = model_parameters(llama, RewardHead(attributes))
@@ -66,8 +66,8 @@ class ToOrbax:
                 TensorSlice(number, row, key, layer, start, stop, self._sizes, dtype)
             )
 
-    def prepare(self, model: Path) -> None:
-        """Creates the arrays, without any file of them."""
+    def prepare(self, files: Path, model: Path) -> None:
+        """Creates the arrays, without their files."""
         for row in self._rows:
             create_array(
                 model / WEIGHTS / "params",
@@ -78,22 +78,22 @@ class ToOrbax:
             )
 
     def read(self, part: TensorSlice) -> np.ndarray:
-        """A part of the source, in HF's axes and the converted dtype."""
+        """A slice of the source, in HF's axes and the converted dtype."""
         if part.row.path == "head" and self._head is not None:
             return np.ascontiguousarray(to_hf(part.row, self._head, self._sizes)[part.hf_index])
         block = self._weights.read(part.key, part.hf_index)
         return block.astype(part.dtype, copy=False)
 
     def write(self, model: Path, part: TensorSlice, block: np.ndarray) -> None:
-        """Writes the file that the part is."""
+        """Writes the file that the slice is."""
         self._array(model, part)[part.index].write(part.from_hf(block)).result()
 
     def read_back(self, model: Path, part: TensorSlice) -> np.ndarray:
-        """The part as it is on the disk, in HF's axes."""
+        """The slice as it is on the disk, in HF's axes."""
         params, path, array = self._params(model), part.row.path, self._array(model, part)
-        file = self._cuts(part.row)[0]
-        place = [part if isinstance(part, int) else part.start or 0 for part in part.index]
-        forget_file(params, path, [start // size for start, size in zip(place, file)])
+        file_shape = self._cuts(part.row)[0]
+        starts = [axis if isinstance(axis, int) else axis.start or 0 for axis in part.index]
+        forget_file(params, path, [start // size for start, size in zip(starts, file_shape)])
         return part.to_hf(read_block(array, params, path, part.index))
 
     def complete(self, model: Path) -> None:
@@ -106,5 +106,5 @@ class ToOrbax:
     def _array(self, model: Path, part: TensorSlice) -> ts.TensorStore:
         path = part.row.path
         if path not in self._open:
-            self._open[path] = open_array(self._params(model), path, partial=True)
+            self._open[path] = open_array(self._params(model), path, writing=True)
         return self._open[path]

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from rmjax.checkpoints.hf_weights import read_json
 from rmjax.checkpoints.manager import DIRECTORY
 from rmjax.errors import UserError
+from rmjax.runtime.files import read_json
 from rmjax.training.logger import METRICS_FILE
 from rmjax.training.workdir import LOCK, RECORD
 

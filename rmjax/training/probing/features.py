@@ -5,9 +5,8 @@ whole, so an extraction that was killed goes on where it was.
 """
 
 import hashlib
+import io
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,9 +20,11 @@ from rich.console import Console
 
 from rmjax.checkpoints.pretrained import Pretrained
 from rmjax.data.batches import Batches
-from rmjax.errors import UserError, disk_errors
+from rmjax.errors import UserError
 from rmjax.models.inputs import Rows
 from rmjax.models.model import Model
+from rmjax.runtime.cache import cache_errors, cache_root
+from rmjax.runtime.files import replace_file
 
 Features = Callable[[Rows], jax.Array]
 _VERSION = 1  # of this module's result; part of the cache's key
@@ -86,8 +87,7 @@ def cached_features(
 ) -> Float32[np.ndarray, "N D"]:
     """The features of every sample of `batches`, in the data's order, from the cache if it can.
 
-    The cache is `features/` in `$RMJAX_CACHE`, else in `~/.cache/rmjax`; its entries can be deleted
-    at any time.
+    The cache is `features/` in that of `runtime.cache`.
 
     Args:
       batches: from `data.batches.evaluation_batches`, which hold each sample once.
@@ -106,8 +106,7 @@ def cached_features(
         layout.update(f"{step}".encode() + batches.samples(step).astype(np.int64).tobytes())
     made_by |= {"layout": layout.hexdigest()}
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
-    root = Path(os.environ.get("RMJAX_CACHE", Path.home() / ".cache" / "rmjax")).expanduser()
-    entry = root / "features" / key
+    entry = cache_root() / "features" / key
     features = np.empty((len(data), width), np.float32)
     compute: Features | None = None
     for number, start in enumerate(range(0, len(batches), _PART)):
@@ -156,20 +155,12 @@ def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _write(file: Path, part: np.ndarray, made_by: dict[str, Any]) -> None:
-    """Puts a part in its place at once, and beside the first what it was made by, for readers."""
-    try:
-        with disk_errors(f"the cache in {file.parent}"):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            described = file.parent / "made_by.json"
-            if not described.exists():
-                described.write_text(json.dumps(made_by, indent=2) + "\n")
-            # Not named by the process: its number may be the same on another host with this disk.
-            number, partial = tempfile.mkstemp(suffix=".partial", dir=file.parent)
-            with os.fdopen(number, "wb") as opened:
-                np.save(opened, part, allow_pickle=False)
-            os.replace(partial, file)
-    except OSError as error:
-        raise UserError(
-            f"the cache in {file.parent} cannot be written ({error}): set RMJAX_CACHE to a "
-            "directory that can"
-        ) from error
+    """Writes a part, and beside the first one what it was made by, for people who look."""
+    content = io.BytesIO()
+    np.save(content, part, allow_pickle=False)
+    with cache_errors():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        described = file.parent / "made_by.json"
+        if not described.exists():
+            described.write_text(json.dumps(made_by, indent=2) + "\n")
+        replace_file(file, content.getbuffer())

@@ -1,0 +1,51 @@
+"""Small files: read or replaced whole, and locked."""
+
+import fcntl
+import json
+import secrets
+from pathlib import Path
+from typing import IO, Any
+
+from rmjax.errors import UserError
+
+PARTIAL = ".partial"  # the suffix of a file that is not whole yet
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; anything else is a `UserError` that names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such file") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def replace_file(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file whole or not at all: a full disk or a kill leaves the old one as it was.
+
+    Several processes may write the same file, on several hosts too: the last one wins.
+    """
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def lock_file(file: IO[Any]) -> bool:
+    """Locks an open file until it is closed; False if another process has locked it.
+
+    Some file systems cannot lock, or not between machines. There the answer is always True.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # the file system does not lock
+        pass
+    return True
