@@ -87,7 +87,7 @@ def rmjax_side(clock: str, config: Config) -> Callable[[int], Piece]:
         steps=len(batches),
         trainable=config.trainable,
     )
-    params, _ = first_params(config, source, model, program.abstract.params)
+    params, _ = first_params(config, source, model)
     state = program.start(params)
     step: Any = program.step
     compiled = step.lower(state, put(batches[0], BATCH_AXES, sharding)).compile()
