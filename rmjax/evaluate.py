@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-length", type=int, default=0, help="in tokens; by default the model's own")
     add("--over-long", choices=_OVER_LONG, default=_OVER_LONG[0], help="what to do beyond that")
     add("--dtype", default="auto", help="auto, float32 or bfloat16")
-    add("--quantize", default="", help="int8 or fp8; see docs/performance.md")
+    add("--quantize", default="", help="int8 or fp8; see docs/score.md")
     add("--mesh", default="fsdp:-1", metavar="AXIS:SIZE,...", help="of this host's devices")
     return parser
 

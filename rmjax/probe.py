@@ -10,7 +10,7 @@ seconds; a killed extraction goes on where it was. DST becomes an Orbax model: t
 `--fit=ridge`, the default of the objective `regression`, solves for the head; its strength is that
 which predicts training prompts best that are left out, so held-out data stay unseen.
 `--fit=adamw`, the default of every other objective, does the steps that `rmjax.train` would do with
-`trainable=("head",)`. See docs/probing.md.
+`trainable=("head",)`. See docs/probe.md.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ from rmjax.training.validation import ValidationMetrics, validation_metrics
 from rmjax.training.workdir import run_spec
 
 FITS = ("ridge", "adamw")
-_FIT = flags.DEFINE_enum("fit", None, FITS, "How the head is fitted; see docs/probing.md.")
+_FIT = flags.DEFINE_enum("fit", None, FITS, "How the head is fitted; see docs/probe.md.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""All results of one benchmark, in JSON's types. docs/evaluation.md describes the fields."""
+"""All results of one benchmark, in JSON's types. docs/evaluate.md describes the fields."""
 
 import dataclasses
 from collections.abc import Mapping
