@@ -20,7 +20,7 @@ from test_convert import (
 )
 from test_store import hf_arrays, same_bits
 
-from rmjax.checkpoints import hub, pretrained
+from rmjax.checkpoints import hub, loading
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax
@@ -59,7 +59,7 @@ def test_every_mesh_and_form_gives_the_same_numbers(form, mesh, dtype, models):
 def test_a_head_that_is_not_wanted_is_made_anew(models, monkeypatch):
     model = make_model(LLAMA, 2)
     fresh = np.ones((32, 2), np.float32)
-    monkeypatch.setattr(pretrained, "random_head", lambda model, seed: seed * fresh)
+    monkeypatch.setattr(loading, "random_head", lambda model, seed: seed * fresh)
     for form in models.values():
         source = open_pretrained(str(form)).without_head()
         params = load_params(source, model, seed=3, dtype=jnp.float32)
