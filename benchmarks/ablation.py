@@ -125,22 +125,24 @@ def seconds_of(shapes: Sequence[tuple[int, int]], repeats: int, clock: str) -> d
     """Forward and backward of SmolLM2-135M on full rows of each shape, medians."""
     import jax
 
-    from rmjax.data.row_layout import Group, RowShape, make_rows
+    from rmjax.data.row_layout import RowShape, Segment, make_rows
     from rmjax.models.attention.dispatch import choose
+    from rmjax.models.heads import RewardHead
     from rmjax.models.init import random_params
-    from rmjax.models.reward_model import ModelOptions, RewardModel, apply
+    from rmjax.models.layers import ModelOptions
+    from rmjax.models.model import Model
     from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
     llama = runpy.run_path(str(CONFIG))["get_config"]().model
     sharding = Sharding(make_mesh(MeshConfig()))
     kernel = choose("auto", llama, sharding, np.float32)
-    model = RewardModel(llama, ModelOptions(sharding, remat="dots", attention=kernel), 1)
+    model = Model(llama, ModelOptions(sharding, remat="dots", attention=kernel), RewardHead(1))
     params = random_params(model, 0)
-    gradient = jax.jit(jax.grad(lambda params, rows: apply(model, params, rows).sum()))
+    gradient = jax.jit(jax.grad(lambda params, rows: model(params, rows).sum()))
     found: dict[Any, list[float]] = {shape: [] for shape in shapes}
     rows = {
         (count, length): make_rows(
-            [[Group([np.ones(length, np.int32)])]] * count, count, RowShape(count, length, 1)
+            [[Segment([np.ones(length, np.int32)])]] * count, count, RowShape(count, length, 1)
         )
         for count, length in shapes
     }

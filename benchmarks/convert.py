@@ -42,7 +42,8 @@ from rmjax.checkpoints.safetensors_file import (
 from rmjax.checkpoints.tensor_slices import cut
 from rmjax.data.tokenizer import byte_tokenizer
 from rmjax.models.config import LlamaConfig
-from rmjax.models.parameters import axis_sizes, model_parameters
+from rmjax.models.heads import model_parameters
+from rmjax.models.parameters import axis_sizes
 from rmjax.models.rewards.spec import HELPSTEER2, RewardSpec
 
 _BUFFER = 64 << 20

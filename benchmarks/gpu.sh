@@ -4,7 +4,7 @@
 #
 #   pip install -e '.[cuda12,test]' && benchmarks/gpu.sh [REPORT]
 #
-# REPORT (gpu_report.txt if not given) holds: the GPU and versions; tests/test_gpu.py, which holds
+# REPORT (gpu_report.txt if not given) holds: the GPU and versions; tests/models/attention/test_gpu_cudnn.py, which holds
 # attention in bfloat16, forward and backward, to float32's reference; attention by cuDNN against XLA;
 # a training step and scoring of a Llama of 1B and of 8 layers of 8B, as a share of the measured peak.
 set -uo pipefail
@@ -37,7 +37,7 @@ nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader | 
 "$python" -c 'import jax; assert jax.default_backend() == "gpu", jax.devices(); print("JAX", jax.__version__, jax.devices())' \
   | tee -a "$report" || exit 1
 
-JAX_PLATFORMS=cuda,cpu part 120 "correctness" "$python" -m pytest -q tests/test_gpu.py
+JAX_PLATFORMS=cuda,cpu part 120 "correctness" "$python" -m pytest -q tests/models/attention/test_gpu_cudnn.py
 part 90 "attention" "$python" benchmarks/attention.py --shape=8b
 part 110 "Llama 1B" "$python" benchmarks/roofline.py --shape=llama1b --length=4096 --rows=8 --microbatches=2
 part 120 "8 layers of Llama 8B" \

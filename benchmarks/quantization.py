@@ -28,8 +28,9 @@ from rich.table import Table
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained
 from rmjax.inference.scorer import Scorer
+from rmjax.models.layers import ModelOptions
+from rmjax.models.model import Model, compute_dtype
 from rmjax.models.quantization import QUANTIZE, check_quantize, has_products, quantize_params
-from rmjax.models.reward_model import ModelOptions, RewardModel, compute_dtype
 from rmjax.models.rewards.aggregation import scalar_rule
 from rmjax.models.rewards.spec import RewardSpec
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
@@ -62,7 +63,7 @@ def run_side(source: Pretrained, name: str, talks: list[Any]) -> Side:
     dtype: Any = compute_dtype("auto" if kind else name)
     sharding = Sharding(make_mesh(MeshConfig(), jax.devices()))
     check_quantize(kind, sharding)
-    model = RewardModel(llama, ModelOptions(sharding, dtype=dtype), llama.hidden_size)
+    model = Model(llama, ModelOptions(sharding, dtype=dtype), llama.hidden_size)
     params = load_params(source, model, seed=0, dtype=dtype)
     if kind:
         params = quantize_params(params, sharding, kind)

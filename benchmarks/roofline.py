@@ -30,10 +30,13 @@ from rmjax.data.tokenized import in_memory
 from rmjax.inference.score_step import make_score
 from rmjax.models.attention.dispatch import alignment, choose
 from rmjax.models.config import LlamaConfig, Rope
+from rmjax.models.decoder import REMAT
 from rmjax.models.flops import model_flops
+from rmjax.models.heads import RewardHead
 from rmjax.models.init import random_params
 from rmjax.models.inputs import ROWS_AXES
-from rmjax.models.reward_model import REMAT, ModelOptions, RewardModel, compute_dtype
+from rmjax.models.layers import ModelOptions
+from rmjax.models.model import Model, compute_dtype
 from rmjax.runtime.memory import keep_freed_memory
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh, put
 from rmjax.training.objectives.objective import make_objective
@@ -107,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
     sharding = Sharding(make_mesh(MeshConfig(), jax.devices()[:1]))
     kernel = choose(args.attention, llama, sharding, dtype, args.length)
     options = ModelOptions(sharding, dtype=dtype, remat=args.remat, attention=kernel)
-    model = RewardModel(llama, options, 1)
+    model = Model(llama, options, RewardHead(1))
     data, batches = make_batches(args, alignment(kernel, args.length), llama.vocab_size)
     groups = [(args.prompt, [args.prompt + args.response] * 2)] * (len(data) // 2)
     work = model_flops(llama, 1, groups, training=True)
@@ -157,8 +160,8 @@ def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False)
     console.print(
         f"{args.shape}, {llama.num_hidden_layers} layers, {batches.microbatches} x {args.rows} "
-        f"rows of {args.length}, {batches.tokens(0) / batches.places(0):.1%} of the places real; "
-        f"{dtype.name}, remat {args.remat}, attention by {kernel}"
+        f"rows of {args.length}, {batches.tokens(0) / batches.padded_tokens(0):.1%} of the places "
+        f"real; {dtype.name}, remat {args.remat}, attention by {kernel}"
     )
     console.print(
         f"{device.device_kind}, JAX {jax.__version__}: matrix products reach "

@@ -14,7 +14,7 @@
 #          all save and end. Ctrl-C ends at once.
 # Resumes  the same command.
 # Checked  run with Debian's Open MPI 4.1.4, two processes on the CPU of one host
-#          (tests/test_launch.py); no GPU, not over ssh.
+#          (tests/launch/test_run.py); no GPU, not over ssh.
 
 set -euo pipefail
 : "${PYTHON:?set it to a Python with rmjax that every host sees}"

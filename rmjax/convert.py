@@ -26,8 +26,7 @@ from rmjax.checkpoints.model_files import write_adapter_config, write_model_file
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained, public_name
 from rmjax.checkpoints.safetensors_file import DTYPES
 from rmjax.errors import UserError, exit_with_message
-from rmjax.models.config import LlamaConfig
-from rmjax.models.lora import NO_LORA
+from rmjax.models.config import NO_LORA, LlamaConfig
 from rmjax.models.rewards.spec import HELPSTEER2, RewardSpec
 from rmjax.runtime.memory import keep_freed_memory
 
@@ -177,12 +176,16 @@ def _fresh_head(llama: LlamaConfig, attributes: int, seed: int) -> np.ndarray:
     # Here, since only a causal model needs them and flax takes long to import.
     import jax
 
+    from rmjax.models.heads import RewardHead
     from rmjax.models.init import random_head
-    from rmjax.models.reward_model import ModelOptions, RewardModel
+    from rmjax.models.layers import ModelOptions
+    from rmjax.models.model import Model
     from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
     sharding = Sharding(make_mesh(MeshConfig(), jax.devices()[:1]))
-    return np.asarray(random_head(RewardModel(llama, ModelOptions(sharding), attributes), seed))
+    return np.asarray(
+        random_head(Model(llama, ModelOptions(sharding), RewardHead(attributes)), seed)
+    )
 
 
 def _main() -> None:

@@ -33,24 +33,25 @@ from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.model_files import write_model_files
 from rmjax.checkpoints.orbax_weights import named_weights
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained
-from rmjax.data.batches import Batches, evaluation_batches
+from rmjax.data.batches import Batches
 from rmjax.data.planning import row_shape
 from rmjax.data.tokenized import TokenizedData
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
 from rmjax.evaluation.metrics import attribute_metrics, mean_ratings
+from rmjax.inference.batching import evaluation_batches
 from rmjax.inference.score_step import make_features
 from rmjax.models.attention.dispatch import alignment
 from rmjax.models.init import random_head
 from rmjax.models.inputs import ROWS_AXES
-from rmjax.models.parameters import PARAMETERS, axis_sizes
-from rmjax.models.reward_model import RewardModel
+from rmjax.models.model import Model
+from rmjax.models.parameters import HEAD
 from rmjax.runtime.compilation import enable_compilation_cache
 from rmjax.runtime.memory import keep_freed_memory
 from rmjax.runtime.sharding import Sharding, check_divisible, make_mesh, put
 from rmjax.training.command_line import run_with_config
 from rmjax.training.config import Config, validate
-from rmjax.training.datasets import load_data, shares_prompts
+from rmjax.training.datasets import load_data
 from rmjax.training.experiment import config_objective, make_model, pick_tokenizer, with_first_head
 from rmjax.training.logger import attribute_table, pair_table
 from rmjax.training.probing.adamw import head_scores, train_head
@@ -156,10 +157,10 @@ def check(config: Config, dst: str, fit: str) -> str:
 
 
 def make_batches(
-    config: Config, model: RewardModel, tokenizer: Tokenizer
+    config: Config, model: Model, tokenizer: Tokenizer
 ) -> tuple[Batches, Batches | None]:
     """Every training and every held-out sample once, in the rows of a run."""
-    share, packing = shares_prompts(config, model.config), config.data.packing
+    share, packing = config.data.share_prompts, config.data.packing
     align = alignment(model.options.attention, config.row_length)
     data, validation = load_data(config, tokenizer, share, align)
     sharding = model.options.sharding
@@ -180,7 +181,7 @@ def make_batches(
 def extract(
     config: Config,
     source: Pretrained,
-    model: RewardModel,
+    model: Model,
     training: Batches,
     validation: Batches | None,
     console: Console,
@@ -211,7 +212,7 @@ def show_ridge(
 ) -> np.ndarray:
     """The head by ridge regression; prints how it was found and what it is worth."""
     data = train.data
-    ridge = fit_ridge(train.features, data.labels, data.groups, data.attributes)
+    ridge = fit_ridge(train.features, data.labels, data.prompt_ids, data.attributes)
     for name, strength, freedom in zip(data.attributes, ridge.strengths, ridge.freedom):
         console.print(
             f"ridge       {name}: strength {strength:.1e} of the largest eigenvalue, "
@@ -228,7 +229,7 @@ def show_ridge(
 def show_left_out(ridge: Ridge, data: TokenizedData, console: Console) -> None:
     """What the heads without a prompt say of it: what there is to see without held-out data."""
     rated = attribute_metrics(
-        data.attributes, ridge.left_out, data.labels, data.groups, mean_ratings(data.labels)
+        data.attributes, ridge.left_out, data.labels, data.prompt_ids, mean_ratings(data.labels)
     )
     console.print()
     console.print(attribute_table("training data, each prompt left out in turn", rated))
@@ -240,7 +241,7 @@ def show_left_out(ridge: Ridge, data: TokenizedData, console: Console) -> None:
 def show_training(
     config: Config,
     source: Pretrained,
-    model: RewardModel,
+    model: Model,
     train: Samples,
     held: Samples | None,
     console: Console,
@@ -257,7 +258,7 @@ def show_training(
     head, origin = first_head(config, source, model)
     console.print(f"weights     {origin}")
     trained = train_head(
-        config, head, train.features, train.data, validation_loss if held else None
+        config, model, head, train.features, train.data, validation_loss if held else None
     )
     console.print(
         f"steps       {trained.steps}; training loss {trained.losses[0]:.4f} in the first, "
@@ -269,15 +270,13 @@ def show_training(
     return trained.head
 
 
-def first_head(config: Config, source: Pretrained, model: RewardModel) -> tuple[np.ndarray, str]:
+def first_head(config: Config, source: Pretrained, model: Model) -> tuple[np.ndarray, str]:
     """The head before the first step, that of `experiment.first_params`, and what to say of it."""
     source, origin = with_first_head(config, source)
     if not source.has_head:
         return np.asarray(random_head(model, config.seed)), origin
-    (row,) = (row for row in PARAMETERS if row.path == "head")
-    sizes = axis_sizes(model.config, model.attributes)
-    tensor = named_weights(source).read(row.hf_key)
-    return from_hf(row, tensor, sizes).astype(np.float32), origin
+    tensor = named_weights(source).read(HEAD.hf_key)
+    return from_hf(HEAD, tensor, model.sizes).astype(np.float32), origin
 
 
 def evaluate(config: Config, head: np.ndarray, held: Samples, train: TokenizedData) -> Evaluation:
@@ -301,7 +300,7 @@ def show(title: str, evaluation: Evaluation, console: Console) -> None:
 def write(
     config: Config,
     source: Pretrained,
-    model: RewardModel,
+    model: Model,
     tokenizer: Tokenizer,
     head: Float32[np.ndarray, "D A"],
     data: TokenizedData,

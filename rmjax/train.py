@@ -14,10 +14,11 @@ from rich.console import Console
 
 from rmjax.checkpoints.manager import Checkpoints
 from rmjax.checkpoints.pretrained import open_pretrained
-from rmjax.data.batches import Batches, evaluation_batches, iterate, training_batches
+from rmjax.data.batches import Batches, iterate, training_batches
 from rmjax.data.planning import plan_steps, row_shape
 from rmjax.errors import UserError
 from rmjax.evaluation.metrics import mean_ratings
+from rmjax.inference.batching import evaluation_batches
 from rmjax.inference.score_step import make_score
 from rmjax.models.attention.dispatch import alignment
 from rmjax.runtime.compilation import enable_compilation_cache
@@ -26,11 +27,10 @@ from rmjax.runtime.processes import Preemption, check_agreement
 from rmjax.runtime.sharding import Sharding, check_divisible, make_mesh
 from rmjax.training.command_line import run_with_config
 from rmjax.training.config import Config, as_flat_dict, validate
-from rmjax.training.datasets import check_position, data_position, load_data, shares_prompts
+from rmjax.training.datasets import check_position, data_position, load_data
 from rmjax.training.experiment import config_objective, first_params, make_model, pick_tokenizer
 from rmjax.training.logger import Reporter, announce, conclude
-from rmjax.training.optimizer import make_optimizer, make_schedule
-from rmjax.training.step import Metrics, TrainState, abstract_state, init_state, make_train_step
+from rmjax.training.step import Metrics, TrainState, make_program
 from rmjax.training.validation import evaluate
 from rmjax.training.workdir import open_workdir, package_versions, record_run
 
@@ -59,7 +59,7 @@ def train_in(workdir: Path, config: Config) -> None:
     tokenizer = pick_tokenizer(config, source, model.config.vocab_size)
 
     # ---- data --------------------------------------------------------------------------------
-    share, packing = shares_prompts(config, model.config), config.data.packing
+    share, packing = config.data.share_prompts, config.data.packing
     align = alignment(model.options.attention, config.row_length)
     data, validation = load_data(config, tokenizer, share, align)
     rows = config.rows_per_device * sharding.row_shards
@@ -82,14 +82,15 @@ def train_in(workdir: Path, config: Config) -> None:
     constants = mean_ratings(data.labels)
 
     # ---- step --------------------------------------------------------------------------------
-    schedule = make_schedule(config.optimizer, len(batches))
-    optimizer = make_optimizer(config.optimizer, schedule, model.config.hidden_size)
-    abstract = abstract_state(model, optimizer, config.trained)
-    objective = config_objective(config)
-    train_step = make_train_step(
-        model, objective, optimizer, schedule, config.trained, abstract, config.seed
+    objective, score = config_objective(config), make_score(model)
+    program = make_program(
+        model,
+        objective,
+        config.optimizer,
+        steps=len(batches),
+        trainable=config.trained,
+        seed=config.seed,
     )
-    score = make_score(model)
 
     # ---- state: 1. the run's last checkpoint, 2. the weights of `init`, 3. random weights ------
     checkpoints = Checkpoints(workdir)
@@ -103,11 +104,11 @@ def train_in(workdir: Path, config: Config) -> None:
         conclude(console, workdir, checkpoints.evaluations)
         return
     if start:
-        state = TrainState.from_items(checkpoints.restore(start, abstract.items()))
+        state = TrainState.from_items(checkpoints.restore(start, program.abstract.items()))
         origin = f"this run's, after step {start}"
     else:
         params, origin = first_params(config, source, model)
-        state = init_state(params, optimizer, config.trained, abstract)
+        state = program.start(params)
         del params  # donated with the state
     record_run(workdir, config, model, tokenizer, data, validation)
     announce(
@@ -127,7 +128,7 @@ def train_in(workdir: Path, config: Config) -> None:
     ):
         unseen: tuple[int, Metrics] | None = None  # the newest step, whose numbers nobody saw yet
         for step, batch in enumerate(iterate(batches, start, sharding), start=start + 1):
-            state, metrics = train_step(state, batch)
+            state, metrics = program.step(state, batch)
             if unseen:  # one step late, so that the device never waits for the host
                 finish_step(*unseen, batches, report)
             unseen = (step, metrics)
@@ -179,7 +180,7 @@ def finish_step(step: int, metrics: Metrics, batches: Batches, report: Reporter)
             f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}. Stopped "
             f"before anything was saved. The step's samples: {batches.describe(step - 1)}"
         )
-    report.step(step, values, batches.tokens(step - 1), batches.places(step - 1))
+    report.step(step, values, batches.tokens(step - 1), batches.padded_tokens(step - 1))
 
 
 if __name__ == "__main__":

@@ -1,66 +1,42 @@
-"""Eight CPU devices, strict numerics, warnings as errors; where real weights and data are found."""
+"""Eight CPU devices, strict numerics, quick compilation; where real weights and data are found.
+
+JAX reads its settings from the environment, so that processes that tests start have them too.
+"""
 
 import os
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
 from pathlib import Path
+
+# Programs of a few kilobytes of weights run once: to compile them well takes longer than they run.
+# Tests that are marked `optimized` compile as users do.
+SETTINGS = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    # All processes and all runs of the suite share what was compiled.
+    "JAX_COMPILATION_CACHE_DIR": str(Path.home() / ".cache" / "rmjax-tests" / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+for name, value in SETTINGS.items():
+    os.environ.setdefault(name, value)
 
 import jax
 import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_numpy_rank_promotion", "raise")
+pytest.register_assert_rewrite("helpers")
 
-from rmjax.models.config import LlamaConfig, Rope
-from rmjax.models.reward_model import ModelOptions, RewardModel
-from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
-
-ROOT = Path(__file__).parent.parent
+from helpers.compiling import optimized
+from helpers.paths import ROOT
 
 
-def one_device() -> Sharding:
-    return Sharding(make_mesh(MeshConfig(), jax.devices()[:1]))
-
-
-def tiny_llama(**changes: object) -> LlamaConfig:
-    fields = dict(
-        vocab_size=262,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=64,
-        rms_norm_eps=1e-5,
-        initializer_range=0.2,
-    )
-    return LlamaConfig(**(fields | changes))  # type: ignore[arg-type]
-
-
-ROPES = {
-    "default": Rope(),
-    "linear": Rope(type="linear", factor=4.0),
-    "dynamic": Rope(type="dynamic", factor=2.0),
-    "llama3": Rope(
-        theta=500000.0,
-        type="llama3",
-        factor=8.0,
-        low_freq_factor=1.0,
-        high_freq_factor=4.0,
-        original_max_position_embeddings=32,
-    ),
-}
-
-
-def make_model(
-    llama: LlamaConfig, attributes: int = 5, sharding: Sharding | None = None, **options
-):
-    return RewardModel(llama, ModelOptions(sharding or one_device(), **options), attributes)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Workers for `-n auto`: none for a single test or file, which starts sooner without."""
+    one = len(config.args) == 1 and ".py" in config.args[0]
+    return 0 if one else min(len(os.sched_getaffinity(0)), 4)  # each takes two gigabytes
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -69,19 +45,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
     os.environ["RMJAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compilations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Programs are compiled once for all tests: many are of a few.
-
-    Returns the environment in which subprocesses find them too.
-    """
-    values = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compilations"),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    for name, value in values.items():
-        jax.config.update(name, value)
-    return {name.upper(): str(value) for name, value in values.items()}
+@pytest.fixture(autouse=True)
+def as_users_compile(request: pytest.FixtureRequest):
+    """What a test marked `optimized` compiles is optimized."""
+    if request.node.get_closest_marker("optimized") is None:
+        yield
+    else:
+        with optimized():
+            yield
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import math
 from rmjax.aot.hardware import Chip
 from rmjax.models.config import LlamaConfig
 from rmjax.models.flops import model_flops
-from rmjax.models.parameters import axis_sizes, model_parameters
+from rmjax.models.heads import RewardHead, model_parameters, model_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +67,11 @@ def estimate(
       remat: policy.
     """
     data, fsdp, context, tensor = (mesh[axis] for axis in ("data", "fsdp", "context", "tensor"))
-    sizes = axis_sizes(llama, attributes)
-    count = sum(math.prod(sizes[axis] for axis in row.all_axes) for row in model_parameters(llama))
+    head = RewardHead(attributes)
+    sizes = model_sizes(llama, head)
+    count = sum(
+        math.prod(sizes[axis] for axis in row.all_axes) for row in model_parameters(llama, head)
+    )
     layers, embed = llama.num_hidden_layers, llama.hidden_size
     heads = llama.num_attention_heads * llama.head_dim
     wide = heads + 2 * llama.num_key_value_heads * llama.head_dim + 2 * llama.intermediate_size

@@ -23,12 +23,12 @@ from rmjax.models.attention.dispatch import choose
 from rmjax.models.config import LlamaConfig
 from rmjax.models.flops import model_flops
 from rmjax.models.inputs import Rows
-from rmjax.models.reward_model import ModelOptions
+from rmjax.models.layers import ModelOptions
 from rmjax.runtime.sharding import Sharding, check_divisible
 from rmjax.training.config import Config
 from rmjax.training.experiment import config_objective, new_model
-from rmjax.training.optimizer import make_optimizer, make_schedule, partition
-from rmjax.training.step import TrainState, abstract_state, make_train_step
+from rmjax.training.optimizer import partition
+from rmjax.training.step import TrainState, make_program
 
 # TPU: looking up embeddings on the SparseCores cannot be written as text by every version of JAX.
 # GPU: kernels are chosen by trying them, which needs one; the compiler's own choice is taken.
@@ -245,15 +245,15 @@ def abstract_program(
       UserError: something does not divide over the mesh.
     """
     options = ModelOptions(sharding, dtype=_dtype(config), remat=config.remat, attention=attention)
-    model = new_model(config, llama, options)
-    schedule = make_schedule(config.optimizer, config.steps or 1)
-    optimizer = make_optimizer(config.optimizer, schedule, llama.hidden_size)
-    state = abstract_state(model, optimizer, config.trained)
-    objective = config_objective(config)
-    step = make_train_step(
-        model, objective, optimizer, schedule, config.trained, state, config.seed
+    program = make_program(
+        new_model(config, llama, options),
+        config_objective(config),
+        config.optimizer,
+        steps=config.steps or 1,
+        trainable=config.trained,
+        seed=config.seed,
     )
-    return step, state
+    return program.step, program.abstract
 
 
 def _dtype(config: Config) -> Any:

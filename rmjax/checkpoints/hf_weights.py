@@ -15,7 +15,7 @@ from rmjax.checkpoints.hf_mapping import hf_keys, hf_shape
 from rmjax.checkpoints.safetensors_file import SafetensorsFile
 from rmjax.errors import UserError
 from rmjax.models.config import LlamaConfig
-from rmjax.models.parameters import axis_sizes, model_parameters
+from rmjax.models.heads import RewardHead, model_parameters, model_sizes
 from rmjax.runtime.files import read_json
 
 # Tensors that a Llama checkpoint may have and a reward model does not need.
@@ -115,8 +115,9 @@ def check_tensors(weights: Weights, config: LlamaConfig, attributes: int) -> tup
     """
     keys = weights.keys()
     expected: dict[str, tuple[int, ...]] = {}
-    sizes = axis_sizes(config, attributes)
-    for row in model_parameters(config):
+    head = RewardHead(attributes)
+    sizes = model_sizes(config, head)
+    for row in model_parameters(config, head):
         if row.path == "head" and row.hf_key not in keys:
             continue
         for key in hf_keys(row, config):

@@ -1,5 +1,6 @@
 """A model's parameters onto a mesh: each process reads what its own devices hold, once."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rmjax.checkpoints.hf_mapping import from_hf, hf_index, hf_keys
@@ -19,19 +19,15 @@ from rmjax.checkpoints.tensor_slices import SLICE_BYTES, band_axis, cut
 from rmjax.errors import UserError
 from rmjax.models.init import random_head, random_leaves
 from rmjax.models.lora import merge_adapters
+from rmjax.models.model import Model
 from rmjax.models.parameters import (
-    THRESHOLDS,
+    TABLE,
     Parameter,
     Params,
-    abstract_params,
     adapter_parameters,
-    axis_sizes,
     flatten,
-    in_float32,
-    model_parameters,
     nest,
 )
-from rmjax.models.reward_model import RewardModel
 
 Bounds = tuple[tuple[int, int], ...]  # a block of an array: start and stop of each axis
 _THREADS = 4
@@ -130,51 +126,37 @@ def _copy_overlap(array: np.ndarray, at: Bounds, shard: np.ndarray, shard_at: Bo
         shard[target] = array[source]
 
 
-def load_params(source: Pretrained, model: RewardModel, *, seed: int, dtype: Any) -> Params:
+def load_params(source: Pretrained, model: Model, *, seed: int, dtype: Any) -> Params:
     """Reads a model's parameters onto `model`'s mesh; each process reads its own shards, once.
 
     Args:
       source: what to read; its adapters, if it has any, are merged into its weights.
       model: what to read it for. Adapters are always new; so are a head that `source` does not
-        have, and thresholds that do not fit.
+        have.
       seed: of what is new.
-      dtype: of the parameters, but those that are always float32 (`parameters.in_float32`).
+      dtype: of the parameters, but those that are float32 always; see `parameters.Parameter`.
 
     Raises:
       UserError: something is missing, damaged or of another shape.
     """
-    abstract = abstract_params(
-        model.config, model.attributes, model.options.sharding, lora=source.lora
-    )
-    wanted = {
-        path: jax.ShapeDtypeStruct(
-            leaf.shape, jnp.float32 if in_float32(path) else dtype, sharding=leaf.sharding
-        )
-        for path, leaf in flatten(abstract).items()
-    }
+    stored = dataclasses.replace(model, lora=source.lora)
+    wanted = flatten(stored.abstract(dtype))
     if not source.has_head:
         del wanted["head"]
     if isinstance(source.weights, Path):
         leaves = merge_adapters(_load_orbax(source.weights, wanted), source.lora)
     else:
-        sizes = axis_sizes(model.config, model.attributes)
-        rows = {row.path: row for row in model_parameters(model.config)}
         leaves = {
             path: load_parameter(
-                source.weights, rows[path], hf_keys(rows[path], source.llama), leaf, sizes
+                source.weights, row, hf_keys(row, source.llama), leaf, stored.sizes
             )
             for path, leaf in wanted.items()
+            for row in [TABLE[path]]
         }
     if not source.has_head:
         leaves["head"] = random_head(model, seed)
     fresh = [row.path for row in adapter_parameters(model.lora)]
-    if model.thresholds:
-        fresh.append(THRESHOLDS.path)
     leaves |= random_leaves(model, seed, fresh) if fresh else {}
-    scale = source.spec.ordinal if source.spec else None
-    if scale and source.spec and scale.count == model.thresholds:
-        place = leaves[THRESHOLDS.path].sharding
-        leaves[THRESHOLDS.path] = jax.device_put(scale.raw(source.spec.attributes), place)
     return nest(leaves)
 
 

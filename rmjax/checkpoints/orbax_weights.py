@@ -13,7 +13,8 @@ from rmjax.checkpoints.orbax_arrays import open_array, read_block, written_by_or
 from rmjax.checkpoints.pretrained import Pretrained
 from rmjax.checkpoints.tensor_slices import SLICE_BYTES
 from rmjax.models.config import LlamaConfig
-from rmjax.models.parameters import Parameter, axis_sizes, model_parameters
+from rmjax.models.heads import RewardHead, model_parameters, model_sizes
+from rmjax.models.parameters import Parameter
 
 # The cache for chunks of a run, in sizes of its largest tensor in float32. A run's arrays are cut
 # as its mesh was, so a slice of a tensor needs a part of every chunk: without a cache each slice
@@ -39,10 +40,10 @@ class OrbaxWeights:
     def __init__(self, checkpoint: Path, llama: LlamaConfig, attributes: int):
         """Opens the arrays; raises a `UserError` unless they are those of the config."""
         self.where, self._params = checkpoint, checkpoint / "params"
-        self._sizes = axis_sizes(llama, attributes)
+        self._sizes = model_sizes(llama, RewardHead(attributes))
         self._rows: dict[str, tuple[Parameter, int]] = {}
         self._arrays: dict[str, ts.TensorStore] = {}
-        rows = list(model_parameters(llama))
+        rows = list(model_parameters(llama, RewardHead(attributes)))
         largest = 4 * max(math.prod(hf_shape(row, self._sizes)) for row in rows)
         from_run = written_by_orbax(self._params)
         cached = int(_CACHED_TENSORS * max(largest, SLICE_BYTES)) if from_run else 0

@@ -27,10 +27,10 @@ from rmjax.checkpoints.model_files import (
 from rmjax.checkpoints.orbax_arrays import array_paths, read_array
 from rmjax.data.tokenizer import Tokenizer, load_tokenizer
 from rmjax.errors import UserError
-from rmjax.models.config import LlamaConfig
+from rmjax.models.config import NO_LORA, LlamaConfig, LoraConfig
+from rmjax.models.heads import RewardHead, model_parameters
 from rmjax.models.hf_config import llama_config_from_hf
-from rmjax.models.lora import NO_LORA, LoraConfig
-from rmjax.models.parameters import THRESHOLDS, model_parameters
+from rmjax.models.parameters import THRESHOLDS
 from rmjax.models.rewards.spec import RewardSpec, Temperature
 from rmjax.runtime.files import read_json
 
@@ -170,7 +170,9 @@ def _open_orbax(
     paths = array_paths(weights / "params")
     # A converted model has its thresholds in the spec, a run among its parameters.
     trained = spec.ordinal.count if spec.ordinal and not spec.ordinal.thresholds else 0
-    expected = {row.path for row in model_parameters(llama, spec.lora, trained)}
+    head = RewardHead(len(spec.attributes))
+    expected = {row.path for row in model_parameters(llama, head, spec.lora)}
+    expected |= {THRESHOLDS.path} if trained else set()
     if paths != expected:
         raise UserError(
             f"{weights}: parameters do not match config.json; missing: "

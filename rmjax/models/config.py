@@ -1,11 +1,15 @@
-"""The decoder's sizes and constants."""
+"""What a decoder is: its sizes, constants and adapters. Importing this costs nothing."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(unsafe_hash=True)
 class Rope:
-    """Rotary position embedding: its base and, for long contexts, how it is stretched."""
+    """Rotary position embedding: its base and, for long contexts, how it is stretched.
+
+    `dynamic` stretches samples longer than `max_position_embeddings` alone. These are refused, so
+    that here it is `default`.
+    """
 
     theta: float = 10000.0
     type: str = "default"
@@ -33,3 +37,36 @@ class LlamaConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     initializer_range: float = 0.02
+
+
+# The layers' products, which may have adapters.
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class LoraConfig:
+    """Which products get adapters, and how large these are.
+
+    Attributes:
+      rank: of A B; 0 for no adapters.
+      alpha: what adapters give is multiplied by alpha / rank.
+      dropout: share of the numbers of an adapter's input that are zero in training.
+      targets: the products, of `TARGETS`.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = TARGETS
+
+    def adapts(self, path: str) -> bool:
+        """Whether the parameter at `path` ("layers/q") has an A and a B."""
+        return self.rank > 0 and path.removeprefix("layers/") in self.targets
+
+    @property
+    def scale(self) -> float:
+        """What A B is multiplied by."""
+        return self.alpha / self.rank
+
+
+NO_LORA = LoraConfig()

@@ -3,9 +3,8 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from rmjax.models.config import LlamaConfig
-from rmjax.models.lora import NO_LORA, LoraConfig
-from rmjax.models.parameters import Parameter, adapter_parameters, axis_sizes, model_parameters
+from rmjax.models.config import NO_LORA, LlamaConfig, LoraConfig
+from rmjax.models.parameters import PRODUCTS, Parameter, adapter_parameters, axis_sizes
 
 
 def model_flops(
@@ -34,16 +33,12 @@ def model_flops(
       training: whether gradients are computed.
       lora: adapters.
     """
-    sizes = axis_sizes(llama, attributes, lora)
+    sizes = axis_sizes(llama, lora)
 
     def numbers(rows: Iterable[Parameter]) -> int:
         return sum(math.prod(sizes[axis] for axis in row.axes.split()) for row in rows)
 
-    weights = numbers(
-        row
-        for row in model_parameters(llama)
-        if row.stacked and "norm" not in row.path and not row.path.endswith("_bias")
-    )
+    weights = numbers(PRODUCTS)
     adapters = numbers(adapter_parameters(lora))
     tokens = pairs = samples = 0
     for shared, lengths in groups:

@@ -9,7 +9,6 @@ Adaptation of Large Language Models", arXiv 2106.09685, section 4.1. The rows of
 table of parameters are `parameters.ADAPTERS`.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -17,36 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-
-
-@dataclasses.dataclass(unsafe_hash=True)
-class LoraConfig:
-    """Which products get adapters, and how large these are.
-
-    Attributes:
-      rank: of A B; 0 for no adapters.
-      alpha: what adapters give is multiplied by alpha / rank.
-      dropout: share of the numbers of an adapter's input that are zero in training.
-      targets: the products, of `TARGETS`.
-    """
-
-    rank: int = 0
-    alpha: float = 16.0
-    dropout: float = 0.0
-    targets: tuple[str, ...] = TARGETS
-
-    def adapts(self, path: str) -> bool:
-        """Whether the parameter at `path` ("layers/q") has an A and a B."""
-        return self.rank > 0 and path.removeprefix("layers/") in self.targets
-
-    @property
-    def scale(self) -> float:
-        """What A B is multiplied by."""
-        return self.alpha / self.rank
-
-
-NO_LORA = LoraConfig()
+from rmjax.models.config import LoraConfig
 
 
 def drop(x: Float[Array, "..."], share: float, key: jax.Array) -> jax.Array:

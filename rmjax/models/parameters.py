@@ -1,25 +1,22 @@
-"""The one table of parameters: our path and axes, the Hugging Face key and its axes.
+"""The one table of parameters: our path and axes, Hugging Face's key and axes, and all else.
 
-Shapes, shardings, initial values and conversion in both directions all read this table. The
-layout is frozen for format version 0.1: changing a row means a new format version.
-
-A model in training with LoRA has more rows, made of those of the weights that they adapt, and one
-that learns from ordinal ratings a row for their thresholds.
+Shapes, shardings, initial values, weight decay, LoRA, products in 8 bits, FLOPs and conversion in
+both directions read this table. The layout is frozen for format version 0.1: changing a row's path
+or axes means a new format version.
 
     B row, L token, D embed, N heads, K kv_heads, H head_dim, F mlp, V vocab, A attribute
 """
 
 import dataclasses
 import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
-from rmjax.models.config import LlamaConfig
-from rmjax.models.lora import NO_LORA, TARGETS, LoraConfig
+from rmjax.models.config import NO_LORA, LlamaConfig, LoraConfig
 from rmjax.runtime.sharding import Sharding, check_divisible
 
 Params = dict[str, Any]
@@ -30,20 +27,30 @@ class Parameter:
     """One row: a parameter here, and the tensor (or one tensor a layer) it is in HF's format.
 
     Attributes:
-      path: where it is in our tree; rows under `layers/` are stacked over layers on axis 0.
+      path: its place in our tree; rows under `layers/` are stacked over layers on axis 0.
       axes: our axes, by the names of `sharding.PARAMETER_AXES`, without the leading `layers`.
-      hf_key: the HF key; `{}` is the layer's number.
+      hf_key: the HF key; `{}` is the layer's number. Empty if HF has no such tensor.
       hf_axes: the HF tensor's axes, in einops' notation with the same names.
       init: how a model without weights starts.
       only_if: the field of `LlamaConfig` that must be true for this parameter to exist.
+      summed: of a product with activations, the axes it sums over, which come first in `axes`;
+        empty if the parameter is no factor of a product.
+      decays: whether weight decay applies.
+      float32: whether it is float32 whatever the dtype of the others is.
+      moves_as_score: whether the optimizer moves it as fast as it moves a score, which sums over
+        `embed` weights, and not as fast as one weight.
     """
 
     path: str
     axes: str
-    hf_key: str
-    hf_axes: str
+    hf_key: str = ""
+    hf_axes: str = ""
     init: Literal["normal", "fan_in", "ones", "zeros"] = "normal"
     only_if: str = ""
+    summed: str = ""
+    decays: bool = True
+    float32: bool = False
+    moves_as_score: bool = False
 
     @property
     def stacked(self) -> bool:
@@ -55,74 +62,126 @@ class Parameter:
         """Our axes, with `layers` in front where the parameter is stacked."""
         return (("layers",) if self.stacked else ()) + tuple(self.axes.split())
 
+    @property
+    def out(self) -> str:
+        """Of a product, the axes that come out of it."""
+        return self.axes.removeprefix(self.summed).strip()
+
+
+def _grouped(axes: str) -> str:
+    return f"({axes})" if " " in axes else axes
+
+
+def _product(path: str, summed: str, out: str, hf_key: str, float32: bool = False) -> Parameter:
+    """A matrix; HF has what comes out first."""
+    hf_axes = f"{_grouped(out)} {_grouped(summed)}"
+    return Parameter(path, f"{summed} {out}", hf_key, hf_axes, summed=summed, float32=float32)
+
+
+def _norm(path: str, hf_key: str) -> Parameter:
+    return Parameter(path, "norm", hf_key, "norm", "ones", decays=False, float32=True)
+
+
+def _bias(path: str, axes: str, hf_key: str, only_if: str) -> Parameter:
+    return Parameter(path, axes, hf_key, _grouped(axes), "zeros", only_if, decays=False)
+
 
 _LAYER = "model.layers.{}."
 _ATTENTION = _LAYER + "self_attn."
 _MLP = _LAYER + "mlp."
 
-# fmt: off
-PARAMETERS: tuple[Parameter, ...] = (
+DECODER = (
     Parameter("embed", "vocab embed", "model.embed_tokens.weight", "vocab embed"),
-    Parameter("layers/attention_norm", "norm", _LAYER + "input_layernorm.weight", "norm", "ones"),
-    Parameter("layers/q", "embed heads head_dim", _ATTENTION + "q_proj.weight", "(heads head_dim) embed"),  # noqa: E501
-    Parameter("layers/k", "embed kv_heads head_dim", _ATTENTION + "k_proj.weight", "(kv_heads head_dim) embed"),  # noqa: E501
-    Parameter("layers/v", "embed kv_heads head_dim", _ATTENTION + "v_proj.weight", "(kv_heads head_dim) embed"),  # noqa: E501
-    Parameter("layers/o", "heads head_dim embed", _ATTENTION + "o_proj.weight", "embed (heads head_dim)"),  # noqa: E501
-    Parameter("layers/q_bias", "heads head_dim", _ATTENTION + "q_proj.bias", "(heads head_dim)", "zeros", "attention_bias"),  # noqa: E501
-    Parameter("layers/k_bias", "kv_heads head_dim", _ATTENTION + "k_proj.bias", "(kv_heads head_dim)", "zeros", "attention_bias"),  # noqa: E501
-    Parameter("layers/v_bias", "kv_heads head_dim", _ATTENTION + "v_proj.bias", "(kv_heads head_dim)", "zeros", "attention_bias"),  # noqa: E501
-    Parameter("layers/o_bias", "norm", _ATTENTION + "o_proj.bias", "norm", "zeros", "attention_bias"),  # noqa: E501
-    Parameter("layers/mlp_norm", "norm", _LAYER + "post_attention_layernorm.weight", "norm", "ones"),  # noqa: E501
-    Parameter("layers/gate", "embed mlp", _MLP + "gate_proj.weight", "mlp embed"),
-    Parameter("layers/up", "embed mlp", _MLP + "up_proj.weight", "mlp embed"),
-    Parameter("layers/down", "mlp embed", _MLP + "down_proj.weight", "embed mlp"),
-    Parameter("layers/gate_bias", "mlp", _MLP + "gate_proj.bias", "mlp", "zeros", "mlp_bias"),
-    Parameter("layers/up_bias", "mlp", _MLP + "up_proj.bias", "mlp", "zeros", "mlp_bias"),
-    Parameter("layers/down_bias", "norm", _MLP + "down_proj.bias", "norm", "zeros", "mlp_bias"),
-    Parameter("final_norm", "norm", "model.norm.weight", "norm", "ones"),
-    Parameter("head", "embed attribute", "score.weight", "attribute embed"),
+    _norm("layers/attention_norm", _LAYER + "input_layernorm.weight"),
+    _product("layers/q", "embed", "heads head_dim", _ATTENTION + "q_proj.weight"),
+    _product("layers/k", "embed", "kv_heads head_dim", _ATTENTION + "k_proj.weight"),
+    _product("layers/v", "embed", "kv_heads head_dim", _ATTENTION + "v_proj.weight"),
+    _product("layers/o", "heads head_dim", "embed", _ATTENTION + "o_proj.weight"),
+    _bias("layers/q_bias", "heads head_dim", _ATTENTION + "q_proj.bias", "attention_bias"),
+    _bias("layers/k_bias", "kv_heads head_dim", _ATTENTION + "k_proj.bias", "attention_bias"),
+    _bias("layers/v_bias", "kv_heads head_dim", _ATTENTION + "v_proj.bias", "attention_bias"),
+    _bias("layers/o_bias", "norm", _ATTENTION + "o_proj.bias", "attention_bias"),
+    _norm("layers/mlp_norm", _LAYER + "post_attention_layernorm.weight"),
+    _product("layers/gate", "embed", "mlp", _MLP + "gate_proj.weight"),
+    _product("layers/up", "embed", "mlp", _MLP + "up_proj.weight"),
+    _product("layers/down", "mlp", "embed", _MLP + "down_proj.weight"),
+    _bias("layers/gate_bias", "mlp", _MLP + "gate_proj.bias", "mlp_bias"),
+    _bias("layers/up_bias", "mlp", _MLP + "up_proj.bias", "mlp_bias"),
+    _bias("layers/down_bias", "norm", _MLP + "down_proj.bias", "mlp_bias"),
+    _norm("final_norm", "model.norm.weight"),
 )
-# fmt: on
+# Of `heads.py`: the reward head, and the language model's where that is not the embedding.
+HEAD = _product("head", "embed", "attribute", "score.weight", float32=True)
+LM_HEAD = _product("lm_head", "embed", "vocab", "lm_head.weight")
+PARAMETERS = (*DECODER, HEAD, LM_HEAD)
+# Of `rewards/ordinal.py`: a parameter of the objective. What it comes to is in `rmjax.json`.
+THRESHOLDS = Parameter(
+    "thresholds",
+    "threshold attribute",
+    init="zeros",
+    decays=False,
+    float32=True,
+    moves_as_score=True,
+)
 
 _PEFT = "base_model.model."  # what PEFT's format puts in front of every key
 
 
 def _adapters(row: Parameter) -> tuple[Parameter, Parameter]:
-    """LoRA's A and B of a weight, whose HF tensor has what comes out first; keys are PEFT's."""
-    found = re.fullmatch(r"(\(.+\)|\w+) (\(.+\)|\w+)", row.hf_axes)
-    assert found
-    (left, right), key = found.groups(), _PEFT + row.hf_key.removesuffix("weight")
-    a, b = f"{right.strip('()')} rank", f"rank {left.strip('()')}"
+    """LoRA's A and B of a product; keys are PEFT's."""
+    key = _PEFT + row.hf_key.removesuffix("weight")
     return (
-        Parameter(f"{row.path}_lora_a", a, f"{key}lora_A.weight", f"rank {right}", "fan_in"),
-        Parameter(f"{row.path}_lora_b", b, f"{key}lora_B.weight", f"{left} rank", "zeros"),
+        Parameter(
+            f"{row.path}_lora_a",
+            f"{row.summed} rank",
+            f"{key}lora_A.weight",
+            f"rank {_grouped(row.summed)}",
+            "fan_in",
+            float32=True,
+        ),
+        Parameter(
+            f"{row.path}_lora_b",
+            f"rank {row.out}",
+            f"{key}lora_B.weight",
+            f"{_grouped(row.out)} rank",
+            "zeros",
+            float32=True,
+        ),
     )
 
 
-ADAPTERS = {p.path: _adapters(p) for p in PARAMETERS if p.path.removeprefix("layers/") in TARGETS}
+# The products of the layers, and LoRA's A and B of each.
+PRODUCTS = tuple(row for row in DECODER if row.stacked and row.summed)
+ADAPTERS = {row.path: _adapters(row) for row in PRODUCTS}
 # What LoRA trains: nothing else has gradients or optimizer state.
 ADAPTED = (r"layers/\w+_lora_[ab]", "head|thresholds")
-# Of `ordinal.py`. No tensor of Hugging Face's: what they come to is in `rmjax.json`.
-THRESHOLDS = Parameter("thresholds", "threshold attribute", "", "", "zeros")
+
+_ADAPTER_ROWS = [row for pair in ADAPTERS.values() for row in pair]
+TABLE = {row.path: row for row in (*PARAMETERS, THRESHOLDS, *_ADAPTER_ROWS)}
 
 
-def model_parameters(
-    config: LlamaConfig, lora: LoraConfig = NO_LORA, thresholds: int = 0
-) -> Iterator[Parameter]:
-    """The rows of the table that a model of this config has."""
-    for row in PARAMETERS:
+def flatten(tree: Params) -> dict[str, Any]:
+    """`{"layers": {"q": x}}` to `{"layers/q": x}`."""
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def nest(leaves: dict[str, Any]) -> Params:
+    """The inverse of `flatten`."""
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def decoder_parameters(config: LlamaConfig, lora: LoraConfig = NO_LORA) -> Iterator[Parameter]:
+    """The rows of the table that a decoder of this config has."""
+    for row in DECODER:
         if not row.only_if or getattr(config, row.only_if):
             yield row
     yield from adapter_parameters(lora)
-    if thresholds:
-        yield THRESHOLDS
 
 
 def peft_parameters(lora: LoraConfig) -> Iterator[Parameter]:
     """The rows of an adapter in PEFT's format: those of LoRA, and the head."""
     yield from adapter_parameters(lora)
-    head = next(row for row in PARAMETERS if row.path == "head")
-    yield dataclasses.replace(head, hf_key=_PEFT + head.hf_key)
+    yield dataclasses.replace(HEAD, hf_key=_PEFT + HEAD.hf_key)
 
 
 def adapter_parameters(lora: LoraConfig) -> Iterator[Parameter]:
@@ -132,10 +191,8 @@ def adapter_parameters(lora: LoraConfig) -> Iterator[Parameter]:
             yield from rows
 
 
-def axis_sizes(
-    config: LlamaConfig, attributes: int, lora: LoraConfig = NO_LORA, thresholds: int = 0
-) -> dict[str, int]:
-    """The size of every axis name of the table."""
+def axis_sizes(config: LlamaConfig, lora: LoraConfig = NO_LORA) -> dict[str, int]:
+    """The size of every axis name of a decoder's rows."""
     sizes = {
         "layers": config.num_hidden_layers,
         "vocab": config.vocab_size,
@@ -145,59 +202,32 @@ def axis_sizes(
         "kv_heads": config.num_key_value_heads,
         "head_dim": config.head_dim,
         "mlp": config.intermediate_size,
-        "attribute": attributes,
     }
-    optional = {"rank": lora.rank, "threshold": thresholds}
-    return sizes | {axis: size for axis, size in optional.items() if size}
+    return sizes | ({"rank": lora.rank} if lora.rank else {})
 
 
 def abstract_params(
-    config: LlamaConfig,
-    attributes: int,
-    sharding: Sharding,
-    dtype: Any = jnp.float32,
-    lora: LoraConfig = NO_LORA,
-    thresholds: int = 0,
+    rows: Iterable[Parameter], sizes: dict[str, int], sharding: Sharding, dtype: Any = jnp.float32
 ) -> Params:
-    """Shapes, dtypes and shardings of a model's parameters, without any array.
+    """Shapes, dtypes and shardings of parameters, without any array.
+
+    Args:
+      rows: of the table.
+      sizes: of their axes.
+      sharding: the mesh.
+      dtype: of those that are not float32 always.
 
     Raises:
       UserError: an axis does not divide over its mesh axes.
     """
-    sizes = axis_sizes(config, attributes, lora, thresholds)
     leaves = {}
-    for row in model_parameters(config, lora, thresholds):
+    for row in rows:
         shape = tuple(sizes[axis] for axis in row.all_axes)
         placed = sharding.parameter(row.all_axes)
         check_divisible(f"parameter {row.path}", shape, placed)
-        leaves[row.path] = jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
+        own = jnp.float32 if row.float32 else dtype
+        leaves[row.path] = jax.ShapeDtypeStruct(shape, own, sharding=placed)
     return nest(leaves)
-
-
-def in_float32(path: str) -> bool:
-    """Whether a parameter is float32 whatever the others are: norms, head, thresholds, adapters."""
-    return path in ("head", "thresholds") or "norm" in path or "_lora_" in path
-
-
-def nest(leaves: dict[str, Any]) -> Params:
-    """`{"layers/q": x}` to `{"layers": {"q": x}}`."""
-    tree: Params = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
-
-
-def flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
-    """`{"layers": {"q": x}}` to `{"layers/q": x}`, the inverse of `nest`."""
-    leaves: dict[str, Any] = {}
-    for name, node in tree.items():
-        path = f"{prefix}{name}"
-        leaves |= flatten(node, path + "/") if isinstance(node, dict) else {path: node}
-    return leaves
 
 
 def initializer(row: Parameter, config: LlamaConfig) -> Callable[..., jax.Array]:

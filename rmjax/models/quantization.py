@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from rmjax.errors import UserError
-from rmjax.models.parameters import PARAMETERS, Params, flatten, nest
+from rmjax.models.parameters import PRODUCTS, Params, flatten, nest
 from rmjax.runtime.sharding import Sharding
 
 _TYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
@@ -24,18 +24,6 @@ QUANTIZE = ("", *_TYPES)
 # The largest absolute value becomes 127. By itself qwix makes it 127.5, from where a negative one
 # goes to -127 or -128 as float32's rounding has it, which differs from program to program.
 _CALIBRATION = {"int8": f"absmax,{127.5 / 127}", "fp8": "absmax"}
-
-# The products with weights, and the axes that each sums over.
-_SUMMED = {
-    "layers/q": ("embed",),
-    "layers/k": ("embed",),
-    "layers/v": ("embed",),
-    "layers/o": ("heads", "head_dim"),
-    "layers/gate": ("embed",),
-    "layers/up": ("embed",),
-    "layers/down": ("mlp",),
-}
-_ROWS = {row.path: row for row in PARAMETERS}
 
 # TPUs whose matrix units are faster in 8 bits than in bfloat16, by JAX's names of them; NVIDIA's
 # GPUs by their compute capability. (A v6e takes fp8, at bfloat16's speed.)
@@ -95,16 +83,15 @@ def quantize_params(params: Params, sharding: Sharding, kind: str) -> Params:
       UserError: qwix is not installed.
     """
     leaves = flatten(params)
-    for path, summed in _SUMMED.items():
-        leaf = leaves.pop(path)
-        axes = _ROWS[path].all_axes
+    for row in PRODUCTS:
+        leaf, axes, summed = leaves.pop(row.path), row.all_axes, row.summed.split()
         placed = sharding.parameter(axes)
         spec = [None if axis in summed else part for axis, part in zip(axes, placed.spec)]
         scale = NamedSharding(placed.mesh, PartitionSpec(*spec))
         kept = tuple(i for i, axis in enumerate(axes) if axis not in summed)
         rounded: Any = jax.jit(_rounded, static_argnums=(1, 2), out_shardings=(placed, scale))
         qvalue, scales = rounded(leaf, kind, kept)
-        leaves[path] = _qwix().QArray(qvalue, scales, qtype=_TYPES[kind])
+        leaves[row.path] = _qwix().QArray(qvalue, scales, qtype=_TYPES[kind])
         jax.block_until_ready(qvalue)
         leaf.delete()
     return nest(leaves)

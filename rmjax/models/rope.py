@@ -1,4 +1,4 @@
-"""Rotary position embeddings (arXiv 2104.09864): default, linear, dynamic and llama3.
+"""Rotary position embeddings (arXiv 2104.09864): default, linear and llama3.
 
 The half-split layout of Hugging Face is kept, so weights convert without a permutation.
 """
@@ -12,7 +12,7 @@ from rmjax.models.config import Rope
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> Float32[np.ndarray, "H/2"]:
-    """Radians per position of each pair of features, for every type but the dynamic one.
+    """Radians per position of each pair of features.
 
     llama3 follows Meta's reference code: wavelengths beyond the original context are stretched by
     `factor`, short ones kept, and those between are interpolated.
@@ -28,27 +28,6 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> Float32[np.ndarray, "H/2"]
     low, high = rope.low_freq_factor, rope.high_freq_factor
     smooth = np.clip((context / wavelength - low) / (high - low), 0.0, 1.0)
     return ((1 - smooth) * frequencies / rope.factor + smooth * frequencies).astype(np.float32)
-
-
-def dynamic_frequencies(
-    rope: Rope, head_dim: int, max_positions: int, lengths: Int32[Array, "B L"]
-) -> Float32[Array, "B L H/2"]:
-    """NTK-aware scaling whose base grows with the length of the sample a token belongs to.
-
-    transformers takes the longest sample of the batch, so that there a score depends on its
-    neighbours; here it is the sample's own length, and both agree on a sample by itself.
-
-    Args:
-      rope: the base and the factor.
-      head_dim: features of a head.
-      max_positions: the length up to which the base stays as it is.
-      lengths: for every token, the number of tokens of its sample.
-    """
-    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    longest = jnp.maximum(lengths, max_positions).astype(jnp.float32)
-    stretch = rope.factor * longest / max_positions - (rope.factor - 1)
-    base = jnp.float32(rope.theta) * stretch ** (head_dim / (head_dim - 2))
-    return 1.0 / base[:, :, None] ** exponent[None, None, :]
 
 
 def rotate(

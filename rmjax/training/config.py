@@ -13,11 +13,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 from rmjax.data.tokenize import OVER_LONG
 from rmjax.errors import UserError, differing
 from rmjax.models.attention.dispatch import ATTENTION
-from rmjax.models.config import LlamaConfig
+from rmjax.models.config import TARGETS, LlamaConfig, LoraConfig
+from rmjax.models.decoder import REMAT
 from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
-from rmjax.models.lora import TARGETS, LoraConfig
 from rmjax.models.parameters import ADAPTED
-from rmjax.models.reward_model import REMAT
 from rmjax.models.rewards.spec import HELPSTEER2
 from rmjax.runtime.sharding import MeshConfig
 from rmjax.training.objectives.objective import make_objective

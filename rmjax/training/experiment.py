@@ -10,15 +10,17 @@ from rmjax.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
 from rmjax.errors import UserError, differing
 from rmjax.models.attention.dispatch import choose
 from rmjax.models.config import LlamaConfig
+from rmjax.models.heads import RewardHead
 from rmjax.models.init import random_params
+from rmjax.models.layers import ModelOptions
+from rmjax.models.model import Model, compute_dtype
 from rmjax.models.parameters import Params
-from rmjax.models.reward_model import ModelOptions, RewardModel, compute_dtype
 from rmjax.runtime.sharding import Sharding
 from rmjax.training.config import Config
 from rmjax.training.objectives.objective import Objective, make_objective
 
 
-def make_model(config: Config, source: Pretrained | None, sharding: Sharding) -> RewardModel:
+def make_model(config: Config, source: Pretrained | None, sharding: Sharding) -> Model:
     """The model to train: the architecture of `source`, else the one the config states.
 
     Raises:
@@ -34,7 +36,7 @@ def make_model(config: Config, source: Pretrained | None, sharding: Sharding) ->
                 for name, (stated, read) in differing(vars(config.model), vars(llama)).items()
             )
         )
-    if config.data.max_length > llama.max_position_embeddings and llama.rope.type != "dynamic":
+    if config.data.max_length > llama.max_position_embeddings:
         raise UserError(
             f"config.data.max_length = {config.data.max_length}: the model was made for up to "
             f"{llama.max_position_embeddings} tokens (max_position_embeddings)"
@@ -45,10 +47,9 @@ def make_model(config: Config, source: Pretrained | None, sharding: Sharding) ->
     return new_model(config, llama, options)
 
 
-def new_model(config: Config, llama: LlamaConfig, options: ModelOptions) -> RewardModel:
-    """The model that a config trains: its head, its adapters, its objective's thresholds."""
-    count, thresholds = len(config.data.attributes), config_objective(config).thresholds
-    return RewardModel(llama, options, count, config.lora, thresholds=thresholds)
+def new_model(config: Config, llama: LlamaConfig, options: ModelOptions) -> Model:
+    """The model that a config trains: a decoder, its adapters and a reward head."""
+    return Model(llama, options, RewardHead(len(config.data.attributes)), config.lora)
 
 
 def pick_tokenizer(config: Config, source: Pretrained | None, vocab_size: int) -> Tokenizer:
@@ -73,15 +74,17 @@ def config_objective(config: Config) -> Objective:
     return make_objective(config.objective, data.attributes, config.preference, data.label_range)
 
 
-def first_params(
-    config: Config, source: Pretrained | None, model: RewardModel
-) -> tuple[Params, str]:
-    """The weights before the first step, and what to say about them."""
+def first_params(config: Config, source: Pretrained | None, model: Model) -> tuple[Params, str]:
+    """The model's parameters and the objective's own before the first step, and what to say."""
     if source is None:
-        return random_params(model, config.seed), f"random weights, seed {config.seed}"
-    source, origin = with_first_head(config, source)
-    dtype = model.options.dtype if model.lora.rank else jnp.float32
-    return load_params(source, model, seed=config.seed, dtype=dtype), origin
+        params, origin = random_params(model, config.seed), f"random weights, seed {config.seed}"
+    else:
+        source, origin = with_first_head(config, source)
+        dtype = model.options.dtype if model.lora.rank else jnp.float32
+        params = load_params(source, model, seed=config.seed, dtype=dtype)
+    objective = config_objective(config)
+    own = objective.abstract(model.sizes, model.options.sharding)
+    return params | objective.first_params(own, source.spec if source else None), origin
 
 
 def with_first_head(config: Config, source: Pretrained) -> tuple[Pretrained, str]:

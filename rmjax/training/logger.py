@@ -23,8 +23,8 @@ from rmjax.data.batches import Batches
 from rmjax.errors import UserError, disk_errors
 from rmjax.evaluation.metrics import AttributeMetrics, PairMetrics
 from rmjax.models.init import abstract_model
+from rmjax.models.model import Model
 from rmjax.models.parameters import adapter_parameters, flatten
-from rmjax.models.reward_model import RewardModel
 from rmjax.runtime.files import replace_file
 from rmjax.training.validation import Evaluation
 
@@ -171,7 +171,7 @@ def announce(
     console: Console,
     *,
     workdir: Path,
-    model: RewardModel,
+    model: Model,
     origin: str,
     batches: Batches,
     held_out: Batches | None,
@@ -205,7 +205,7 @@ def announce(
         int(batches.data.lengths[batches.samples(step)].sum()) for step in range(len(batches))
     )
     steps = range(len(batches))
-    padding = 1 - sum(map(batches.tokens, steps)) / sum(map(batches.places, steps))
+    padding = 1 - sum(map(batches.tokens, steps)) / sum(map(batches.padded_tokens, steps))
     shape = batches.shape
     console.print(
         f"rows        {shape.length} places, up to {shape.slots} samples; {shape.rows} rows at "

@@ -11,17 +11,7 @@ import optax
 from jaxtyping import Array, BFloat16, Float32
 
 from rmjax.errors import UserError
-from rmjax.models.parameters import Params, flatten, nest
-
-# Which parameters decay: the first pattern that matches decides, and one must.
-DECAY: tuple[tuple[str, bool], ...] = (
-    (r".*norm", False),
-    (r".*_bias", False),
-    (r"embed", True),
-    (r"layers/(q|k|v|o|gate|up|down)(_lora_[ab])?", True),
-    (r"head", True),
-    (r"thresholds", False),
-)
+from rmjax.models.parameters import TABLE, Parameter, Params, flatten, nest
 
 SCHEDULES = ("constant", "cosine", "linear")
 MOMENTS = ("float32", "bfloat16")
@@ -68,51 +58,49 @@ def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], 
 
 
 def decay_mask(params: Params) -> Params:
-    """True where weight decay applies; raises `ValueError` for a parameter no rule covers."""
+    """True where weight decay applies; raises `ValueError` for a parameter of no table."""
+    return nest({path: _row(path).decays for path in flatten(params)})
 
-    def decays(path: str) -> bool:
-        for pattern, value in DECAY:
-            if re.fullmatch(pattern, path):
-                return value
-        raise ValueError(f"no weight-decay rule covers parameter {path!r}: add one to DECAY")
 
-    return nest({path: decays(path) for path in flatten(params)})
+def _row(path: str) -> Parameter:
+    if path not in TABLE:
+        raise ValueError(f"parameter {path!r} has no row in models/parameters.py: add one")
+    return TABLE[path]
 
 
 def make_optimizer(
     config: OptimizerConfig, schedule: Callable[[jax.Array], jax.Array], width: int = 1
 ) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW with decay where the rules say so.
+    """Clipping by the global norm, then AdamW with decay where the table says so.
 
     Args:
       config: of AdamW.
       schedule: the learning rate by step.
-      width: how many numbers the head sums over. Thresholds, which scores are held against, move
-        so many times as fast as other parameters: about as fast as a score can.
+      width: how many numbers a score sums over. Parameters that move as a score does, such as the
+        thresholds that scores are compared with, move so many times as fast as the others.
     """
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     adamw = optax.chain(
         adam if config.moments == "float32" else keep_in_bfloat16(adam),
         optax.add_decayed_weights(config.weight_decay, decay_mask),
-        _thresholds_faster(optax.scale_by_learning_rate(schedule), width),  # pyright: ignore[reportArgumentType]
+        _scores_faster(optax.scale_by_learning_rate(schedule), width),  # pyright: ignore[reportArgumentType]
     )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
-def _thresholds_faster(rate: Any, factor: int) -> optax.GradientTransformation:
-    """`rate`, its updates of thresholds times `factor`.
+def _scores_faster(rate: Any, factor: int) -> optax.GradientTransformation:
+    """`rate`, its updates times `factor` where a parameter moves as a score does.
 
     AdamW moves every number by up to the learning rate. A score is a sum of `width` products and
-    moves by as many times that; thresholds would stay behind it, at the learning rates of large
-    models for ever where they began.
+    moves by as many times that. Thresholds would lag behind it, and at the learning rates of large
+    models never leave where they began. (`optax.masked` would do the same with a state of its own,
+    and so with another format of checkpoints.)
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         updates, state = rate.update(updates, state, params)
-        leaves = flatten(updates)
-        if "thresholds" in leaves:
-            leaves["thresholds"] = factor * leaves["thresholds"]
-        return nest(leaves), state
+        factors = {path: factor if _row(path).moves_as_score else 1 for path in flatten(updates)}
+        return jax.tree.map(lambda x, by: x if by == 1 else by * x, updates, nest(factors)), state
 
     return optax.GradientTransformation(rate.init, update)
 

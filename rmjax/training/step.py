@@ -1,4 +1,4 @@
-"""The state of a run and the two compiled functions: one step of training, and scoring."""
+"""The state of a run and its compiled step, assembled for training, probing and compile_check."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,11 +10,18 @@ from jaxtyping import Array, Float32, Int32
 
 from rmjax.data.batch import Batch
 from rmjax.models.init import abstract_model
+from rmjax.models.model import Model
 from rmjax.models.parameters import Params
-from rmjax.models.reward_model import RewardModel, apply
 from rmjax.runtime.compilation import compiler_options
 from rmjax.training.objectives.objective import Objective
-from rmjax.training.optimizer import abstract_opt_state, merge, partition
+from rmjax.training.optimizer import (
+    OptimizerConfig,
+    abstract_opt_state,
+    make_optimizer,
+    make_schedule,
+    merge,
+    partition,
+)
 
 
 class TrainState(NamedTuple):
@@ -46,20 +53,68 @@ class Metrics(NamedTuple):
     learning_rate: Float32[Array, ""]
 
 
-def abstract_state(
-    model: RewardModel, optimizer: optax.GradientTransformation, trainable: tuple[str, ...]
-) -> TrainState:
-    """Shapes, dtypes and shardings of the state without any array; see `abstract_model`."""
-    sharding = model.options.sharding
-    params = abstract_model(model)
-    free, _ = partition(params, trainable)
-    return TrainState._make(
-        [
-            jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated),
-            params,
-            abstract_opt_state(optimizer, free, sharding.replicated),
-        ]
+class Program(NamedTuple):
+    """What a run computes with.
+
+    Attributes:
+      schedule: the learning rate of each step, from step 0.
+      abstract: shapes, dtypes and shardings of the state, without any array.
+      step: one optimizer step, compiled once; see `make_train_step`.
+      start: from parameters, which are donated with it, to the state before the first step.
+    """
+
+    schedule: Callable[[jax.Array], jax.Array]
+    abstract: TrainState
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    start: Callable[[Params], TrainState]
+
+
+def make_program(
+    model: Model,
+    objective: Objective,
+    config: OptimizerConfig,
+    *,
+    steps: int,
+    trainable: tuple[str, ...],
+    seed: int = 0,
+) -> Program:
+    """Schedule, optimizer, state and step of a run; nothing is compiled or allocated yet.
+
+    Args:
+      model: what to train.
+      objective: what to minimise.
+      config: of the optimizer.
+      steps: how many there will be, for the schedule.
+      trainable: patterns of the parameters to train; see `partition`.
+      seed: of LoRA's dropout.
+    """
+    schedule = make_schedule(config, steps)
+    optimizer = make_optimizer(config, schedule, model.config.hidden_size)
+    own = objective.abstract(model.sizes, model.options.sharding)
+    abstract = abstract_state(model, optimizer, trainable, own)
+    step = make_train_step(model, objective, optimizer, schedule, trainable, abstract, seed)
+
+    return Program(
+        schedule, abstract, step, lambda params: init_state(params, optimizer, trainable, abstract)
     )
+
+
+def abstract_state(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    trainable: tuple[str, ...],
+    own: Params | None = None,
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state without any array; see `abstract_model`.
+
+    `own` are parameters that the model does not have: the objective's.
+    """
+    sharding = model.options.sharding
+    params = merge(abstract_model(model), own or {})
+    free, _ = partition(params, trainable)
+    opt_state = abstract_opt_state(optimizer, free, sharding.replicated)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated)
+    return TrainState(step, params, opt_state)
 
 
 def init_state(
@@ -79,7 +134,7 @@ def _shardings(tree: Any) -> Any:
 
 
 def make_train_step(
-    model: RewardModel,
+    model: Model,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: Callable[[jax.Array], jax.Array],
@@ -104,7 +159,7 @@ def make_train_step(
             key = jax.random.fold_in(jax.random.key(seed), state.step) if dropping else None
             key = None if key is None else jax.random.fold_in(key, index)
             params = merge(free, frozen)
-            scores = apply(model, params, micro.rows, key)
+            scores = model(params, micro.rows, key)
             return objective.loss(scores, micro.targets, weights, params)
 
         gradient = jax.value_and_grad(loss_of)

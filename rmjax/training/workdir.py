@@ -20,7 +20,7 @@ from rmjax.data.tokenized import TokenizedData
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError, disk_errors
 from rmjax.evaluation.metrics import mean_ratings
-from rmjax.models.reward_model import RewardModel
+from rmjax.models.model import Model
 from rmjax.models.rewards.ordinal import OrdinalScale
 from rmjax.models.rewards.spec import RewardSpec
 from rmjax.runtime.files import PARTIAL, lock_file, read_json, replace_file
@@ -127,7 +127,7 @@ def package_versions() -> dict[str, str]:
 def record_run(
     workdir: Path,
     config: Config,
-    model: RewardModel,
+    model: Model,
     tokenizer: Tokenizer,
     data: TokenizedData,
     validation: TokenizedData | None,
@@ -157,7 +157,7 @@ def record_run(
             write_model_files(workdir / MODEL_DIRECTORY, model.config, tokenizer, spec)
 
 
-def run_spec(config: Config, model: RewardModel, data: TokenizedData) -> RewardSpec:
+def run_spec(config: Config, model: Model, data: TokenizedData) -> RewardSpec:
     """What there is to know of a run's model before its first step."""
     attributes, objective = config.data.attributes, config_objective(config)
     levels = objective.levels

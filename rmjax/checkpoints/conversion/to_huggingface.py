@@ -25,13 +25,12 @@ from rmjax.checkpoints.safetensors_file import (
     write_range,
 )
 from rmjax.checkpoints.tensor_slices import SLICE_BYTES, TensorSlice, band_axis, cut
-from rmjax.models.config import LlamaConfig
-from rmjax.models.lora import NO_LORA, LoraConfig, merge_block
+from rmjax.models.config import NO_LORA, LlamaConfig, LoraConfig
+from rmjax.models.heads import RewardHead, model_parameters, model_sizes
+from rmjax.models.lora import merge_block
 from rmjax.models.parameters import (
     ADAPTERS,
     Parameter,
-    axis_sizes,
-    model_parameters,
     peft_parameters,
 )
 
@@ -87,10 +86,11 @@ class ToHuggingFace:
           UserError: a parameter is missing, damaged or of another shape than the config calls for.
         """
         self._params, self._llama = params, llama
-        self._sizes = axis_sizes(llama, attributes, lora)
+        head = RewardHead(attributes)
+        self._sizes = model_sizes(llama, head, lora)
         self._arrays: dict[str, ts.TensorStore] = {}
         self._lora = NO_LORA if adapter else lora  # what is to be merged
-        rows = peft_parameters(lora) if adapter else model_parameters(llama)
+        rows = peft_parameters(lora) if adapter else model_parameters(llama, head)
         tensors: list[_Tensor] = []
         for row in rows:
             tensors += self._tensors(row, dtype)

@@ -18,7 +18,8 @@ from rmjax.checkpoints.orbax_arrays import (
 from rmjax.checkpoints.pretrained import WEIGHTS
 from rmjax.checkpoints.tensor_slices import TensorSlice, band_axis, cut
 from rmjax.models.config import LlamaConfig
-from rmjax.models.parameters import Parameter, axis_sizes, model_parameters
+from rmjax.models.heads import RewardHead, model_parameters, model_sizes
+from rmjax.models.parameters import Parameter
 
 
 class ToOrbax:
@@ -33,8 +34,8 @@ class ToOrbax:
     ):
         """Plans the slices; `head` is a fresh one where the source has none."""
         self._weights, self._head = weights, head
-        self._sizes = axis_sizes(llama, attributes)
-        self._rows = list(model_parameters(llama))
+        self._sizes = model_sizes(llama, RewardHead(attributes))
+        self._rows = model_parameters(llama, RewardHead(attributes))
         self._keys = {row.path: hf_keys(row, llama) for row in self._rows}
         self._dtypes = {row.path: self._dtype(row) for row in self._rows}
         self._open: dict[str, ts.TensorStore] = {}

@@ -11,15 +11,19 @@ import math
 import re
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float32
 
 from rmjax.data.batch import Targets
 from rmjax.errors import UserError
-from rmjax.models.parameters import Params
+from rmjax.models.parameters import THRESHOLDS, Parameter, Params, abstract_params
 from rmjax.models.rewards.general_preference import NAME as GENERAL
 from rmjax.models.rewards.general_preference import GeneralPreference
 from rmjax.models.rewards.ordinal import levels
+from rmjax.models.rewards.spec import RewardSpec
+from rmjax.runtime.sharding import Sharding
 from rmjax.training.objectives.base import Scores, Term
 from rmjax.training.objectives.pairs import (
     OF_MARGINS,
@@ -53,9 +57,30 @@ class Objective(NamedTuple):
     general: GeneralPreference | None = None
 
     @property
-    def thresholds(self) -> int:
-        """How many thresholds of its own it has for an attribute."""
-        return self.levels[1] - self.levels[0] if self.levels else 0
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The rows of the table that it brings, beside the model's."""
+        return (THRESHOLDS,) if self.levels else ()
+
+    def abstract(self, sizes: dict[str, int], sharding: Sharding) -> Params:
+        """Shapes, dtypes and shardings of these; `sizes` are of the model's axes."""
+        count = {"threshold": self.levels[1] - self.levels[0]} if self.levels else {}
+        return abstract_params(self.parameters, sizes | count, sharding)
+
+    def first_params(self, abstract: Params, spec: RewardSpec | None) -> Params:
+        """Their values before the first step: zeros, or those of the model that is continued.
+
+        Args:
+          abstract: see `abstract`.
+          spec: of that model, if there is one. Its thresholds are taken if there are as many.
+        """
+        scale = spec.ordinal if spec else None
+
+        def value(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+            raw = scale.raw(spec.attributes) if spec and scale else None
+            fits = raw is not None and raw.shape == leaf.shape
+            return jax.device_put(raw if fits else np.zeros(leaf.shape, np.float32), leaf.sharding)
+
+        return jax.tree.map(value, abstract)
 
     def weights(self, targets: Targets) -> Float32[Array, "T"]:
         """What each term's sum over `targets` is divided by, at least 1."""
@@ -71,7 +96,7 @@ class Objective(NamedTuple):
     ) -> Float32[Array, ""]:
         """The share of `targets` in the loss of the batch whose `weights` are given.
 
-        `params` are the model's, of which the objective needs its own, if it has any.
+        Of `params` it reads its own, if it has any.
         """
         terms = [
             coefficient * term.loss(scores, targets, params or {}) / weight
@@ -80,18 +105,9 @@ class Objective(NamedTuple):
         return jnp.sum(jnp.stack(terms))
 
 
-# ---- ratings ------------------------------------------------------------------------------------
-
-
-# ---- pairs --------------------------------------------------------------------------------------
-
-
 _NEED_STRENGTHS = ("margin_bradley_terry", "scaled_bradley_terry")
 _OF_RATINGS = ("regression", "ordinal")
 OBJECTIVES = (*_OF_RATINGS, *OF_MARGINS, GENERAL)
-
-
-# ---- by name ------------------------------------------------------------------------------------
 
 
 def parse_objective(text: str) -> dict[str, float]:

@@ -6,20 +6,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Float32, Float64, Int64
 
-from rmjax.data.batch import Targets
+from rmjax.data.batch import Batch
 from rmjax.data.batches import make_targets
 from rmjax.data.planning import plan_steps
 from rmjax.data.tokenized import TokenizedData
 from rmjax.errors import UserError
-from rmjax.models.reward_model import read_head
-from rmjax.training.config import Config
+from rmjax.models.heads import RewardHead
+from rmjax.models.layers import ModelOptions
+from rmjax.models.model import Model
+from rmjax.models.parameters import Parameter, Params
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
+from rmjax.training.config import EVERYTHING, Config
 from rmjax.training.experiment import config_objective
-from rmjax.training.objectives.objective import Objective
-from rmjax.training.optimizer import make_optimizer, make_schedule
-from rmjax.training.step import Metrics, TrainState
+from rmjax.training.step import make_program
 
 
 class Trained(NamedTuple):
@@ -40,6 +41,7 @@ class Trained(NamedTuple):
 
 def train_head(
     config: Config,
+    model: Model,
     head: Float32[np.ndarray, "D A"],
     features: Float32[np.ndarray, "N D"],
     data: TokenizedData,
@@ -49,6 +51,7 @@ def train_head(
 
     Args:
       config: its optimizer, batch size, steps, objective and seed are taken, and `eval.every`.
+      model: whose head it is.
       head: the first one.
       features: of the training samples.
       data: these samples.
@@ -64,15 +67,18 @@ def train_head(
         steps=config.steps,
         epochs=config.epochs,
     )
-    schedule = make_schedule(config.optimizer, len(plan))
-    optimizer = make_optimizer(config.optimizer, schedule)
-    train_step = make_head_step(config_objective(config), optimizer, schedule)
-    params: Any = {"head": jnp.asarray(head)}
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    program = make_program(
+        HeadAlone(model.config, one_device(), model.head),
+        config_objective(config),
+        config.optimizer,
+        steps=len(plan),
+        trainable=EVERYTHING,
+    )
+    state = program.start({"head": jnp.asarray(head)})
     slots = max(map(len, plan))
     best, lowest, losses = (head, 0), np.inf, []
     for step, samples in enumerate(plan, start=1):
-        state, metrics = train_step(state, *_batch(features, data, samples, slots))
+        state, metrics = program.step(state, _batch(features, data, samples, slots))
         losses.append(metrics.loss)
         last = step == len(plan)
         if not (last or (config.eval.every and validate and step % config.eval.every == 0)):
@@ -90,43 +96,39 @@ def train_head(
     return Trained(*best, len(plan), np.asarray(losses, np.float64))
 
 
-def make_head_step(
-    objective: Objective, optimizer: Any, schedule: Callable[[jax.Array], jax.Array]
-) -> Callable[[TrainState, Any, Targets], tuple[TrainState, Metrics]]:
-    """One step of the head, `step(state, features, targets)`, compiled once.
+class HeadAlone(Model):
+    """A model whose rows are features: what the decoder would give, computed before."""
 
-    As `step.make_train_step`, of features [1, S, D] in the place of rows.
-    """
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The head's."""
+        return self.head.parameters
 
-    def train_step(
-        state: TrainState, features: Any, targets: Targets
-    ) -> tuple[TrainState, Metrics]:
-        def loss_of(params: Any) -> jax.Array:
-            scores = read_head(features, params["head"])
-            return objective.loss(scores, targets, objective.weights(targets))
+    def hidden(self, params: Params, rows: Any, dropout: jax.Array | None = None) -> jax.Array:
+        """The features as they are."""
+        return rows
 
-        loss, grads = jax.value_and_grad(loss_of)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = Metrics(loss, optax.tree.norm(grads), jnp.asarray(schedule(state.step)))
-        params: Any = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+def one_device() -> ModelOptions:
+    """Of a program that is too small to divide."""
+    return ModelOptions(Sharding(make_mesh(MeshConfig(), jax.local_devices()[:1])))
 
 
 def _batch(
     features: np.ndarray, data: TokenizedData, samples: Int64[np.ndarray, "..."], slots: int
-) -> tuple[Float32[np.ndarray, "1 S D"], Targets]:
-    """A step as one row of `slots` samples."""
+) -> Batch:
+    """A step as one row of `slots` samples, their features in place of tokens."""
     row = np.full((1, slots), -1, np.int32)
     row[0, : len(samples)] = samples
     read = np.zeros((1, slots, features.shape[1]), np.float32)
     read[0, : len(samples)] = features[samples]
-    return read, make_targets(data, row)
+    arrays = (read, make_targets(data, row), row)
+    return Batch(*jax.tree.map(lambda x: x[None], arrays), microbatches=np.int32(1))  # pyright: ignore[reportArgumentType]
 
 
 def head_scores(
     features: Float32[np.ndarray, "N D"], head: Float32[np.ndarray, "D A"]
 ) -> Float32[np.ndarray, "N A"]:
     """What the head says of samples."""
-    return np.asarray(read_head(jnp.asarray(features)[None], jnp.asarray(head)))[0]
+    read = RewardHead(head.shape[1])
+    return np.asarray(read({"head": jnp.asarray(head)}, jnp.asarray(features)[None]))[0]

@@ -22,7 +22,7 @@ from rmjax.checkpoints.pretrained import Pretrained
 from rmjax.data.batches import Batches
 from rmjax.errors import UserError
 from rmjax.models.inputs import Rows
-from rmjax.models.reward_model import RewardModel
+from rmjax.models.model import Model
 from rmjax.runtime.cache import cache_errors, cache_root
 from rmjax.runtime.files import replace_file
 
@@ -54,7 +54,7 @@ def _fingerprint_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def describe_model(model: RewardModel, weights: str, source: Pretrained) -> dict[str, Any]:
+def describe_model(model: Model, weights: str, source: Pretrained) -> dict[str, Any]:
     """What the features of given rows depend on, in JSON's types.
 
     Args:

@@ -1,0 +1,107 @@
+"""Heads: what reads the hidden states of a decoder. Values beside it, of which it knows nothing.
+
+B row, P position, D embed, A attribute, V vocab
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32
+
+from rmjax.models.config import NO_LORA, LlamaConfig, LoraConfig
+from rmjax.models.inputs import Rows
+from rmjax.models.parameters import (
+    HEAD,
+    LM_HEAD,
+    Parameter,
+    Params,
+    axis_sizes,
+    decoder_parameters,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardHead:
+    """A vector of attributes at the last token of each sample.
+
+    Attributes:
+      attributes: how many.
+    """
+
+    attributes: int
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Its rows of the table."""
+        return (HEAD,)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of the axes that the decoder does not have."""
+        return {"attribute": self.attributes}
+
+    def positions(self, rows: Rows) -> Int32[Array, "B P"] | None:
+        """Where it reads; None for every token."""
+        return rows.last_token_index
+
+    def __call__(self, params: Params, hidden: Float[Array, "B P D"]) -> Float32[Array, "B P A"]:
+        """The scores of hidden states; of the parameters it takes its own."""
+        # Full float32: accelerators otherwise round the factors to bfloat16 or tf32.
+        return jnp.einsum(
+            "bpd,da->bpa",
+            hidden.astype(jnp.float32),
+            params[HEAD.path].astype(jnp.float32),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelHead:
+    """The logits of the next token.
+
+    Attributes:
+      tied: whether the embedding is the matrix (`tie_word_embeddings`).
+    """
+
+    tied: bool
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Its rows of the table."""
+        return () if self.tied else (LM_HEAD,)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of the axes that the decoder does not have."""
+        return {}
+
+    def positions(self, rows: Rows) -> Int32[Array, "B P"] | None:
+        """Where it reads; None for every token."""
+        return None
+
+    def __call__(self, params: Params, hidden: Float[Array, "B P D"]) -> Float32[Array, "B P V"]:
+        """The logits of hidden states, a product in their dtype that is summed in float32."""
+        matrix: Any = params["embed"].T if self.tied else params[LM_HEAD.path]
+        return jnp.einsum(
+            "bpd,dv->bpv",
+            hidden,
+            matrix.astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+
+Head = RewardHead | LanguageModelHead
+
+
+def model_parameters(
+    config: LlamaConfig, head: Head, lora: LoraConfig = NO_LORA
+) -> tuple[Parameter, ...]:
+    """The rows of the table that a decoder and a head have."""
+    return (*decoder_parameters(config, lora), *head.parameters)
+
+
+def model_sizes(config: LlamaConfig, head: Head, lora: LoraConfig = NO_LORA) -> dict[str, int]:
+    """The size of every axis of `model_parameters`."""
+    return axis_sizes(config, lora) | head.sizes

@@ -1,0 +1,217 @@
+"""Programs compiled for TPUs that are not there. Needs the TPU compiler (the extra `aot`)."""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.paths import ROOT
+from rmjax.aot.hardware import CHIPS
+from rmjax.aot.program import Workload, topology_devices
+from rmjax.errors import UserError
+
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="the TPU compiler is not installed: pip install 'rmjax[aot]'",
+)
+
+TINY = """
+from rmjax.training.config import Config, DataConfig
+from rmjax.models.hf_config import LlamaConfig
+from rmjax.training.optimizer import OptimizerConfig
+
+def get_config(arg=None):
+    return Config(
+        workdir="unused",
+        data=DataConfig(train="unused", max_length=256),
+        model=LlamaConfig(
+            vocab_size=1024, hidden_size=256, intermediate_size=512, num_hidden_layers=6,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+            max_position_embeddings=256, rms_norm_eps=1e-5,
+        ),
+        tokenizer="bytes",
+        batch_size=32,
+        steps=10,
+        optimizer=OptimizerConfig(learning_rate=1e-5),
+    )
+"""
+
+
+def run(*arguments: str, config: Path | str, seconds: float = 500):
+    """The command, in a process of its own as a user runs it."""
+    suite = ("JAX_PLATFORMS", "JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_COMPILATION_CACHE_DIR")
+    environment = {k: v for k, v in os.environ.items() if k not in suite}
+    return subprocess.run(
+        [sys.executable, "-m", "rmjax.compile_check", f"--config={config}", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=seconds,
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("configs") / "tiny.py"
+    path.write_text(TINY)
+    return path
+
+
+def reports(result) -> list[dict]:
+    assert result.stdout, result.stderr
+    return json.loads(result.stdout)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_what_a_small_model_comes_to(tiny):
+    result = run("--topology=v5e:2x4", "--json", config=tiny)
+    assert result.returncode == 0, result.stderr
+    (report,) = reports(result)
+    layer = 256 * (256 + 256 + 128 + 128 + 3 * 512) + 2 * 256
+    parameters = 6 * layer + 1024 * 256 + 256 + 256 * 5
+    whole = 6 * 2 * 256 + 256  # norms, on every chip
+    assert report["parameters"] == 4 * ((parameters - whole) / 8 + whole)
+    assert report["optimizer"] == 2 * report["parameters"] + 8  # two moments, two counters
+    assert report["gradients"] == report["parameters"]
+    assert report["peak"] < report["memory"] == CHIPS["v5e"].memory
+    assert report["fits"] and report["microbatches"] == 4 and report["rows"] == 8
+    # Rows of one sample and one block: the kernel takes all of its one step.
+    assert report["attention"] == "splash" and report["steps_taken"] == 1
+    found = report["prediction"]
+    # Four micro-batches; the forward pass twice, but for its last product and the masked half.
+    assert 1.0 < found["flops"] * 8 / report["model_flops"] < 1.7
+    gathered = sum(row["bytes"] for row in found["traffic"] if row["kind"] == "all-gather")
+    # Weights in bfloat16, 7 of 8 parts, twice a micro-batch, in each of the six layers.
+    assert gathered == pytest.approx(4 * 2 * 2 * 6 * (layer - 512) * 7 / 8, rel=0.35)
+    assert found["floor"] <= found["step"] <= found["serial"] * 1.001
+    assert 0 < found["mfu"] < 1
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_slices_share_only_gradients_over_the_slow_network(tiny):
+    slow = ["--topology=v5e:2x4", "--slices=2", "--config.mesh.data=2"]
+    (report,) = reports(run(*slow, "--json", config=tiny))
+    traffic = report["prediction"]["traffic"]
+    between = [row for row in traffic if "slow" in row["network"] and row["bytes"] > 1e4]
+    assert between and all("fsdp" not in row["network"] for row in between)
+    assert sum(row["bytes"] for row in between) == pytest.approx(
+        report["gradients"], rel=0.35, abs=1e4
+    )
+    refused = run("--topology=v5e:2x4", "--slices=2", config=tiny)
+    assert refused.returncode == 1
+    assert "2 slices" in refused.stderr and "--config.mesh.data" in refused.stderr
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_model_that_does_not_fit_says_so_and_fails():
+    result = run("--topology=v5e:2x2", "--tokens=550", config="configs/llama70b_regression.py")
+    assert result.returncode == 1
+    assert "DOES NOT FIT" in result.stdout and "FITS:" not in result.stdout
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_bytes_are_known_even_where_the_program_cannot_be_read(tiny):
+    """JAX 0.10 cannot read what the compiler makes for v6e; JAX 0.12 can."""
+    result = run("--topology=v6e:2x2", config=tiny)
+    assert result.returncode == 0, result.stderr
+    assert "FITS: " in result.stdout and "parameters" in result.stdout
+    assert ("MFU" in result.stdout) != ("cannot be read" in result.stdout)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_search_ranks_what_it_compiled(tiny):
+    result = run("--topology=v5e:2x2", "--search", "--minutes=0.5", "--json", config=tiny)
+    assert result.returncode == 0, result.stderr
+    found = reports(result)
+    times = [r["prediction"]["step"] for r in found if r["prediction"]]
+    assert len(found) >= 2 and times == sorted(times)
+    assert len({(tuple(r["mesh"].items()), r["rows"], r["remat"]) for r in found}) == len(found)
+    for report in found:
+        assert math.prod(report["mesh"].values()) == 4
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_compilers_cycles_are_those_of_the_data_sheet():
+    """A product large enough to run at the peak takes the time the data sheet gives it."""
+    script = """
+import jax, jax.numpy as jnp
+from rmjax.aot import costs, program
+jax.config.update("jax_platforms", "cpu")
+from jax.sharding import SingleDeviceSharding
+for name, n in [(c, n) for c in ("v5p:2x2x1", "v5e:2x2", "v6e:2x2") for n in (8192, 16384)]:
+    devices, chip = program.topology_devices(name)
+    x = jax.ShapeDtypeStruct((n, n), jnp.bfloat16, sharding=SingleDeviceSharding(devices[0]))
+    text = jax.jit(jnp.matmul).trace(x, x).lower(lowering_platforms=("tpu",)).compile().as_text()
+    work = list(costs.work(text, 1))
+    assert sum(item.flops for item in work) == 2 * n**3, name
+    print(sum(item.cycles for item in work) / chip.clock / (2 * n**3 / chip.flops))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {
+            "TPU_SKIP_MDS_QUERY": "1",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+            "JAX_COMPILATION_CACHE_DIR": "",
+        },
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    ratios = list(map(float, result.stdout.split()))
+    for small, large in zip(ratios[::2], ratios[1::2], strict=True):
+        assert 1 <= large < small < 1.5  # the larger, the nearer to the peak, and never beyond
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_70b_stays_within_its_budget():
+    """The published recipe on 64 v5p chips: half of their memory is the budget."""
+    result = run(
+        "--topology=v5p:4x4x4", "--json", "--tokens=550", config="configs/llama70b_regression.py"
+    )
+    assert result.returncode == 0, result.stderr
+    (report,) = reports(result)
+    # float32 parameters and two moments over 64 chips, the norms whole.
+    assert report["parameters"] + report["optimizer"] == pytest.approx(12 * 69.5e9 / 64, rel=0.01)
+    assert report["peak"] < 48 * 2**30
+    assert report["prediction"]["flops"] * 64 < 3 * report["model_flops"]
+
+
+@pytest.mark.parametrize(
+    "name", ["v5p", "v5p:", "v9:4x4", "v5p:4x4x4x4", "v5p:0x-1", "4x4", "h100:8x"]
+)
+def test_an_unknown_topology_names_the_known(name):
+    with pytest.raises(UserError, match=r"v5p:4x4x4 .*chips: v5p, v5e"):
+        topology_devices(name)
+
+
+def test_arguments_are_checked(tiny):
+    for arguments, message in (
+        ([], "--topology="),
+        (["--topology=v5p:4x4x4", "--tokens=300"], "1 to 256"),
+        (["--topology=v5p:4x4x4", "--tokens=-1"], "1 to 256"),
+    ):
+        result = run(*arguments, config=tiny)
+        assert result.returncode == 1 and message in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_rows_that_a_step_fills():
+    assert Workload(128, 4096).rows(4096) == 128
+    assert Workload(128, 550).rows(4096) == 19  # seven to a row, none cut
+    assert Workload(1, 4096).rows(4096) == 1

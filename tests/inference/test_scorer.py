@@ -1,0 +1,529 @@
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rmjax
+from helpers.checks import known
+from helpers.hf_models import NAMES, TALK, edit_json, save_hf
+from helpers.models import make_model, score_array, tiny_llama
+from helpers.reference import torch_scores
+from rmjax.checkpoints import hub
+from rmjax.checkpoints.loading import load_params
+from rmjax.checkpoints.orbax_arrays import read_array
+from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.convert import hf_to_orbax, orbax_to_hf
+from rmjax.data.tokenized import in_memory
+from rmjax.data.tokenizer import encode
+from rmjax.errors import UserError
+from rmjax.inference.batching import PADDED_TOKENS, bucket, scoring_batches
+from rmjax.inference.scorer import Scorer
+from rmjax.inference.scores import Comparison, Score
+from rmjax.models.parameters import flatten
+from rmjax.models.rewards.aggregation import PUBLISHED
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
+from rmjax.training.config import Config, DataConfig, EveryConfig
+from rmjax.training.optimizer import OptimizerConfig
+
+LLAMA = tiny_llama(max_position_embeddings=256)
+HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+
+
+def talk(prompt: str, response: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory) -> Path:
+    return save_hf(tmp_path_factory.mktemp("hf"), LLAMA, names=HELPSTEER2)
+
+
+@pytest.fixture(scope="module")
+def scorer(hf) -> Scorer:
+    """On all eight devices."""
+    return rmjax.load(str(hf))
+
+
+def load_again(scorer: Scorer, path: Path, **options) -> Scorer:
+    """A model of the same shape, with what is already compiled."""
+    loaded = rmjax.load(str(path), **options)
+    loaded._score = scorer._score
+    return loaded
+
+
+def transformers_scores(directory: Path, conversations) -> np.ndarray:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        directory, dtype=torch.float32
+    ).eval()
+    ids = [
+        np.asarray(tokenizer.apply_chat_template(c, tokenize=True, return_dict=False))
+        for c in conversations
+    ]
+    return torch_scores(model, ids)
+
+
+# ---- the numbers ------------------------------------------------------------------------------
+
+
+def test_scores_of_every_form_equal_transformers(hf, scorer, tmp_path):
+    expected = transformers_scores(hf, TALK)
+    assert scorer.attributes == HELPSTEER2
+    np.testing.assert_allclose(score_array(scorer.score_many(TALK)), expected, atol=1e-4)
+
+    hf_to_orbax(str(hf), str(tmp_path / "orbax"))
+    orbax_to_hf(str(tmp_path / "orbax"), str(tmp_path / "back"))
+    np.testing.assert_allclose(transformers_scores(tmp_path / "back", TALK), expected, atol=1e-6)
+    for form in ("orbax", "back"):
+        loaded = load_again(scorer, tmp_path / form)
+        assert loaded.attributes == HELPSTEER2
+        np.testing.assert_allclose(score_array(loaded.score_many(TALK)), expected, atol=1e-4)
+
+
+def test_one_device_gives_the_scores_of_eight(hf, scorer):
+    source = open_pretrained(str(hf))
+    model = make_model(source.llama, 5)
+    params = load_params(source, model, seed=0, dtype=np.float32)
+    alone = Scorer(model, params, source.tokenizer(), known(source.spec), scorer.rule, "error")
+    assert len(jax.tree.leaves(params)[0].sharding.device_set) == 1
+    assert len(jax.tree.leaves(scorer.params)[0].sharding.device_set) == 8
+    np.testing.assert_allclose(
+        score_array(alone.score_many(TALK)), score_array(scorer.score_many(TALK)), atol=1e-5
+    )
+    assert alone.compare("which?", "this one", "this one").preferred == "tie"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [{"data": 4, "tensor": 2}, {"fsdp": 2, "context": 4}], ids=str)
+def test_other_meshes_give_the_same_scores(mesh, hf, scorer):
+    loaded = rmjax.load(str(hf), mesh=MeshConfig(**{"fsdp": 1} | mesh))
+    np.testing.assert_allclose(
+        score_array(loaded.score_many(TALK)), score_array(scorer.score_many(TALK)), atol=1e-5
+    )
+
+
+@pytest.mark.slow
+def test_bfloat16_scores_are_near(hf, scorer):
+    loaded = rmjax.load(str(hf), dtype="bfloat16")
+    assert {str(x.dtype) for x in jax.tree.leaves(loaded.params)} == {"bfloat16", "float32"}
+    found, expected = score_array(loaded.score_many(TALK)), score_array(scorer.score_many(TALK))
+    np.testing.assert_allclose(found, expected, atol=0.1 * np.abs(expected).max())
+
+
+def test_score_many_keeps_the_order(scorer):
+    rng = np.random.default_rng(0)
+    conversations = [
+        talk("p" * int(rng.integers(1, 100)), "abcdefgh"[i % 8] * int(rng.integers(1, 130)))
+        for i in range(40)
+    ]
+    together = scorer.score_many(conversations)
+    assert [score.tokens for score in together] == [
+        5 + sum(len(m["content"]) for m in c) for c in conversations
+    ]
+    some = [0, 1, 7, 20, 39]
+    alone = [scorer.score(conversations[i]) for i in some]
+    np.testing.assert_allclose(score_array(together)[some], score_array(alone), atol=1e-5)
+    backwards = scorer.score_many(conversations[::-1])
+    np.testing.assert_allclose(score_array(backwards)[::-1], score_array(together), atol=1e-5)
+    # Row lengths 64, 96, 128, 192 and 256; eight rows or a power of two more.
+    assert scorer._score._cache_size() <= 5 * 3
+    before = scorer._score._cache_size()
+    scorer.score_many([*conversations[::2], *conversations[1::2]])
+    assert scorer._score._cache_size() == before
+
+
+def test_no_conversations_have_no_scores(scorer):
+    assert scorer.score_many([]) == []
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 3000), st.lists(st.integers(1, 3000), max_size=9))),
+    mesh=st.sampled_from([{"fsdp": 8}, {"fsdp": 2, "context": 4}, {"fsdp": 1, "tensor": 8}]),
+    share=st.booleans(),
+)
+def test_plans_hold_every_conversation_once_in_few_shapes(sizes, mesh, share):
+    sharding = Sharding(make_mesh(MeshConfig(**mesh)))
+    tokens = [
+        np.concatenate([np.full(prompt, g), np.full(own, 1000 + i)]).astype(np.int32)
+        for g, (prompt, responses) in enumerate(sizes)
+        for i, own in enumerate(responses)
+    ]
+    if not tokens:
+        return
+    prompts = [str(g) for g, (_, responses) in enumerate(sizes) for _ in responses]
+    data, order = in_memory(tokens, prompts)
+    plan = scoring_batches(data, make_model(LLAMA, sharding=sharding), share)
+    shards, placed = sharding.row_shards, []
+    for batches in plan:
+        shape = batches.shape
+        assert shape.rows % shards == 0
+        assert shape.rows * shape.length <= max(PADDED_TOKENS, shape.length) * shards
+        for step in range(len(batches)):
+            rows, samples = jax.tree.map(lambda x: x[0], batches[step].rows), batches[step].samples
+            used = (samples[0] >= 0).any(axis=1).sum()
+            assert samples.shape == (1, shape.rows, shape.slots)
+            assert used <= shape.rows < max(2 * used, shards + 1)
+            assert share or (rows.masked_start == rows.masked_end).all()
+            for row, slot in np.argwhere(samples[0] >= 0):
+                last, ids = rows.last_token_index[row, slot], rows.segment_ids[row]
+                masked = slice(rows.masked_start[row, last], rows.masked_end[row, last])
+                seen = (ids == ids[last]) & (np.arange(shape.length) <= last)
+                seen[masked] = False
+                placed.append(order[samples[0, row, slot]])
+                np.testing.assert_array_equal(rows.tokens[row, seen], tokens[placed[-1]])
+    assert sorted(placed) == list(range(len(tokens)))
+    lengths = [batches.shape.length for batches in plan]
+    assert max(map(lengths.count, lengths)) <= 2  # full batches, and one last one
+    assert len(set(lengths)) <= 16
+
+
+def test_sharing_can_be_turned_off(hf, scorer):
+    """Best of six: one prompt, computed once or six times."""
+    best_of = [talk("which of these? " * 4, f"number {i}" + "!" * i) for i in range(6)]
+    apart = load_again(scorer, hf, share_prompts=False)
+    np.testing.assert_allclose(
+        score_array(scorer.score_many(best_of)), score_array(apart.score_many(best_of)), atol=1e-5
+    )
+    shared, alone = (
+        [len(g) for b in planned(s, best_of) for rows in b._rows for row in rows for g in row]
+        for s in (scorer, apart)
+    )
+    assert shared == [6] and alone == [1] * 6
+
+
+def test_attention_can_be_chosen(hf, scorer, monkeypatch):
+    with pytest.raises(UserError, match=r"attention = 'splash': it is for TPUs.* of CPUs"):
+        rmjax.load(str(hf), attention="splash")
+    with pytest.raises(UserError, match=r"attention = 'flash': there are auto, xla"):
+        rmjax.load(str(hf), attention="flash")
+    # The TPUs' kernel, interpreted here: rows are made for it.
+    monkeypatch.setattr(rmjax.inference.scorer, "choose", lambda *unused: "splash")
+    kernel = rmjax.load(str(hf), mesh=MeshConfig(fsdp=4, context=2))
+    texts = [talk("which? " * 9, "this " * i) for i in range(1, 5)]
+    assert {batches.shape.length % 256 for batches in planned(kernel, texts)} == {0}
+    np.testing.assert_allclose(
+        score_array(kernel.score_many(texts)), score_array(scorer.score_many(texts)), atol=1e-5
+    )
+
+
+def planned(scorer, conversations):
+    tokens = [scorer._encode(c, i)[0] for i, c in enumerate(conversations)]
+    data, _ = in_memory(tokens, [str(c[:-1]) for c in conversations])
+    return scoring_batches(data, scorer.model, scorer.share_prompts)
+
+
+@given(length=st.integers(1, 200_000), context=st.sampled_from([1, 2, 4, 8]))
+def test_row_lengths_are_few_and_hold_the_conversation(length, context):
+    sharding = Sharding(make_mesh(MeshConfig(fsdp=8 // context, context=context)))
+    place = bucket(length, make_model(LLAMA, sharding=sharding))
+    assert length <= place <= max(64, length * 1.5)
+    assert place % context == 0
+    assert bucket(place, make_model(LLAMA, sharding=sharding)) == place
+
+
+# ---- comparing --------------------------------------------------------------------------------
+
+
+def test_compare_is_two_scores_and_their_difference(scorer):
+    found = scorer.compare("Which sea?", "The Baltic.", "No idea, ask someone else.")
+    first = scorer.score(talk("Which sea?", "The Baltic."))
+    second = scorer.score(talk("Which sea?", "No idea, ask someone else."))
+    assert found.margin == pytest.approx(first.value - second.value, abs=1e-5)
+    assert found.preferred == ("a" if first.value > second.value else "b")
+    assert found.a.attributes == pytest.approx(first.attributes, abs=1e-5)
+
+    other = scorer.compare("Which sea?", "No idea, ask someone else.", "The Baltic.")
+    assert other.margin == pytest.approx(-found.margin, abs=1e-5)
+    assert {found.preferred, other.preferred} == {"a", "b"}
+
+    same = scorer.compare("Which sea?", "The Baltic.", "The Baltic.")
+    assert (same.margin, same.preferred) == (0.0, "tie")
+
+
+def test_prompts_are_strings_marked_turns_or_messages(scorer):
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Which sea?"},
+    ]
+    marked = "Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\nWhich sea?"
+    scores = [scorer.compare(p, "a b", "c") for p in (messages, tuple(messages), marked)]
+    assert scores[0] == scores[1] == scores[2]
+    assert scorer.compare("Which sea?", "a b", "c") != scores[0]
+    assert scorer.compare(messages[-1:], "a b", "c") == scorer.compare("Which sea?", "a b", "c")
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", [], [{"role": "assistant", "content": "x"}], None, 7])
+def test_a_prompt_without_a_users_turn_is_refused(prompt, scorer):
+    with pytest.raises(UserError, match="the prompt "):
+        scorer.compare(prompt, "a", "b")
+
+
+# ---- the scalar value -------------------------------------------------------------------------
+
+
+def test_value_is_the_first_attribute_unless_told_otherwise(scorer):
+    score = scorer.score(TALK[0])
+    assert (score.value, score.rule) == (score.attributes["helpfulness"], "helpfulness")
+
+
+@pytest.mark.parametrize("value", ["coherence", *PUBLISHED, {"coherence": 2, "verbosity": -0.5}])
+def test_value_is_the_weighted_sum(value, hf, scorer):
+    weights = PUBLISHED.get(value, {value: 1.0}) if isinstance(value, str) else value
+    score = load_again(scorer, hf, value=value).score(TALK[0])
+    assert score.attributes == scorer.score(TALK[0]).attributes
+    by_hand = sum(weight * score.attributes[name] for name, weight in weights.items())
+    assert score.value == pytest.approx(by_hand, abs=1e-6)
+    assert score.rule == value if isinstance(value, str) else "+2*coherence -0.5*verbosity"
+
+
+@pytest.mark.parametrize(
+    "value", ["kindness", "", {}, {"kindness": 1.0}, {"coherence": 1.0, "kindness": 1.0}], ids=str
+)
+def test_value_rules_that_name_nothing_are_refused(value, hf):
+    with pytest.raises(UserError, match="scalar rule"):
+        rmjax.load(str(hf), value=value)
+
+
+def test_published_vectors_need_their_attributes(tmp_path):
+    source = save_hf(tmp_path / "hf", LLAMA, names=NAMES)
+    with pytest.raises(UserError, match="'goodness': the model has no attribute 'helpfulness'"):
+        rmjax.load(str(source), value="goodness")
+
+
+def test_a_models_own_rule_is_kept(hf, scorer, tmp_path):
+    hf_to_orbax(str(hf), str(tmp_path / "orbax"))
+    edit_json(tmp_path / "orbax" / "rmjax.json", scalar={"correctness": 0.5, "verbosity": -1})
+    orbax_to_hf(str(tmp_path / "orbax"), str(tmp_path / "back"))
+    expected = scorer.score(TALK[0]).attributes
+    for form in ("orbax", "back"):
+        score = load_again(scorer, tmp_path / form).score(TALK[0])
+        by_hand = 0.5 * expected["correctness"] - expected["verbosity"]
+        assert score.value == pytest.approx(by_hand, abs=1e-5)
+
+
+# ---- what is shown ----------------------------------------------------------------------------
+
+
+def test_scores_are_readable():
+    score = Score({"helpfulness": 3.25, "verbosity": -0.5}, 3.25, "helpfulness", 41)
+    assert repr(score) == (
+        "helpfulness        3.2500\n"
+        "verbosity         -0.5000\n"
+        "value              3.2500   (helpfulness; 41 tokens)"
+    )
+    other = Score({"helpfulness": 1.0, "verbosity": 12.0}, 1.0, "helpfulness", 9)
+    assert repr(Comparison(score, other, 2.25)) == (
+        "                        a        b    a - b\n"
+        "helpfulness        3.2500   1.0000  +2.2500\n"
+        "verbosity         -0.5000  12.0000 -12.5000\n"
+        "value              3.2500   1.0000  +2.2500\n"
+        "preferred: a   (value: helpfulness)"
+    )
+
+
+def test_long_names_keep_their_columns():
+    score = Score({"instruction following": -23.4567, "wit": 1.0}, 1.0, "wit", 3)
+    lines = repr(score).splitlines()
+    assert lines[0] == "instruction following -23.4567"
+    assert {line.index(".") for line in lines} == {lines[0].index(".")}
+    rows = repr(Comparison(score, score, 0.0)).splitlines()[:-1]
+    assert len({len(row) for row in rows}) == 1
+    assert rows[1].split() == ["instruction", "following", "-23.4567", "-23.4567", "+0.0000"]
+
+
+# ---- what is refused --------------------------------------------------------------------------
+
+USER = {"role": "user", "content": "x"}
+BAD_CONVERSATIONS = {
+    "nothing": [],
+    "text": "hello",
+    "one_message": USER,
+    "none": None,
+    "pairs": [("user", "x"), ("assistant", "y")],
+    "no_response": [USER],
+    "no_prompt": [{"role": "assistant", "content": "y"}],
+    "only_a_system_prompt": [
+        {"role": "system", "content": "x"},
+        {"role": "assistant", "content": "y"},
+    ],
+    "two_responses": [*talk("x", "y"), {"role": "assistant", "content": "z"}],
+    "empty_response": talk("x", " "),
+    "no_content": [USER, {"role": "assistant", "content": None}],
+    "parts": [USER, {"role": "assistant", "content": [{"type": "text", "text": "y"}]}],
+    "number": talk("x", 5),  # type: ignore[arg-type]
+    "empty_prompt": talk("", "y"),
+    "no_role": [{"content": "x"}, {"role": "assistant", "content": "y"}],
+    "unknown_role": [{"role": "tool", "content": "x"}, {"role": "assistant", "content": "y"}],
+    "half_a_surrogate": talk("x", "\ud800"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CONVERSATIONS)
+def test_bad_conversations_are_refused_by_number(name, scorer):
+    with pytest.raises(UserError) as error:
+        scorer.score_many([TALK[0], BAD_CONVERSATIONS[name]])
+    assert str(error.value).startswith("conversation 1: "), error.value
+    with pytest.raises(UserError, match=r"^conversation 0: "):
+        scorer.score(BAD_CONVERSATIONS[name])
+
+
+def test_what_is_too_long_is_an_error_or_cut_when_asked(hf, scorer):
+    long = talk("a" * 300, "b" * 20)
+    with pytest.raises(UserError, match=r"conversation 2: 325 tokens.* 256; .*truncate_left"):
+        scorer.score_many([TALK[0], TALK[1], long])
+    loaded = load_again(scorer, hf, over_long="truncate_left")
+    score = loaded.score(long)
+    assert score.tokens == 256
+    tokens = encode(loaded.tokenizer, long)
+    kept = np.concatenate([tokens[:1], tokens[-255:]])  # BOS and the end
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(hf).eval()
+    np.testing.assert_allclose(score_array([score]), torch_scores(model, [kept]), atol=1e-4)
+    assert loaded.score(TALK[0]) == scorer.score(TALK[0])
+
+
+def test_the_limit_is_that_of_training(hf, scorer, tmp_path):
+    hf_to_orbax(str(hf), str(tmp_path / "orbax"))
+    edit_json(tmp_path / "orbax" / "rmjax.json", max_length=40)
+    loaded = load_again(scorer, tmp_path / "orbax")
+    assert loaded.score(talk("a" * 30, "b" * 5)).tokens == 40
+    with pytest.raises(UserError, match="41 tokens, the model was trained with up to 40"):
+        loaded.score(talk("a" * 31, "b" * 5))
+
+
+def test_scores_that_are_not_numbers_are_refused(scorer):
+    params = scorer.params | {"head": scorer.params["head"] * np.nan}
+    broken = Scorer(
+        scorer.model, params, scorer.tokenizer, scorer.spec, scorer.rule, scorer.over_long
+    )
+    broken._score = scorer._score
+    with pytest.raises(UserError, match=r"conversation 0: its scores are \[nan"):
+        broken.score_many(TALK)
+
+
+def test_a_causal_model_needs_a_head_first(tmp_path):
+    source = save_hf(tmp_path / "hf", LLAMA, causal=True)
+    with pytest.raises(UserError, match=r"without a reward head; train .* hf-to-orbax"):
+        rmjax.load(str(source))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"over_long": "drop"}, "over_long = 'drop': there are error, truncate_left"),
+        ({"dtype": "int8"}, "dtype = 'int8': there are auto, float32"),
+        ({"dtype": "half"}, "dtype = 'half'"),
+        ({"mesh": MeshConfig(fsdp=3)}, "does not use the 8 devices"),
+        ({"mesh": MeshConfig(tensor=4)}, "divides"),
+    ],
+    ids=str,
+)
+def test_options_are_checked(options, message, hf):
+    with pytest.raises(UserError, match=message):
+        rmjax.load(str(hf), **options)
+
+
+def test_a_path_may_be_a_path(hf, scorer, tmp_path):
+    assert rmjax.load(hf).attributes == HELPSTEER2
+    with pytest.raises(UserError, match="no such file or directory"):
+        rmjax.load(tmp_path / "nowhere")
+
+
+# ---- where models come from -------------------------------------------------------------------
+
+
+def test_a_hub_id_that_cannot_be_had_is_one_message_and_fast():
+    started = time.monotonic()
+    with pytest.raises(UserError, match="nobody/nothing: not a local path, and the hub does not"):
+        rmjax.load("nobody/nothing")
+    assert time.monotonic() - started < 5
+
+
+def test_a_hub_id_loads_like_a_directory(hf, scorer, monkeypatch):
+    def snapshot_download(name, allow_patterns):
+        assert name == "org/name"
+        assert not any(p.endswith((".bin", ".pth", "*", ".py")) for p in allow_patterns)
+        return str(hf)
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    loaded = rmjax.load("org/name")
+    loaded._score = scorer._score
+    assert loaded.score(TALK[0]) == scorer.score(TALK[0])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """Three steps, of which the second is said to be the best on the validation data."""
+    from rmjax import train
+
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    config = Config(
+        workdir=str(workdir),
+        data=DataConfig(train="generated:24", validation="generated:8", max_length=256),
+        tokenizer="bytes",
+        model=dataclasses.replace(LLAMA, num_hidden_layers=2),
+        batch_size=8,
+        steps=3,
+        remat="none",
+        optimizer=OptimizerConfig(learning_rate=0.01),
+        eval=EveryConfig(1),
+        checkpoint=EveryConfig(1),
+    )
+    losses = iter([3.0, 1.0, 2.0])
+    real = train.evaluate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "evaluate", lambda *a: real(*a)._replace(loss=next(losses)))
+        train.train(config)
+    return workdir
+
+
+@pytest.mark.slow
+def test_a_run_stands_for_its_best_checkpoint(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    loaded = rmjax.load("run")
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "3"]
+    for path, array in flatten(loaded.params).items():
+        best, last = (read_array(run / "checkpoints" / n / "params", path) for n in "23")
+        np.testing.assert_array_equal(array, best)
+        assert not np.array_equal(array, last), path
+    assert loaded.attributes == HELPSTEER2
+    assert loaded.max_length == 256
+    assert loaded.rule.name == "helpfulness"
+
+    notes = orbax_to_hf("run", str(tmp_path / "exported"))
+    assert notes[0].startswith("float32, 21 tensors")
+    found = loaded.score_many(TALK)
+    expected = transformers_scores(tmp_path / "exported", TALK)
+    np.testing.assert_allclose(score_array(found), expected, atol=1e-4)
+    exported = load_again(loaded, tmp_path / "exported")
+    assert score_array(exported.score_many(TALK)) == pytest.approx(score_array(found), abs=1e-5)
+    with pytest.raises(UserError, match="already an Orbax model or a run"):
+        hf_to_orbax(str(run), str(tmp_path / "no"))
+
+
+@pytest.mark.slow
+def test_a_run_without_a_complete_checkpoint_is_one_message(run, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    shutil.rmtree(copy / "checkpoints")
+    (copy / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="no complete checkpoint in this run yet"):
+        rmjax.load(str(copy))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["params/_METADATA", "params/manifest.ocdbt", "params", "model"])
+def test_a_damaged_run_is_one_message(part, run, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    lost = copy / part if part == "model" else copy / "checkpoints" / "2" / part
+    shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    with pytest.raises(UserError, match=str(copy)):
+        rmjax.load(str(copy))
