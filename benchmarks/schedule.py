@@ -20,9 +20,9 @@ from pathlib import Path
 PROGRAM = """
 import sys
 import jax, jax.numpy as jnp
-from rmjax import splash
 from rmjax.aot.program import topology_devices
-from rmjax.attention import attention
+from rmjax.models.attention import tpu_splash
+from rmjax.models.attention.dispatch import attention
 from rmjax.models.attention.mask import Layout
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 jax.config.update("jax_platforms", "cpu")
@@ -36,7 +36,7 @@ q, k = (
     for heads in (16, 2)
 )
 def gradients(q, k, v, layout):
-    plan = splash.make_plan(layout, sharding, block=512)
+    plan = tpu_splash.make_plan(layout, sharding, block=512)
     return jax.grad(lambda *x: attention(*x, plan).astype(jnp.float32).sum(), (0, 1, 2))(q, k, v)
 jax.jit(gradients).trace(q, k, k, layout).lower(lowering_platforms=("tpu",)).compile()
 """

@@ -1,22 +1,42 @@
-"""Eight CPU devices, strict numerics, warnings as errors; where real weights and data are found."""
+"""Eight CPU devices, strict numerics, quick compilation; where real weights and data are found.
+
+JAX reads its settings from the environment, so that processes that tests start have them too.
+"""
 
 import os
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
 from pathlib import Path
+
+# Programs of a few kilobytes of weights run once: to compile them well takes longer than they run.
+# Tests that are marked `optimized` compile as users do.
+SETTINGS = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    # All processes and all runs of the suite share what was compiled.
+    "JAX_COMPILATION_CACHE_DIR": str(Path.home() / ".cache" / "rmjax-tests" / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+for name, value in SETTINGS.items():
+    os.environ.setdefault(name, value)
 
 import jax
 import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_numpy_rank_promotion", "raise")
 pytest.register_assert_rewrite("helpers")
 
+from helpers.compiling import optimized
 from helpers.paths import ROOT
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Workers for `-n auto`: none for a single test or file, which starts sooner without."""
+    one = len(config.args) == 1 and ".py" in config.args[0]
+    return 0 if one else min(len(os.sched_getaffinity(0)), 4)  # each takes two gigabytes
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,19 +45,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
     os.environ["RMJAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compilations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Programs are compiled once for all tests: many are of a few.
-
-    Returns the environment in which subprocesses find them too.
-    """
-    values = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compilations"),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    for name, value in values.items():
-        jax.config.update(name, value)
-    return {name.upper(): str(value) for name, value in values.items()}
+@pytest.fixture(autouse=True)
+def as_users_compile(request: pytest.FixtureRequest):
+    """What a test marked `optimized` compiles is optimized."""
+    if request.node.get_closest_marker("optimized") is None:
+        yield
+    else:
+        with optimized():
+            yield
 
 
 @pytest.fixture(scope="session")

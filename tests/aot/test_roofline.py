@@ -2,6 +2,7 @@
 
 import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,6 +48,7 @@ def test_model_flops_of_70b_are_six_a_parameter_and_token():
     assert 0.02 < attention / dense < 0.05
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("samples", [1, 3])
 def test_the_program_computes_the_models_flops_and_attentions_masked_half(samples):
     """Compiled for the CPU: dense products to the FLOP, attention over whole blocks."""
@@ -66,7 +68,7 @@ def test_the_program_computes_the_models_flops_and_attentions_masked_half(sample
 # ---- networks ------------------------------------------------------------------------------------
 
 
-def torus(shape: tuple[int, ...], mesh: MeshConfig, slices: int = 1):
+def torus(shape: tuple[int, ...], mesh: MeshConfig, slices: int = 1) -> Any:
     """Devices of a torus in row-major order, as a mesh's `devices` and `shape`."""
     found = [
         SimpleNamespace(coords=coords, slice_index=slice_, process_index=0)

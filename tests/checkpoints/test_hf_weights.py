@@ -29,7 +29,7 @@ from rmjax.runtime.files import read_json
 @pytest.mark.parametrize("biases", [False, True])
 def test_the_table_is_transformers_state_dict(biases):
     llama = tiny_llama(attention_bias=biases, mlp_bias=biases, head_dim=16)
-    config = transformers.LlamaConfig(**llama_config_to_hf(llama), num_labels=5)
+    config = transformers.LlamaConfig.from_dict(llama_config_to_hf(llama) | {"num_labels": 5})
     with torch.device("meta"):
         state = transformers.LlamaForSequenceClassification(config).state_dict()
     model = make_model(llama)

@@ -418,7 +418,7 @@ def test_a_run_of_one_device_goes_on_on_eight(three):
         sharding = Sharding(mesh)
         state, metadata = restore(config, sharding=sharding)
         options = dataclasses.replace(model.options, sharding=sharding)
-        model = model.clone(options=options)
+        model = dataclasses.replace(model, options=options)
         batches = training_batches(data, plan, RowShape(rows, 256, 4))
         abstract = abstract_state(model, optimizer, (".*",))
         step = make_train_step(model, regression, optimizer, schedule, (".*",), abstract)
@@ -451,13 +451,13 @@ run_with_config(rmjax.train.train)
 """
 
 
-def command(config, environment, *, signal_at: tuple[int, int] | None = None):
+def command(config, *, signal_at: tuple[int, int] | None = None):
     program = ["-m", "rmjax.train", *flags(config)]
     if signal_at:
         program = ["-c", _SIGNALLED, *flags(config), config.workdir, *map(str, signal_at)]
     return subprocess.run(
         [sys.executable, *program],
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -465,24 +465,24 @@ def command(config, environment, *, signal_at: tuple[int, int] | None = None):
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_where_a_whole_one_does(tmp_path, compilations):
+def test_a_killed_run_ends_where_a_whole_one_does(tmp_path):
     whole, broken = tiny_config(tmp_path / "whole"), tiny_config(tmp_path / "broken")
-    assert command(whole, compilations).returncode == 0
+    assert command(whole).returncode == 0
 
-    killed = command(broken, compilations, signal_at=(signal.SIGKILL, 5))
+    killed = command(broken, signal_at=(signal.SIGKILL, 5))
     assert killed.returncode == -signal.SIGKILL
     assert steps_kept(tmp_path / "broken")[0] == "3"
     assert max(line["step"] for line in metrics(tmp_path / "broken")) == 5
 
     # Steps 4 and 5 again, since they were not saved; then a polite signal.
-    stopped = command(broken, compilations, signal_at=(signal.SIGTERM, 4))
+    stopped = command(broken, signal_at=(signal.SIGTERM, 4))
     assert stopped.returncode == 0, stopped.stderr
     saved = int(steps_kept(tmp_path / "broken")[-1])
     assert saved in (4, 5)
     assert f"stopped by SIGTERM, step {saved} of 6 is saved" in stopped.stdout
     assert "Traceback" not in stopped.stderr
 
-    done = command(broken, compilations)
+    done = command(broken)
     assert done.returncode == 0, done.stderr
     assert f"this run's, after step {saved}" in done.stdout
     assert_same_bits(restore(broken)[0], restore(whole)[0])
@@ -495,14 +495,14 @@ def test_a_killed_run_ends_where_a_whole_one_does(tmp_path, compilations):
     assert restore(broken)[1]["position"] == restore(whole)[1]["position"]
 
     before = contents(tmp_path / "broken")
-    again = command(broken, compilations)
+    again = command(broken)
     assert again.returncode == 0 and "step 6 of 6 is done" in again.stdout
     assert "helpfulness" in again.stdout
     assert contents(tmp_path / "broken") == before
 
 
 @pytest.mark.slow
-def test_a_command_that_fails_says_why_in_one_line(three, tmp_path, compilations):
+def test_a_command_that_fails_says_why_in_one_line(three, tmp_path):
     """Damage and numbers that are not finite: no traceback, neither ours nor Orbax's."""
     damaged = shutil.copytree(three, tmp_path / "damaged")
     shutil.rmtree(damaged / "checkpoints" / "3" / "optimizer" / "d")
@@ -511,7 +511,7 @@ def test_a_command_that_fails_says_why_in_one_line(three, tmp_path, compilations
         (tiny_config(damaged), "incomplete or damaged"),
         (broken, "finite|loss"),
     ):
-        failed = command(config, compilations)
+        failed = command(config)
         assert failed.returncode == 1
         assert failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1, failed.stderr
         assert any(word in failed.stderr for word in reason.split("|"))

@@ -44,7 +44,8 @@ def get_config(arg=None):
 
 def run(*arguments: str, config: Path | str, seconds: float = 500):
     """The command, in a process of its own as a user runs it."""
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    suite = ("JAX_PLATFORMS", "JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_COMPILATION_CACHE_DIR")
+    environment = {k: v for k, v in os.environ.items() if k not in suite}
     return subprocess.run(
         [sys.executable, "-m", "rmjax.compile_check", f"--config={config}", *arguments],
         capture_output=True,
@@ -161,7 +162,13 @@ for name, n in [(c, n) for c in ("v5p:2x2x1", "v5e:2x2", "v6e:2x2") for n in (81
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
-        env=os.environ | {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
+        env=os.environ
+        | {
+            "TPU_SKIP_MDS_QUERY": "1",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+            "JAX_COMPILATION_CACHE_DIR": "",
+        },
         timeout=300,
     )
     assert result.returncode == 0, result.stderr

@@ -23,7 +23,8 @@ from rmjax.evaluation.score_cache import (
     score_data,
 )
 from rmjax.evaluation.tallies import Judged, comparison
-from rmjax.models.rewards.aggregation import PUBLISHED, scalar_rule
+from rmjax.inference.scorer import Scorer
+from rmjax.models.rewards.aggregation import PUBLISHED, ScalarRule, scalar_rule
 from rmjax.models.rewards.general_preference import GeneralPreference
 from rmjax.runtime.sharding import MeshConfig
 
@@ -61,7 +62,7 @@ def read(name, source, **options) -> Data:
 # ---- scores, once -------------------------------------------------------------------------------
 
 
-class Counting:
+class Counting(Scorer):
     """A scorer that counts what it is asked, and may be killed."""
 
     def __init__(self, scorer, limit=10**9):
@@ -134,7 +135,8 @@ def test_other_weights_or_settings_have_their_own_scores(model, tmp_path):
 def test_scores_of_a_file(tmp_path):
     data = [read("pairs", write(tmp_path / "a.jsonl", pairs(3)))]
     rows = [{"id": i + 1, "scores": [{"x": i, "y": 1}, {"x": 1, "y": 0}]} for i in range(3)]
-    found = read_scores(tmp_path / "s.jsonl", data) if write(tmp_path / "s.jsonl", rows) else None
+    write(tmp_path / "s.jsonl", rows)
+    found = read_scores(tmp_path / "s.jsonl", data)
     assert found.attributes == ("x", "y") and found.rule.name == "x"
     np.testing.assert_array_equal(found.items[0][2].scores, [[2, 1], [1, 0]])
 
@@ -239,9 +241,9 @@ def test_one_pass_gives_every_rule(model, scorer, tmp_path):
     assert set(found["rules"]) == {*HELPSTEER2, *PUBLISHED}
     both = [scorer.score_many(item.conversations()) for item in data[0].items]
     for name, rule in all_rules(scored_by(model, data, SETTINGS, tmp_path / "out"), None).items():
-        values = [
-            [sum(w * s.attributes[a] for a, w in rule.weights.items()) for s in b] for b in both
-        ]
+        assert isinstance(rule, ScalarRule)
+        weights = rule.weights
+        values = [[sum(w * s.attributes[a] for a, w in weights.items()) for s in b] for b in both]
         right = np.mean([(1 + np.sign(a - b)) / 2 for a, b in values])
         assert found["rules"][name]["score"] == pytest.approx(right), name
     assert found["overall"]["score"] == found["rules"]["helpfulness"]["score"]

@@ -378,8 +378,8 @@ def test_another_alpha_and_exchanged_parents_begin_anew(parents, tmp_path, monke
         with monkeypatch.context() as patch:
             watch(patch, ToOrbax, 11)
             with pytest.raises(KeyboardInterrupt):
-                extrapolate.extrapolate(*models, str(target), alpha=1.52)
-        notes = extrapolate.extrapolate(*again, str(target), alpha=alpha)
+                extrapolate.extrapolate(models[0], models[1], str(target), alpha=1.52)
+        notes = extrapolate.extrapolate(again[0], again[1], str(target), alpha=alpha)
         assert f"begun anew: the unfinished conversion had other {said}" in notes
 
 
@@ -425,7 +425,7 @@ def test_a_killed_one_is_continued_by_the_same_command(parents, tmp_path):
     done = start("-m", "rmjax.extrapolate", *arguments)
     assert done.returncode == 0, done.stderr
     assert "continued: " in done.stdout and f"written: {target}" in done.stdout
-    extrapolate.extrapolate(*arguments[:2], str(tmp_path / "whole"), alpha=1.52)
+    extrapolate.extrapolate(arguments[0], arguments[1], str(tmp_path / "whole"), alpha=1.52)
     assert weights_of(target) == weights_of(tmp_path / "whole")
 
 
@@ -435,6 +435,7 @@ def test_a_killed_one_is_continued_by_the_same_command(parents, tmp_path):
 @pytest.mark.parametrize("form", ["orbax float32", "orbax bfloat16", "run float32"])
 def test_orbax_reads_like_safetensors(form, parents):
     source = open_pretrained(str(parents[f"weak {form}"]))
+    assert isinstance(source.weights, Path)
     ours = OrbaxWeights(source.weights, LLAMA, len(NAMES))
     theirs = SafetensorsWeights(parents[f"weak hf {form.split()[1]}"])
     assert ours.keys() == theirs.keys() and len(ours.keys()) == TENSORS
@@ -453,6 +454,7 @@ def test_a_run_that_is_read_in_bands_keeps_its_chunks(parents):
     import tensorstore as ts
 
     source = open_pretrained(str(parents["weak run float32"]))
+    assert isinstance(source.weights, Path)
     weights = OrbaxWeights(source.weights, LLAMA, len(NAMES))
     key = "model.layers.1.mlp.up_proj.weight"
     assert weights._arrays["layers/up"].chunk_layout.read_chunk.shape == (1, 4, 64)

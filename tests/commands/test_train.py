@@ -9,6 +9,7 @@ import pytest
 
 import rmjax.train
 import rmjax.training.experiment
+from helpers.checks import known
 from helpers.runs import (
     contents,
     metrics,
@@ -90,7 +91,7 @@ def test_a_finished_run_stays_as_it_is(finished, capsys):
     config, workdir, _ = finished
     before = contents(workdir)
     capsys.readouterr()
-    run(config, make_train_step=lambda *_: None)  # nothing is computed
+    run(config, make_program=lambda *_, **__: None)  # nothing is computed
     assert contents(workdir) == before
     shown = capsys.readouterr().out
     assert "step 8 of 8 is done" in shown
@@ -153,20 +154,20 @@ def test_a_half_line_of_a_killed_run_is_taken_out(tmp_path):
 
 
 def spoil(at: int):
-    """A replacement of `make_train_step` whose loss is infinite at one step."""
-    original = rmjax.train.make_train_step
+    """A replacement of `make_program` whose loss is infinite at one step."""
+    original = rmjax.train.make_program
 
-    def make(*args):
-        step = original(*args)
+    def make(*args, **options):
+        program = original(*args, **options)
 
         def spoiled(state, batch):
             if int(state.step) + 1 == at:
                 head = state.params["head"]
                 params = state.params | {"head": jax.device_put(head * np.inf, head.sharding)}
                 state = state._replace(params=params)
-            return step(state, batch)
+            return program.step(state, batch)
 
-        return spoiled
+        return program._replace(step=spoiled)
 
     return make
 
@@ -177,7 +178,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(at, tmp_path):
     samples: list = []
     config = tiny_config(tmp_path / "run")
     with pytest.raises(UserError) as error:
-        run(config, make_train_step=spoil(at), iterate=seen_samples(samples))
+        run(config, make_program=spoil(at), iterate=seen_samples(samples))
     message = str(error.value)
     assert f"step {at}: " in message
     _, data, _ = parts(config)
@@ -243,6 +244,7 @@ def test_micro_batches_do_not_change_the_step():
 def test_evaluation_is_exact_on_an_uneven_last_batch():
     config = tiny_config("unused", data__validation="generated:14")
     model, _, held_out = parts(config)
+    held_out = known(held_out)
     batches = evaluation_batches(held_out, RowShape(2, 256, 4))
     rows = [int((batch.samples[0] >= 0).any(axis=1).sum()) for batch in batches]
     assert rows[-1] == 1 and len(rows) > 1
@@ -270,6 +272,7 @@ def test_evaluation_is_exact_on_an_uneven_last_batch():
 def test_scores_that_are_not_finite_name_the_sample():
     config = tiny_config("unused")
     model, _, held_out = parts(config)
+    held_out = known(held_out)
     batches = evaluation_batches(held_out, RowShape(2, 256, 4))
     params = random_params(model, 1)
     params["head"] = params["head"] * np.nan

@@ -87,11 +87,11 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory, compilations):
+def two(tmp_path_factory):
     """The same run on two processes with four devices each."""
     root = tmp_path_factory.mktemp("two")
     config = config_of(root / "run")
-    environment = compilations | {"SABOTEUR_DUMPS": str(root)}
+    environment = {"SABOTEUR_DUMPS": str(root)}
     outputs = run_all(arguments(config), environment=environment)
     assert [ended.code for ended in outputs] == [0, 0], outputs
     return Finished(root / "run", root, outputs)
@@ -140,11 +140,11 @@ def test_what_two_processes_save_any_mesh_restores(two):
 
 
 @pytest.mark.slow
-def test_a_run_goes_from_two_processes_to_one_and_back(tmp_path, two, compilations):
+def test_a_run_goes_from_two_processes_to_one_and_back(tmp_path, two):
     workdir = tmp_path / "run"
 
     def on_two(**changes):
-        environment = compilations | {"SABOTEUR_DUMPS": str(tmp_path)}
+        environment = {"SABOTEUR_DUMPS": str(tmp_path)}
         config = config_of(workdir, **changes)
         outputs = run_all(arguments(config), environment=environment)
         assert [ended.code for ended in outputs] == [0, 0], outputs
@@ -172,14 +172,14 @@ def ended_by_loss_of(process: int, ended) -> bool:
 
 
 @pytest.mark.slow
-def test_a_broken_run_ends_where_a_whole_one_does(tmp_path, two, compilations):
+def test_a_broken_run_ends_where_a_whole_one_does(tmp_path, two):
     """Process 1 killed, then process 0, then SIGTERM to process 1; then the end."""
     workdir = tmp_path / "run"
     config = config_of(workdir, checkpoint__every=2)
 
     def go(plan: str):
         environment = {"SABOTEUR": plan, "SABOTEUR_HEARTBEAT": "20"}
-        return run_all(arguments(config), environment=compilations | environment)
+        return run_all(arguments(config), environment=environment)
 
     first, second = go(f"1 kill {signal.SIGKILL} 3")
     assert second.code == -signal.SIGKILL and ended_by_loss_of(1, first), first
@@ -204,11 +204,11 @@ def test_a_broken_run_ends_where_a_whole_one_does(tmp_path, two, compilations):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_hangs_does_not_hang_the_others(victim, tmp_path, compilations):
+def test_a_process_that_hangs_does_not_hang_the_others(victim, tmp_path):
     """Its connections stay open; only its heartbeats stop, as those of a lost machine do."""
     config = config_of(tmp_path / "run")
     plan = {"SABOTEUR": f"{victim} kill {signal.SIGSTOP} 1", "SABOTEUR_HEARTBEAT": "10"}
-    with started(arguments(config), environment=compilations | plan) as running:
+    with started(arguments(config), environment=plan) as running:
         left = running[1 - victim].wait()
         assert ended_by_loss_of(victim, left), left
 
@@ -259,9 +259,9 @@ def test_a_directory_that_is_not_shared_is_noticed(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_is_said_once(tmp_path, compilations):
+def test_a_loss_that_is_not_finite_is_said_once(tmp_path):
     config = config_of(tmp_path / "run", optimizer__learning_rate=1e38)
-    assert "step" in fail(config, **compilations)
+    assert "step" in fail(config)
 
 
 def test_the_failure_that_explains_most_is_printed():
@@ -287,9 +287,9 @@ def test_a_second_run_in_the_same_directory_is_refused(tmp_path):
         pass
 
 
-def test_the_lock_of_a_killed_run_locks_nobody_out(tmp_path, compilations):
+def test_the_lock_of_a_killed_run_locks_nobody_out(tmp_path):
     config = config_of(tmp_path / "run")
-    environment = compilations | {"SABOTEUR": "0 hold"}
+    environment = {"SABOTEUR": "0 hold"}
     with started(arguments(config), processes=1, devices=8, environment=environment) as (other,):
         other.wait_for("held")
         with pytest.raises(UserError, match="another run is going on there"):

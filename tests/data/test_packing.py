@@ -1,5 +1,6 @@
 import functools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ def test_every_item_is_in_one_row_that_has_room_for_it(lengths, slots):
     assert all(0 < len(row) <= slots for row in rows)
     assert all(sum(lengths[item] for item in row) <= ROW for row in rows)
     assert rows == pack(lengths, ROW, slots)
-    assert rows == pack(np.asarray(lengths, np.int64), ROW, slots)
+    array: Any = np.asarray(lengths, np.int64)
+    assert rows == pack(array, ROW, slots)
 
 
 @settings(max_examples=100, deadline=None)

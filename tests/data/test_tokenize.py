@@ -1,6 +1,7 @@
 import concurrent.futures
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,9 @@ def write(path, rows):
 
 
 def load(source, tokenizer=BYTES, split="train", **changes):
-    options = dict(attributes=("a", "b"), label_range=(0.0, 4.0), max_length=100, over_long="drop")
+    options: dict[str, Any] = dict(
+        attributes=("a", "b"), label_range=(0.0, 4.0), max_length=100, over_long="drop"
+    )
     return load_tokenized(source, split, tokenizer, **(options | changes))
 
 
@@ -408,7 +411,7 @@ def test_what_siblings_share_is_kept_through_cache_and_split(tmp_path):
     load(source)
     for part in (load(source), *hold_out(load(source), 0.3)):
         for i in range(len(part)):
-            for j in np.flatnonzero(part.prompt_ids == part.prompt_ids[i]):
+            for j in np.flatnonzero(part.prompt_ids == part.prompt_ids[i]).tolist():
                 n = int(part.shared[i])
                 np.testing.assert_array_equal(part.sequence(i)[:n], part.sequence(j)[:n])
                 assert n < len(part.sequence(j))

@@ -17,9 +17,8 @@ from rmjax.models.parameters import flatten
 def torch_model(llama: LlamaConfig, params, attributes: int, pad_token_id: int | None = None):
     """transformers' model with our parameters, float32, eager attention."""
     fields = llama_config_to_hf(llama)
-    config = transformers.LlamaConfig(
-        **fields, num_labels=attributes, pad_token_id=pad_token_id, attn_implementation="eager"
-    )
+    fields |= {"num_labels": attributes, "pad_token_id": pad_token_id}
+    config = transformers.LlamaConfig.from_dict(fields | {"attn_implementation": "eager"})
     model = transformers.LlamaForSequenceClassification(config).float().eval()
     state = {
         k: torch.from_numpy(np.array(v)) for k, v in hf_state(llama, params, attributes).items()

@@ -10,6 +10,7 @@ import pytest
 
 import rmjax.train
 import rmjax.training.experiment
+from helpers.checks import known
 from helpers.paths import ROOT
 from rmjax.checkpoints.manager import Checkpoints
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
@@ -23,9 +24,9 @@ QUICKSTART = ROOT / "configs" / "quickstart.py"
 
 
 def load_config(path, arg: str | None = None) -> Config:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = known(importlib.util.spec_from_file_location(path.stem, path))
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    known(spec.loader).exec_module(module)
     return module.get_config(arg)
 
 
@@ -95,7 +96,7 @@ def parts(config: Config):
     """Model, training and validation data of a config, on one device."""
     model = make_model(config, None, Sharding(on_one_device(config.mesh)))
     return model, *load_data(
-        config, pick_tokenizer(config, None, config.model.vocab_size), share=True
+        config, pick_tokenizer(config, None, known(config.model).vocab_size), share=True
     )
 
 
@@ -119,7 +120,7 @@ def restore(config: Config, step: int | None = None, sharding: Sharding | None =
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1))
     checkpoints = Checkpoints(Path(config.workdir), clean=False)
     try:
-        step = step or checkpoints.latest
+        step = known(step or checkpoints.latest)
         abstract = abstract_state(model, optimizer, config.trained)
         return TrainState.from_items(
             checkpoints.restore(step, abstract.items())

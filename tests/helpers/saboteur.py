@@ -16,6 +16,7 @@ import functools
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,7 +50,7 @@ def observe(dumps: Path) -> None:
             yield batch
 
     def put_down(name, state) -> None:
-        arrays = whole(state)
+        arrays: dict[str, Any] = whole(state)
         if jax.process_index() == 0:
             np.savez(dumps / name, **arrays)
 
@@ -63,7 +64,8 @@ def observe(dumps: Path) -> None:
         return state
 
     rmjax.train.iterate = iterate_and_note
-    Checkpoints.save, Checkpoints.restore = save_and_note, restore_and_note
+    ours: Any = Checkpoints
+    ours.save, ours.restore = save_and_note, restore_and_note
 
 
 def send(number: int, at: int) -> None:

@@ -14,10 +14,10 @@ def only_ratings(ratings: Ratings) -> Targets:
     """Targets without a pair."""
     none = np.zeros((*ratings.labels.shape[:-2], 1), np.float32)
     slots = none.astype(np.int32)
-    return Targets(ratings, Pairs(slots, slots, none, none))
+    return Targets(ratings, Pairs._make([slots, slots, none, none]))
 
 
 def only_pairs(pairs: Pairs, slots: int, attributes: int) -> Targets:
     """Targets without a rating."""
     none = np.zeros((*pairs.weights.shape[:-1], slots, attributes), np.float32)
-    return Targets(Ratings(none, none), pairs)
+    return Targets(Ratings._make([none, none]), pairs)

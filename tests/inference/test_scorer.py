@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rmjax
+from helpers.checks import known
 from helpers.hf_models import NAMES, TALK, edit_json, save_hf
 from helpers.models import make_model, score_array, tiny_llama
 from helpers.reference import torch_scores
@@ -91,7 +92,7 @@ def test_one_device_gives_the_scores_of_eight(hf, scorer):
     source = open_pretrained(str(hf))
     model = make_model(source.llama, 5)
     params = load_params(source, model, seed=0, dtype=np.float32)
-    alone = Scorer(model, params, source.tokenizer(), source.spec, scorer.rule, "error")
+    alone = Scorer(model, params, source.tokenizer(), known(source.spec), scorer.rule, "error")
     assert len(jax.tree.leaves(params)[0].sharding.device_set) == 1
     assert len(jax.tree.leaves(scorer.params)[0].sharding.device_set) == 8
     np.testing.assert_allclose(

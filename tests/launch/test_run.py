@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +18,6 @@ from helpers.paths import ROOT
 
 LIMIT = 480.0  # seconds after which something counts as hung
 STEPS = 20_000  # more than a test sees; all of them are planned at each start
-COMPILED = tempfile.TemporaryDirectory()  # programs that every start needs
 
 RUN = (
     "--config=configs/quickstart.py",
@@ -61,10 +59,8 @@ def environment(python: str) -> dict[str, str]:
     return {
         "PYTHON": python,
         "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
+        **{name: value for name, value in os.environ.items() if name.startswith("JAX_")},
         "JAX_NUM_CPU_DEVICES": "1",
-        "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
 
 

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 import transformers
@@ -110,7 +111,8 @@ def test_round_trip(kind, spelling):
 @pytest.mark.parametrize("kind", ROPES)
 def test_transformers_reads_ours_to_the_same_rope(kind):
     rope = ROPES[kind]
-    found = transformers.LlamaConfig(**llama_config_to_hf(tiny_llama(rope=rope))).rope_parameters
+    config = transformers.LlamaConfig.from_dict(llama_config_to_hf(tiny_llama(rope=rope)))
+    found: Any = config.rope_parameters
     assert found["rope_theta"] == rope.theta
     assert found["rope_type"] == rope.type
     if rope.type != "default":
@@ -191,7 +193,8 @@ def test_two_bases_that_differ_are_refused():
 
 def test_rope_scaling_wins_as_in_transformers():
     raw = LLAMA_3_1 | {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
-    assert transformers.LlamaConfig(**raw).rope_parameters["rope_type"] == "llama3"
+    theirs: Any = transformers.LlamaConfig.from_dict(raw).rope_parameters
+    assert theirs["rope_type"] == "llama3"
     assert llama_config_from_hf(raw, "config.json").rope == LLAMA_3_1_ROPE
 
 

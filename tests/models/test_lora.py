@@ -122,7 +122,7 @@ def test_scores_and_gradients_equal_dense_products(targets, rng):
 
     def loss(free):
         scores = model(nest(flatten(free) | flatten(frozen)), rows)
-        targets = only_ratings(Ratings(targets_of, present))
+        targets = only_ratings(Ratings._make([targets_of, present]))
         return regression.loss(scores, targets, jnp.ones(1))  # the sum
 
     with jax.numpy_dtype_promotion("strict"):
@@ -183,21 +183,23 @@ def one_step(lora: LoraConfig, sharding: Sharding, **options):
     placed = jax.tree.map(lambda x, leaf: jax.device_put(x, leaf.sharding), params, abstract.params)
     state = init_state(placed, optimizer, ADAPTED, abstract)
     step = make_train_step(
-        model, regression, optimizer, optax.constant_schedule(1.0), ADAPTED, abstract, seed=7
+        model, regression, optimizer, lambda step: jnp.float32(1.0), ADAPTED, abstract, seed=7
     )
     rng = np.random.default_rng(5)
     rows = [some_rows(rng)[0] for _ in range(2)]
     labels = rng.uniform(0, 4, (2, 2, 4, 5)).astype(np.float32)
     present = np.zeros_like(labels)
     present[:, 0, :3], present[:, 1, :1] = 1, 1
-    batch = Batch(
-        jax.tree.map(lambda *x: np.stack(x), *rows),
-        only_ratings(Ratings(labels, present)),
-        np.zeros((2, 2, 4), np.int32),
-        np.int32(2),
+    batch = Batch._make(
+        [
+            jax.tree.map(lambda *x: np.stack(x), *rows),
+            only_ratings(Ratings._make([labels, present])),
+            np.zeros((2, 2, 4), np.int32),
+            np.int32(2),
+        ]
     )
     state, metrics = step(state, put(batch, BATCH_AXES, sharding))
-    return float(metrics.loss), flatten(jax.device_get(state.opt_state.trace))
+    return float(metrics.loss), flatten(jax.device_get(optax.tree.get(state.opt_state, "trace")))
 
 
 @functools.cache

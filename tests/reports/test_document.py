@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.patches import Rectangle
 from rich.console import Console
 
 from helpers.reports import everything
@@ -44,10 +45,10 @@ class Structure(html.parser.HTMLParser):
 
     def handle_startendtag(self, tag, attrs):
         self.tags.add(tag)
-        values = dict(attrs)
+        values = {name: value or "" for name, value in attrs}
         self.ids += [values["id"]] if "id" in values else []
         self.links += [values[k] for k in ("href", "src", "xlink:href") if k in values]
-        self.links += re.findall(r"url\(([^)]*)\)", " ".join(v or "" for v in values.values()))
+        self.links += re.findall(r"url\(([^)]*)\)", " ".join(values.values()))
         assert not [name for name in values if name.startswith("on")]
 
     def handle_endtag(self, tag):
@@ -255,15 +256,15 @@ def test_moving_mean_by_hand():
 def test_bins_of_accuracy_by_length_are_quantiles():
     figure = plots.accuracy_by_length(np.arange(8.0), [0, 0, 0, 1, 1, 1, 1, 1], bins=2)
     line = next(line for line in figure.axes[0].lines if line.get_marker() == "o")
-    np.testing.assert_allclose(line.get_xdata(), [1.5, 5.5])
-    np.testing.assert_allclose(line.get_ydata(), [0.25, 1.0])
+    np.testing.assert_allclose(np.asarray(line.get_xdata()), [1.5, 5.5])
+    np.testing.assert_allclose(np.asarray(line.get_ydata()), [0.25, 1.0])
 
 
 def test_points_of_the_reliability_diagram_by_hand():
     said, true = [0.55, 0.55, 0.95, 0.95, 0.95, 0.95], [1, 0, 1, 1, 1, 0]
     figure = plots.reliability(said, true, bins=5)
     line = next(line for line in figure.axes[0].lines if line.get_marker() == "o")
-    np.testing.assert_allclose(line.get_xdata(), [0.55, 0.95])
-    np.testing.assert_allclose(line.get_ydata(), [0.5, 0.75])
-    heights = [bar.get_height() for bar in figure.axes[1].patches]
+    np.testing.assert_allclose(np.asarray(line.get_xdata()), [0.55, 0.95])
+    np.testing.assert_allclose(np.asarray(line.get_ydata()), [0.5, 0.75])
+    heights = [bar.get_height() for bar in figure.axes[1].patches if isinstance(bar, Rectangle)]
     assert heights == [2, 0, 0, 0, 4]

@@ -2,6 +2,7 @@ import socket
 
 import pytest
 
+from helpers.checks import known
 from helpers.launching import free_port, run_all
 from helpers.runs import QUICKSTART
 from rmjax.errors import UserError
@@ -26,8 +27,8 @@ OPEN_MPI_4 = {
 OPEN_MPI_5 = {k: v for k, v in OPEN_MPI_4.items() if "orte" not in k}
 
 
-def place(environment=None, coordinator=None, processes=None, process=None):
-    return detect_process(environment or {}, coordinator, processes, process)
+def place(environment=None, coordinator=None, processes=None, process=None) -> ClusterProcess:
+    return known(detect_process(environment or {}, coordinator, processes, process))
 
 
 # ---- one alone -----------------------------------------------------------------------------------
@@ -45,8 +46,8 @@ def place(environment=None, coordinator=None, processes=None, process=None):
     ids=["nothing", "batch script", "one task", "mpirun -np 1"],
 )
 def test_one_process_is_not_many(environment):
-    assert place(environment) is None
-    assert place(environment, processes=1, process=0) is None
+    assert detect_process(environment, None, None, None) is None
+    assert detect_process(environment, None, 1, 0) is None
 
 
 # ---- flags ---------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +93,7 @@ def test_adamw_by_hand(clip_norm, rng):
         make_model(tiny_llama(attention_bias=True, mlp_bias=True), 5, one_device()).abstract()
     )
     params = {path: rng.normal(size=leaf.shape) for path, leaf in leaves.items()}
-    ours = nest({path: jnp.asarray(value, jnp.float32) for path, value in params.items()})
+    ours: Any = nest({path: jnp.asarray(value, jnp.float32) for path, value in params.items()})
     state, moments = optimizer.init(ours), {}
     update = jax.jit(optimizer.update)
     for step in range(5):
@@ -119,7 +120,7 @@ def test_moments_in_bfloat16_give_optaxs_adamw_within_their_digits(b2, rng):
     """
     config = OptimizerConfig(1.0, warmup_steps=0, b2=b2, weight_decay=0.1, moments="bfloat16")
     config.clip_norm = 1e9
-    ours = make_optimizer(config, optax.constant_schedule(1.0))
+    ours = make_optimizer(config, lambda step: jnp.float32(1.0))
     theirs = optax.adamw(1.0, b2=b2, weight_decay=0.1)
     params = {"head": jnp.asarray(rng.normal(size=(64, 64)), jnp.float32)}
 

@@ -17,7 +17,10 @@ from helpers.models import one_device, tiny_llama
 from rmjax.models.attention import dispatch
 from rmjax.models.attention.dispatch import attention
 
-pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="there is no GPU")
+pytestmark = [
+    pytest.mark.skipif(jax.default_backend() != "gpu", reason="there is no GPU"),
+    pytest.mark.optimized,
+]
 TOLERANCE = 0.01
 
 

@@ -62,7 +62,7 @@ def check(rows, length, sharding, block, rng):
     cotangent = cotangent * real  # nothing depends on padding
     out, gradients = kernel(sharding, block)(q, k, v, layout, cotangent)
     assert np.isfinite(out).all()
-    np.testing.assert_allclose(out * real, dense(q, k, v, seen), atol=2e-5)
+    np.testing.assert_allclose(np.asarray(out) * real, dense(q, k, v, seen), atol=2e-5)
     for ours, theirs in zip(gradients, dense_gradients(q, k, v, seen, cotangent), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=5e-5)
 
@@ -186,7 +186,7 @@ def test_a_number_holds_place_and_interval(length, rng):
     places = np.append(rng.integers(0, length, 200), [0, length - 1]).astype(np.int32)
     ends = rng.integers(0, places // unit + 1) * unit
     starts = rng.integers(0, ends // unit + 1) * unit
-    layout = Layout(*(np.asarray(x, np.int32)[None] for x in (places, starts, ends)))
+    layout = Layout._make(np.asarray(x, np.int32)[None] for x in (places, starts, ends))
     numbers = tpu_splash._number(layout, jnp.asarray(places), length)[0]
     keys = rng.integers(0, length, 300).astype(np.int32)
     for rows in (1, 3):
@@ -212,8 +212,8 @@ def test_what_it_cannot_do_it_says():
 COMPILE = """
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
-from rmjax import splash
-from rmjax.attention import attention
+from rmjax.models.attention import tpu_splash
+from rmjax.models.attention.dispatch import attention
 from rmjax.models.attention.mask import Layout
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 jax.config.update("jax_platforms", "cpu")

@@ -44,7 +44,7 @@ def pairs_of(chosen, rejected, strengths=None, weights=None) -> Pairs:
     ones = np.ones(len(chosen), np.float32)
     slots = (np.asarray(x, np.int32) for x in (chosen, rejected))
     given = (ones if x is None else np.asarray(x, np.float32) for x in (weights, strengths))
-    return Pairs(*slots, *given)
+    return Pairs._make([*slots, *given])
 
 
 def loss_of(scores, pairs: Pairs, **preference) -> jax.Array:
@@ -136,7 +136,7 @@ def test_free_vectors_learn_what_rewards_cannot():
     v = np.asarray(learned(general, 2), np.float64)
     margins = [by_matrix(v[i], v[(i + 1) % 3]) for i in range(3)]
     np.testing.assert_allclose(margins, 10 * math.sin(2 * math.pi / 3), rtol=1e-2)
-    r = learned(rewards, 1)[:, 0]
+    r = np.asarray(learned(rewards, 1))[:, 0]
     assert min(r[i] - r[(i + 1) % 3] for i in range(3)) <= 0
     assert float(rewards(r[:, None])) == pytest.approx(math.log(2), abs=1e-4)
 
@@ -259,6 +259,7 @@ def test_evaluation_judges_pairs_by_their_margin():
         data__attributes=("v1", "v2", "v3", "v4"),
     )
     model, _, held = parts(config)
+    assert held is not None and held.chosen is not None
     batches = evaluation_batches(held, row_shape(held, rows=2, length=256))
     params, score, sharding = random_params(model, 1), make_score(model), model.options.sharding
     found = evaluate(score, params, batches, np.full(4, np.nan), config_objective(config), sharding)

@@ -1,6 +1,7 @@
 """Objectives against numbers worked by hand, numpy in float64, and TRL's loss."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ def pairs(strengths, weights=None) -> Pairs:
     strengths = np.asarray(strengths, np.float32)
     first = 2 * np.arange(len(strengths), dtype=np.int32)
     weights = np.ones_like(strengths) if weights is None else np.asarray(weights, np.float32)
-    return Pairs(first, first + 1, weights, strengths)
+    return Pairs._make([first, first + 1, weights, strengths])
 
 
 def value(text, rewards, strengths, weights=None, **preference) -> float:
@@ -107,7 +108,7 @@ def test_it_is_the_loss_of_trl(name, rng):
 
     rewards = rng.normal(size=(2, 8)).astype(np.float32)
     strengths = rng.integers(1, 4, 8).astype(np.float32)
-    theirs = Anything()
+    theirs: Any = Anything()
     theirs.model = type("Model", (), {"training": False})()
     theirs.args = type("Args", (), {"center_rewards_coefficient": 0.01})()
     theirs._metrics = {"eval": {key: [] for key in ("num_tokens", "min_reward", "mean_reward")}}
@@ -154,7 +155,7 @@ def test_a_sum_of_objectives_on_one_head(rng):
     labels = rng.normal(size=(6, 3)).astype(np.float32)
     present = np.zeros((6, 3), np.float32)
     present[4:, :2] = 1
-    targets = Targets(Ratings(labels, present), pairs([1, 1]))
+    targets = Targets(Ratings._make([labels, present]), pairs([1, 1]))
     found = objective.loss(scores, targets, objective.weights(targets))
     squared = ((scores - labels)[4:, :2].astype(np.float64) ** 2).mean()
     expected = squared + 0.5 * by_numpy("bradley_terry", scores[:4, 2], [1, 1])

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from helpers.checks import known
 from helpers.runs import numbers, parts, run, tiny_config
 from rmjax.data.batches import training_batches
 from rmjax.data.planning import plan_steps, row_shape
@@ -46,6 +47,7 @@ def test_pairs_stay_whole_at_any_batch_size():
     """In the plan, in the rows and in the targets; ratings of the same prompts are beside them."""
     config = tiny_config("unused", **MIXED)
     _, data, held = parts(config)
+    held = known(held)
     assert data.chosen.sum() > 0 and (~data.chosen).sum() > 2 * data.chosen.sum()
     second = np.concatenate([[False], data.chosen[:-1]])
     for size in (2, 6, 16):
@@ -53,7 +55,8 @@ def test_pairs_stay_whole_at_any_batch_size():
         shape = row_shape(data, rows=2, length=256)
         batches = training_batches(data, plan, shape)
         seen, rated = [], 0
-        for step, batch in zip(plan, batches):
+        for number, step in enumerate(plan):
+            batch = batches[number]
             assert len(step) <= size
             slots = batch.samples.reshape(-1, shape.slots)
             pairs = [x.reshape(len(slots), -1) for x in batch.targets.pairs]
@@ -74,6 +77,7 @@ def test_pairs_are_judged_by_the_column_they_train():
     """Margins, loss and lengths by numpy from the scores of every held-out sample."""
     config = tiny_config("unused", **MIXED)
     model, _, held = parts(config)
+    held = known(held)
     batches = evaluation_batches(held, row_shape(held, rows=2, length=256))
     params, score, sharding = random_params(model, 1), make_score(model), model.options.sharding
     objective = config_objective(config)
