@@ -29,6 +29,7 @@ from rmjax.models.rewards.aggregation import Rule, model_rule
 from rmjax.models.rewards.spec import RewardSpec
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
+_OVER_LONG = ("error", "truncate_left")
 _DTYPES = ("auto", "float32", "bfloat16")
 _BAR_FROM = 8  # batches from which on there is a progress bar
 
@@ -216,12 +217,13 @@ def load(
     Raises:
       UserError: there is no such model, it has no reward head, or a file is missing.
     """
-    if over_long not in ("error", "truncate_left"):
-        raise UserError(f"over_long = {over_long!r}: there are error, truncate_left")
-    if dtype not in _DTYPES:
-        raise UserError(f"dtype = {dtype!r}: there are {', '.join(_DTYPES)}")
-    if attention not in ATTENTION:
-        raise UserError(f"attention = {attention!r}: there are {', '.join(ATTENTION)}")
+    for name, given, choices in (
+        ("over_long", over_long, _OVER_LONG),
+        ("dtype", dtype, _DTYPES),
+        ("attention", attention, ATTENTION),
+    ):
+        if given not in choices:
+            raise UserError(f"{name} = {given!r}: there are {', '.join(choices)}")
     source = open_pretrained(str(path))
     if source.spec is None:
         raise UserError(
