@@ -11,7 +11,6 @@ from pathlib import Path
 SETTINGS = {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUMPY_RANK_PROMOTION": "raise",
-    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     # All processes and all runs of the suite share what was compiled.
     "JAX_COMPILATION_CACHE_DIR": str(Path.home() / ".cache" / "rmjax-tests" / "compiled"),
@@ -24,9 +23,13 @@ for name, value in SETTINGS.items():
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Nothing of ours is promoted in silence. optax's Adam raises a float to an integer's power.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+optax.tree.bias_correction = jax.numpy_dtype_promotion("standard")(optax.tree.bias_correction)
 pytest.register_assert_rewrite("helpers")
 
 from helpers.compiling import optimized
