@@ -125,7 +125,7 @@ def seconds_of(shapes: Sequence[tuple[int, int]], repeats: int, clock: str) -> d
     """Forward and backward of SmolLM2-135M on full rows of each shape, medians."""
     import jax
 
-    from rmjax.data.row_layout import Group, RowShape, make_rows
+    from rmjax.data.row_layout import RowShape, Segment, make_rows
     from rmjax.models.attention.dispatch import choose
     from rmjax.models.heads import RewardHead
     from rmjax.models.init import random_params
@@ -142,7 +142,7 @@ def seconds_of(shapes: Sequence[tuple[int, int]], repeats: int, clock: str) -> d
     found: dict[Any, list[float]] = {shape: [] for shape in shapes}
     rows = {
         (count, length): make_rows(
-            [[Group([np.ones(length, np.int32)])]] * count, count, RowShape(count, length, 1)
+            [[Segment([np.ones(length, np.int32)])]] * count, count, RowShape(count, length, 1)
         )
         for count, length in shapes
     }

@@ -160,8 +160,8 @@ def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False)
     console.print(
         f"{args.shape}, {llama.num_hidden_layers} layers, {batches.microbatches} x {args.rows} "
-        f"rows of {args.length}, {batches.tokens(0) / batches.places(0):.1%} of the places real; "
-        f"{dtype.name}, remat {args.remat}, attention by {kernel}"
+        f"rows of {args.length}, {batches.tokens(0) / batches.padded_tokens(0):.1%} of the places "
+        f"real; {dtype.name}, remat {args.remat}, attention by {kernel}"
     )
     console.print(
         f"{device.device_kind}, JAX {jax.__version__}: matrix products reach "

@@ -131,7 +131,11 @@ def scored_by(
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "source": scorer.spec.source,
     }
-    work = dataclasses.asdict(scorer.work) | {
+    work = {
+        "conversations": scorer.work.conversations,
+        "tokens": scorer.work.tokens,
+        "computed": scorer.work.computed,
+        "places": scorer.work.padded_tokens,
         "seconds": time.monotonic() - began,
         "known before": known,
         "responses": sum(len(item.responses) for part in data for item in part.items),

@@ -33,12 +33,13 @@ from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.model_files import write_model_files
 from rmjax.checkpoints.orbax_weights import named_weights
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained
-from rmjax.data.batches import Batches, evaluation_batches
+from rmjax.data.batches import Batches
 from rmjax.data.planning import row_shape
 from rmjax.data.tokenized import TokenizedData
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
 from rmjax.evaluation.metrics import attribute_metrics, mean_ratings
+from rmjax.inference.batching import evaluation_batches
 from rmjax.inference.score_step import make_features
 from rmjax.models.attention.dispatch import alignment
 from rmjax.models.init import random_head
@@ -50,7 +51,7 @@ from rmjax.runtime.memory import keep_freed_memory
 from rmjax.runtime.sharding import Sharding, check_divisible, make_mesh, put
 from rmjax.training.command_line import run_with_config
 from rmjax.training.config import Config, validate
-from rmjax.training.datasets import load_data, shares_prompts
+from rmjax.training.datasets import load_data
 from rmjax.training.experiment import config_objective, make_model, pick_tokenizer, with_first_head
 from rmjax.training.logger import attribute_table, pair_table
 from rmjax.training.probing.adamw import head_scores, train_head
@@ -159,7 +160,7 @@ def make_batches(
     config: Config, model: Model, tokenizer: Tokenizer
 ) -> tuple[Batches, Batches | None]:
     """Every training and every held-out sample once, in the rows of a run."""
-    share, packing = shares_prompts(config, model.config), config.data.packing
+    share, packing = config.data.share_prompts, config.data.packing
     align = alignment(model.options.attention, config.row_length)
     data, validation = load_data(config, tokenizer, share, align)
     sharding = model.options.sharding
@@ -211,7 +212,7 @@ def show_ridge(
 ) -> np.ndarray:
     """The head by ridge regression; prints how it was found and what it is worth."""
     data = train.data
-    ridge = fit_ridge(train.features, data.labels, data.groups, data.attributes)
+    ridge = fit_ridge(train.features, data.labels, data.prompt_ids, data.attributes)
     for name, strength, freedom in zip(data.attributes, ridge.strengths, ridge.freedom):
         console.print(
             f"ridge       {name}: strength {strength:.1e} of the largest eigenvalue, "
@@ -228,7 +229,7 @@ def show_ridge(
 def show_left_out(ridge: Ridge, data: TokenizedData, console: Console) -> None:
     """What the heads without a prompt say of it: what there is to see without held-out data."""
     rated = attribute_metrics(
-        data.attributes, ridge.left_out, data.labels, data.groups, mean_ratings(data.labels)
+        data.attributes, ridge.left_out, data.labels, data.prompt_ids, mean_ratings(data.labels)
     )
     console.print()
     console.print(attribute_table("training data, each prompt left out in turn", rated))

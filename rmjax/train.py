@@ -14,10 +14,11 @@ from rich.console import Console
 
 from rmjax.checkpoints.manager import Checkpoints
 from rmjax.checkpoints.pretrained import open_pretrained
-from rmjax.data.batches import Batches, evaluation_batches, iterate, training_batches
+from rmjax.data.batches import Batches, iterate, training_batches
 from rmjax.data.planning import plan_steps, row_shape
 from rmjax.errors import UserError
 from rmjax.evaluation.metrics import mean_ratings
+from rmjax.inference.batching import evaluation_batches
 from rmjax.inference.score_step import make_score
 from rmjax.models.attention.dispatch import alignment
 from rmjax.runtime.compilation import enable_compilation_cache
@@ -26,7 +27,7 @@ from rmjax.runtime.processes import Preemption, check_agreement
 from rmjax.runtime.sharding import Sharding, check_divisible, make_mesh
 from rmjax.training.command_line import run_with_config
 from rmjax.training.config import Config, as_flat_dict, validate
-from rmjax.training.datasets import check_position, data_position, load_data, shares_prompts
+from rmjax.training.datasets import check_position, data_position, load_data
 from rmjax.training.experiment import config_objective, first_params, make_model, pick_tokenizer
 from rmjax.training.logger import Reporter, announce, conclude
 from rmjax.training.step import Metrics, TrainState, make_program
@@ -58,7 +59,7 @@ def train_in(workdir: Path, config: Config) -> None:
     tokenizer = pick_tokenizer(config, source, model.config.vocab_size)
 
     # ---- data --------------------------------------------------------------------------------
-    share, packing = shares_prompts(config, model.config), config.data.packing
+    share, packing = config.data.share_prompts, config.data.packing
     align = alignment(model.options.attention, config.row_length)
     data, validation = load_data(config, tokenizer, share, align)
     rows = config.rows_per_device * sharding.row_shards
@@ -179,7 +180,7 @@ def finish_step(step: int, metrics: Metrics, batches: Batches, report: Reporter)
             f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}. Stopped "
             f"before anything was saved. The step's samples: {batches.describe(step - 1)}"
         )
-    report.step(step, values, batches.tokens(step - 1), batches.places(step - 1))
+    report.step(step, values, batches.tokens(step - 1), batches.padded_tokens(step - 1))
 
 
 if __name__ == "__main__":

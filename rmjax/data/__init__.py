@@ -1,1 +1,1 @@
-"""From rated responses on disk to batches: sources, tokenise, pack, batches."""
+"""From rated responses and preference pairs on disk to batches of packed rows."""

@@ -1,15 +1,4 @@
-"""Rows and batches: the arrays that data hand to the model.
-
-A row is a fixed number of token places. It holds groups one after the other, each of which is
-
-    [ what its samples begin with, once | rest of sample 1 | rest of sample 2 | ... ]
-
-A token attends to its own group's tokens in front of it, except those of the samples beside its
-own: places `masked_start` to `masked_end`. Since a group's beginning is whatever tokens its samples
-have in common, every sample gets the numbers it would get alone. Which token belongs where is said
-by these arrays alone; nothing is ever inferred from a token's value, so a pad token that equals
-eos, or padding on the left, changes nothing.
-"""
+"""The arrays of a batch: the model's input and what its scores are compared with."""
 
 from typing import Any, NamedTuple
 
@@ -20,7 +9,7 @@ from rmjax.models.inputs import ROWS_AXES, Rows
 
 
 class Ratings(NamedTuple):
-    """What people say of each sample.
+    """Human ratings of each sample.
 
     Attributes:
       labels: the ratings, raw; 0 where there is none.
@@ -38,8 +27,8 @@ class Pairs(NamedTuple):
       chosen: slot of the preferred sample; 0 where there is no pair.
       rejected: slot of the other one.
       weights: 1 where there is a pair, else 0.
-      strengths: how much better the preferred one is, raw; 0 in a tie, where neither is, or without
-        a pair, and 1 where nobody said.
+      strengths: how much better the preferred one is, raw; 0 in a tie or without a pair, and 1
+        where the data do not say.
     """
 
     chosen: Int32[jax.Array, "... P"]
@@ -49,7 +38,7 @@ class Pairs(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What the scores of a row's samples are held against; either may hold nothing."""
+    """What the scores of a row's samples are compared with; either may be empty."""
 
     ratings: Ratings
     pairs: Pairs
@@ -60,9 +49,9 @@ class Batch(NamedTuple):
 
     Attributes:
       rows: the model's input.
-      targets: what the objective holds the scores against.
+      targets: what the objective compares the scores with.
       samples: the sample's index in its data set, -1 in empty slots.
-      microbatches: how many of the M micro-batches hold anything.
+      microbatches: how many of the M micro-batches are not empty.
     """
 
     rows: Rows

@@ -1,26 +1,24 @@
-"""Batches: which samples are in which step, and their arrays.
+"""The batches of a run, step by step, and their arrays.
 
 The plan of a whole run is computed before its first step from the seed alone, the same on every
 process. A step's batch is then a pure function of its number, so that the data's position in a
-checkpoint is one number, and any number of processes can continue what any other number began.
+checkpoint is one number, and a run can be continued by another number of processes.
+
+grain is imported when training starts: it takes seconds, and scoring does not need it.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 from jaxtyping import Int
 
 from rmjax.data.batch import BATCH_AXES, Batch, Pairs, Ratings, Targets
-from rmjax.data.packing import pack
-from rmjax.data.planning import Unit, unit_groups, unit_places, units
+from rmjax.data.planning import Row, group_length, make_segments, plan_rows
 from rmjax.data.row_layout import RowShape, make_rows
 from rmjax.data.tokenized import TokenizedData
 from rmjax.runtime.sharding import Sharding, put
-
-Row = list[Unit]
 
 
 class Batches:
@@ -29,7 +27,7 @@ class Batches:
     def __init__(
         self, data: TokenizedData, steps: Sequence[Sequence[Row]], shape: RowShape, share: bool
     ):
-        """Takes the rows of each step; see `training_batches` and `evaluation_batches`."""
+        """Takes the rows of each step, for example those that `training_batches` plans."""
         self.data, self.shape, self.share = data, shape, share
         self._rows = steps
         most = max((len(rows) for rows in steps), default=1)
@@ -44,25 +42,23 @@ class Batches:
 
     def samples(self, step: int) -> np.ndarray:
         """The samples of a step, in the order of its rows."""
-        return np.concatenate([unit for row in self._rows[step] for unit in row])
+        return np.concatenate([group for row in self._rows[step] for group in row])
 
     def tokens(self, step: int) -> int:
-        """Real tokens computed in a step, a shared beginning counted once."""
-        found = (unit for row in self._rows[step] for unit in row)
-        return sum(unit_places(self.data, unit, 1, self.share) for unit in found)
+        """Real tokens computed in a step, a shared prefix counted once."""
+        groups = (group for row in self._rows[step] for group in row)
+        return sum(group_length(self.data, group, 1, self.share) for group in groups)
 
-    def places(self, step: int) -> int:
-        """Token places computed in a step, padding included."""
-        used = -(-len(self._rows[step]) // self.shape.rows)
-        return used * self.shape.rows * self.shape.length
+    def padded_tokens(self, step: int) -> int:
+        """Token positions computed in a step, padding included."""
+        microbatches = -(-len(self._rows[step]) // self.shape.rows)
+        return microbatches * self.shape.rows * self.shape.length
 
     def position(self, steps: int) -> dict[str, Any]:
         """Where the data are after so many steps: part of a checkpoint."""
         return {
             "next_step": steps,
-            "samples": sum(
-                len(unit) for rows in self._rows[:steps] for row in rows for unit in row
-            ),
+            "samples": sum(len(self.samples(step)) for step in range(len(self))[:steps]),
             "data": self.data.key,
         }
 
@@ -80,27 +76,9 @@ def training_batches(
     packing: bool = True,
     share: bool = True,
 ) -> Batches:
-    """The batches of a plan of steps; see `plan_steps`."""
-    return Batches(data, [_rows(data, step, shape, packing, share) for step in plan], shape, share)
-
-
-def evaluation_batches(
-    data: TokenizedData, shape: RowShape, *, packing: bool = True, share: bool = True
-) -> Batches:
-    """Every sample once, one micro-batch a step; the last one is padded with empty rows."""
-    rows = _rows(data, np.arange(len(data)), shape, packing, share)
-    steps = [rows[i : i + shape.rows] for i in range(0, len(rows), shape.rows)]
+    """The batches of a plan of steps, see `plan_steps`; and `plan_rows` for the options."""
+    steps = [plan_rows(data, step, shape, packing=packing, share=share) for step in plan]
     return Batches(data, steps, shape, share)
-
-
-def _rows(
-    data: TokenizedData, samples: np.ndarray, shape: RowShape, packing: bool, share: bool
-) -> list[Row]:
-    found, taken = units(data, samples, shape, share)
-    if not packing:
-        return [[unit] for unit in found]
-    packed = pack(taken, shape.length, shape.slots, [len(unit) for unit in found])
-    return [[found[i] for i in row] for row in packed]
 
 
 def make_batch(
@@ -114,10 +92,13 @@ def make_batch(
 
     Args:
       data: the samples.
-      rows: the units of each row.
+      rows: the prompt groups of each row.
       shape: the shape of a micro-batch.
-      microbatches: how many there are places for.
-      share: whether a unit's samples share what they begin with.
+      microbatches: how many to make; those without rows are empty.
+      share: whether the samples of a group share their prefix.
+
+    Returns:
+      A batch of numpy arrays.
     """
     count = microbatches * shape.rows
     samples = np.full((count, shape.slots), -1, np.int32)
@@ -125,15 +106,14 @@ def make_batch(
         members = np.concatenate(row)
         samples[number, : len(members)] = members
 
-    groups = [[g for unit in row for g in unit_groups(data, unit, share)] for row in rows]
-    laid = make_rows(groups, count, shape)
+    segments = [[s for group in row for s in make_segments(data, group, share)] for row in rows]
 
     def stack(array: np.ndarray) -> np.ndarray:
         return array.reshape(microbatches, shape.rows, *array.shape[1:])
 
     return Batch._make(
         [
-            jax.tree.map(stack, laid),
+            jax.tree.map(stack, make_rows(segments, count, shape)),
             jax.tree.map(stack, make_targets(data, samples)),
             stack(samples),
             np.int32(-(-len(rows) // shape.rows)),
@@ -142,29 +122,29 @@ def make_batch(
 
 
 def make_targets(data: TokenizedData, samples: Int[np.ndarray, "B S"]) -> Targets:
-    """What the scores of slots are held against, as numpy arrays.
+    """What the scores of slots are compared with, as numpy arrays.
 
     Args:
       data: the samples.
-      samples: which one each slot of a row holds, -1 for none; the two of a pair side by side.
+      samples: the one that each slot of a row holds, -1 for none; the two of a pair side by side.
     """
     labels = np.where(samples[..., None] >= 0, data.labels[samples], np.nan)
-    present = ~np.isnan(labels)
+    rated = ~np.isnan(labels)
     ratings = Ratings._make(
-        [np.where(present, labels, 0).astype(np.float32), present.astype(np.float32)]
+        [np.where(rated, labels, 0).astype(np.float32), rated.astype(np.float32)]
     )
 
     chosen = (samples >= 0) & data.chosen[samples]
     most = max(1, samples.shape[1] // 2)
     slots = np.argsort(~chosen, axis=1, kind="stable")[:, :most].astype(np.int32)
-    there = np.take_along_axis(chosen, slots, axis=1)
+    present = np.take_along_axis(chosen, slots, axis=1)
     strengths = data.strengths[np.take_along_axis(samples, slots, axis=1)]
     pairs = Pairs._make(
         [
-            np.where(there, slots, 0),
-            np.where(there, slots + 1, 0),
-            there.astype(np.float32),
-            np.where(there, np.where(np.isnan(strengths), 1, strengths), 0).astype(np.float32),
+            np.where(present, slots, 0),
+            np.where(present, slots + 1, 0),
+            present.astype(np.float32),
+            np.where(present, np.where(np.isnan(strengths), 1, strengths), 0).astype(np.float32),
         ]
     )
     return Targets(ratings, pairs)
@@ -172,6 +152,8 @@ def make_targets(data: TokenizedData, samples: Int[np.ndarray, "B S"]) -> Target
 
 def iterate(batches: Batches, start: int, sharding: Sharding) -> Iterator[Batch]:
     """Batches from step `start` on, made ahead by grain's threads and placed on the mesh."""
+    import grain
+
     steps = grain.MapDataset.range(start, len(batches)).map(batches.__getitem__)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     for batch in steps.to_iter_dataset(options):

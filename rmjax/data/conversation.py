@@ -1,4 +1,4 @@
-"""Prompts and preference pairs as HelpSteer2 and hh-rlhf write them, and as everyone else does."""
+"""Conversations as messages, from the forms in which data sets write prompts and responses."""
 
 import re
 from typing import Any

@@ -1,7 +1,7 @@
 """Generated ratings in HelpSteer2's format, for a first run without any data.
 
 The five attributes follow from the text by simple rules, so that a small model can learn them.
-They stand for nothing: this is a test of the machinery, not of helpfulness.
+They only test the machinery, and say nothing about helpfulness.
 """
 
 import zlib

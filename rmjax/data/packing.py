@@ -1,4 +1,4 @@
-"""Which item goes into which row: best-fit decreasing."""
+"""Bin packing, best-fit decreasing: which item goes into which row."""
 
 import bisect
 from collections.abc import Callable, Sequence
@@ -13,8 +13,9 @@ def pack(
     """Packs items into as few rows as best-fit decreasing finds.
 
     Args:
-      lengths: token places of each item, each at most `row_length`.
-      row_length: places of a row; or of the row that an item of so many places opens.
+      lengths: token positions that each item takes, at most `row_length`.
+      row_length: token positions of a row; or a function of an item's length, that gives the length
+        of the row that such an item opens.
       slots: the most samples in a row.
       samples: samples of each item, each at most `slots`; 1 if not given.
 
@@ -36,15 +37,15 @@ def pack(
             raise ValueError(f"item {item} has {length} tokens, a row only {opened}")
         if count > slots:
             raise ValueError(f"item {item} has {count} samples, a row only {slots} slots")
-        place = bisect.bisect_left(open_rows, (length, -1))
-        while place < len(open_rows) and free[open_rows[place][1]] < count:
-            place += 1
-        if place == len(open_rows):
+        fit = bisect.bisect_left(open_rows, (length, -1))
+        while fit < len(open_rows) and free[open_rows[fit][1]] < count:
+            fit += 1
+        if fit == len(open_rows):
             room, row = opened, len(rows)
             rows.append([])
             free.append(slots)
         else:
-            room, row = open_rows.pop(place)
+            room, row = open_rows.pop(fit)
         rows[row].append(item)
         free[row] -= count
         if free[row] and room > length:

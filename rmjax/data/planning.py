@@ -1,58 +1,20 @@
-"""Which samples a step has, and the rows they need."""
+"""Which samples a training step has, and the rows they need.
+
+Samples that must or should stand in one row are a prompt group: the responses to one prompt that
+share its tokens, else the two responses of a preference pair, else one sample.
+"""
 
 import numpy as np
 from jaxtyping import Int64
 
-from rmjax.data.row_layout import Group, RowShape, places
+from rmjax.data.packing import pack
+from rmjax.data.row_layout import RowShape, Segment, segment_length
 from rmjax.data.tokenized import TokenizedData
 
+PromptGroup = np.ndarray  # samples that stand in one row, in ascending order
+Row = list[PromptGroup]
+
 _SLOTS_MULTIPLE = 4
-
-
-Unit = np.ndarray  # samples that must stand in one row, in ascending order
-
-
-def row_shape(
-    data: TokenizedData,
-    *,
-    rows: int,
-    length: int,
-    packing: bool = True,
-    share: bool = True,
-    align: int = 1,
-) -> RowShape:
-    """A row's shape for `data`: as many slots as short samples could ever make use of, nearly."""
-    together = data.samples_together
-    if not packing:
-        most = max(map(len, _siblings(data, np.arange(len(data)))))
-        return RowShape(rows, length, max(together, most if share else 1), align)
-    taken = data.lengths.sum() - (_spared(data) if share else 0)
-    slots = slots_for(length, float(taken / len(data)))
-    own = data.lengths - (data.shared if share else 0)
-    fit = length // max(1, int(own.min()))
-    return RowShape(rows, length, together * max(1, min(slots, fit) // together), align)
-
-
-def _spared(data: TokenizedData) -> int:
-    """Tokens that need no place of their own when all siblings share what they begin with."""
-    first = np.diff(data.groups, prepend=-1) != 0
-    return int(data.shared[~first].sum())
-
-
-def slots_for(length: int, mean: float) -> int:
-    """Slots of a row of `length` places for samples that take `mean` of them.
-
-    Twice the mean fill is enough for all but runs of very short samples, which then start a new
-    row; a slot costs little, but a hundred of them would not be free.
-    """
-    return int(np.ceil(2 * length / max(1.0, mean) / _SLOTS_MULTIPLE)) * _SLOTS_MULTIPLE
-
-
-def epoch_order(data: TokenizedData, seed: int, epoch: int) -> list[Int64[np.ndarray, "..."]]:
-    """The samples of each prompt, the prompts in this epoch's order."""
-    groups = np.split(np.arange(len(data)), np.flatnonzero(np.diff(data.groups)) + 1)
-    order = np.random.Generator(np.random.Philox([seed, epoch])).permutation(len(groups))
-    return [groups[i] for i in order]
 
 
 def plan_steps(
@@ -72,12 +34,14 @@ def plan_steps(
       epochs: how often to see the data, perhaps a fraction. The other is 0.
     """
     budget = round(epochs * len(data))
+    prompts = _split_by_prompt(data, np.arange(len(data)))
     plan: list[np.ndarray] = []
     batch: list[np.ndarray] = []
     filled = taken = epoch = 0
     while True:
-        for group in epoch_order(data, seed, epoch):
-            for part in np.split(group, range(batch_size, len(group), batch_size)):
+        order = np.random.Generator(np.random.Philox([seed, epoch])).permutation(len(prompts))
+        for samples in (prompts[i] for i in order):
+            for part in np.split(samples, range(batch_size, len(samples), batch_size)):
                 if filled + len(part) > batch_size:
                     plan.append(np.concatenate(batch))
                     batch, filled = [], 0
@@ -91,57 +55,107 @@ def plan_steps(
         epoch += 1
 
 
-def _siblings(data: TokenizedData, samples: np.ndarray) -> list[np.ndarray]:
-    """Runs of samples that follow each other and answer one prompt."""
-    breaks = (np.diff(samples) != 1) | (np.diff(data.groups[samples]) != 0)
-    return np.split(samples, np.flatnonzero(breaks) + 1)
-
-
-def units(
-    data: TokenizedData, samples: np.ndarray, shape: RowShape, share: bool
-) -> tuple[list[Unit], list[int]]:
-    """What stands in one row together, and the places it takes.
-
-    Sharing, that is the responses to one prompt, or as many of them as fit in a row; else single
-    samples, or the two of a pair.
+def row_shape(
+    data: TokenizedData,
+    *,
+    rows: int,
+    length: int,
+    packing: bool = True,
+    share: bool = True,
+    align: int = 1,
+) -> RowShape:
+    """The shape of rows for `data`, with nearly as many slots as short samples could make use of.
 
     Args:
       data: the samples.
-      samples: those of a step; siblings follow each other.
-      shape: of the rows.
-      share: whether siblings share what they begin with.
-
-    Raises:
-      ValueError: something that cannot be divided is longer than a row.
+      rows: see `RowShape`, as `length` and `align`.
+      length: token positions of a row.
+      packing: whether a row may hold more than one prompt group.
+      share: whether the samples of a prompt share their prefix.
+      align: of a segment's parts.
     """
-    found: list[Unit] = []
-    taken: list[int] = []
-    for run in _siblings(data, samples):
-        together = 2 if data.chosen[run[0]] else 1
-        atoms = np.split(run, range(together, len(run), together))
+    together = data.samples_together
+    if not packing:
+        most = max(map(len, _split_by_prompt(data, np.arange(len(data)))))
+        return RowShape(rows, length, max(together, most if share else 1), align)
+    tokens, own = data.lengths.sum(), data.lengths
+    if share:
+        first = np.diff(data.prompt_ids, prepend=-1) != 0
+        tokens, own = tokens - data.shared[~first].sum(), own - data.shared
+    slots = slots_for(length, float(tokens / len(data)))
+    fit = length // max(1, int(own.min()))
+    return RowShape(rows, length, together * max(1, min(slots, fit) // together), align)
+
+
+def slots_for(length: int, mean: float) -> int:
+    """Slots of a row of `length` token positions for samples that take `mean` of them.
+
+    Twice the mean fill is enough for all but runs of very short samples, which then start a new
+    row; a slot costs little, but a hundred of them would not be free.
+    """
+    return int(np.ceil(2 * length / max(1.0, mean) / _SLOTS_MULTIPLE)) * _SLOTS_MULTIPLE
+
+
+def plan_rows(
+    data: TokenizedData, samples: np.ndarray, shape: RowShape, *, packing: bool, share: bool
+) -> list[Row]:
+    """The prompt groups of each row; see `prompt_groups`, and `row_shape` for `packing`."""
+    groups, lengths = prompt_groups(data, samples, shape, share)
+    if not packing:
+        return [[group] for group in groups]
+    rows = pack(lengths, shape.length, shape.slots, [len(group) for group in groups])
+    return [[groups[i] for i in row] for row in rows]
+
+
+def prompt_groups(
+    data: TokenizedData, samples: np.ndarray, shape: RowShape, share: bool
+) -> tuple[list[PromptGroup], list[int]]:
+    """The prompt groups of samples, and the token positions that each takes.
+
+    With sharing these are the responses to one prompt, or as many of them as fit in a row; else
+    single samples, or the two of a pair. Nothing is checked: a group that cannot be divided may be
+    longer than a row.
+
+    Args:
+      data: the samples.
+      samples: the chosen ones; responses to one prompt follow each other.
+      shape: of the rows.
+      share: whether the samples of a group share their prefix.
+    """
+    groups: list[PromptGroup] = []
+    lengths: list[int] = []
+    for responses in _split_by_prompt(data, samples):
+        together = 2 if data.chosen[responses[0]] else 1
+        atoms = np.split(responses, range(together, len(responses), together))
         for i, atom in enumerate(atoms):
-            if share and i and len(found[-1]) + together <= shape.slots:
-                joined = np.concatenate([found[-1], atom])
-                size = unit_places(data, joined, shape.align, share)
-                if size <= shape.length:
-                    found[-1], taken[-1] = joined, size
+            if share and i and len(groups[-1]) + together <= shape.slots:
+                joined = np.concatenate([groups[-1], atom])
+                length = group_length(data, joined, shape.align, share)
+                if length <= shape.length:
+                    groups[-1], lengths[-1] = joined, length
                     continue
-            found.append(atom)
-            taken.append(unit_places(data, atom, shape.align, share))
-    return found, taken
+            groups.append(atom)
+            lengths.append(group_length(data, atom, shape.align, share))
+    return groups, lengths
 
 
-def unit_places(data: TokenizedData, unit: Unit, align: int, share: bool) -> int:
-    """Token places that the samples of a unit take in a row."""
-    lengths = data.lengths[unit]
+def group_length(data: TokenizedData, group: PromptGroup, align: int, share: bool) -> int:
+    """Token positions that a prompt group takes in a row, the gaps of alignment included."""
+    lengths = data.lengths[group]
     if share:
-        return places(lengths, int(data.shared[unit[0]]), align)
-    return sum(places([length], 0, align) for length in lengths)
+        return segment_length(lengths, int(data.shared[group[0]]), align)
+    return sum(segment_length([length], 0, align) for length in lengths)
 
 
-def unit_groups(data: TokenizedData, unit: Unit, share: bool) -> list[Group]:
-    """How a unit's samples are laid out: as one group, or each by itself."""
-    sequences = [data.sequence(sample) for sample in unit]
+def make_segments(data: TokenizedData, group: PromptGroup, share: bool) -> list[Segment]:
+    """The segments of a prompt group: one, or without sharing one for each sample."""
+    sequences = [data.sequence(sample) for sample in group]
     if share:
-        return [Group(sequences, int(data.shared[unit[0]]))]
-    return [Group([sequence]) for sequence in sequences]
+        return [Segment(sequences, int(data.shared[group[0]]))]
+    return [Segment([sequence]) for sequence in sequences]
+
+
+def _split_by_prompt(data: TokenizedData, samples: np.ndarray) -> list[np.ndarray]:
+    """Runs of samples that follow each other and answer one prompt."""
+    breaks = (np.diff(samples) != 1) | (np.diff(data.prompt_ids[samples]) != 0)
+    return np.split(samples, np.flatnonzero(breaks) + 1)

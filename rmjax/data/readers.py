@@ -1,4 +1,8 @@
-"""Rated responses and preference pairs: from the hub, local files like the hub's, or generated."""
+"""The rows of a data source: local files, the Hugging Face hub, or generated ones.
+
+datasets and pyarrow take seconds to import and most sources need neither, so they are imported
+where they are used.
+"""
 
 import gzip
 import hashlib
@@ -8,40 +12,54 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pyarrow
-from pyarrow import parquet
-
 from rmjax.data.generated import generate
 from rmjax.errors import UserError
 
 GENERATED = "generated:"
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 SPLITS = {"train": "train", "validation": "validation", "val": "validation"}
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 
 
 def read_rows(source: str, split: str) -> tuple[str, Iterator[dict[str, Any]]]:
     """What messages call a source, and its rows as they are.
 
     Args:
-      source: as in `read_samples`; a local file may also be a `.json` list of objects.
-      split: of the source.
+      source: a `.jsonl`, `.jsonl.gz` or `.parquet` file, or a `.json` file with a list of objects;
+        a directory that holds such a file named `<split>`, or `preference` for both splits; a hub
+        id such as `nvidia/HelpSteer2`, or with one of its directories,
+        `nvidia/HelpSteer2/preference`; or `generated:COUNT`.
+      split: `train`, `validation`, or another that the source has.
 
     Raises:
       UserError: there is no such source, or it cannot be read.
     """
-    return origin(source, split), rows_of(source, split)
-
-
-def rows_of(source: str, split: str) -> Iterator[dict[str, Any]]:
-    """The rows of a source as they are; see `read_rows`."""
     file = _local_file(source, split)
     if file is None:
         generated = source.startswith(GENERATED)
-        return _generated_rows(source, split) if generated else iter(_hub_data(source, split))
-    if file.suffix == ".json":
-        return _json_list(file)
-    return _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file)
+        rows = _generated_rows(source, split) if generated else iter(_hub_data(source, split))
+    elif file.suffix == ".json":
+        rows = _json_list(file)
+    else:
+        rows = _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file)
+    return origin(source, split), rows
+
+
+def origin(source: str, split: str) -> str:
+    """What messages call the data behind `source`: the file, or the hub id and the split."""
+    return str(_local_file(source, split) or f"{source} {split}")
+
+
+def fingerprint(source: str, split: str) -> str:
+    """Changes when the data behind `source` change: a file's bytes, a hub data set's contents."""
+    file = _local_file(source, split)
+    if file is None:
+        digest = hashlib.sha256(f"{source} {split}".encode())
+        if not source.startswith(GENERATED):
+            for batch in _hub_data(source, split).data.to_batches():
+                digest.update(batch.serialize())
+        return digest.hexdigest()
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _local_file(source: str, split: str) -> Path | None:
@@ -66,14 +84,14 @@ def _local_file(source: str, split: str) -> Path | None:
 
 
 def _split_file(directory: Path, split: str) -> Path:
-    found = [directory / f"{split}{suffix}" for suffix in _SUFFIXES]
-    found = [file for file in found if file.exists()]
-    if not found:  # as the hub stores a data set whose split is one file
-        found = [*directory.glob(f"{split}-*.parquet"), *directory.glob(f"data/{split}-*.parquet")]
-    if len(found) != 1:
+    files = [directory / f"{split}{suffix}" for suffix in _SUFFIXES]
+    files = [file for file in files if file.exists()]
+    if not files:  # as the hub stores a data set whose split is one file
+        files = [*directory.glob(f"{split}-*.parquet"), *directory.glob(f"data/{split}-*.parquet")]
+    if len(files) != 1:
         names = ", ".join(f"{split}{suffix}" for suffix in _SUFFIXES)
-        raise UserError(f"{directory}: expected one of {names}, found {len(found)} of them")
-    return found[0]
+        raise UserError(f"{directory}: expected one of {names}, found {len(files)} of them")
+    return files[0]
 
 
 def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -111,6 +129,9 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    from pyarrow import parquet
+
     try:
         with parquet.ParquetFile(file) as table:
             for batch in table.iter_batches():
@@ -120,6 +141,9 @@ def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _hub_data(source: str, split: str) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
     owner, name, *directory = source.split("/")
     try:
         if directory:  # such as HelpSteer2's preferences, whose rows name their split
@@ -136,24 +160,3 @@ def _generated_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
     if not count.isdecimal() or int(count) < 2:
         raise UserError(f"{source}: expected generated:COUNT with COUNT at least 2")
     return generate(int(count), split)
-
-
-def origin(source: str, split: str) -> str:
-    """What messages call the data behind `source`: the file, or the hub id and the split."""
-    return str(_local_file(source, split) or f"{source} {split}")
-
-
-def fingerprint(source: str, split: str) -> str:
-    """Changes when the data behind `source` change: a file's bytes, a hub data set's contents."""
-    file = _local_file(source, split)
-    if file is None:
-        digest = hashlib.sha256(f"{source} {split}".encode())
-        if not source.startswith(GENERATED):
-            for batch in _hub_data(source, split).data.to_batches():
-                digest.update(batch.serialize())
-        return digest.hexdigest()
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-datasets.disable_progress_bars()

@@ -1,6 +1,7 @@
-"""Samples to tokens, once: the result is cached on disk, keyed by everything that made it."""
+"""Samples to tokens: tokenized once, then read from a cache that is keyed by all that made it."""
 
 import hashlib
+import itertools
 import json
 import shutil
 import tempfile
@@ -13,12 +14,12 @@ import numpy as np
 from rmjax.data.readers import fingerprint, origin
 from rmjax.data.records import Sample, pairs_of_ratings, read_pairs, read_samples
 from rmjax.data.tokenized import TokenizedData, shared_prefixes
-from rmjax.data.tokenizer import Tokenizer, encode
+from rmjax.data.tokenizer import Tokenizer, encode, truncate_left
 from rmjax.errors import UserError
 from rmjax.runtime.cache import cache_errors, cache_root
 
 OVER_LONG = ("drop", "truncate_left", "error")
-_VERSION = 3  # of this module's result; part of the cache's key
+_VERSION = 3  # of this module's result; part of the cache's key, which checkpoints hold too
 
 
 def load_tokenized(
@@ -35,10 +36,12 @@ def load_tokenized(
     ties: str = "drop",
     unrated: str = "",
 ) -> TokenizedData:
-    """The tokenised samples of a source, from the cache if it has them.
+    """The tokenized samples of a source, from the cache if it has them.
+
+    The cache is `$RMJAX_CACHE`, else `~/.cache/rmjax`; its entries can be deleted at any time.
 
     Args:
-      source: see `sources.read_samples`.
+      source: see `read_rows`.
       split: `train` or `validation`.
       tokenizer: of the model.
       attributes: of the head.
@@ -49,8 +52,6 @@ def load_tokenized(
       compare: the rating whose differences make them; empty if the source holds pairs.
       ties: whether pairs without a preference are left out: `drop`, or anything else.
       unrated: an attribute whose column may be missing.
-
-    The cache is `tokens/` in that of `runtime.cache`.
 
     Raises:
       UserError: bad data, naming file, row and field; or nothing is left after the length policy.
@@ -72,13 +73,13 @@ def load_tokenized(
     entry = cache_root() / "tokens" / key
     if not (entry / "counts.json").exists():
         if compare:
-            found = pairs_of_ratings(read_samples(source, split, [compare], label_range), compare)
+            entries = pairs_of_ratings(read_samples(source, split, [compare], label_range), compare)
         elif pairs:
-            found = read_pairs(source, split)
+            entries = read_pairs(source, split)
         else:
-            found = [[s] for s in read_samples(source, split, attributes, label_range, unrated)]
+            entries = [[s] for s in read_samples(source, split, attributes, label_range, unrated)]
         result = _tokenize(
-            found, len(attributes), tokenizer, max_length, over_long, drop_ties=ties == "drop"
+            entries, len(attributes), tokenizer, max_length, over_long, drop_ties=ties == "drop"
         )
         with cache_errors():
             _write(entry, *result)
@@ -97,25 +98,25 @@ def _tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def _tokenize(
-    found: Sequence[Sequence[Sample]],
+    entries: Sequence[Sequence[Sample]],
     columns: int,
     tokenizer: Tokenizer,
     max_length: int,
     over_long: str,
     drop_ties: bool,
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Arrays and counts; samples that are found together, a pair's two, are kept or dropped so."""
-    counts: Counter[str] = Counter(read=len(found))
-    groups: dict[str, list[tuple[Sample, np.ndarray]]] = {}
+    """Arrays and counts. An entry is one sample, or the two of a pair, which stay together."""
+    counts: Counter[str] = Counter(read=len(entries))
+    prompts: dict[str, list[tuple[Sample, np.ndarray]]] = {}
     pairs: Counter[tuple[bytes, bytes]] = Counter()
-    for members in found:
-        tokens = [_encode(sample, tokenizer) for sample in members if sample.response]
+    for entry in entries:
+        tokens = [_encode(sample, tokenizer) for sample in entry if sample.response]
         longest = max(map(len, tokens), default=0)
-        reason = _why_not(members, tokens, drop_ties)
+        reason = _reason_to_drop(entry, tokens, drop_ties)
         if not reason and longest > max_length:
             if over_long == "error":
                 raise UserError(
-                    f"{members[0].where}: {longest} tokens, more than data.max_length = "
+                    f"{entry[0].where}: {longest} tokens, more than data.max_length = "
                     f"{max_length} (and data.over_long is 'error')"
                 )
             if over_long == "drop":
@@ -123,47 +124,47 @@ def _tokenize(
             else:
                 counts["truncated on the left"] += 1
                 tokens = [truncate_left(t, max_length, tokenizer.bos_token_id) for t in tokens]
-                reason = _why_not(members, tokens, drop_ties)
+                reason = _reason_to_drop(entry, tokens, drop_ties)
         if reason:
             counts[reason] += 1
             continue
-        prompt = json.dumps(members[0].prompt, sort_keys=True)
-        groups.setdefault(prompt, []).extend(zip(members, tokens))
-        if len(members) == 2:
+        prompt = json.dumps(entry[0].prompt, sort_keys=True)
+        prompts.setdefault(prompt, []).extend(zip(entry, tokens))
+        if len(entry) == 2:
             pairs[tokens[0].tobytes(), tokens[1].tobytes()] += 1
-    kept = [(g, *member) for g, found in enumerate(groups.values()) for member in found]
-    counts["kept"] = len(kept) // len(found[0])
-    counts["prompts"] = len(groups)
+    kept = list(itertools.chain.from_iterable(prompts.values()))
+    paired = len(entries[0]) == 2
+    counts["kept"] = len(kept) // (2 if paired else 1)
+    counts["prompts"] = len(prompts)
     counts.update(_repetitions(pairs))
     if not kept:
         raise UserError(
-            f"{found[0][0].where.rsplit(' row ', 1)[0]}: no "
-            f"{'sample' if len(found[0]) == 1 else 'pair'} is left of {len(found)} "
+            f"{entries[0][0].where.rsplit(' row ', 1)[0]}: no {'pair' if paired else 'sample'} is "
+            f"left of {len(entries)} "
             f"({', '.join(f'{n} {reason}' for reason, n in counts.items() if n)})"
         )
-    numbers = np.asarray([g for g, _, _ in kept], np.int32)
-    unrated = (np.nan,) * columns  # of a pair's two
-    samples = [sample for _, sample, _ in kept]
-    paired = len(found[0]) == 2
+    samples, sequences = zip(*kept)
+    prompt_ids = np.repeat(np.arange(len(prompts)), [len(p) for p in prompts.values()])
+    labels = [(np.nan,) * columns if paired else sample.labels for sample in samples]
     arrays = {
-        "tokens": np.concatenate([tokens for _, _, tokens in kept]),
-        "offsets": np.cumsum([0] + [len(tokens) for _, _, tokens in kept], dtype=np.int64),
-        "labels": np.asarray([unrated if paired else s.labels for s in samples], np.float32),
-        "groups": numbers,
-        "shared": shared_prefixes([tokens for _, _, tokens in kept], numbers),
+        "tokens": np.concatenate(sequences),
+        "offsets": np.cumsum([0, *map(len, sequences)], dtype=np.int64),
+        "labels": np.asarray(labels, np.float32),
+        "groups": prompt_ids.astype(np.int32),  # the name in files of this version
+        "shared": shared_prefixes(sequences, prompt_ids),
         "rows": np.asarray([sample.row for sample in samples], np.int32),
-        "chosen": (np.arange(len(kept)) % 2 == 0) & paired,
+        "chosen": (np.arange(len(samples)) % 2 == 0) & paired,
         "strengths": np.asarray([sample.strength for sample in samples], np.float32),
     }
     return arrays, dict(counts)
 
 
 def _repetitions(pairs: Counter[tuple[bytes, bytes]]) -> dict[str, int]:
-    """Pairs that were kept though they say something again, or its opposite."""
-    again = sum(count - 1 for count in pairs.values())
+    """How many of the pairs that were kept repeat another one, or say its opposite."""
+    repeated = sum(count - 1 for count in pairs.values())
     opposed = sum(count for (a, b), count in pairs.items() if (b, a) in pairs)
-    said = {"of these repeat another": again, "of these contradict another": opposed}
-    return {reason: count for reason, count in said.items() if count}
+    counts = {"of these repeat another": repeated, "of these contradict another": opposed}
+    return {reason: count for reason, count in counts.items() if count}
 
 
 def _encode(sample: Sample, tokenizer: Tokenizer) -> np.ndarray:
@@ -174,27 +175,15 @@ def _encode(sample: Sample, tokenizer: Tokenizer) -> np.ndarray:
         raise UserError(f"{sample.where}: {error}") from error
 
 
-def _why_not(members: Sequence[Sample], tokens: Sequence[np.ndarray], drop_ties: bool) -> str:
+def _reason_to_drop(entry: Sequence[Sample], tokens: Sequence[np.ndarray], drop_ties: bool) -> str:
     """Why nothing can be learned from a sample or a pair; empty if something can."""
-    if len(tokens) < len(members):
+    if len(tokens) < len(entry):
         return "dropped: an empty response"
-    if len(members) == 1:
-        return "dropped: no label" if all(np.isnan(members[0].labels)) else ""
+    if len(entry) == 1:
+        return "dropped: no label" if all(np.isnan(entry[0].labels)) else ""
     if np.array_equal(tokens[0], tokens[1]):
         return "dropped: chosen equals rejected"
-    return "dropped: a tie" if drop_ties and members[0].strength == 0 else ""
-
-
-def truncate_left(tokens: np.ndarray, max_length: int, bos: int | None) -> np.ndarray:
-    """The last `max_length` tokens, with the BOS that stood in front kept in front.
-
-    The end stays whole, since the reward is read there.
-    """
-    if len(tokens) <= max_length:
-        return tokens
-    if bos is not None and tokens[0] == bos and max_length > 1:
-        return np.concatenate([tokens[:1], tokens[-(max_length - 1) :]])
-    return tokens[-max_length:]
+    return "dropped: a tie" if drop_ties and entry[0].strength == 0 else ""
 
 
 def _write(entry: Path, arrays: dict[str, np.ndarray], counts: dict[str, int]) -> None:
@@ -213,20 +202,17 @@ def _write(entry: Path, arrays: dict[str, np.ndarray], counts: dict[str, int]) -
 
 
 def _read(entry: Path, attributes: tuple[str, ...], source: str, key: str) -> TokenizedData:
-    def array(name: str) -> np.ndarray:
-        return np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-
+    arrays = {
+        file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in entry.glob("*.npy")
+    }
+    tokens = arrays.pop("tokens")  # stays on disk, and is read where it is needed
+    small = {name: np.asarray(array) for name, array in arrays.items()}
     return TokenizedData(
         attributes=attributes,
-        tokens=array("tokens"),
-        offsets=np.asarray(array("offsets")),
-        labels=np.asarray(array("labels")),
-        groups=np.asarray(array("groups")),
-        shared=np.asarray(array("shared")),
-        rows=np.asarray(array("rows")),
-        chosen=np.asarray(array("chosen")),
-        strengths=np.asarray(array("strengths")),
+        tokens=tokens,
+        prompt_ids=small.pop("groups"),
         counts=json.loads((entry / "counts.json").read_text()),
         source=source,
         key=key,
+        **small,
     )

@@ -1,4 +1,4 @@
-"""A tokenized data set."""
+"""A tokenized data set, and how sets are made in memory, joined and split."""
 
 import dataclasses
 import hashlib
@@ -13,29 +13,29 @@ from rmjax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class TokenizedData:
-    """Tokenised samples; siblings, the responses to one prompt, are adjacent.
+    """Tokenized samples; the responses to one prompt are adjacent.
 
     Attributes:
       attributes: names of the label columns.
       tokens: all samples' tokens, one after the other.
       offsets: sample i is `tokens[offsets[i] : offsets[i + 1]]`.
       labels: ratings; NaN where there is none.
-      groups: number of the sample's prompt, from 0 and ascending.
-      shared: how many tokens all samples of its prompt begin with, fewer than the shortest has.
+      prompt_ids: number of the sample's prompt, from 0 and ascending.
+      shared: length of the prefix that all samples of its prompt share; less than the shortest has.
       rows: the sample's row in its source, from 1.
       counts: samples by what became of them: read, kept, and reasons.
       source: where they came from.
       key: fingerprint of everything that made them.
       chosen: whether the sample is the preferred one of a pair; the next one is then the other.
       strengths: how much better the preferred one of the sample's pair is; 0 in a tie, NaN where
-        nobody said, or where there is no pair.
+        the data do not say, or where there is no pair.
     """
 
     attributes: tuple[str, ...]
     tokens: Int32[np.ndarray, "T"]
     offsets: Int64[np.ndarray, "N+1"]
     labels: Float32[np.ndarray, "N A"]
-    groups: Int32[np.ndarray, "N"]
+    prompt_ids: Int32[np.ndarray, "N"]
     shared: Int32[np.ndarray, "N"]
     rows: Int32[np.ndarray, "N"]
     chosen: Bool[np.ndarray, "N"]
@@ -45,7 +45,7 @@ class TokenizedData:
     key: str
 
     def __len__(self) -> int:
-        return len(self.groups)
+        return len(self.prompt_ids)
 
     @property
     def lengths(self) -> Int64[np.ndarray, "N"]:
@@ -54,7 +54,7 @@ class TokenizedData:
 
     @property
     def samples_together(self) -> int:
-        """Most samples that only mean something together: 2 where there are pairs, else 1."""
+        """The most samples that cannot be separated: 2 where there are pairs, else 1."""
         return 2 if self.chosen.any() else 1
 
     def sequence(self, sample: int) -> Int32[np.ndarray, "L"]:
@@ -69,26 +69,26 @@ class TokenizedData:
 def in_memory(
     tokens: Sequence[np.ndarray], prompts: Sequence[str]
 ) -> tuple[TokenizedData, Int64[np.ndarray, "N"]]:
-    """Samples without labels, siblings made adjacent, and which of `tokens` each of them is.
+    """Samples without labels, ordered by prompt, and which of `tokens` each of them is.
 
     Args:
       tokens: of each sample.
-      prompts: samples with the same one are siblings.
+      prompts: of each sample.
     """
     numbers: dict[str, int] = {}
-    groups = np.asarray([numbers.setdefault(prompt, len(numbers)) for prompt in prompts], np.int32)
-    order = np.argsort(groups, kind="stable")
-    members = [tokens[i] for i in order]
+    ids = np.asarray([numbers.setdefault(prompt, len(numbers)) for prompt in prompts], np.int32)
+    order = np.argsort(ids, kind="stable")
+    sequences = [tokens[i] for i in order]
     data = TokenizedData(
         attributes=(),
-        tokens=np.concatenate(members),
-        offsets=np.cumsum([0, *map(len, members)], dtype=np.int64),
-        labels=np.zeros((len(members), 0), np.float32),
-        groups=groups[order],
-        shared=shared_prefixes(members, groups[order]),
+        tokens=np.concatenate(sequences),
+        offsets=np.cumsum([0, *map(len, sequences)], dtype=np.int64),
+        labels=np.zeros((len(order), 0), np.float32),
+        prompt_ids=ids[order],
+        shared=shared_prefixes(sequences, ids[order]),
         rows=order.astype(np.int32) + 1,
-        chosen=np.zeros(len(members), bool),
-        strengths=np.full(len(members), np.nan, np.float32),
+        chosen=np.zeros(len(order), bool),
+        strengths=np.full(len(order), np.nan, np.float32),
         counts={},
         source="memory",
         key="",
@@ -97,32 +97,31 @@ def in_memory(
 
 
 def shared_prefixes(
-    tokens: Sequence[np.ndarray], groups: Int[np.ndarray, "N"]
+    tokens: Sequence[np.ndarray], prompt_ids: Int[np.ndarray, "N"]
 ) -> Int32[np.ndarray, "N"]:
-    """How many tokens each sample begins with in common with its siblings, which are adjacent."""
-    bounds = np.flatnonzero(np.diff(groups)) + 1
-    shared = np.zeros(len(groups), np.int32)
-    for members in np.split(np.arange(len(groups)), bounds):
-        shared[members] = common_prefix([tokens[i] for i in members])
+    """Length of the prefix that each sample shares with the other samples of its prompt."""
+    bounds = np.flatnonzero(np.diff(prompt_ids)) + 1
+    shared = np.zeros(len(prompt_ids), np.int32)
+    for samples in np.split(np.arange(len(prompt_ids)), bounds):
+        shared[samples] = common_prefix([tokens[i] for i in samples])
     return shared
 
 
 def subset(data: TokenizedData, samples: np.ndarray) -> TokenizedData:
-    """The named samples, in ascending order; their prompts are numbered anew.
+    """The given samples, in ascending order; their prompts are numbered anew.
 
-    Of a pair both are named, or neither.
+    Of a pair either both are given, or neither.
     """
     samples = np.sort(samples)
-    lengths = data.lengths[samples]
-    pieces = [data.sequence(i) for i in samples]
+    sequences = [data.sequence(i) for i in samples]
     digest = hashlib.sha256(data.key.encode() + samples.astype(np.int64).tobytes())
-    groups = np.unique(data.groups[samples], return_inverse=True)[1].astype(np.int32)
+    prompt_ids = np.unique(data.prompt_ids[samples], return_inverse=True)[1].astype(np.int32)
     return dataclasses.replace(
         data,
-        tokens=np.concatenate(pieces) if pieces else data.tokens[:0],
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        tokens=np.concatenate(sequences) if sequences else data.tokens[:0],
+        offsets=np.cumsum([0, *map(len, sequences)], dtype=np.int64),
         labels=data.labels[samples],
-        groups=groups,
+        prompt_ids=prompt_ids,
         shared=data.shared[samples],
         rows=data.rows[samples],
         chosen=data.chosen[samples],
@@ -130,7 +129,7 @@ def subset(data: TokenizedData, samples: np.ndarray) -> TokenizedData:
         counts=data.counts
         | {
             "kept": len(samples) // data.samples_together,
-            "prompts": int(groups.max(initial=-1)) + 1,
+            "prompts": int(prompt_ids.max(initial=-1)) + 1,
             "on the other side of the split": (len(data) - len(samples)) // data.samples_together,
         },
         key=digest.hexdigest()[:32],
@@ -149,7 +148,7 @@ def join(rated: TokenizedData, pairs: TokenizedData) -> TokenizedData:
         tokens=both("tokens"),
         offsets=np.concatenate([rated.offsets, pairs.offsets[1:] + rated.offsets[-1]]),
         labels=both("labels"),
-        groups=np.concatenate([rated.groups, pairs.groups + rated.groups[-1] + 1]),
+        prompt_ids=np.concatenate([rated.prompt_ids, pairs.prompt_ids + rated.prompt_ids[-1] + 1]),
         shared=both("shared"),
         rows=both("rows"),
         chosen=both("chosen"),
@@ -172,14 +171,14 @@ def hold_out(data: TokenizedData, share: float) -> tuple[TokenizedData, Tokenize
       share: of the prompts, more than 0 and less than 1.
     """
     digests: dict[int, list[bytes]] = {}
-    for i, group in enumerate(data.groups.tolist()):
-        digests.setdefault(group, []).append(hashlib.sha256(data.sequence(i).tobytes()).digest())
+    for i, prompt in enumerate(data.prompt_ids.tolist()):
+        digests.setdefault(prompt, []).append(hashlib.sha256(data.sequence(i).tobytes()).digest())
     # All of a prompt's samples, since truncation can make one sample of two prompts the same.
-    order = sorted(digests, key=lambda group: sorted(digests[group]))
+    order = sorted(digests, key=lambda prompt: sorted(digests[prompt]))
     count = round(share * len(order))
     if not 0 < count < len(order):
         raise UserError(
             f"{data.source}: holding out {share:g} of {len(order)} prompts leaves one side empty"
         )
-    held = np.isin(data.groups, order[:count])
+    held = np.isin(data.prompt_ids, order[:count])
     return subset(data, np.flatnonzero(~held)), subset(data, np.flatnonzero(held))

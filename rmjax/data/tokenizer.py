@@ -2,6 +2,8 @@
 
 The reward is read at the last token of the templated conversation. The template is the tokenizer's
 own, except that today's date is taken out of it, and there is exactly one BOS.
+
+transformers takes seconds to import, so it is imported when a tokenizer is made.
 """
 
 import contextlib
@@ -22,6 +24,13 @@ Tokenizer = Any  # transformers has no public type for "a tokenizer, fast or slo
 FROZEN_DATE = datetime.date(2024, 7, 26)
 _STRFTIME = re.compile(r"strftime_now\s*\(\s*(['\"])(.*?)\1\s*\)")
 _STRFTIME_LEFT = re.compile(r"\bstrftime_now\b(?!\s+is\s+(not\s+)?defined\b)")
+
+BYTES_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 
 
 def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
@@ -44,8 +53,7 @@ def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
     elif not any(map(_has_bytes, (path / "tokenizer.json", path / "tokenizer.model"))):
         raise UserError(f"{path}: no tokenizer here (tokenizer.json or tokenizer.model)")
     try:
-        auto = _transformers().AutoTokenizer
-        tokenizer = auto.from_pretrained(**source, trust_remote_code=False)
+        tokenizer = _transformers().AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
     except ImportError as error:
         raise UserError(
             f"{path}: transformers needs torch to read a tokenizer out of a GGUF file: "
@@ -71,9 +79,29 @@ def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
     return tokenizer
 
 
-def _has_bytes(file: Path) -> bool:
-    """Of an empty `tokenizer.model`, transformers makes a tokenizer that knows no word."""
-    return file.is_file() and file.stat().st_size > 0
+def byte_tokenizer() -> Tokenizer:
+    """A tokenizer whose tokens are the 256 bytes, with roles as special tokens and a template.
+
+    It needs no file and no hub; a model trained from nothing on generated text uses it.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|bos|>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    vocab = {token: i for i, token in enumerate(special + alphabet)}
+    backend = Backend(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(special)
+    return _transformers().PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|bos|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=special[3:],
+        chat_template=BYTES_TEMPLATE,
+    )
 
 
 def freeze_date(template: str) -> str:
@@ -120,30 +148,16 @@ def encode(tokenizer: Tokenizer, messages: list[Message]) -> np.ndarray:
     return np.asarray(ids, np.int32)
 
 
-def _adds_bos(tokenizer: Tokenizer) -> bool:
-    return tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+def truncate_left(tokens: np.ndarray, max_length: int, bos: int | None) -> np.ndarray:
+    """The last `max_length` tokens, with the BOS that stood in front kept in front.
 
-
-def differences(one: Tokenizer, other: Tokenizer) -> list[str]:
-    """What differs of two tokenizers that may give a conversation other tokens.
-
-    Padding does not: an exported model has a pad token of its own, see `pad_token_id`.
+    The end stays whole, since the reward is read there.
     """
-    first, second = _made_of(one), _made_of(other)
-    return [name for name in first if first[name] != second[name]]
-
-
-def _made_of(tokenizer: Tokenizer) -> dict[str, Any]:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    parts = json.loads(backend.to_str()) if backend is not None else {}
-    steps = ("normalizer", "pre_tokenizer", "post_processor")
-    return {
-        "vocabulary": (tokenizer.get_vocab(), parts.get("model")),
-        "added tokens": parts.get("added_tokens"),
-        "splitting": ([parts.get(step) for step in steps], tokenizer.split_special_tokens),
-        "BOS or EOS": (tokenizer.bos_token, tokenizer.eos_token),
-        "chat template": tokenizer.chat_template,
-    }
+    if len(tokens) <= max_length:
+        return tokens
+    if bos is not None and tokens[0] == bos and max_length > 1:
+        return np.concatenate([tokens[:1], tokens[-(max_length - 1) :]])
+    return tokens[-max_length:]
 
 
 def pad_token_id(tokenizer: Tokenizer) -> int:
@@ -151,7 +165,7 @@ def pad_token_id(tokenizer: Tokenizer) -> int:
 
     transformers and vLLM find the last real token by comparing with this id, so it must be neither
     eos nor bos. Llama 3 reserves `<|finetune_right_pad_id|>`; else the tokenizer's own pad, its
-    unk, or any special token that is none of these.
+    unk, or any special token that is free.
     """
     taken = {tokenizer.eos_token_id, tokenizer.bos_token_id} | _template_ids(tokenizer)
     vocab = tokenizer.get_vocab()
@@ -168,6 +182,31 @@ def pad_token_id(tokenizer: Tokenizer) -> int:
     )
 
 
+def differences(one: Tokenizer, other: Tokenizer) -> list[str]:
+    """The differences between two tokenizers that may give a conversation other tokens.
+
+    Padding is none of them: an exported model has a pad token of its own, see `pad_token_id`.
+    """
+    first, second = _made_of(one), _made_of(other)
+    return [name for name in first if first[name] != second[name]]
+
+
+def _transformers() -> Any:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    return transformers
+
+
+def _has_bytes(file: Path) -> bool:
+    """Of an empty `tokenizer.model`, transformers makes a tokenizer that knows no word."""
+    return file.is_file() and file.stat().st_size > 0
+
+
+def _adds_bos(tokenizer: Tokenizer) -> bool:
+    return tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
 def _template_ids(tokenizer: Tokenizer) -> set[int]:
     """Ids in conversations with every role, as far as the template accepts them."""
     system, user, assistant = (
@@ -181,42 +220,14 @@ def _template_ids(tokenizer: Tokenizer) -> set[int]:
     return ids
 
 
-BYTES_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-
-
-def byte_tokenizer() -> Tokenizer:
-    """A tokenizer whose tokens are the 256 bytes, with roles as special tokens and a template.
-
-    It needs no file and no hub; a model trained from nothing on generated text uses it.
-    """
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<|bos|>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
-    vocab = {token: i for i, token in enumerate(special + alphabet)}
-    backend = Backend(models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(special)
-    return _transformers().PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<|bos|>",
-        eos_token="<|end|>",
-        pad_token="<|pad|>",
-        additional_special_tokens=special[3:],
-        chat_template=BYTES_TEMPLATE,
-    )
-
-
-def _transformers() -> Any:
-    """The library, which prints errors only; its import takes seconds, so not before it is used."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    return transformers
+def _made_of(tokenizer: Tokenizer) -> dict[str, Any]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = json.loads(backend.to_str()) if backend is not None else {}
+    steps = ("normalizer", "pre_tokenizer", "post_processor")
+    return {
+        "vocabulary": (tokenizer.get_vocab(), parts.get("model")),
+        "added tokens": parts.get("added_tokens"),
+        "splitting": ([parts.get(step) for step in steps], tokenizer.split_special_tokens),
+        "BOS or EOS": (tokenizer.bos_token, tokenizer.eos_token),
+        "chat template": tokenizer.chat_template,
+    }

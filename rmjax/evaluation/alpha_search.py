@@ -1,4 +1,4 @@
-"""Which alpha: preference pairs scored by the models at several places of ExPO's line."""
+"""The search for alpha: preference pairs scored by the models along ExPO's line."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -18,15 +18,12 @@ from rmjax.checkpoints.hf_weights import common_dtype
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.orbax_weights import named_weights
 from rmjax.checkpoints.pretrained import Pretrained
-from rmjax.data.batches import Batches, evaluation_batches
-from rmjax.data.planning import row_shape, unit_places
 from rmjax.data.tokenize import load_tokenized
-from rmjax.data.tokenized import TokenizedData
 from rmjax.errors import UserError
 from rmjax.evaluation.metrics import wilson_interval
+from rmjax.inference.batching import pair_batches
 from rmjax.inference.score_step import make_score, score_data
-from rmjax.inference.scorer import bucket
-from rmjax.models.attention.dispatch import alignment, choose
+from rmjax.models.attention.dispatch import choose
 from rmjax.models.heads import RewardHead
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model, compute_dtype
@@ -34,16 +31,13 @@ from rmjax.models.parameters import HEAD, Params, decoder_parameters, flatten, n
 from rmjax.models.rewards.aggregation import model_rule
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
-_PLACES = 8192  # token places computed at once, more or less
-_ROW = 1024  # the shortest row
-
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What preference pairs say of the model at one alpha.
+    """How the model at one alpha does on preference pairs.
 
     Attributes:
-      alpha: which.
+      alpha: the point on the line: 0 is the weak model, 1 the strong one.
       accuracy: share of the pairs whose chosen response has the higher value; equal ones count
         one half.
       interval: 95 % (Wilson), of this alpha by itself.
@@ -87,7 +81,7 @@ class AlphaSearch:
             "validation",
             parents.tokenizer,
             attributes=spec.attributes,
-            label_range=(0.0, 4.0),  # of ratings, which pairs have not
+            label_range=(0.0, 4.0),  # of ratings, which pairs do not have
             max_length=_max_length(max_length, parents),
             over_long="drop",
             pairs=True,
@@ -170,21 +164,6 @@ def trial_table(trials: Sequence[Trial], title: str) -> Table:
     return view
 
 
-def pair_batches(data: TokenizedData, model: Model) -> Batches:
-    """Pairs packed into rows that hold the longest of them, each prompt once where it can be."""
-    options, found = model.options, np.arange(len(data)).reshape(-1, 2)
-    share = model.config.rope.type != "dynamic"
-    # Enough for shorter rows too, as those that the pairs turn out to need.
-    most = bucket(max(_ROW, 3 * int(data.lengths.max())), model)
-    align = alignment(options.attention, most)
-    longest = max(unit_places(data, pair, align, share) for pair in found)
-    length = bucket(max(_ROW, longest), model)
-    shards = options.sharding.row_shards
-    rows = shards * max(1, _PLACES // (length * shards))
-    shape = row_shape(data, rows=rows, length=length, share=share, align=align)
-    return evaluation_batches(data, shape, share=share)
-
-
 def stored_dtypes(source: Pretrained) -> dict[str, np.dtype]:
     """The dtype that each parameter of a model is stored in."""
     weights = named_weights(source)
@@ -196,14 +175,14 @@ def stored_dtypes(source: Pretrained) -> dict[str, np.dtype]:
 
 def _widest(stored: dict[str, np.dtype]) -> Any:
     """One that holds all weights; norms and the head are always read as float32."""
-    found = {dtype for path, dtype in stored.items() if path != "head" and "norm" not in path}
-    return jnp.dtype(found.pop() if len(found) == 1 else np.float32)
+    layers = {dtype for path, dtype in stored.items() if path != "head" and "norm" not in path}
+    return jnp.dtype(layers.pop() if len(layers) == 1 else np.float32)
 
 
 def _max_length(wanted: int, parents: Parents) -> int:
     llama = parents.strong.llama
     most = llama.max_position_embeddings
-    if wanted < 0 or (wanted > most and llama.rope.type != "dynamic"):
+    if wanted < 0 or wanted > most:
         raise UserError(f"--max-length={wanted}: expected 1 to {most}, what the model was made for")
     return wanted or parents.spec.max_length or most
 

@@ -1,1 +1,1 @@
-"""Scores of conversations."""
+"""Scoring conversations and data sets with a trained model."""

@@ -1,4 +1,4 @@
-"""Scores in a REPL: `rm = rmjax.load(path)`, `rm.score(messages)`, `rm.compare(prompt, a, b)`."""
+"""The Python API: `rm = rmjax.load(path)`, `rm.score(messages)`, `rm.compare(prompt, a, b)`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,30 +13,22 @@ from rich.progress import track
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.data.conversation import parse_prompt
-from rmjax.data.packing import pack
-from rmjax.data.planning import unit_groups, units
-from rmjax.data.row_layout import Group, RowShape, make_rows
-from rmjax.data.tokenize import truncate_left
 from rmjax.data.tokenized import in_memory
-from rmjax.data.tokenizer import Message, Tokenizer, encode
+from rmjax.data.tokenizer import Message, Tokenizer, encode, truncate_left
 from rmjax.errors import UserError
-from rmjax.inference.score_step import make_score
+from rmjax.inference.batching import scoring_batches
+from rmjax.inference.score_step import make_score, score_batch
 from rmjax.inference.scores import Comparison, Score, Work
-from rmjax.models.attention.dispatch import ATTENTION, alignment, choose, row_multiple
+from rmjax.models.attention.dispatch import ATTENTION, choose
 from rmjax.models.heads import RewardHead
-from rmjax.models.inputs import ROWS_AXES
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model, compute_dtype
 from rmjax.models.parameters import Params
 from rmjax.models.quantization import check_quantize, quantize_params
 from rmjax.models.rewards.aggregation import Rule, model_rule
 from rmjax.models.rewards.spec import RewardSpec
-from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh, put
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
-_PLACES = 8192  # token places computed at once, more or less
-_ROW = 1024  # the row length that short conversations are packed into
-_SLOTS = 64  # conversations a row may hold
-_SHORTEST = 64  # the shortest row
 _DTYPES = ("auto", "float32", "bfloat16")
 _BAR_FROM = 8  # batches from which on there is a progress bar
 
@@ -96,26 +88,28 @@ class Scorer:
         )
         scores = np.asarray([list(score.attributes.values()) for score in (first, second)])
         values = self.rule.values(scores)
-        found = self.spec.temperature
-        temperature = found if found and found.rule == self.rule.name else None
+        temperature = self.spec.temperature
+        if temperature and temperature.rule != self.rule.name:
+            temperature = None
         return Comparison(first, second, float(values[0] - values[1]), temperature)
 
     def score_many(self, conversations: Sequence[Sequence[Message]]) -> list[Score]:
         """Scores conversations, in their order.
 
-        They are packed into rows of few lengths; what all responses to one prompt begin with is
-        computed once for as many of them as fit in a row.
+        The prefix that responses to one prompt share is computed once for as many of them as fit
+        in a row.
 
         Raises:
           UserError: one of them is not a conversation, or too long; it says which.
         """
-        encoded = [self._tokens(c, number) for number, c in enumerate(conversations)]
-        tokens, cuts = [t for t, _ in encoded], [cut for _, cut in encoded]
+        if not conversations:
+            return []
+        tokens, cuts = zip(*(self._encode(c, number) for number, c in enumerate(conversations)))
         prompts = [json.dumps([(m["role"], m["content"]) for m in c[:-1]]) for c in conversations]
-        # The same conversation is computed once, so that it has the same score to the last bit.
+        # Equal conversations are computed once, so that their scores are equal to the last bit.
         number_of: dict[bytes, int] = {}
         same = [number_of.setdefault(t.tobytes(), len(number_of)) for t in tokens]
-        first = np.unique(same, return_index=True)[1] if same else []
+        first = np.unique(same, return_index=True)[1]
         scores = self._compute([tokens[i] for i in first], [prompts[i] for i in first])[same]
         bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
         if len(bad):
@@ -140,28 +134,27 @@ class Scorer:
     def _compute(
         self, tokens: Sequence[np.ndarray], prompts: Sequence[str]
     ) -> Float32[np.ndarray, "N A"]:
-        """Scores of token sequences; those with the same prompt share what they begin with."""
-        scores = np.empty((len(tokens), len(self.attributes)), np.float32)
-        batches = self._plan(tokens, prompts) if tokens else []
+        """Scores of token sequences."""
         self.work.conversations += len(tokens)
         self.work.tokens += sum(map(len, tokens))
-        for shape, rows in track(
-            batches, description="scoring", disable=len(batches) < _BAR_FROM, transient=True
+        data, order = in_memory(tokens, prompts)
+        scores = np.empty((len(tokens), len(self.attributes)), np.float32)
+        planned = scoring_batches(data, self.model, self.share_prompts)
+        steps = [(batches, step) for batches in planned for step in range(len(batches))]
+        for batches, step in track(
+            steps, description="scoring", disable=len(steps) < _BAR_FROM, transient=True
         ):
-            groups = [[group for _, group in row] for row in rows]
-            arrays = make_rows(groups, shape.rows, shape)
-            self.work.computed += int((arrays.segment_ids > 0).sum())
-            self.work.places += arrays.segment_ids.size
-            found = np.asarray(
-                self._score(self.params, put(arrays, ROWS_AXES, self.model.options.sharding))
+            batch = batches[step]
+            self.work.computed += int((batch.rows.segment_ids > 0).sum())
+            self.work.padded_tokens += batch.rows.segment_ids.size
+            samples, values = score_batch(
+                self._score, self.params, batch, self.model.options.sharding
             )
-            for number, row in enumerate(rows):
-                members = [i for numbers, _ in row for i in numbers]
-                scores[members] = found[number, : len(members)]
+            scores[order[samples]] = values
         return scores
 
-    def _tokens(self, messages: Sequence[Message], number: int) -> tuple[np.ndarray, int]:
-        """Those of a conversation, and how many were cut away in front."""
+    def _encode(self, messages: Sequence[Message], number: int) -> tuple[np.ndarray, int]:
+        """The tokens of a conversation, and how many were cut away in front of them."""
         where = f"conversation {number}"
         if not isinstance(messages, list | tuple) or not all(isinstance(m, dict) for m in messages):
             raise UserError(
@@ -192,53 +185,6 @@ class Scorer:
             return kept, len(tokens) - len(kept)
         return tokens, 0
 
-    def _plan(
-        self, tokens: Sequence[np.ndarray], prompts: Sequence[str]
-    ) -> list[tuple[RowShape, list[list[tuple[list[int], Group]]]]]:
-        """Batches of rows, each a list of groups with their conversations' numbers."""
-        data, order = in_memory(tokens, prompts)
-        share = self.share_prompts and self.model.config.rope.type != "dynamic"
-        # Longer rows would waste attention where it cannot skip, shorter ones repeat prompts.
-        longest = max(bucket(int(data.lengths.max()), self.model), bucket(_ROW, self.model))
-        align = alignment(self.model.options.attention, longest)  # enough for shorter rows too
-        shape = RowShape(1, longest, _SLOTS, align)
-        found, taken = units(data, np.arange(len(data)), shape, share)
-        shards = self.model.options.sharding.row_shards
-        least = bucket(min(_ROW, -(-sum(taken) // shards)), self.model)
-
-        def opened(places: int) -> int:
-            return max(least, bucket(places, self.model))
-
-        by_length: dict[int, list[list[tuple[list[int], Group]]]] = {}
-        sizes = [len(unit) for unit in found]
-        for row in pack(taken, opened, _SLOTS, sizes):
-            groups = [
-                (order[unit].tolist(), group)
-                for unit in (found[i] for i in row)
-                for group in unit_groups(data, unit, share)
-            ]
-            by_length.setdefault(opened(taken[row[0]]), []).append(groups)
-        batches = []
-        for length, rows in sorted(by_length.items()):
-            most = shards * max(1, _PLACES // (length * shards))
-            for start in range(0, len(rows), most):
-                part = rows[start : start + most]
-                count = shards
-                while count < len(part):
-                    count *= 2
-                shape = RowShape(min(count, most), length, _SLOTS, align)
-                batches.append((shape, part))
-        return batches
-
-
-def bucket(length: int, model: Model) -> int:
-    """The row length for a conversation: powers of two, and halfway between them."""
-    place = _SHORTEST
-    while place < length:
-        place = place * 3 // 2 if (place & (place - 1)) == 0 else place // 3 * 4
-    multiple = row_multiple(model.options.attention, model.options.sharding)
-    return -(-place // multiple) * multiple
-
 
 def load(
     path: str | Path,
@@ -257,18 +203,18 @@ def load(
       path: a run (its best checkpoint), a converted Orbax model, a Hugging Face directory or hub
         id of a `LlamaForSequenceClassification`.
       value: how attributes become the scalar `value`: an attribute, the name of a published
-        vector (`scalar.PUBLISHED`), or weights by attribute. The model's own rule if not given.
+        vector (`rmjax.PUBLISHED`), or weights by attribute. The model's own rule if not given.
       mesh: how to lay the model over the devices; fully sharded over all of them if not given.
       dtype: of the computation; `auto` is bfloat16 on accelerators, float32 on CPUs.
       over_long: `error`, or `truncate_left` to cut conversations that are too long.
-      attention: what computes it: `auto`, or one of `kernels.KERNELS`.
-      share_prompts: whether what all responses to a prompt begin with is computed once.
+      attention: its implementation: one of `ATTENTION`; `auto` chooses by device.
+      share_prompts: whether the prefix that responses to a prompt share is computed once.
       quantize: `int8` or `fp8` keeps the layers' weights and computes the products with them in
         8 bits, where the device can; elsewhere the same scores take longer, and a warning says so.
-        Scores differ from those without, of a small model by much: see docs/performance.md.
+        Scores differ from the unquantized ones, a small model's by much: see docs/performance.md.
 
     Raises:
-      UserError: no such model, no head, or something incomplete.
+      UserError: there is no such model, it has no reward head, or a file is missing.
     """
     if over_long not in ("error", "truncate_left"):
         raise UserError(f"over_long = {over_long!r}: there are error, truncate_left")

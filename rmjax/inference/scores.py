@@ -1,4 +1,4 @@
-"""What scoring says: of one conversation, and of two responses to a prompt."""
+"""The results of scoring: of one conversation, and of two responses to a prompt."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -11,15 +11,15 @@ from rmjax.models.rewards.spec import Temperature
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Score:
-    """Raw numbers of one conversation.
+    """The score of one conversation.
 
     Attributes:
       attributes: one number an attribute, on the scale of the ratings the model was trained on.
-      value: the scalar reward, by `rule`. NaN of a model of general preferences, whose numbers
-        mean nothing but beside those of another response.
+      value: the scalar reward, by `rule`. NaN for a model of general preferences, whose numbers
+        only mean something when compared with those of another response.
       rule: an attribute, a published vector's name, the weights, or `general_preference`.
       tokens: length of the templated conversation.
-      cut: how many more there were in front, with `over_long="truncate_left"`.
+      cut: tokens cut away in front of these, with `over_long="truncate_left"`.
     """
 
     attributes: dict[str, float]
@@ -44,8 +44,8 @@ class Comparison:
       a: score of the first.
       b: score of the second.
       margin: value of `a` minus value of `b`; of general preferences, how much more `a` is
-        preferred (`general.GeneralPreference`).
-      temperature: what makes the margin a probability; None where the model has none for `a.rule`.
+        preferred (`GeneralPreference`).
+      temperature: turns the margin into a probability; None where the model has none for `a.rule`.
     """
 
     a: Score
@@ -60,7 +60,7 @@ class Comparison:
 
     @property
     def probability(self) -> float | None:
-        """That `a` is preferred: sigmoid(margin / T); None where no T was fitted."""
+        """Probability that `a` is preferred: sigmoid(margin / T); None where no T was fitted."""
         return float(expit(self.margin / self.temperature.value)) if self.temperature else None
 
     def __repr__(self) -> str:
@@ -92,11 +92,11 @@ class Work:
     Attributes:
       conversations: different ones.
       tokens: theirs, each alone.
-      computed: tokens computed, beginnings that siblings share once.
-      places: of rows, padding included.
+      computed: tokens computed, prefixes that responses to a prompt share once.
+      padded_tokens: token positions computed, padding included.
     """
 
     conversations: int = 0
     tokens: int = 0
     computed: int = 0
-    places: int = 0
+    padded_tokens: int = 0

@@ -1,4 +1,4 @@
-"""The data sets of a run."""
+"""The data of a run: which data sets its config asks for, and where in them a checkpoint is."""
 
 import dataclasses
 import functools
@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 
 from rmjax.data.batches import Batches
-from rmjax.data.planning import unit_places
+from rmjax.data.planning import group_length
 from rmjax.data.tokenize import load_tokenized
 from rmjax.data.tokenized import TokenizedData, hold_out, join, subset
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
-from rmjax.models.config import LlamaConfig
 from rmjax.training.config import Config
 from rmjax.training.experiment import config_objective
 
@@ -20,14 +19,14 @@ from rmjax.training.experiment import config_objective
 def load_data(
     config: Config, tokenizer: Tokenizer, share: bool, align: int = 1
 ) -> tuple[TokenizedData, TokenizedData | None]:
-    """Training and validation samples, tokenised; None where the config names no validation.
+    """Training and validation samples, tokenized; None where the config names no validation.
 
     Where the objective learns from ratings and pairs, the ratings come first in both.
 
     Args:
       config: of the run.
       tokenizer: of the model.
-      share: whether a row holds what the samples of a prompt begin with once.
+      share: whether the samples of a prompt share their prefix in a row.
       align: see `RowShape`.
 
     Raises:
@@ -44,8 +43,8 @@ def load_data(
         validation = data.validation_pairs or data.validation
         for source, split, parts in (train, "train", trained), (validation, "validation", held):
             if source:
-                found = _load(config, tokenizer, source, split, pairs=True)
-                parts.append(fit_pairs(found, config, share, align))
+                pairs = _load(config, tokenizer, source, split, pairs=True)
+                parts.append(fit_pairs(pairs, config, share, align))
     if data.hold_out:
         trained, held = map(list, zip(*(hold_out(part, data.hold_out) for part in trained)))
     return functools.reduce(join, trained), functools.reduce(join, held) if held else None
@@ -54,37 +53,36 @@ def load_data(
 def _load(
     config: Config, tokenizer: Tokenizer, source: str, split: str, pairs: bool
 ) -> TokenizedData:
-    data = config.data
+    settings, objective = config.data, config_objective(config)
     # The reward that pairs train need not be rated as well.
-    unrated = config.preference.attribute if data.pairs else ""
-    found = load_tokenized(
+    unrated = config.preference.attribute if settings.pairs else ""
+    data = load_tokenized(
         source,
         split,
         tokenizer,
-        attributes=data.attributes,
-        label_range=data.label_range,
-        max_length=data.max_length,
-        over_long=data.over_long,
+        attributes=settings.attributes,
+        label_range=settings.label_range,
+        max_length=settings.max_length,
+        over_long=settings.over_long,
         pairs=pairs,
-        compare=data.compare if pairs else "",
+        compare=settings.compare if pairs else "",
         ties=config.preference.ties,
         unrated=unrated,
     )
-    objective = config_objective(config)
     if objective.levels and not pairs:
-        _check_levels(found)
+        _check_levels(data)
     if pairs and objective.strengths:
-        unknown = np.flatnonzero(np.isnan(found.strengths))
+        unknown = np.flatnonzero(np.isnan(data.strengths))
         if len(unknown):
             raise UserError(
-                f"{found.where(int(unknown[0]))}: config.objective = {config.objective!r} needs to "
+                f"{data.where(int(unknown[0]))}: config.objective = {config.objective!r} needs to "
                 "know how much better the chosen response is: a field 'preference_strength', "
                 "'margin' or 'strength'"
             )
-    for name, labels in zip(data.attributes, found.labels.T):
+    for name, labels in zip(data.attributes, data.labels.T):
         if split == "train" and not pairs and name != unrated and np.isnan(labels).all():
-            raise UserError(f"{found.source}: attribute {name!r} has no label in any sample")
-    return found
+            raise UserError(f"{data.source}: attribute {name!r} has no label in any sample")
+    return data
 
 
 def _check_levels(data: TokenizedData) -> None:
@@ -100,23 +98,23 @@ def _check_levels(data: TokenizedData) -> None:
 
 
 def fit_pairs(data: TokenizedData, config: Config, share: bool, align: int = 1) -> TokenizedData:
-    """Without the pairs that do not fit in a row; `data.over_long` says whether that is an error.
+    """The pairs that fit in a row; `config.data.over_long` says whether others are an error.
 
     Raises:
       UserError: one does not fit, and must not be dropped.
     """
-    found = np.arange(len(data)).reshape(-1, 2)
-    taken = np.asarray([unit_places(data, pair, align, share) for pair in found])
-    long = np.flatnonzero(taken > config.row_length)
+    pairs = np.arange(len(data)).reshape(-1, 2)
+    lengths = np.asarray([group_length(data, pair, align, share) for pair in pairs])
+    long = np.flatnonzero(lengths > config.row_length)
     if not len(long):
         return data
     if config.data.over_long != "drop":
         raise UserError(
-            f"{data.where(2 * int(long[0]))}: the pair takes {taken[long[0]]} places, a row has "
+            f"{data.where(2 * int(long[0]))}: the pair takes {lengths[long[0]]} places, a row has "
             f"{config.row_length}: raise config.data.row_length (twice data.max_length is always "
             "enough), or let data.over_long be 'drop'"
         )
-    kept = subset(data, np.delete(found, long, axis=0).ravel())
+    kept = subset(data, np.delete(pairs, long, axis=0).ravel())
     counts = data.counts | {
         "dropped: too long for a row": len(long),
         "kept": len(kept) // 2,
@@ -125,23 +123,15 @@ def fit_pairs(data: TokenizedData, config: Config, share: bool, align: int = 1) 
     return dataclasses.replace(kept, counts=counts)
 
 
-def shares_prompts(config: Config, llama: LlamaConfig) -> bool:
-    """Whether rows hold what the responses to a prompt begin with once.
-
-    Not with dynamic RoPE, where a sample's own length changes what its first tokens become.
-    """
-    return config.data.share_prompts and llama.rope.type != "dynamic"
-
-
 def data_position(step: int, batches: Batches, validation: TokenizedData | None) -> dict[str, Any]:
-    """Where a run is in its data after a step, and which data these are: part of a checkpoint."""
+    """Where a run is in its data after a step, and in which data: part of a checkpoint."""
     return batches.position(step) | {"validation": validation.key if validation else ""}
 
 
 def check_position(
     position: dict[str, Any], step: int, batches: Batches, validation: TokenizedData | None
 ) -> None:
-    """Raises a `UserError` unless a checkpoint's data position is `step` of these very data."""
+    """Raises a `UserError` unless a checkpoint's data position is `step` of the same data."""
     now = data_position(step, batches, validation)
     for data, key in ((batches.data, "data"), (validation, "validation")):
         if position[key] != now[key]:

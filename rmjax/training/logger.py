@@ -205,7 +205,7 @@ def announce(
         int(batches.data.lengths[batches.samples(step)].sum()) for step in range(len(batches))
     )
     steps = range(len(batches))
-    padding = 1 - sum(map(batches.tokens, steps)) / sum(map(batches.places, steps))
+    padding = 1 - sum(map(batches.tokens, steps)) / sum(map(batches.padded_tokens, steps))
     shape = batches.shape
     console.print(
         f"rows        {shape.length} places, up to {shape.slots} samples; {shape.rows} rows at "

@@ -11,7 +11,7 @@ from rmjax.data.batches import Batches, make_targets
 from rmjax.data.tokenized import TokenizedData
 from rmjax.errors import UserError
 from rmjax.evaluation.metrics import AttributeMetrics, PairMetrics, attribute_metrics, pair_metrics
-from rmjax.inference.score_step import Score, score_data
+from rmjax.inference.score_step import ScoreFn, score_data
 from rmjax.models.parameters import THRESHOLDS, Params
 from rmjax.models.rewards.aggregation import Rule, scalar_rule
 from rmjax.models.rewards.ordinal import OrdinalScale
@@ -40,7 +40,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    score: Score,
+    score: ScoreFn,
     params: Params,
     batches: Batches,
     constants: Float[np.ndarray, "A"],
@@ -50,9 +50,9 @@ def evaluate(
     """The objective and the metrics of ratings and pairs on held-out data.
 
     Args:
-      score: from `step.make_score`.
+      score: from `make_score`.
       params: the model's.
-      batches: from `data.batches.evaluation_batches`.
+      batches: from `evaluation_batches`.
       constants: mean rating of each attribute in the training data.
       objective: whose value is the loss.
       sharding: the mesh.
@@ -85,7 +85,7 @@ def judge(
     rated = {
         name: row
         for name, row in attribute_metrics(
-            data.attributes, ratings, data.labels, data.groups, constants
+            data.attributes, ratings, data.labels, data.prompt_ids, constants
         ).items()
         if row.count
     }

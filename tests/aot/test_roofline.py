@@ -16,7 +16,7 @@ from rmjax.aot.costs import work as work_of
 from rmjax.aot.estimate import estimate
 from rmjax.aot.hardware import CHIPS, gpu_target
 from rmjax.aot.roofline import network, predict
-from rmjax.data.row_layout import Group, RowShape, make_rows
+from rmjax.data.row_layout import RowShape, Segment, make_rows
 from rmjax.inference.score_step import make_score
 from rmjax.models.flops import model_flops
 from rmjax.models.init import random_params
@@ -56,7 +56,7 @@ def test_the_program_computes_the_models_flops_and_attentions_masked_half(sample
     llama = tiny_llama(max_position_embeddings=length)
     model = make_model(llama, sharding=one_device())
     shape = RowShape(samples, length, 1)
-    rows = make_rows([[Group([np.arange(length, dtype=np.int32)])]] * samples, samples, shape)
+    rows = make_rows([[Segment([np.arange(length, dtype=np.int32)])]] * samples, samples, shape)
     params = jax.eval_shape(lambda: random_params(model, 0))
     text = make_score(model).lower(params, rows).compile().as_text()
     counted = sum(item.times * item.flops for item in work_of(text, 1))

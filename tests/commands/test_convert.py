@@ -34,7 +34,7 @@ from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.orbax_arrays import read_array
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf
-from rmjax.data.row_layout import Group, RowShape, make_rows
+from rmjax.data.row_layout import RowShape, Segment, make_rows
 from rmjax.data.tokenizer import byte_tokenizer, encode
 from rmjax.errors import UserError
 from rmjax.inference.score_step import make_score
@@ -220,7 +220,7 @@ def test_export_scores_like_the_original(tmp_path):
     model = make_model(opened.llama, len(NAMES))
     params = load_params(opened, model, seed=0, dtype=np.float32)
     tokens = [encode(opened.tokenizer(), messages) for messages in TALK]
-    rows = make_rows([[Group([t])] for t in tokens], len(tokens), RowShape(len(tokens), 128, 1))
+    rows = make_rows([[Segment([t])] for t in tokens], len(tokens), RowShape(len(tokens), 128, 1))
     expected = np.asarray(make_score(model)(params, rows))[:, 0]
     assert np.ptp(expected, axis=0).min() > 1e-2  # the conversations can be told apart
 

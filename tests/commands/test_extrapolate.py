@@ -622,7 +622,7 @@ def test_the_models_own_rule_is_what_is_compared(searched, tmp_path):
 def test_parents_are_read_and_pairs_packed_once(searched, monkeypatch, capsys):
     weak, strong, pairs, _ = searched
     calls = []
-    for name in ("load_params", "load_tokenized", "evaluation_batches"):
+    for name in ("load_params", "load_tokenized", "pair_batches"):
         original = getattr(alpha_search, name)
 
         def counting(*arguments, _name=name, _original=original, **options):
@@ -631,7 +631,7 @@ def test_parents_are_read_and_pairs_packed_once(searched, monkeypatch, capsys):
 
         monkeypatch.setattr(alpha_search, name, counting)
     command(monkeypatch, capsys, weak, strong, "--search=1.2,1.3,1.4", f"--pairs={pairs}")
-    assert sorted(calls) == ["evaluation_batches", "load_params", "load_params", "load_tokenized"]
+    assert sorted(calls) == ["load_params", "load_params", "load_tokenized", "pair_batches"]
 
 
 def test_equal_models_are_warned_of_by_the_search(searched, tmp_path, monkeypatch, capsys):

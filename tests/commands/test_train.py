@@ -22,10 +22,11 @@ from helpers.runs import (
 )
 from helpers.targets import regression
 from rmjax.data.batch import BATCH_AXES
-from rmjax.data.batches import evaluation_batches, training_batches
+from rmjax.data.batches import training_batches
 from rmjax.data.planning import plan_steps
-from rmjax.data.row_layout import Group, RowShape, make_rows
+from rmjax.data.row_layout import RowShape, Segment, make_rows
 from rmjax.errors import UserError
+from rmjax.inference.batching import evaluation_batches
 from rmjax.inference.score_step import make_score, score_data
 from rmjax.models.init import random_params
 from rmjax.runtime.sharding import MeshConfig, make_mesh, put
@@ -253,7 +254,9 @@ def test_evaluation_is_exact_on_an_uneven_last_batch():
     alone = np.concatenate(
         [
             np.asarray(
-                score(params, make_rows([[Group([held_out.sequence(i)])]], 1, RowShape(1, 256, 1)))
+                score(
+                    params, make_rows([[Segment([held_out.sequence(i)])]], 1, RowShape(1, 256, 1))
+                )
             )
             for i in range(14)
         ]

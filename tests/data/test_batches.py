@@ -11,15 +11,39 @@ from hypothesis import strategies as st
 
 from helpers.models import make_model, one_device, tiny_llama
 from helpers.targets import regression
-from helpers.tokenized import make_data
-from rmjax.data.batches import evaluation_batches, iterate, make_batch, training_batches
+from rmjax.data.batches import iterate, make_batch, training_batches
 from rmjax.data.planning import plan_steps, row_shape
 from rmjax.data.row_layout import RowShape
+from rmjax.data.tokenized import TokenizedData, shared_prefixes
+from rmjax.inference.batching import evaluation_batches
 from rmjax.inference.score_step import make_score
 from rmjax.models.init import random_params
 from rmjax.models.parameters import flatten
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.training.step import abstract_state, init_state, make_train_step
+
+
+def make_data(lengths, groups=None, attributes=2, seed=0):
+    """Samples of the given lengths with ratings, some of them missing."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 5, (len(lengths), attributes)).astype(np.float32)
+    labels[rng.random(labels.shape) < 0.3] = np.nan
+    tokens = rng.integers(1, 262, sum(lengths)).astype(np.int32)
+    groups = np.asarray(range(len(lengths)) if groups is None else groups, np.int32)
+    return TokenizedData(
+        attributes=tuple("abcdefgh"[:attributes]),
+        tokens=tokens,
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        labels=labels,
+        prompt_ids=groups,
+        shared=shared_prefixes(np.split(tokens, np.cumsum(lengths)[:-1]), groups),
+        rows=np.arange(1, len(lengths) + 1, dtype=np.int32),
+        chosen=np.zeros(len(lengths), bool),
+        strengths=np.full(len(lengths), np.nan, np.float32),
+        counts={},
+        source="memory",
+        key="key",
+    )
 
 
 def grouped(sizes):
@@ -42,7 +66,7 @@ def test_an_epoch_sees_every_sample_once_and_prompts_stay_whole(sizes, batch_siz
         part = slice(epoch * len(data), (epoch + 1) * len(data))
         assert sorted(order[part]) == list(range(len(data)))
         for group, size in enumerate(sizes):
-            steps = step_of[part][data.groups[order[part]] == group]
+            steps = step_of[part][data.prompt_ids[order[part]] == group]
             assert len(set(steps)) == -(-size // batch_size)
     assert len(order) == epochs * len(data)
 
@@ -53,7 +77,7 @@ def test_a_step_ends_only_where_the_next_prompt_does_not_fit(sizes, batch_size, 
     data = grouped(sizes)
     plan = plan_steps(data, batch_size=batch_size, seed=seed, epochs=2)
     for step, following in itertools.pairwise(plan):
-        same = data.groups[following] == data.groups[following[0]]
+        same = data.prompt_ids[following] == data.prompt_ids[following[0]]
         assert len(step) + np.argmin([*same, False]) > batch_size
 
 
@@ -152,7 +176,7 @@ def test_tokens_places_and_rows_are_told(rng):
     for step in range(len(batches)):
         batch = batches[step]
         assert batches.tokens(step) == (batch.rows.segment_ids > 0).sum()
-        assert batches.places(step) == batch.microbatches * 2 * 64
+        assert batches.padded_tokens(step) == batch.microbatches * 2 * 64
         named = sorted(int(data.rows[i]) for i in batch.samples[batch.samples >= 0])
         assert batches.describe(step) == f"memory rows {', '.join(map(str, named))}"
     assert batches.position(3) == {"next_step": 3, "samples": 21, "data": "key"}

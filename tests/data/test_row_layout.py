@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from helpers.models import make_model, one_device, tiny_llama
 from helpers.targets import bradley_terry, regression
 from helpers.tokenized import make_data
-from rmjax.data.batches import evaluation_batches, iterate, training_batches
-from rmjax.data.planning import plan_steps, row_shape, unit_places, units
-from rmjax.data.row_layout import Group, RowShape, common_prefix, make_rows, places
+from rmjax.data.batches import iterate, training_batches
+from rmjax.data.planning import group_length, plan_steps, prompt_groups, row_shape
+from rmjax.data.row_layout import RowShape, Segment, common_prefix, make_rows, segment_length
 from rmjax.data.tokenized import in_memory
+from rmjax.inference.batching import evaluation_batches
 from rmjax.inference.score_step import make_score
 from rmjax.models.attention.mask import Layout, allowed
 from rmjax.models.init import random_params
@@ -67,7 +68,7 @@ def test_tokens_decide_what_is_shared_not_text():
 
 def test_a_row_by_hand():
     a, b, c = np.asarray([5, 6, 7, 1]), np.asarray([5, 6, 7, 2, 3]), np.asarray([9, 9])
-    row = make_rows([[Group([a, b], 3), Group([c])]], 1, RowShape(1, 12, 4))
+    row = make_rows([[Segment([a, b], 3), Segment([c])]], 1, RowShape(1, 12, 4))
     expected = {
         "tokens": [5, 6, 7, 1, 2, 3, 9, 9, 0, 0, 0, 0],
         "segment_ids": [1, 1, 1, 1, 1, 1, 2, 2, 0, 0, 0, 0],
@@ -86,9 +87,9 @@ def test_each_sample_sees_itself_and_nothing_else(sizes, align, seed):
     """From the mask alone: what a sample's last token may see is that sample, token by token."""
     tokens, prompts = siblings(np.random.default_rng(seed), sizes)
     data, order = in_memory(tokens, prompts)
-    runs = np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(data.groups)) + 1)
-    groups = [Group([data.sequence(i) for i in run], int(data.shared[run[0]])) for run in runs]
-    taken = [places([len(t) for t in g.samples], g.shared, align) for g in groups]
+    runs = np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(data.prompt_ids)) + 1)
+    groups = [Segment([data.sequence(i) for i in run], int(data.shared[run[0]])) for run in runs]
+    taken = [segment_length([len(t) for t in g.samples], g.shared, align) for g in groups]
     length = sum(taken) + 8
     rows = make_rows([groups], 1, RowShape(1, length, len(tokens), align))
     mask = np.asarray(
@@ -119,19 +120,19 @@ def test_each_sample_sees_itself_and_nothing_else(sizes, align, seed):
 def test_units_hold_every_sample_once_and_fit(sizes, share, slots, seed):
     tokens, prompts = siblings(np.random.default_rng(seed), sizes)
     data, _ = in_memory(tokens, prompts)
-    found, taken = units(data, np.arange(len(tokens)), RowShape(1, 40, slots), share)
+    found, taken = prompt_groups(data, np.arange(len(tokens)), RowShape(1, 40, slots), share)
     np.testing.assert_array_equal(np.concatenate(found), np.arange(len(tokens)))
     for unit, size in zip(found, taken):
         assert len(unit) <= slots and size <= 40
-        assert len(set(data.groups[unit])) == 1
-        assert size == unit_places(data, unit, 1, share)
+        assert len(set(data.prompt_ids[unit])) == 1
+        assert size == group_length(data, unit, 1, share)
         if not share:
             assert len(unit) == 1
     if share:  # nothing is split that would fit
         for one, other in itertools.pairwise(found):
-            if data.groups[one[0]] == data.groups[other[0]]:
+            if data.prompt_ids[one[0]] == data.prompt_ids[other[0]]:
                 joined = np.concatenate([one, other[:1]])
-                assert len(joined) > slots or unit_places(data, joined, 1, share) > 40
+                assert len(joined) > slots or group_length(data, joined, 1, share) > 40
 
 
 # ---- numbers ------------------------------------------------------------------------------------
@@ -289,8 +290,8 @@ def test_sharing_needs_fewer_places():
         training_batches(data, plan, row_shape(data, rows=1, length=64, share=share), share=share)
         for share in (True, False)
     )
-    first = np.diff(data.groups, prepend=-1) != 0
+    first = np.diff(data.prompt_ids, prepend=-1) != 0
     spared = data.shared[~first].sum()
     assert plain.tokens(0) == data.lengths.sum()
     assert shared.tokens(0) == data.lengths.sum() - spared
-    assert shared.places(0) < plain.places(0)
+    assert shared.padded_tokens(0) < plain.padded_tokens(0)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmjax.data import tokenize
-from rmjax.data.tokenize import load_tokenized, truncate_left
+from rmjax.data.tokenize import load_tokenized
 from rmjax.data.tokenized import hold_out, join
-from rmjax.data.tokenizer import byte_tokenizer, encode
+from rmjax.data.tokenizer import byte_tokenizer, encode, truncate_left
 from rmjax.errors import UserError
 
 BYTES = byte_tokenizer()
@@ -68,7 +68,7 @@ def test_the_cache_gives_the_same_without_reading_again(tmp_path, cache, monkeyp
     first = load(source)
     monkeypatch.setattr(tokenize, "read_samples", None)  # calling it would be an error
     again = load(source)
-    for field in ("tokens", "offsets", "labels", "groups", "rows"):
+    for field in ("tokens", "offsets", "labels", "prompt_ids", "rows"):
         np.testing.assert_array_equal(getattr(first, field), getattr(again, field))
     assert (again.key, again.counts, again.source) == (first.key, first.counts, first.source)
     assert not list(cache.rglob("*.partial"))
@@ -258,10 +258,10 @@ def test_nothing_is_lost_and_siblings_are_adjacent(rows, over_long, tmp_path_fac
 
     kept = [rows[n - 1] for n in data.rows]
     prompts = [r["prompt"] for r in kept]
-    assert counts["prompts"] == len(set(prompts)) == data.groups.max() + 1
-    assert np.isin(np.diff(data.groups), (0, 1)).all()  # ascending: members stand together
-    by_group = dict(zip(data.groups.tolist(), prompts))
-    assert [by_group[g] for g in data.groups.tolist()] == prompts
+    assert counts["prompts"] == len(set(prompts)) == data.prompt_ids.max() + 1
+    assert np.isin(np.diff(data.prompt_ids), (0, 1)).all()  # ascending: members stand together
+    by_group = dict(zip(data.prompt_ids.tolist(), prompts))
+    assert [by_group[g] for g in data.prompt_ids.tolist()] == prompts
     expected = [[np.nan if v in (None, -100) else v for v in (r["a"], r["b"])] for r in kept]
     np.testing.assert_array_equal(data.labels, np.asarray(expected, np.float32))
 
@@ -289,7 +289,7 @@ def test_hold_out_splits_by_prompt_and_loses_nothing(share, tmp_path):
             side.counts["kept"] == len(side) == 90 - side.counts["on the other side of the split"]
         )
         assert side.counts["prompts"] == len(side) / 3
-        assert side.groups.tolist() == [g for g in range(len(side) // 3) for _ in range(3)]
+        assert side.prompt_ids.tolist() == [g for g in range(len(side) // 3) for _ in range(3)]
         assert [int(n) for n in side.rows] == sorted(side.rows)
         assert side.where(0) == f"{tmp_path / 'x.jsonl'} row {side.rows[0]}"
 
@@ -351,7 +351,7 @@ def test_a_pair_is_its_chosen_and_its_rejected_sample(tmp_path):
             {"role": "assistant", "content": response},
         ]
         np.testing.assert_array_equal(data.sequence(i), encode(BYTES, messages))
-    np.testing.assert_array_equal(data.groups, [0, 0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(data.prompt_ids, [0, 0, 0, 0, 1, 1])
     np.testing.assert_array_equal(data.rows, [1, 1, 3, 3, 2, 2])
     np.testing.assert_array_equal(data.chosen, [True, False] * 3)
     assert np.isnan(data.strengths).all() and data.samples_together == 2
@@ -401,7 +401,7 @@ def test_real_pairs_share_many_of_their_tokens(shared_data):
         sum(n for reason, n in data.counts.items() if reason.startswith("dropped"))
         == 2312 - (data.counts["kept"])
     )
-    first = np.diff(data.groups, prepend=-1) != 0
+    first = np.diff(data.prompt_ids, prepend=-1) != 0
     assert 0.25 < data.shared[~first].sum() / data.lengths.sum() < 0.5
 
 
@@ -411,7 +411,7 @@ def test_what_siblings_share_is_kept_through_cache_and_split(tmp_path):
     load(source)
     for part in (load(source), *hold_out(load(source), 0.3)):
         for i in range(len(part)):
-            for j in np.flatnonzero(part.groups == part.groups[i]).tolist():
+            for j in np.flatnonzero(part.prompt_ids == part.prompt_ids[i]).tolist():
                 n = int(part.shared[i])
                 np.testing.assert_array_equal(part.sequence(i)[:n], part.sequence(j)[:n])
                 assert n < len(part.sequence(j))
@@ -443,7 +443,7 @@ def test_ratings_and_pairs_are_joined(tmp_path):
         attributes=rated.attributes,
     )
     data = join(rated, pairs)
-    np.testing.assert_array_equal(data.groups, [0, 1, 2, 2])
+    np.testing.assert_array_equal(data.prompt_ids, [0, 1, 2, 2])
     np.testing.assert_array_equal(data.chosen, [False, False, True, False])
     np.testing.assert_array_equal(data.strengths, [np.nan, np.nan, 3, 3])
     assert np.isnan(data.labels[2:]).all() and not np.isnan(data.labels[:2]).all()

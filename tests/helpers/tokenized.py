@@ -17,7 +17,7 @@ def make_data(lengths, groups=None, attributes=2, seed=0):
         tokens=tokens,
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         labels=labels,
-        groups=groups,
+        prompt_ids=groups,
         shared=shared_prefixes(np.split(tokens, np.cumsum(lengths)[:-1]), groups),
         rows=np.arange(1, len(lengths) + 1, dtype=np.int32),
         chosen=np.zeros(len(lengths), bool),

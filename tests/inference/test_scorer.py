@@ -21,11 +21,11 @@ from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.orbax_arrays import read_array
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf
-from rmjax.data.row_layout import places
+from rmjax.data.tokenized import in_memory
 from rmjax.data.tokenizer import encode
 from rmjax.errors import UserError
-from rmjax.inference import scorer as scorer_module
-from rmjax.inference.scorer import Scorer, bucket
+from rmjax.inference.batching import PADDED_TOKENS, bucket, scoring_batches
+from rmjax.inference.scorer import Scorer
 from rmjax.inference.scores import Comparison, Score
 from rmjax.models.parameters import flatten
 from rmjax.models.rewards.aggregation import PUBLISHED
@@ -152,8 +152,6 @@ def test_no_conversations_have_no_scores(scorer):
 )
 def test_plans_hold_every_conversation_once_in_few_shapes(sizes, mesh, share):
     sharding = Sharding(make_mesh(MeshConfig(**mesh)))
-    scorer = Scorer.__new__(Scorer)
-    scorer.model, scorer.share_prompts = make_model(LLAMA, sharding=sharding), share
     tokens = [
         np.concatenate([np.full(prompt, g), np.full(own, 1000 + i)]).astype(np.int32)
         for g, (prompt, responses) in enumerate(sizes)
@@ -162,30 +160,30 @@ def test_plans_hold_every_conversation_once_in_few_shapes(sizes, mesh, share):
     if not tokens:
         return
     prompts = [str(g) for g, (_, responses) in enumerate(sizes) for _ in responses]
-    plan = scorer._plan(tokens, prompts)
-    placed = [
-        (i, sample)
-        for _, rows in plan
-        for row in rows
-        for numbers, group in row
-        for i, sample in zip(numbers, group.samples, strict=True)
-    ]
-    assert sorted(i for i, _ in placed) == list(range(len(tokens)))
-    assert all(sample is tokens[i] or (sample == tokens[i]).all() for i, sample in placed)
-    shards = sharding.row_shards
-    for shape, rows in plan:
-        assert len(rows) <= shape.rows < max(2 * len(rows), shards + 1)
+    data, order = in_memory(tokens, prompts)
+    plan = scoring_batches(data, make_model(LLAMA, sharding=sharding), share)
+    shards, placed = sharding.row_shards, []
+    for batches in plan:
+        shape = batches.shape
         assert shape.rows % shards == 0
-        assert shape.rows * shape.length <= max(scorer_module._PLACES, shape.length) * shards
-        for row in rows:
-            taken = [places([len(t) for t in g.samples], g.shared, 1) for _, g in row]
-            assert sum(taken) <= shape.length
-            assert sum(len(g.samples) for _, g in row) <= shape.slots
-            assert share or all(g.shared == 0 for _, g in row)
-    for length in {shape.length for shape, _ in plan}:
-        # Full batches, and one last one.
-        assert len({shape.rows for shape, _ in plan if shape.length == length}) <= 2
-    assert len({shape.length for shape, _ in plan}) <= 16
+        assert shape.rows * shape.length <= max(PADDED_TOKENS, shape.length) * shards
+        for step in range(len(batches)):
+            rows, samples = jax.tree.map(lambda x: x[0], batches[step].rows), batches[step].samples
+            used = (samples[0] >= 0).any(axis=1).sum()
+            assert samples.shape == (1, shape.rows, shape.slots)
+            assert used <= shape.rows < max(2 * used, shards + 1)
+            assert share or (rows.masked_start == rows.masked_end).all()
+            for row, slot in np.argwhere(samples[0] >= 0):
+                last, ids = rows.last_token_index[row, slot], rows.segment_ids[row]
+                masked = slice(rows.masked_start[row, last], rows.masked_end[row, last])
+                seen = (ids == ids[last]) & (np.arange(shape.length) <= last)
+                seen[masked] = False
+                placed.append(order[samples[0, row, slot]])
+                np.testing.assert_array_equal(rows.tokens[row, seen], tokens[placed[-1]])
+    assert sorted(placed) == list(range(len(tokens)))
+    lengths = [batches.shape.length for batches in plan]
+    assert max(map(lengths.count, lengths)) <= 2  # full batches, and one last one
+    assert len(set(lengths)) <= 16
 
 
 def test_sharing_can_be_turned_off(hf, scorer):
@@ -196,7 +194,7 @@ def test_sharing_can_be_turned_off(hf, scorer):
         score_array(scorer.score_many(best_of)), score_array(apart.score_many(best_of)), atol=1e-5
     )
     shared, alone = (
-        [len(g.samples) for _, rows in s._plan(*tokens_of(s, best_of)) for r in rows for _, g in r]
+        [len(g) for b in planned(s, best_of) for rows in b._rows for row in rows for g in row]
         for s in (scorer, apart)
     )
     assert shared == [6] and alone == [1] * 6
@@ -205,21 +203,22 @@ def test_sharing_can_be_turned_off(hf, scorer):
 def test_attention_can_be_chosen(hf, scorer, monkeypatch):
     with pytest.raises(UserError, match=r"attention = 'splash': it is for TPUs.* of CPUs"):
         rmjax.load(str(hf), attention="splash")
-    with pytest.raises(UserError, match=r"attention = 'flash': there are auto, blocks"):
+    with pytest.raises(UserError, match=r"attention = 'flash': there are auto, xla"):
         rmjax.load(str(hf), attention="flash")
     # The TPUs' kernel, interpreted here: rows are made for it.
     monkeypatch.setattr(rmjax.inference.scorer, "choose", lambda *unused: "splash")
     kernel = rmjax.load(str(hf), mesh=MeshConfig(fsdp=4, context=2))
     texts = [talk("which? " * 9, "this " * i) for i in range(1, 5)]
-    assert {shape.length % 256 for shape, _ in kernel._plan(*tokens_of(kernel, texts))} == {0}
+    assert {batches.shape.length % 256 for batches in planned(kernel, texts)} == {0}
     np.testing.assert_allclose(
         score_array(kernel.score_many(texts)), score_array(scorer.score_many(texts)), atol=1e-5
     )
 
 
-def tokens_of(scorer, conversations):
-    tokens = [scorer._tokens(c, i)[0] for i, c in enumerate(conversations)]
-    return tokens, [str(c[:-1]) for c in conversations]
+def planned(scorer, conversations):
+    tokens = [scorer._encode(c, i)[0] for i, c in enumerate(conversations)]
+    data, _ = in_memory(tokens, [str(c[:-1]) for c in conversations])
+    return scoring_batches(data, scorer.model, scorer.share_prompts)
 
 
 @given(length=st.integers(1, 200_000), context=st.sampled_from([1, 2, 4, 8]))

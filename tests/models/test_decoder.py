@@ -14,7 +14,7 @@ from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.data.batch import Ratings
 from rmjax.data.packing import pack
-from rmjax.data.row_layout import Group, RowShape, make_rows
+from rmjax.data.row_layout import RowShape, Segment, make_rows
 from rmjax.inference.score_step import make_score
 from rmjax.models.decoder import REMAT
 from rmjax.models.init import random_params
@@ -30,7 +30,7 @@ def sequences(rng, lengths, vocab=262):
 def packed(tokens, length, slots=8, count=None):
     rows = pack([len(t) for t in tokens], length, slots)
     arrays = make_rows(
-        [[Group([tokens[i]]) for i in row] for row in rows],
+        [[Segment([tokens[i]]) for i in row] for row in rows],
         count or len(rows),
         RowShape(len(rows), length, slots),
     )
@@ -109,7 +109,7 @@ def test_the_gradient_of_a_frequent_token_is_summed_in_float32():
     A sum in bfloat16 stands still long before so many.
     """
     llama = tiny_llama(num_hidden_layers=1, max_position_embeddings=1024)
-    group = [Group([np.full(1024, 7, np.int32)])]
+    group = [Segment([np.full(1024, 7, np.int32)])]
     rows = make_rows([group], 1, RowShape(1, 1024, 1))
     found = {}
     for dtype in (jnp.float32, jnp.bfloat16):
@@ -152,7 +152,7 @@ def test_real_weights_equal_transformers(smollm2, rng):
 def test_a_score_does_not_depend_on_its_row(lengths, row_length, left, seed):
     """Batch size, packing, padding length and padding side: the same numbers within 1e-5."""
     tokens = sequences(np.random.default_rng(seed), lengths)
-    alone = [make_rows([[Group([t])]], 1, RowShape(1, 30, 1)) for t in tokens]
+    alone = [make_rows([[Segment([t])]], 1, RowShape(1, 30, 1)) for t in tokens]
     expected = np.concatenate([_SCORE(_PARAMS, rows)[:, 0] for rows in alone])
 
     rows, places = packed(tokens, row_length, slots=4, count=6)
@@ -190,7 +190,7 @@ def test_long_rows_equal_short_ones(rng):
     """Rows of 2,560 take the path that recomputes its blocks; the score of a sample is the same."""
     tokens = sequences(rng, [600, 900])
     rows, places = packed(tokens, 2560)
-    alone = [make_rows([[Group([t])]], 1, RowShape(1, 1000, 1)) for t in tokens]
+    alone = [make_rows([[Segment([t])]], 1, RowShape(1, 1000, 1)) for t in tokens]
     expected = np.concatenate([_SCORE(_PARAMS, one)[:, 0] for one in alone])
     found = unpack(np.asarray(_SCORE(_PARAMS, rows)), places, 2)
     np.testing.assert_allclose(found, expected, atol=1e-5)

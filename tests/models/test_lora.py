@@ -23,7 +23,7 @@ from rmjax.checkpoints.manager import best_checkpoint
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf, orbax_to_peft
 from rmjax.data.batch import BATCH_AXES, Batch, Ratings
-from rmjax.data.row_layout import Group, RowShape, make_rows
+from rmjax.data.row_layout import RowShape, Segment, make_rows
 from rmjax.data.tokenizer import byte_tokenizer, encode
 from rmjax.errors import UserError
 from rmjax.inference.score_step import make_score
@@ -66,7 +66,7 @@ def some_rows(rng, count=2):
     """Rows with a shared beginning, a packed neighbour, one alone; and their samples in order."""
     tokens = [rng.integers(1, 262, n).astype(np.int32) for n in (9, 14, 21, 30)]
     tokens[1][:6] = tokens[0][:6]
-    groups = [[Group(tokens[:2], 6), Group([tokens[2]])], [Group([tokens[3]])]]
+    groups = [[Segment(tokens[:2], 6), Segment([tokens[2]])], [Segment([tokens[3]])]]
     return make_rows(groups, count, RowShape(count, 64, 4)), tokens
 
 
@@ -319,7 +319,7 @@ def unmerged(config) -> np.ndarray:
     """Scores of TALK by the run's best checkpoint, its adapters apart."""
     model, state = state_of(config, int(best_checkpoint(Path(config.workdir))[0].name))
     tokens = [encode(byte_tokenizer(), messages) for messages in TALK]
-    rows = make_rows([[Group([t])] for t in tokens], len(tokens), RowShape(len(tokens), 128, 1))
+    rows = make_rows([[Segment([t])] for t in tokens], len(tokens), RowShape(len(tokens), 128, 1))
     found = np.asarray(make_score(model)(state.params, rows))[:, 0]
     base = nest(without_adapters(flatten(state.params)))
     plain = np.asarray(make_score(make_plain_model(model.config))(base, rows))[:, 0]

@@ -9,7 +9,7 @@ import pytest
 from helpers.models import make_model, one_device, tiny_llama
 from helpers.targets import only_ratings, regression
 from rmjax.data.batch import BATCH_AXES, Batch, Ratings
-from rmjax.data.row_layout import Group, RowShape, make_rows
+from rmjax.data.row_layout import RowShape, Segment, make_rows
 from rmjax.errors import UserError
 from rmjax.models.init import random_params
 from rmjax.models.parameters import flatten
@@ -40,7 +40,7 @@ def batch() -> Batch:
         for count in (4, 1, 3, 4, 2, 4, 0, 0)
     ]
     placed = make_rows(
-        [[Group([t]) for t in row] for row in rows], ROWS, RowShape(ROWS, LENGTH, SLOTS)
+        [[Segment([t]) for t in row] for row in rows], ROWS, RowShape(ROWS, LENGTH, SLOTS)
     )
     filled = np.array([[slot < len(row) for slot in range(SLOTS)] for row in rows])
     present = filled[..., None] & (rng.random((ROWS, SLOTS, 5)) < 0.8)

@@ -16,9 +16,9 @@ from helpers.runs import numbers, parts, run, tiny_config
 from helpers.targets import bradley_terry, only_pairs
 from rmjax.convert import hf_to_orbax, orbax_to_hf
 from rmjax.data.batch import Pairs
-from rmjax.data.batches import evaluation_batches
 from rmjax.data.planning import row_shape
 from rmjax.errors import UserError
+from rmjax.inference.batching import evaluation_batches
 from rmjax.inference.score_step import make_score, score_data
 from rmjax.inference.scores import Comparison, Score
 from rmjax.models.init import random_params

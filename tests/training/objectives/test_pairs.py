@@ -7,9 +7,10 @@ import pytest
 
 from helpers.checks import known
 from helpers.runs import numbers, parts, run, tiny_config
-from rmjax.data.batches import evaluation_batches, training_batches
+from rmjax.data.batches import training_batches
 from rmjax.data.planning import plan_steps, row_shape
 from rmjax.errors import UserError
+from rmjax.inference.batching import evaluation_batches
 from rmjax.inference.score_step import make_score, score_data
 from rmjax.models.init import random_params
 from rmjax.training.config import validate
