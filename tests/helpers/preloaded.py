@@ -1,0 +1,8 @@
+"""What `helpers.forked` has in memory: every command's imports, and no device."""
+
+import rmjax.convert
+import rmjax.evaluate
+import rmjax.extrapolate
+import rmjax.probe
+import rmjax.report
+import rmjax.train  # noqa: F401
