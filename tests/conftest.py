@@ -3,6 +3,7 @@
 JAX reads its settings from the environment, so that processes that tests start have them too.
 """
 
+import collections
 import os
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Workers for `-n auto`: none for a single test or file, which starts sooner without."""
     one = len(config.args) == 1 and ".py" in config.args[0]
     return 0 if one else min(len(os.sched_getaffinity(0)), 4)  # each takes two gigabytes
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with many slow tests come first: the last ones that workers take should be short."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,5 +1,6 @@
 """What `helpers.forked` has in memory: every command's imports, and no device."""
 
+import rmjax.aot.search
 import rmjax.convert
 import rmjax.evaluate
 import rmjax.extrapolate
