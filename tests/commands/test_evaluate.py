@@ -1,12 +1,11 @@
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from scipy import optimize
 
 import rmjax
+from helpers import forked
 from helpers.hf_models import save_hf
 from helpers.models import tiny_llama
 from rmjax.errors import UserError
@@ -373,15 +372,11 @@ def test_bad_names(names, message):
 
 def test_the_command(tmp_path):
     rows = write(tmp_path / "p.jsonl", pairs(4))
-    command = [sys.executable, "-m", "rmjax.evaluate", "baseline:length", f"pairs={rows}"]
-    done = subprocess.run(
-        [*command, f"--out={tmp_path / 'out'}"], capture_output=True, text=True, check=False
-    )
+    command = ["-m", "rmjax.evaluate", "baseline:length", f"pairs={rows}"]
+    done = forked.run([*command, f"--out={tmp_path / 'out'}"])
     assert done.returncode == 0, done.stderr
     assert "pairs p" in done.stdout and "report.html" in done.stdout
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["format"] == "rmjax.report.evaluation/1"
-    failed = subprocess.run(
-        [*command[:3], "nowhere", f"pairs={rows}"], capture_output=True, text=True, check=False
-    )
+    failed = forked.run([*command[:2], "nowhere", f"pairs={rows}"])
     assert failed.returncode == 1 and failed.stderr.startswith("error: nowhere")

@@ -302,7 +302,7 @@ def test_another_attention_is_the_same_run(tmp_path, monkeypatch, capsys):
     watched = ("loss", "grad_norm", "validation_loss")
     changes = dict(steps=2, eval__every=0, checkpoint__every=0, data__max_length=256)
     run(tiny_config(tmp_path / "cpu_flash", **changes))
-    assert "attention tiles" in capsys.readouterr().out
+    assert "attention cpu_flash" in capsys.readouterr().out
     monkeypatch.setattr(rmjax.training.experiment, "choose", lambda *unused: "splash")
     run(tiny_config(tmp_path / "splash", **changes))
     assert "attention splash" in capsys.readouterr().out
