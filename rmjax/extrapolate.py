@@ -73,7 +73,7 @@ def write(parents: Parents, dst: str, alpha: float, chosen_on: str = "") -> list
     """As `extrapolate`, of opened models; `chosen_on` names the pairs `alpha` was chosen on."""
     weak, strong, spec = parents.weak, parents.strong, parents.child(alpha, chosen_on)
     weights = ExtrapolatedWeights(named_weights(weak), named_weights(strong), alpha)
-    work = ToOrbax(weights, strong.llama, len(spec.attributes), None)
+    work = ToOrbax(weights, strong.llama, strong.head)
     plan = {"command": "extrapolate", "alpha": alpha, "model": dataclasses.asdict(spec)}
 
     def write_files(files: Path) -> None:

@@ -273,7 +273,7 @@ def show_training(
 def first_head(config: Config, source: Pretrained, model: Model) -> tuple[np.ndarray, str]:
     """The head before the first step, that of `experiment.first_params`, and what to say of it."""
     source, origin = with_first_head(config, source)
-    if not source.has_head:
+    if source.spec is None:
         return np.asarray(random_head(model, config.seed)), origin
     tensor = named_weights(source).read(HEAD.hf_key)
     return from_hf(HEAD, tensor, model.sizes).astype(np.float32), origin
@@ -316,7 +316,7 @@ def write(
       UserError: see `engine.convert_slices`.
     """
     spec = run_spec(config, model, data)
-    work = ToOrbax(named_weights(source), source.llama, len(spec.attributes), head)
+    work = ToOrbax(named_weights(source), source.llama, model.head, head)
     plan: dict[str, Any] = {
         "command": "probe",
         "model": dataclasses.asdict(spec),

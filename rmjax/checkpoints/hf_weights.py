@@ -15,7 +15,8 @@ from rmjax.checkpoints.hf_mapping import hf_keys, hf_shape
 from rmjax.checkpoints.safetensors_file import SafetensorsFile
 from rmjax.errors import UserError
 from rmjax.models.config import LlamaConfig
-from rmjax.models.heads import RewardHead, model_parameters, model_sizes
+from rmjax.models.heads import Head, model_parameters, model_sizes
+from rmjax.models.parameters import HEAD
 from rmjax.runtime.files import read_json
 
 # Tensors that a Llama checkpoint may have and a reward model does not need.
@@ -99,26 +100,25 @@ class SafetensorsWeights:
         return sorted({file.path for file in self._files.values()})
 
 
-def check_tensors(weights: Weights, config: LlamaConfig, attributes: int) -> tuple[str, ...]:
+def check_tensors(weights: Weights, config: LlamaConfig, head: Head) -> tuple[str, ...]:
     """Compares a checkpoint's keys and shapes with those of the table of parameters.
 
     Args:
       weights: the checkpoint.
       config: its model's config.
-      attributes: rows its `score.weight` must have, if there is one.
+      head: the model's; a reward head may be missing.
 
     Returns:
-      The keys that a reward model does not need.
+      The keys that the model does not need.
 
     Raises:
       UserError: a tensor is missing, unknown or of another shape.
     """
     keys = weights.keys()
     expected: dict[str, tuple[int, ...]] = {}
-    head = RewardHead(attributes)
     sizes = model_sizes(config, head)
     for row in model_parameters(config, head):
-        if row.path == "head" and row.hf_key not in keys:
+        if row == HEAD and row.hf_key not in keys:
             continue
         for key in hf_keys(row, config):
             expected[key] = hf_shape(row, sizes)

@@ -21,6 +21,8 @@ from rmjax.models.init import random_head, random_leaves
 from rmjax.models.lora import merge_adapters
 from rmjax.models.model import Model
 from rmjax.models.parameters import (
+    HEAD,
+    LM_HEAD,
     TABLE,
     Parameter,
     Params,
@@ -131,8 +133,8 @@ def load_params(source: Pretrained, model: Model, *, seed: int, dtype: Any) -> P
 
     Args:
       source: what to read; its adapters, if it has any, are merged into its weights.
-      model: what to read it for. Adapters are always new; so are a head that `source` does not
-        have.
+      model: what to read it for. Adapters are always new; so is a reward head that `source` does
+        not have.
       seed: of what is new.
       dtype: of the parameters, but those that are float32 always; see `parameters.Parameter`.
 
@@ -141,8 +143,11 @@ def load_params(source: Pretrained, model: Model, *, seed: int, dtype: Any) -> P
     """
     stored = dataclasses.replace(model, lora=source.lora)
     wanted = flatten(stored.abstract(dtype))
-    if not source.has_head:
-        del wanted["head"]
+    fresh_head = HEAD.path in wanted and source.spec is None
+    if fresh_head:
+        del wanted[HEAD.path]
+    if LM_HEAD.path in wanted and source.spec:
+        raise UserError(f"{source.name}: a reward model, which has no language-model head")
     if isinstance(source.weights, Path):
         leaves = merge_adapters(_load_orbax(source.weights, wanted), source.lora)
     else:
@@ -153,8 +158,8 @@ def load_params(source: Pretrained, model: Model, *, seed: int, dtype: Any) -> P
             for path, leaf in wanted.items()
             for row in [TABLE[path]]
         }
-    if not source.has_head:
-        leaves["head"] = random_head(model, seed)
+    if fresh_head:
+        leaves[HEAD.path] = random_head(model, seed)
     fresh = [row.path for row in adapter_parameters(model.lora)]
     leaves |= random_leaves(model, seed, fresh) if fresh else {}
     return nest(leaves)

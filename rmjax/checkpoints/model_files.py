@@ -21,6 +21,7 @@ from rmjax.runtime.files import read_json
 FORMAT_VERSION = "0.1"
 SPEC_FILE = "rmjax.json"
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
+CAUSAL = "LlamaForCausalLM"  # Hugging Face's class of a language model
 JOURNAL = "journal.jsonl"  # of a conversion that is not finished, see conversion/journal.py
 
 
@@ -28,24 +29,20 @@ def write_model_files(
     directory: Path,
     llama: LlamaConfig,
     tokenizer: Tokenizer,
-    spec: RewardSpec,
+    spec: RewardSpec | None,
     dtype: str = "float32",
 ) -> None:
     """Writes `config.json`, the tokenizer with its frozen template, and `rmjax.json`.
 
-    `config.json` is that of a plain `LlamaForSequenceClassification`. `problem_type` makes servers
-    return raw numbers; without it they return the softmax of five labels.
+    `config.json` is that of a plain `LlamaForSequenceClassification`, or without a spec that of a
+    plain `LlamaForCausalLM`, which has no `rmjax.json`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     pad = pad_token_id(tokenizer)
-    names = dict(enumerate(spec.attributes))
     config = {
-        "architectures": ["LlamaForSequenceClassification"],
+        "architectures": ["LlamaForSequenceClassification" if spec else CAUSAL],
         **llama_config_to_hf(llama),
-        "num_labels": len(names),
-        "id2label": {str(i): name for i, name in names.items()},
-        "label2id": {name: i for i, name in names.items()},
-        "problem_type": "regression",
+        **(_classification(spec) if spec else {}),
         "pad_token_id": pad,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -54,12 +51,28 @@ def write_model_files(
     }
     _write_json(directory / "config.json", config)
     _save_tokenizer(directory, tokenizer, pad)
+    if spec is None:
+        return
     fields = {"format": "rmjax", "format_version": FORMAT_VERSION} | dataclasses.asdict(spec)
     if not spec.lora.rank:
         del fields["lora"]
     optional = ("ordinal", "general_preference", "temperature")
     fields = {name: x for name, x in fields.items() if x is not None or name not in optional}
     _write_json(directory / SPEC_FILE, fields)
+
+
+def _classification(spec: RewardSpec) -> dict[str, Any]:
+    """The fields of a classification model's config.
+
+    `problem_type` makes servers return raw numbers; without it they return the softmax of labels.
+    """
+    names = dict(enumerate(spec.attributes))
+    return {
+        "num_labels": len(names),
+        "id2label": {str(i): name for i, name in names.items()},
+        "label2id": {name: i for i, name in names.items()},
+        "problem_type": "regression",
+    }
 
 
 def write_adapter_config(directory: Path, spec: RewardSpec) -> None:

@@ -13,7 +13,7 @@ from rmjax.checkpoints.orbax_arrays import open_array, read_block, written_by_or
 from rmjax.checkpoints.pretrained import Pretrained
 from rmjax.checkpoints.tensor_slices import SLICE_BYTES
 from rmjax.models.config import LlamaConfig
-from rmjax.models.heads import RewardHead, model_parameters, model_sizes
+from rmjax.models.heads import Head, model_parameters, model_sizes
 from rmjax.models.parameters import Parameter
 
 # The cache for chunks of a run, in sizes of its largest tensor in float32. A run's arrays are cut
@@ -30,20 +30,19 @@ def named_weights(source: Pretrained) -> Weights:
     """
     if not isinstance(source.weights, Path):
         return source.weights
-    assert source.spec is not None  # every Orbax model has one
-    return OrbaxWeights(source.weights, source.llama, len(source.spec.attributes))
+    return OrbaxWeights(source.weights, source.llama, source.head)
 
 
 class OrbaxWeights:
     """The arrays of an Orbax checkpoint as `Weights`; any number of threads may read."""
 
-    def __init__(self, checkpoint: Path, llama: LlamaConfig, attributes: int):
+    def __init__(self, checkpoint: Path, llama: LlamaConfig, head: Head):
         """Opens the arrays; raises a `UserError` unless they are those of the config."""
         self.where, self._params = checkpoint, checkpoint / "params"
-        self._sizes = model_sizes(llama, RewardHead(attributes))
+        self._sizes = model_sizes(llama, head)
         self._rows: dict[str, tuple[Parameter, int]] = {}
         self._arrays: dict[str, ts.TensorStore] = {}
-        rows = list(model_parameters(llama, RewardHead(attributes)))
+        rows = list(model_parameters(llama, head))
         largest = 4 * max(math.prod(hf_shape(row, self._sizes)) for row in rows)
         from_run = written_by_orbax(self._params)
         cached = int(_CACHED_TENSORS * max(largest, SLICE_BYTES)) if from_run else 0

@@ -19,6 +19,7 @@ from rmjax.checkpoints.hf_weights import (
 from rmjax.checkpoints.hub import local_path
 from rmjax.checkpoints.model_files import (
     ADAPTER_CONFIG,
+    CAUSAL,
     JOURNAL,
     SPEC_FILE,
     hf_attributes,
@@ -28,7 +29,7 @@ from rmjax.checkpoints.orbax_arrays import array_paths, read_array
 from rmjax.data.tokenizer import Tokenizer, load_tokenizer
 from rmjax.errors import UserError
 from rmjax.models.config import NO_LORA, LlamaConfig, LoraConfig
-from rmjax.models.heads import RewardHead, model_parameters
+from rmjax.models.heads import Head, LanguageModelHead, RewardHead, model_parameters
 from rmjax.models.hf_config import llama_config_from_hf
 from rmjax.models.parameters import THRESHOLDS
 from rmjax.models.rewards.spec import RewardSpec, Temperature
@@ -46,7 +47,7 @@ class Pretrained:
       name: as the user gave it.
       files: where `config.json` and the tokenizer are (a GGUF file is its own).
       llama: the architecture.
-      spec: names of the head's outputs and more; None for a causal model without a head.
+      spec: names of the reward head's outputs and more; None for a causal model.
       weights: tensors by HF key, or the Orbax checkpoint that holds `params`.
       lora: adapters that are stored beside the weights and belong to the model.
       unused: tensors that a reward model does not need.
@@ -65,9 +66,11 @@ class Pretrained:
         return load_tokenizer(self.files, self.llama.vocab_size)
 
     @property
-    def has_head(self) -> bool:
-        """Whether there is a head to load; else `load_params` makes a new one."""
-        return self.spec is not None
+    def head(self) -> Head:
+        """What reads the decoder: a reward head, or a causal model's own."""
+        if self.spec:
+            return RewardHead(len(self.spec.attributes))
+        return LanguageModelHead(self.llama.tie_word_embeddings)
 
     def state(self) -> str:
         """A fingerprint of the files: their names, sizes, times, and headers of weights."""
@@ -110,7 +113,7 @@ def open_pretrained(name: str) -> Pretrained:
             raise UserError(f"{path}: a file, but not a .gguf one; name the model's directory")
         weights = GGUFWeights(path)
         llama = llama_config_from_hf(weights.config, str(path))
-        unused = check_tensors(weights, llama, 1)
+        unused = check_tensors(weights, llama, RewardHead(1))
         return Pretrained(name, path, llama, None, weights, unused=unused)
     if (path / manager.DIRECTORY).is_dir():
         files = path / "model"
@@ -152,7 +155,8 @@ def _open_huggingface(name: str, path: Path) -> Pretrained:
             f"{path}: 'score.weight' is there, but config.json's 'architectures' is "
             f"{architectures}, expected LlamaForSequenceClassification"
         )
-    unused = check_tensors(weights, llama, len(spec.attributes) if spec else 1)
+    head = RewardHead(len(spec.attributes) if spec else 1)
+    unused = check_tensors(weights, llama, head)
     if spec and "score.weight" not in keys:
         raise UserError(f"{path}: a classification model whose head 'score.weight' is missing")
     return Pretrained(name, path, llama, spec, weights, unused=unused)
@@ -162,27 +166,39 @@ def _open_orbax(
     name: str, files: Path, weights: Path, evaluation: Mapping[str, Any] = MappingProxyType({})
 ) -> Pretrained:
     """Opens an Orbax model, or a run's checkpoint: then the spec gets what training learned."""
+    where = files / "config.json"
+    raw = read_json(where)
+    llama = llama_config_from_hf(raw, str(where))
+    if raw.get("architectures") == [CAUSAL]:
+        source = Pretrained(name, files, llama, None, weights)
+        _check_paths(source, set())
+        return source
     spec = read_spec(files)
     if temperature := _temperature(evaluation):
         spec = dataclasses.replace(spec, temperature=temperature)
-    where = files / "config.json"
-    llama = llama_config_from_hf(read_json(where), str(where))
-    paths = array_paths(weights / "params")
     # A converted model has its thresholds in the spec, a run among its parameters.
     trained = spec.ordinal.count if spec.ordinal and not spec.ordinal.thresholds else 0
-    head = RewardHead(len(spec.attributes))
-    expected = {row.path for row in model_parameters(llama, head, spec.lora)}
-    expected |= {THRESHOLDS.path} if trained else set()
+    source = Pretrained(name, files, llama, spec, weights, spec.lora)
+    _check_paths(source, {THRESHOLDS.path} if trained else set())
+    if spec.ordinal and trained:
+        scale = spec.ordinal.with_raw(
+            read_array(weights / "params", THRESHOLDS.path), spec.attributes
+        )
+        return dataclasses.replace(source, spec=dataclasses.replace(spec, ordinal=scale))
+    return source
+
+
+def _check_paths(source: Pretrained, own: set[str]) -> None:
+    """Raises a `UserError` unless the arrays are the model's and those of `own`."""
+    assert isinstance(source.weights, Path)
+    paths = array_paths(source.weights / "params")
+    rows = model_parameters(source.llama, source.head, source.lora)
+    expected = {row.path for row in rows} | own
     if paths != expected:
         raise UserError(
-            f"{weights}: parameters do not match config.json; missing: "
+            f"{source.weights}: parameters do not match config.json; missing: "
             f"{sorted(expected - paths) or 'none'}, unknown: {sorted(paths - expected) or 'none'}"
         )
-    if spec.ordinal and trained:
-        raw = read_array(weights / "params", THRESHOLDS.path)
-        scale = spec.ordinal.with_raw(raw, spec.attributes)
-        spec = dataclasses.replace(spec, ordinal=scale)
-    return Pretrained(name, files, llama, spec, weights, spec.lora)
 
 
 def _temperature(evaluation: Mapping[str, Any]) -> Temperature | None:

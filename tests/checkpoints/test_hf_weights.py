@@ -19,6 +19,7 @@ from rmjax.checkpoints.hf_mapping import from_hf, hf_keys, hf_shape, to_hf
 from rmjax.checkpoints.hf_weights import SafetensorsWeights, check_tensors
 from rmjax.data.tokenizer import encode, load_tokenizer
 from rmjax.errors import UserError
+from rmjax.models.heads import RewardHead
 from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
 from rmjax.models.parameters import PARAMETERS
 from rmjax.runtime.files import read_json
@@ -92,12 +93,12 @@ def test_a_lost_shard_is_missed_without_an_index_too(sharded, tmp_path):
     (copy / "model.safetensors.index.json").unlink()
     sorted(copy.glob("*.safetensors"))[1].unlink()
     with pytest.raises(UserError, match=r"\d+ tensor\(s\) missing: "):
-        check_tensors(SafetensorsWeights(copy), tiny_llama(), 5)
+        check_tensors(SafetensorsWeights(copy), tiny_llama(), RewardHead(5))
 
 
 def test_long_lists_of_tensors_are_cut(sharded):
     with pytest.raises(UserError) as error:
-        check_tensors(SafetensorsWeights(sharded), tiny_llama(num_hidden_layers=30), 5)
+        check_tensors(SafetensorsWeights(sharded), tiny_llama(num_hidden_layers=30), RewardHead(5))
     assert "243 tensor(s) missing: model.layers.10." in str(error.value)
     assert str(error.value).endswith(", ...") and len(str(error.value)) < 500
 
@@ -123,7 +124,7 @@ def test_what_a_reward_model_has_no_use_for_is_listed(tmp_path):
     buffer = "model.layers.2.self_attn.rotary_emb.inv_freq"
     edit_tensors(source, **{buffer: torch.ones(4)})
     weights = SafetensorsWeights(source)
-    assert check_tensors(weights, tiny_llama(), 1) == ("lm_head.weight", buffer)
+    assert check_tensors(weights, tiny_llama(), RewardHead(1)) == ("lm_head.weight", buffer)
     assert "score.weight" not in weights.keys()  # noqa: SIM118  (not a mapping)
 
 
@@ -162,7 +163,7 @@ def test_a_gguf_file_holds_the_same_model(causal_state, tmp_path):
     for key, tensor in state.items():
         assert weights.shape(key) == tensor.shape
         np.testing.assert_array_equal(weights.read(key), tensor, err_msg=key)
-    assert check_tensors(weights, llama, 1) == ("lm_head.weight",)
+    assert check_tensors(weights, llama, RewardHead(1)) == ("lm_head.weight",)
 
 
 def test_gguf_precisions_are_read_as_float32(causal_state, tmp_path):
@@ -210,7 +211,9 @@ def test_gguf_tensors_must_be_those_of_the_model(change, causal_state, tmp_path)
         state[change] = np.ones(4, np.float32)
         message = change if "blk" in change else "frequencies are scaled .*Hugging Face directory"
     with pytest.raises(UserError, match=message):
-        check_tensors(GGUFWeights(write_gguf(tmp_path / "m.gguf", llama, state)), llama, 1)
+        check_tensors(
+            GGUFWeights(write_gguf(tmp_path / "m.gguf", llama, state)), llama, RewardHead(1)
+        )
 
 
 @pytest.mark.parametrize("kept", [0, 20, 1 << 10, 1 << 20, -1], ids=str)

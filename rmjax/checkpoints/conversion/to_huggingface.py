@@ -26,10 +26,11 @@ from rmjax.checkpoints.safetensors_file import (
 )
 from rmjax.checkpoints.tensor_slices import SLICE_BYTES, TensorSlice, band_axis, cut
 from rmjax.models.config import NO_LORA, LlamaConfig, LoraConfig
-from rmjax.models.heads import RewardHead, model_parameters, model_sizes
+from rmjax.models.heads import Head, model_parameters, model_sizes
 from rmjax.models.lora import merge_block
 from rmjax.models.parameters import (
     ADAPTERS,
+    HEAD,
     Parameter,
     peft_parameters,
 )
@@ -65,7 +66,7 @@ class ToHuggingFace:
         self,
         params: Path,
         llama: LlamaConfig,
-        attributes: int,
+        head: Head,
         dtype: str | None,
         limit: int,
         lora: LoraConfig = NO_LORA,
@@ -76,7 +77,7 @@ class ToHuggingFace:
         Args:
           params: the directory of the arrays.
           llama: the architecture.
-          attributes: outputs of the head.
+          head: the model's.
           dtype: of the weights; None for the stored one.
           limit: most bytes of a file.
           lora: the adapters to merge into the weights.
@@ -86,7 +87,6 @@ class ToHuggingFace:
           UserError: a parameter is missing, damaged or of another shape than the config calls for.
         """
         self._params, self._llama = params, llama
-        head = RewardHead(attributes)
         self._sizes = model_sizes(llama, head, lora)
         self._arrays: dict[str, ts.TensorStore] = {}
         self._lora = NO_LORA if adapter else lora  # what is to be merged
@@ -121,7 +121,7 @@ class ToHuggingFace:
 
     def _tensors(self, row: Parameter, dtype: str | None) -> list[_Tensor]:
         stored = self._open(row).dtype.numpy_dtype
-        wanted = stored if dtype is None or row.path == "head" else np.dtype(dtype)
+        wanted = stored if dtype is None or row == HEAD else np.dtype(dtype)
         return [
             _Tensor(key, row, layer, hf_shape(row, self._sizes), wanted)
             for layer, key in enumerate(hf_keys(row, self._llama))

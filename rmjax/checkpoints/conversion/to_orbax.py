@@ -18,8 +18,8 @@ from rmjax.checkpoints.orbax_arrays import (
 from rmjax.checkpoints.pretrained import WEIGHTS
 from rmjax.checkpoints.tensor_slices import TensorSlice, band_axis, cut
 from rmjax.models.config import LlamaConfig
-from rmjax.models.heads import RewardHead, model_parameters, model_sizes
-from rmjax.models.parameters import Parameter
+from rmjax.models.heads import Head, model_parameters, model_sizes
+from rmjax.models.parameters import HEAD, Parameter
 
 
 class ToOrbax:
@@ -30,12 +30,12 @@ class ToOrbax:
     """
 
     def __init__(
-        self, weights: Weights, llama: LlamaConfig, attributes: int, head: np.ndarray | None
+        self, weights: Weights, llama: LlamaConfig, head: Head, fresh: np.ndarray | None = None
     ):
-        """Plans the slices; `head` is a fresh one where the source has none."""
-        self._weights, self._head = weights, head
-        self._sizes = model_sizes(llama, RewardHead(attributes))
-        self._rows = model_parameters(llama, RewardHead(attributes))
+        """Plans the slices; `fresh` is a reward head where the source has none."""
+        self._weights, self._fresh = weights, fresh
+        self._sizes = model_sizes(llama, head)
+        self._rows = model_parameters(llama, head)
         self._keys = {row.path: hf_keys(row, llama) for row in self._rows}
         self._dtypes = {row.path: self._dtype(row) for row in self._rows}
         self._open: dict[str, ts.TensorStore] = {}
@@ -47,8 +47,8 @@ class ToOrbax:
 
     def _dtype(self, row: Parameter) -> np.dtype:
         """The dtype of a parameter; layers of unequal precision share the widest."""
-        if row.path == "head" and self._head is not None:
-            return self._head.dtype
+        if row == HEAD and self._fresh is not None:
+            return self._fresh.dtype
         return common_dtype(self._weights, self._keys[row.path])
 
     def _shape(self, row: Parameter) -> list[int]:
@@ -79,8 +79,8 @@ class ToOrbax:
 
     def read(self, part: TensorSlice) -> np.ndarray:
         """A slice of the source, in HF's axes and the converted dtype."""
-        if part.row.path == "head" and self._head is not None:
-            return np.ascontiguousarray(to_hf(part.row, self._head, self._sizes)[part.hf_index])
+        if part.row == HEAD and self._fresh is not None:
+            return np.ascontiguousarray(to_hf(part.row, self._fresh, self._sizes)[part.hf_index])
         block = self._weights.read(part.key, part.hf_index)
         return block.astype(part.dtype, copy=False)
 
