@@ -3,6 +3,7 @@
 JAX reads its settings from the environment, so that processes that tests start have them too.
 """
 
+import collections
 import os
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from pathlib import Path
 SETTINGS = {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUMPY_RANK_PROMOTION": "raise",
-    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     # All processes and all runs of the suite share what was compiled.
     "JAX_COMPILATION_CACHE_DIR": str(Path.home() / ".cache" / "rmjax-tests" / "compiled"),
@@ -21,12 +21,21 @@ SETTINGS = {
 }
 for name, value in SETTINGS.items():
     os.environ.setdefault(name, value)
+# Processes that tests start import this checkout, and `helpers`.
+HERE = Path(__file__).parent
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(HERE.parent), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Nothing of ours is promoted in silence. optax's Adam raises a float to an integer's power.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+optax.tree.bias_correction = jax.numpy_dtype_promotion("standard")(optax.tree.bias_correction)
 pytest.register_assert_rewrite("helpers")
 
 from helpers.compiling import optimized
@@ -37,6 +46,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Workers for `-n auto`: none for a single test or file, which starts sooner without."""
     one = len(config.args) == 1 and ".py" in config.args[0]
     return 0 if one else min(len(os.sched_getaffinity(0)), 4)  # each takes two gigabytes
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with many slow tests come first: the last ones that workers take should be short."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -212,7 +212,7 @@ def load(
       share_prompts: whether the prefix that responses to a prompt share is computed once.
       quantize: `int8` or `fp8` keeps the layers' weights and computes the products with them in
         8 bits, where the device can; elsewhere the same scores take longer, and a warning says so.
-        Scores differ from the unquantized ones, a small model's by much: see docs/performance.md.
+        Scores differ from the unquantized ones, a small model's by much: see docs/score.md.
 
     Raises:
       UserError: there is no such model, it has no reward head, or a file is missing.

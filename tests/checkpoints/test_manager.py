@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 
 import rmjax.train
-from helpers.paths import ROOT
+from helpers import forked
 from helpers.runs import (
     assert_same_bits,
     contents,
@@ -377,9 +376,18 @@ def test_a_run_that_failed_before_its_first_step_can_be_mended(tmp_path):
 
     with pytest.raises(UserError, match="generated:COUNT"):
         run(tiny_config(workdir, data__train="generated:many"))
-    for name in ("first_params", "record_run", "init_state"):
+    make = rmjax.train.make_program
+
+    def without_start(*arguments, **options):
+        return make(*arguments, **options)._replace(start=fail)
+
+    for patches in (
+        {"first_params": fail},
+        {"record_run": fail},
+        {"make_program": without_start},
+    ):
         with pytest.raises(UserError, match="broken"):
-            run(tiny_config(workdir), **{name: fail})
+            run(tiny_config(workdir), **patches)
     run(tiny_config(workdir, seed=1))
     assert steps_kept(workdir)[-1] == "6"
 
@@ -455,13 +463,7 @@ def command(config, *, signal_at: tuple[int, int] | None = None):
     program = ["-m", "rmjax.train", *flags(config)]
     if signal_at:
         program = ["-c", _SIGNALLED, *flags(config), config.workdir, *map(str, signal_at)]
-    return subprocess.run(
-        [sys.executable, *program],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return forked.run(program)
 
 
 @pytest.mark.slow

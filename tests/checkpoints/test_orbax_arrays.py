@@ -48,7 +48,11 @@ def test_plain_orbax_restores_what_convert_wrote(dtype, mesh, tmp_path, monkeypa
     expected = hf_arrays(source, LLAMA)
 
     kind = str(dtype).removeprefix("torch.")
-    abstract = make_model(LLAMA, 5, eight_devices(**mesh)).abstract(jnp.dtype(kind))
+    abstract = make_model(LLAMA, 5, eight_devices(**mesh)).abstract()
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(kind), sharding=leaf.sharding),
+        abstract,
+    )
     restored = ocp.load_checkpointables(tmp_path / "orbax" / "checkpoint", {"params": abstract})
     restored, wanted = flatten(restored["params"]), flatten(abstract)
     assert restored.keys() == expected.keys()

@@ -12,7 +12,7 @@ from helpers.checks import known
 from helpers.damage import BAD_ORBAX, empty_chunk, garbled_chunk, truncated_chunk
 from helpers.hf_models import NAMES, edit_json, edit_tensors, hf_arrays, same_bits, save_hf
 from helpers.models import make_model, one_device, tiny_llama
-from rmjax.checkpoints import hub, pretrained
+from rmjax.checkpoints import hub, loading
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax
@@ -51,7 +51,7 @@ def test_every_mesh_and_form_gives_the_same_numbers(form, mesh, dtype, models):
 def test_a_head_that_is_not_wanted_is_made_anew(models, monkeypatch):
     model = make_model(LLAMA, 2)
     fresh = np.ones((32, 2), np.float32)
-    monkeypatch.setattr(pretrained, "random_head", lambda model, seed: seed * fresh)
+    monkeypatch.setattr(loading, "random_head", lambda model, seed: seed * fresh)
     for form in models.values():
         source = open_pretrained(str(form)).without_head()
         params = load_params(source, model, seed=3, dtype=jnp.float32)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import forked
 from helpers.paths import ROOT
 from rmjax.aot.hardware import CHIPS
 from rmjax.aot.program import Workload, topology_devices
@@ -206,7 +207,7 @@ def test_arguments_are_checked(tiny):
         (["--topology=v5p:4x4x4", "--tokens=300"], "1 to 256"),
         (["--topology=v5p:4x4x4", "--tokens=-1"], "1 to 256"),
     ):
-        result = run(*arguments, config=tiny)
+        result = forked.run(["-m", "rmjax.compile_check", f"--config={tiny}", *arguments])
         assert result.returncode == 1 and message in result.stderr
         assert "Traceback" not in result.stderr
 

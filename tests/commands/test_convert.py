@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from helpers import forked
 from helpers.damage import BAD_HF, BAD_ORBAX, empty_chunk, garbled_chunk, no_pad, truncated_chunk
 from helpers.hf_models import (
     DATED_TEMPLATE,
@@ -485,13 +486,7 @@ def test_a_disk_that_really_is_full_is_continued_when_there_is_room(hf, orbax, s
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "rmjax.convert", *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
+    return forked.run(["-m", "rmjax.convert", *arguments])
 
 
 @pytest.mark.slow

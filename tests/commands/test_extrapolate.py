@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import signal
@@ -21,10 +20,10 @@ from safetensors.torch import load_file
 from scipy import stats
 
 import rmjax
+from helpers import forked
 from helpers.conversions import watch, weights_of
 from helpers.hf_models import NAMES, TALK, edit_json, edit_tensors, llama_of, save_hf, tensors_of
 from helpers.models import make_model, tiny_llama
-from helpers.paths import ROOT
 from rmjax import extrapolate
 from rmjax.checkpoints import orbax_arrays
 from rmjax.checkpoints.conversion import extrapolation
@@ -403,14 +402,7 @@ _KILLED = """
 
 
 def start(*how: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *how],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    return forked.run(how)
 
 
 @pytest.mark.slow

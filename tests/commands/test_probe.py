@@ -3,8 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -14,9 +12,9 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from helpers import forked
 from helpers.hf_models import edit_tensors, save_hf
 from helpers.models import one_device, tiny_llama
-from helpers.paths import ROOT
 from helpers.reference import torch_scores
 from helpers.runs import metrics, on_one_device, run, tiny_config
 from rmjax import probe
@@ -359,8 +357,5 @@ def test_a_target_that_exists_is_refused_first(base, tmp_path, monkeypatch):
     ids=str,
 )
 def test_the_command_line(arguments, message):
-    done = subprocess.run(
-        [sys.executable, "-m", "rmjax.probe", "--config=configs/quickstart.py", *arguments],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+    done = forked.run(["-m", "rmjax.probe", "--config=configs/quickstart.py", *arguments])
     assert done.returncode == 1 and message in done.stderr, done.stderr

@@ -295,7 +295,7 @@ def test_the_lock_of_a_killed_run_locks_nobody_out(tmp_path):
         with pytest.raises(UserError, match="another run is going on there"):
             rmjax.train.train(config)
         other.process.kill()
-        other.process.wait()
+        other.process.join()
         assert (tmp_path / "run" / LOCK).exists()
         with open_workdir(config):
             pass

@@ -2,17 +2,14 @@
 
 import contextlib
 import dataclasses
-import os
-import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from helpers.paths import ROOT
+from helpers import forked
 
 LIMIT = 240.0  # seconds after which a process counts as hung
 
@@ -37,13 +34,11 @@ class Running:
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path):
         self.log = log
-        with open(log / "out", "w") as out, open(log / "err", "w") as err:
-            self.process = subprocess.Popen(
-                [sys.executable, "-u", *arguments],
-                env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **environment},
-                stdout=out,
-                stderr=err,
-            )
+        for name in ("out", "err"):
+            (log / name).touch()
+        self.process = forked.start(
+            arguments, out=log / "out", err=log / "err", environment=environment
+        )
 
     def out(self) -> str:
         return (self.log / "out").read_text()
@@ -52,13 +47,12 @@ class Running:
         """Until the process has printed `text`."""
         end = time.monotonic() + limit
         while text not in self.out():
-            assert self.process.poll() is None, (self.log / "err").read_text()
+            assert self.process.exitcode is None, (self.log / "err").read_text()
             assert time.monotonic() < end, f"{text!r} is not in {self.out()!r}"
             time.sleep(0.02)
 
     def wait(self, limit: float = LIMIT) -> Ended:
-        code = self.process.wait(limit)
-        return Ended(code, self.out(), (self.log / "err").read_text())
+        return Ended(forked.wait(self.process, limit), self.out(), (self.log / "err").read_text())
 
 
 @contextlib.contextmanager
@@ -94,10 +88,9 @@ def started(
         yield running
 
 
-def _kill(process: subprocess.Popen) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGKILL)
-    process.wait()
+def _kill(process: ForkServerProcess) -> None:
+    process.kill()
+    process.join()
 
 
 def run_all(arguments: Sequence[str], **options) -> list[Ended]:

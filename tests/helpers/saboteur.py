@@ -26,6 +26,7 @@ import rmjax.training.command_line
 import rmjax.training.workdir
 from rmjax.checkpoints.manager import Checkpoints
 from rmjax.training.command_line import run_with_config
+from rmjax.training.step import TrainState
 
 seen: list[int] = []
 
@@ -54,14 +55,14 @@ def observe(dumps: Path) -> None:
         if jax.process_index() == 0:
             np.savez(dumps / name, **arrays)
 
-    def save_and_note(self, step, state, **rest):
-        put_down(f"saved-{step}.npz", state)
-        save(self, step, state, **rest)
+    def save_and_note(self, step, items, **rest):
+        put_down(f"saved-{step}.npz", TrainState.from_items(items))
+        save(self, step, items, **rest)
 
     def restore_and_note(self, step, abstract):
-        state = restore(self, step, abstract)
-        put_down(f"restored-{step}.npz", state)
-        return state
+        items = restore(self, step, abstract)
+        put_down(f"restored-{step}.npz", TrainState.from_items(items))
+        return items
 
     rmjax.train.iterate = iterate_and_note
     ours: Any = Checkpoints

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import qwix
 
 import rmjax
 from helpers.hf_models import TALK, save_hf
@@ -23,6 +24,14 @@ from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 LLAMA = tiny_llama(attention_bias=True)
 KINDS = ("int8", "fp8")
 NEAR = {"int8": 0.2, "fp8": 0.6}  # of the scores' standard deviation, three layers of 32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def promotions_of_qwix():
+    """qwix multiplies integers by scales; our own products promote nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qwix, "einsum", jax.numpy_dtype_promotion("standard")(qwix.einsum))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,11 @@
 import fcntl
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from helpers import forked
 from helpers.runs import metrics, run, tiny_config
 from rmjax.errors import UserError
 from rmjax.report import report_run
@@ -162,14 +161,12 @@ def test_what_is_no_run_is_an_error(content, said, tmp_path):
 
 
 def test_the_command(finished, tmp_path):
-    command = [sys.executable, "-m", "rmjax.report"]
-    done = subprocess.run(
-        [*command, str(finished), f"--out={tmp_path / 'out'}"], capture_output=True, text=True
-    )
+    command = ["-m", "rmjax.report"]
+    done = forked.run([*command, finished, f"--out={tmp_path / 'out'}"])
     assert done.returncode == 0, done.stderr
     assert "Finished: 6 steps." in done.stdout and "report.html" in done.stdout
     assert (tmp_path / "out" / "report.html").exists()
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
+    done = forked.run([*command, tmp_path])
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and "not a training run" in done.stderr
 

@@ -1,4 +1,7 @@
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -168,8 +171,11 @@ def test_a_tpu_pod_is_found_by_what_jax_knows():
         ),
         (pod | {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None),
     ):
-        (ended,) = run_all(["-c", POD], processes=1, environment=environment)
-        assert ended.out.strip() == str(expected), ended.err
+        command = [sys.executable, "-c", POD]
+        ended = subprocess.run(
+            command, env=os.environ | environment, capture_output=True, text=True, timeout=100
+        )
+        assert ended.stdout.strip() == str(expected), ended.stderr
 
 
 # ---- joining -------------------------------------------------------------------------------------

@@ -1,15 +1,13 @@
 import dataclasses
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from helpers import forked
 from helpers.checks import known
 from helpers.paths import ROOT
 from helpers.runs import QUICKSTART, load_config
@@ -196,26 +194,6 @@ def test_a_schedule_that_ends_fixes_the_number_of_steps(schedule):
 
 
 # One process imports everything and forks for each command line: an import takes seconds.
-_COMMANDS = """
-import json, os, sys
-from rmjax.training.command_line import run_with_config
-from rmjax.train import train
-children = []
-for number, command in enumerate(json.loads(sys.argv[1])):
-    children.append(os.fork())
-    if children[-1] == 0:
-        out = os.open(f"{number}.txt", os.O_CREAT | os.O_WRONLY)
-        os.dup2(out, 1), os.dup2(out, 2)
-        sys.argv = ["rmjax.train", *command]
-        try:
-            run_with_config(train)
-        except SystemExit as end:  # an interpreter takes its time to end by itself
-            sys.stdout.flush()
-            os._exit(end.code)
-for number, child in enumerate(children):
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    open(f"{number}.code", "w").write(str(code))
-"""
 _USE = f"--config={QUICKSTART}"
 COMMANDS = {
     "no_config": ([], "--config"),
@@ -244,29 +222,18 @@ def outcomes(tmp_path_factory):
     directory = tmp_path_factory.mktemp("commands")
     (directory / "taken").mkdir()
     (directory / "taken" / "note.txt").write_text("mine")
-    commands = []
-    for number, (command, _) in enumerate(COMMANDS.values()):
+    ended = {}
+    for number, (name, (command, _)) in enumerate(COMMANDS.items()):
         own = command[:1] and not any("workdir" in part for part in command)
-        commands.append([*command, *([f"--config.workdir=run{number}"] if own else [])])
-    subprocess.run(
-        [sys.executable, "-c", _COMMANDS, json.dumps(commands)],
-        cwd=directory,
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+        workdir = [f"--config.workdir=run{number}"] if own else []
+        ended[name] = forked.run(["-m", "rmjax.train", *command, *workdir], cwd=directory)
     assert [path.name for path in (directory / "taken").iterdir()] == ["note.txt"]
-    return {
-        name: (
-            int((directory / f"{number}.code").read_text()),
-            (directory / f"{number}.txt").read_text(),
-        )
-        for number, name in enumerate(COMMANDS)
-    }
+    return ended
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_bad_command_is_answered_in_one_message(outcomes, name):
-    code, output = outcomes[name]
+    code, output = outcomes[name].returncode, outcomes[name].stdout + outcomes[name].stderr
     assert code == 1
     assert output.startswith("error: ") and output.count("\n") == 1, output
     assert COMMANDS[name][1] in output

@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -16,11 +14,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from helpers import forked
 from helpers.checks import known
 from helpers.conversions import watch, weights_of
 from helpers.hf_models import edit_json, save_hf, tensors_of
 from helpers.models import tiny_llama
-from helpers.paths import ROOT
 from rmjax.checkpoints import orbax_arrays
 from rmjax.checkpoints.conversion import parallel
 from rmjax.checkpoints.conversion.journal import Journal
@@ -104,16 +102,9 @@ _KILLED = """
 """
 
 
-def start(direction: str, *arguments: object, killed: bool = False) -> subprocess.Popen:
+def command(direction: str, *arguments: object, killed: bool = False) -> list[object]:
     how = ["-c", textwrap.dedent(_KILLED)] if killed else ["-m", "rmjax.convert"]
-    return subprocess.Popen(
-        [sys.executable, *how, direction.replace("_", "-"), *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return [*how, direction.replace("_", "-"), *arguments]
 
 
 @pytest.mark.slow
@@ -121,8 +112,7 @@ def start(direction: str, *arguments: object, killed: bool = False) -> subproces
 def test_a_killed_conversion_is_continued(direction, models, tmp_path, monkeypatch):
     convert_it, work = DIRECTIONS[direction]
     source, target = models[direction], tmp_path / "target"
-    killed = start(direction, source, target, killed=True)
-    killed.communicate(timeout=120)
+    killed = forked.run(command(direction, source, target, killed=True))
     assert killed.returncode == -signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir()] == ["target.partial"]
     lines = (tmp_path / "target.partial" / "journal.jsonl").read_text().split()
