@@ -190,7 +190,7 @@ def _max_length(wanted: int, parents: Parents) -> int:
 
 @jax.jit
 def _differs(weak: jax.Array, strong: jax.Array) -> jax.Array:
-    return jnp.any(weak != strong)
+    return jnp.any(weak.astype(jnp.float32) != strong.astype(jnp.float32))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
