@@ -189,7 +189,7 @@ def _max_length(wanted: int, parents: Parents) -> int:
 
 @jax.jit
 def _any_differs(weak: jax.Array, strong: jax.Array) -> jax.Array:
-    return jnp.any(weak != strong)
+    return jnp.any(weak.astype(jnp.float32) != strong.astype(jnp.float32))
 
 
 def _differ(weak: jax.Array, strong: jax.Array) -> bool:
