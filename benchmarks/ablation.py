@@ -1,14 +1,14 @@
-"""What packing and sharing save: places computed, share of real ones, and time, on the CPU.
+"""What packing and sharing prompts save: padded tokens, and time on the CPU.
 
     python benchmarks/ablation.py GGUF hh_harmless_base_test.jsonl.gz
 
-Counts the token places that four ways of laying out the same pairs compute: every sample padded to
-the maximum; batches of samples of similar length, padded to their longest; samples packed into
-rows; rows in which the responses to a prompt share it. For real pairs, of SmolLM2's tokens, also
-the time: forward and backward of SmolLM2-135M's shape (random weights, float32) is measured once
-for each shape of rows, as a median, and multiplied by how many there are; a row is
-taken to need the same time whatever shares it. For HelpSteer2, whose data are not needed, lengths
-are drawn at random and only counted.
+Counts the padded tokens, that is token positions with or without a token, that four ways of laying
+out the same pairs compute: every sample padded to the maximum; batches of samples of similar
+length, padded to their longest; samples packed into rows; rows in which the responses to a prompt
+share it. For real pairs, tokenized for SmolLM2, also the time: forward and backward of
+SmolLM2-135M's shape (random weights, float32) are timed for each shape of rows, as a median, and
+multiplied by how many there are. A row is taken to need the same time whatever it holds. For
+HelpSteer2 the data are not needed: lengths are drawn at random and only counted.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def layouts(
     Args:
       groups: prompts with their responses.
       most: tokens of the longest sample allowed.
-      row: places of a packed row.
+      row: token positions of a packed row.
       batch: samples computed at once where they are not packed.
     """
     lengths = [length for group in groups for length in group.samples]
@@ -68,7 +68,7 @@ def layouts(
     longest = sorted(lengths, reverse=True)[::batch]
     grouped = Counter((batch, -(-length // _UNIT) * _UNIT) for length in longest)
     shared = [group.shared for group in groups if group.shared <= row]
-    # A group that fits no row is taken apart, one sample each.
+    # A prompt whose responses do not fit in a row is taken apart, one sample each.
     shared += [n for group in groups if group.shared > row for n in group.samples]
 
     def rows(items: list[int]) -> Counter[tuple[int, int]]:
@@ -84,7 +84,7 @@ def layouts(
 
 
 def places(counts: Counter[tuple[int, int]]) -> int:
-    """Token places computed."""
+    """Padded tokens computed."""
     return sum(rows * length * count for (rows, length), count in counts.items())
 
 
@@ -159,7 +159,7 @@ def report(groups: Sequence[Lengths], ways: dict[str, Any], seconds: dict[Any, f
     """The table: per sample, and against padding to the maximum."""
     samples = sum(len(group.responses) for group in groups)
     tokens = sum(sum(group.samples) for group in groups)
-    table = Table("", "places a sample", "tokens a place", "of padded", "ms a sample")
+    table = Table("", "padded tokens a sample", "tokens a padded token", "of padded", "ms a sample")
     for name, counts in ways.items():
         computed, padded = places(counts), places(ways["padded to the maximum"])
         took = sum(seconds[shape] * count for shape, count in counts.items()) if seconds else None
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the pairs")
     parser.add_argument("--count", type=int, default=1000, help="pairs")
     parser.add_argument("--most", type=int, default=512, help="tokens of a sample")
-    parser.add_argument("--row", type=int, default=1024, help="places of a packed row")
+    parser.add_argument("--row", type=int, default=1024, help="token positions of a packed row")
     parser.add_argument("--repeats", type=int, default=3, help="0: count only")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     args = parser.parse_args()

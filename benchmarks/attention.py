@@ -1,10 +1,10 @@
-"""Forward and backward time of attention: dense, in blocks, and by the kernel for this hardware.
+"""Forward and backward time of attention: dense, by XLA, and by the kernel for this hardware.
 
     python benchmarks/attention.py [--shape=smollm2] [--repeat=7]
 
-Rows of groups as rewards have them: a prompt and two responses, of varying lengths. All sides are
-compiled first and then timed in turns, so that a busy machine is busy for all; the fastest of the
-repeats is printed. `dense` is the definition: one product, one mask, one softmax.
+Rows are as in training: prompts with two responses each, of varying lengths. All sides are compiled
+first and then timed in turns, so that a busy machine is busy for all; the fastest of the repeats is
+printed. `dense` is the definition: one product, one mask, one softmax.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Heads of a model, and (rows, places) to measure."""
+    """Heads of a model, and (rows, token positions of a row) to measure."""
 
     heads: int
     kv_heads: int
@@ -42,7 +42,7 @@ SHAPES = {
 def make_layout(
     rng: np.random.Generator, rows: int, length: int, mean: int, align: int
 ) -> tuple[Layout, float]:
-    """Rows of groups of about `mean` places, and the share of causal pairs that are seen."""
+    """Rows of segments of about `mean` tokens, and the share of causal pairs that are seen."""
     segment_ids, masked_start, masked_end = np.zeros((3, rows, length), np.int32)
     seen = 0
     for row in range(rows):
@@ -132,7 +132,9 @@ def main() -> None:
     arguments = parser.parse_args()
     shape = SHAPES[arguments.shape]
     print(f"{jax.devices()[0].device_kind}, {arguments.shape}: {shape.heads} heads", flush=True)
-    print("| rows | places a group | pairs seen | | forward, ms | with backward, ms | of blocks |")
+    print(
+        "| rows | tokens a segment | pairs seen | | forward, ms | with backward, ms | xla / this |"
+    )
     print("|---|---|---|---|---|---|---|")
     for rows, length in shape.rows:
         for mean in (250, length // 2):

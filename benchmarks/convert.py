@@ -42,8 +42,7 @@ from rmjax.checkpoints.safetensors_file import (
 from rmjax.checkpoints.tensor_slices import cut
 from rmjax.data.tokenizer import byte_tokenizer
 from rmjax.models.config import LlamaConfig
-from rmjax.models.heads import model_parameters
-from rmjax.models.parameters import axis_sizes
+from rmjax.models.heads import RewardHead, model_parameters, model_sizes
 from rmjax.models.rewards.spec import HELPSTEER2, RewardSpec
 
 _BUFFER = 64 << 20
@@ -78,10 +77,11 @@ def make_model(directory: Path, llama: LlamaConfig) -> int:
     """Writes a model of random weights; returns its bytes."""
     spec = RewardSpec(HELPSTEER2, {"helpfulness": 1.0})
     write_model_files(directory, llama, byte_tokenizer(), spec, dtype="bfloat16")
-    sizes = axis_sizes(llama, len(HELPSTEER2))
+    head = RewardHead(len(HELPSTEER2))
+    sizes = model_sizes(llama, head)
     tensors = [
         (key, hf_shape(row, sizes), _BFLOAT16)
-        for row in model_parameters(llama)
+        for row in model_parameters(llama, head)
         for key in hf_keys(row, llama)
     ]
     total, rng = 0, np.random.default_rng(0)

@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--shape", choices=list(SHAPES), default="smollm2")
     parser.add_argument("--layers", type=int, default=0, help="fewer than the shape has")
-    parser.add_argument("--length", type=int, default=1024, help="places of a row")
+    parser.add_argument("--length", type=int, default=1024, help="token positions of a row")
     parser.add_argument("--rows", type=int, default=1, help="rows computed at once")
     parser.add_argument("--microbatches", type=int, default=4)
     parser.add_argument("--prompt", type=int, default=180, help="tokens")
@@ -160,8 +160,8 @@ def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False)
     console.print(
         f"{args.shape}, {llama.num_hidden_layers} layers, {batches.microbatches} x {args.rows} "
-        f"rows of {args.length}, {batches.tokens(0) / batches.padded_tokens(0):.1%} of the places "
-        f"real; {dtype.name}, remat {args.remat}, attention by {kernel}"
+        f"rows of {args.length}, {batches.tokens(0) / batches.padded_tokens(0):.1%} of the "
+        f"positions real; {dtype.name}, remat {args.remat}, attention by {kernel}"
     )
     console.print(
         f"{device.device_kind}, JAX {jax.__version__}: matrix products reach "

@@ -1,4 +1,4 @@
-"""The table of docs/scaling.md: every preset compiled for chips that are not there.
+"""The table of docs/scale.md: every preset compiled for chips that are not there.
 
     python benchmarks/scaling.py [--tokens=4096] [NAME ...]
 

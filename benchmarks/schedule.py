@@ -2,11 +2,11 @@
 
     python benchmarks/schedule.py --topology=v5p:2x2x1
 
-Compiles attention and its gradients for one chip with the compiler told to write down every
-kernel's schedule, and counts its bundles, one a cycle. A step is straight-line code, so nearly all
-of them are its own. What a chip's `attention` in `rmjax/aot/hardware.py` says comes from here; on
-chips with two cores the forward pass gives each half of the heads, so there its number is halved.
-Takes a few minutes, and about 2 GB of disk for a while.
+Compiles attention and its gradients for one chip, has the compiler write down the schedule of
+every kernel, and counts the bundles in it, one a cycle. A step is straight-line code, so nearly all
+of them are its own. A chip's `attention` in `rmjax/aot/hardware.py` comes from here; on chips with
+two cores the forward pass gives each core half of the heads, so there its number is halved. Takes a
+few minutes, and about 2 GB of disk for a while.
 """
 
 import argparse

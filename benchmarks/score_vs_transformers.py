@@ -3,7 +3,7 @@
     python benchmarks/score_vs_transformers.py pairs GGUF hh_harmless_base_test.jsonl.gz
     python benchmarks/score_vs_transformers.py best-of-16 GGUF topical_chat_ratings.jsonl
 
-Measures conversations a second from messages to scores, tokenising included: both responses of
+Measures conversations a second from messages to scores, tokenizing included: both responses of
 pairs, or 16 distinct responses to each prompt. Same weights, float32, same cores; the sides take
 turns, a part of the data at a time. transformers gets each part sorted by length, in batches of the
 best of several sizes, which is looked for first; rmjax has compiled its shapes before. Scores are

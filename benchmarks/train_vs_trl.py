@@ -31,7 +31,7 @@ CONFIG = Path(__file__).parent.parent / "configs" / "smollm2_135m_regression.py"
 
 
 class Task(NamedTuple):
-    """Objective, columns, most tokens of a sample, places of rmjax's rows, responses a step."""
+    """Objective, columns, most tokens of a sample, tokens of rmjax's rows, responses a step."""
 
     objective: str
     attributes: tuple[str, ...]
@@ -74,21 +74,22 @@ def rmjax_side(clock: str, config: Config) -> Callable[[int], Piece]:
     from rmjax.runtime.memory import keep_freed_memory
     from rmjax.runtime.sharding import Sharding, make_mesh, put
     from rmjax.training.experiment import config_objective, first_params, make_model
-    from rmjax.training.optimizer import make_optimizer, make_schedule
-    from rmjax.training.step import abstract_state, init_state, make_train_step
+    from rmjax.training.step import make_program
 
     keep_freed_memory()
     batches, _ = make_batches(config)
     sharding, source = Sharding(make_mesh(config.mesh)), open_pretrained(config.init)
     model = make_model(config, source, sharding)
-    schedule = make_schedule(config.optimizer, len(batches))
-    optimizer = make_optimizer(config.optimizer, schedule)
-    abstract = abstract_state(model, optimizer, config.trainable)
-    state = init_state(
-        first_params(config, source, model)[0], optimizer, config.trainable, abstract
+    program = make_program(
+        model,
+        config_objective(config),
+        config.optimizer,
+        steps=len(batches),
+        trainable=config.trainable,
     )
-    objective = config_objective(config)
-    step = make_train_step(model, objective, optimizer, schedule, config.trainable, abstract)
+    params, _ = first_params(config, source, model)
+    state = program.start(params)
+    step: Any = program.step
     compiled = step.lower(state, put(batches[0], BATCH_AXES, sharding)).compile()
 
     def work(number: int) -> Piece:

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct learns ratings through adapters of rank 16 (LoRA); its weights stand still.
+"""SmolLM2-135M-Instruct learns ratings by LoRA: adapters of rank 16, weights frozen.
 
 On HelpSteer2, model and data from the hub:
 

@@ -7,7 +7,7 @@
 # Set      PYTHON: a Python with rmjax that every host sees.
 #          PROCESSES: how many, which is the number of GPUs.
 #          HOSTS: HOST:PROCESSES,...; leave it out for this host alone. Start this on the first of
-#          them: the processes meet at the host of mpirun, where process 0 must be.
+#          them: the processes connect to the host of mpirun, where process 0 must be.
 #          Run in the root of the repository; the workdir is on a disk that all hosts share.
 # Watch    the output is process 0's, and everybody's errors.
 # Stop     kill -TERM this script, not mpirun: it passes the signal on to the processes here, and

@@ -10,7 +10,7 @@ seconds; a killed extraction goes on where it was. DST becomes an Orbax model: t
 `--fit=ridge`, the default of the objective `regression`, solves for the head; its strength is that
 which predicts training prompts best that are left out, so held-out data stay unseen.
 `--fit=adamw`, the default of every other objective, does the steps that `rmjax.train` would do with
-`trainable=("head",)`. See docs/probing.md.
+`trainable=("head",)`. See docs/probe.md.
 """
 
 import dataclasses
@@ -51,9 +51,9 @@ from rmjax.runtime.memory import keep_freed_memory
 from rmjax.runtime.sharding import Sharding, check_divisible, make_mesh, put
 from rmjax.training.command_line import run_with_config
 from rmjax.training.config import Config, validate
+from rmjax.training.console import attribute_table, pair_table
 from rmjax.training.datasets import load_data
 from rmjax.training.experiment import config_objective, make_model, pick_tokenizer, with_first_head
-from rmjax.training.logger import attribute_table, pair_table
 from rmjax.training.probing.adamw import head_scores, train_head
 from rmjax.training.probing.features import (
     Features,
@@ -62,11 +62,11 @@ from rmjax.training.probing.features import (
     fingerprint_weights,
 )
 from rmjax.training.probing.ridge import Ridge, fit_ridge
-from rmjax.training.validation import Evaluation, judge
+from rmjax.training.validation import ValidationMetrics, validation_metrics
 from rmjax.training.workdir import run_spec
 
 FITS = ("ridge", "adamw")
-_FIT = flags.DEFINE_enum("fit", None, FITS, "How the head is fitted; see docs/probing.md.")
+_FIT = flags.DEFINE_enum("fit", None, FITS, "How the head is fitted; see docs/probe.md.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +247,7 @@ def show_training(
     console: Console,
 ) -> np.ndarray:
     """The head by AdamW; prints how it went and what it is worth."""
-    found: dict[int, Evaluation] = {}
+    found: dict[int, ValidationMetrics] = {}
 
     def validation_loss(step: int, head: np.ndarray) -> float:
         assert held is not None
@@ -279,13 +279,17 @@ def first_head(config: Config, source: Pretrained, model: Model) -> tuple[np.nda
     return from_hf(HEAD, tensor, model.sizes).astype(np.float32), origin
 
 
-def evaluate(config: Config, head: np.ndarray, held: Samples, train: TokenizedData) -> Evaluation:
+def evaluate(
+    config: Config, head: np.ndarray, held: Samples, train: TokenizedData
+) -> ValidationMetrics:
     """The objective and the metrics of a head on held-out samples."""
     scores = head_scores(held.features, head)
-    return judge(scores, held.data, mean_ratings(train.labels), config_objective(config))
+    return validation_metrics(
+        scores, held.data, mean_ratings(train.labels), config_objective(config)
+    )
 
 
-def show(title: str, evaluation: Evaluation, console: Console) -> None:
+def show(title: str, evaluation: ValidationMetrics, console: Console) -> None:
     """Prints the tables of an evaluation."""
     console.print()
     if evaluation.attributes:

@@ -1,23 +1,22 @@
-"""Reports: of a training run from its directory, or of data before anything is trained on them.
+"""Reports on a training run from its directory, or on data before training.
 
     python -m rmjax.report RUN [--out=DIR]
     python -m rmjax.report --data=PATH [--split=train] [--attributes=a,b,c] [--ratings=PATH2]
         [--tokenizer=DIR] [--out=DIR]
 
-RUN is what --config.workdir named. It may go on, have been killed, or have no evaluation; it is
-only read. Its report goes to RUN/report.
+RUN is what --config.workdir named. It may still be running, may have been killed, and may have no
+evaluation; it is only read. Its report goes to RUN/report.
 
-PATH holds ratings or preference pairs in any form that training takes: a file, a directory, a hub
+PATH holds ratings or preference pairs in any form that training reads: a file, a directory, a hub
 id, or generated:COUNT. A directory in HelpSteer2's layout, with train.jsonl.gz and
 preference.jsonl.gz (or preference/preference.jsonl.gz), holds both, and the report says how well
-they agree; --ratings names ratings that lie elsewhere. The report goes to report-NAME.
+they agree. --ratings names ratings that are elsewhere. The report goes to report-NAME.
 
-A report is report.html, one file that needs no network, report.md with figures/, and report.json.
-docs/reports.md says what is in each.
+A report is report.html, one file that needs no network; report.md with figures/; and report.json.
+docs/reports.md describes them.
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,32 +24,29 @@ from typing import Any
 
 from rich.console import Console
 
-from rmjax.data.readers import GENERATED
-from rmjax.data.records import describe, read_pairs, read_samples
+from rmjax.data.records import read_pairs, read_samples
 from rmjax.errors import UserError, exit_with_message
-from rmjax.reports import terminal, write
+from rmjax.reports import terminal
 from rmjax.reports.datasets.lengths import open_tokenizer
-from rmjax.reports.datasets.page import FORMAT, data_document
-from rmjax.reports.datasets.preferences import measure_agreement, measure_preferences
-from rmjax.reports.datasets.ratings import make_ratings, measure_ratings
+from rmjax.reports.datasets.page import DATA_FORMAT, data_document
+from rmjax.reports.datasets.preference_statistics import measure_agreement, measure_preferences
+from rmjax.reports.datasets.rating_statistics import measure_ratings, rated_responses
+from rmjax.reports.datasets.sources import find_attributes, find_sources, short_name
 from rmjax.reports.document import Document
+from rmjax.reports.writer import write_report
 
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-# Any number that is one.
-_ANY = (-sys.float_info.max, sys.float_info.max)
-# Columns of numbers that no one rated.
-_NOT_RATINGS = ("id", "idx", "index", "row", "seed", "turn", "turns", "split")
+_ANY = (-sys.float_info.max, sys.float_info.max)  # the range of ratings: any finite number
 
 
 def report_run(run: str, out: str = "") -> tuple[Document, list[Path]]:
-    """Reports a training run.
+    """Writes the report of a training run.
 
     Args:
       run: its directory.
       out: where the report goes; `RUN/report` by default.
 
     Returns:
-      What is shown, and the files that were written.
+      The document, and the files that were written.
 
     Raises:
       UserError: it is not a run, or the report cannot be written.
@@ -59,9 +55,9 @@ def report_run(run: str, out: str = "") -> tuple[Document, list[Path]]:
     from rmjax.reports.runs.page import run_data, run_document
 
     directory = Path(run).expanduser()
-    found = read_run(directory)
-    document = run_document(found)
-    return document, write(document, Path(out or directory / "report"), run_data(found))
+    files = read_run(directory)
+    document = run_document(files)
+    return document, write_report(document, Path(out or directory / "report"), run_data(files))
 
 
 def report_data(
@@ -73,26 +69,26 @@ def report_data(
     tokenizer: str = "",
     out: str = "",
 ) -> tuple[Document, list[Path]]:
-    """Reports ratings, preferences, or both.
+    """Writes the report of ratings, preference pairs, or both.
 
     Args:
-      source: what to read.
+      source: a file, a directory, a hub id or `generated:COUNT`.
       split: `train` or `validation`.
       attributes: the columns that are ratings; by default all columns of numbers.
-      ratings: a second source, of ratings, for the pairs of the first.
+      ratings: another source of ratings, for the pairs of `source`.
       tokenizer: for lengths in tokens: a directory, a run, a GGUF file or `bytes`.
       out: where the report goes; `report-NAME` by default.
 
     Returns:
-      What is shown, and the files that were written.
+      The document, and the files that were written.
 
     Raises:
-      UserError: naming file, row and field; or the report cannot be written.
+      UserError: a bad row, with its file and field; or the report cannot be written.
     """
-    rated, paired = _find(source, split, ratings)
+    rated, paired = find_sources(source, split, ratings)
     encoder = open_tokenizer(tokenizer) if tokenizer else None
     data: dict[str, Any] = {
-        "format": FORMAT,
+        "format": DATA_FORMAT,
         "data": source,
         "split": split,
         "tokenizer": tokenizer or None,
@@ -100,72 +96,20 @@ def report_data(
         "preferences": None,
         "agreement": None,
     }
-    found = pairs = None
+    responses = pairs = None
     if rated:
-        names = tuple(attributes) or _attributes(rated, split)
+        names = tuple(attributes) or find_attributes(rated, split)
         samples = read_samples(rated, split, names, _ANY)
-        found = make_ratings(rated, samples, names, encoder)
-        data["ratings"] = measure_ratings(found, encoder)
+        responses = rated_responses(rated, samples, names, encoder)
+        data["ratings"] = measure_ratings(responses, encoder)
     if paired:
         pairs = read_pairs(paired, split)
         data["preferences"] = measure_preferences(paired, pairs, encoder)
-    if found and pairs:
-        data["agreement"] = measure_agreement(pairs, found)
-    name = _name(source)
-    document = data_document(name, data, found, pairs)
-    return document, write(document, Path(out or f"report-{name}").expanduser(), data)
-
-
-def _find(source: str, split: str, ratings: str) -> tuple[str, str]:
-    """Where ratings and where pairs are; empty for none."""
-    directory = Path(source).expanduser()
-    if directory.is_dir():
-        rated = _first(directory, [split])
-        paired = _first(directory, ["preference", "preference/preference"])
-        if rated and describe(rated, split)[0] == "pairs":
-            rated, paired = "", paired or rated
-        if not (rated or paired):
-            raise UserError(
-                f"{source}: neither {split} nor preference there, as "
-                f"{', '.join(_SUFFIXES)}; name a file, or another --split"
-            )
-    else:
-        kind = describe(source, split)[0]
-        rated, paired = (source, "") if kind == "ratings" else ("", source)
-    if ratings:
-        if not paired:
-            raise UserError(f"--ratings={ratings}: {source} holds no pairs to compare them with")
-        beside = Path(ratings).expanduser()
-        rated = (_first(beside, [split]) if beside.is_dir() else ratings) or ratings
-        if describe(rated, split)[0] != "ratings":
-            raise UserError(f"--ratings={ratings}: there are pairs in it, not ratings")
-    return rated, paired
-
-
-def _first(directory: Path, names: Sequence[str]) -> str:
-    paths = [directory / f"{name}{suffix}" for name in names for suffix in _SUFFIXES]
-    return next((str(path) for path in paths if path.exists()), "")
-
-
-def _attributes(source: str, split: str) -> tuple[str, ...]:
-    names = describe(source, split)[1]
-    found = tuple(
-        name for name in names if name.lower() not in _NOT_RATINGS and not name.endswith("_id")
-    )
-    if not found:
-        raise UserError(
-            f"{source}: no column holds numbers in every row; name the ratings with "
-            "--attributes=a,b,c"
-        )
-    return found
-
-
-def _name(source: str) -> str:
-    """A short name of the data, which can be a directory's."""
-    last = source.replace(":", "-") if source.startswith(GENERATED) else Path(source).name
-    for suffix in _SUFFIXES[::-1]:
-        last = last.removesuffix(suffix)
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "data"
+    if responses and pairs:
+        data["agreement"] = measure_agreement(pairs, responses)
+    name = short_name(source)
+    document = data_document(name, data, responses, pairs)
+    return document, write_report(document, Path(out or f"report-{name}").expanduser(), data)
 
 
 def _main() -> None:
@@ -198,7 +142,7 @@ def _main() -> None:
             tokenizer=args.tokenizer,
             out=args.out,
         )
-    terminal.show(document, Console(highlight=False))
+    terminal.print_document(document, Console(highlight=False))
     print("\nwritten: " + "\n         ".join(map(str, files)))
 
 

@@ -27,9 +27,10 @@ from rmjax.runtime.processes import Preemption, check_agreement
 from rmjax.runtime.sharding import Sharding, check_divisible, make_mesh
 from rmjax.training.command_line import run_with_config
 from rmjax.training.config import Config, as_flat_dict, validate
+from rmjax.training.console import announce, conclude
 from rmjax.training.datasets import check_position, data_position, load_data
 from rmjax.training.experiment import config_objective, first_params, make_model, pick_tokenizer
-from rmjax.training.logger import Reporter, announce, conclude
+from rmjax.training.logger import MetricsLogger
 from rmjax.training.step import Metrics, TrainState, make_program
 from rmjax.training.validation import evaluate
 from rmjax.training.workdir import open_workdir, package_versions, record_run
@@ -120,7 +121,7 @@ def train_in(workdir: Path, config: Config) -> None:
     best = min((e["validation_loss"] for e in checkpoints.evaluations.values()), default=np.inf)
     stopped = False
     with (
-        Reporter(
+        MetricsLogger(
             workdir, start=start, total=total, wandb=config.wandb, config=flat_config
         ) as report,
         Preemption() as preemption,
@@ -168,7 +169,7 @@ def is_due(step: int, every: int, total: int) -> bool:
     return step == total or (every > 0 and step % every == 0)
 
 
-def finish_step(step: int, metrics: Metrics, batches: Batches, report: Reporter) -> None:
+def finish_step(step: int, metrics: Metrics, batches: Batches, report: MetricsLogger) -> None:
     """Waits for a step, looks at its numbers and reports them.
 
     Raises:

@@ -1,6 +1,7 @@
 """Conversations as messages, from the forms in which data sets write prompts and responses."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from rmjax.data.tokenizer import Message
@@ -21,12 +22,7 @@ def parse_prompt(prompt: Any) -> list[Message]:
     Raises:
       ValueError: what is wrong with it, in words that follow "field 'prompt' ".
     """
-    if isinstance(prompt, str):
-        messages = _split_turns(prompt)
-    elif isinstance(prompt, list):
-        messages = [_message(item) for item in prompt]
-    else:
-        raise ValueError(f"is {type(prompt).__name__}, expected a string or a list of messages")
+    messages = _messages(prompt, _split_turns)
     if not any(message["role"] == "user" for message in messages):
         raise ValueError("has no user turn")
     if messages[-1]["role"] != "user":
@@ -53,12 +49,7 @@ def parse_response(prompt: Any, response: Any) -> tuple[list[Message], str]:
     """
     if isinstance(response, str) and prompt is not None:
         return _prompt(prompt), response
-    if isinstance(response, str):
-        messages = _split_dialogue(response)
-    elif isinstance(response, list):
-        messages = [_message(item) for item in response]
-    else:
-        raise ValueError(f"is {type(response).__name__}, expected a string or a list of messages")
+    messages = _messages(response, _split_dialogue)
     if not messages or messages[-1]["role"] != "assistant":
         raise ValueError("does not end with a turn of 'assistant'")
     before = messages[:-1]
@@ -75,6 +66,14 @@ def _prompt(prompt: Any) -> list[Message]:
         return parse_prompt(prompt)
     except ValueError as error:
         raise ValueError(f"has a prompt that {error}") from error
+
+
+def _messages(value: Any, split: Callable[[str], list[Message]]) -> list[Message]:
+    if isinstance(value, str):
+        return split(value)
+    if isinstance(value, list):
+        return [_message(item) for item in value]
+    raise ValueError(f"is {type(value).__name__}, expected a string or a list of messages")
 
 
 def _split_dialogue(text: str) -> list[Message]:

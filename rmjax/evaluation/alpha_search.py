@@ -1,6 +1,7 @@
 """The search for alpha: preference pairs scored by the models along ExPO's line."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -99,7 +100,7 @@ class AlphaSearch:
             flatten(load_params(source, model, seed=0, dtype=_widest(stored_dtypes(source))))
             for source in (parents.weak, parents.strong)
         )
-        self.differ = any(_differ(self._weak[path], self._strong[path]) for path in self._weak)
+        self.differ = any(_differs(self._weak[path], self._strong[path]) for path in self._weak)
 
     def trials(self, alphas: Sequence[float]) -> Iterator[Trial]:
         """A trial of each alpha, in their order.
@@ -188,16 +189,10 @@ def _max_length(wanted: int, parents: Parents) -> int:
 
 
 @jax.jit
-def _any_differs(weak: jax.Array, strong: jax.Array) -> jax.Array:
+def _differs(weak: jax.Array, strong: jax.Array) -> jax.Array:
     return jnp.any(weak.astype(jnp.float32) != strong.astype(jnp.float32))
 
 
-def _differ(weak: jax.Array, strong: jax.Array) -> bool:
-    return bool(_any_differs(weak, strong))
-
-
-def _at(weak: jax.Array, strong: jax.Array, alpha: float, dtype: Any) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _combine(weak: jax.Array, strong: jax.Array, alpha: float, dtype: Any) -> jax.Array:
     return extrapolated(weak, strong, alpha).astype(dtype)
-
-
-_combine = jax.jit(_at, static_argnums=(2, 3))

@@ -1,4 +1,4 @@
-"""Weights of attributes fitted on preference pairs, and a record of which pairs these were."""
+"""Weights of the attributes fitted on preference pairs, with a record of the pairs."""
 
 import dataclasses
 import json
@@ -9,21 +9,21 @@ import numpy as np
 from scipy import optimize, special
 
 from rmjax.errors import UserError
-from rmjax.evaluation.items import Data, Item, text_key
+from rmjax.evaluation.items import BenchmarkData, Item, text_key
 from rmjax.evaluation.score_cache import ItemScores
 
-FORMAT = "rmjax.checkpoints.hf_weights/1"
-_RIDGE = 1e-3  # of the attributes' standardised weights: a direction nobody needs stays at 0
+WEIGHTS_FORMAT = "rmjax.weights/1"
+_RIDGE = 1e-3  # on standardised attributes: a weight that does not matter stays at 0
 
 
 @dataclasses.dataclass(frozen=True)
 class FittedWeights:
-    """A weight vector and what it was fitted on.
+    """Weights and what they were fitted on.
 
     Attributes:
       weights: by attribute.
       source: of the pairs, as the user gave it.
-      pairs: how many there were.
+      pairs: how many pairs there were.
       prompts: fingerprints of their prompts.
     """
 
@@ -37,20 +37,21 @@ class FittedWeights:
         return sum(_prompt_key(item) in self.prompts for item in items)
 
 
-def fit_weights(data: Data, scored: Sequence[ItemScores], names: Sequence[str]) -> FittedWeights:
-    """Logistic regression of preferences on differences of attributes, without an intercept.
+def fit_weights(
+    data: BenchmarkData, scored: Sequence[ItemScores], names: Sequence[str]
+) -> FittedWeights:
+    """Fits a logistic regression of preferences on differences of attributes, without intercept.
 
-    So that sigmoid(weighted difference) is the probability of the preference: Bradley-Terry, with
-    the attributes as features. Each comparison of a good and a bad response to one prompt counts
-    the same.
+    It is Bradley-Terry with the attributes as features: sigmoid(weighted difference) is the
+    probability of the preference. Every comparison of a good and a bad response counts the same.
 
     Args:
       data: pairs, or lists of good and bad responses.
-      scored: of its items.
+      scored: the scores of its items.
       names: the attributes.
 
     Raises:
-      UserError: there is nothing to fit on.
+      UserError: no two scores differ.
     """
     differences = np.concatenate(
         [
@@ -71,8 +72,8 @@ def fit_weights(data: Data, scored: Sequence[ItemScores], names: Sequence[str]) 
         value = np.logaddexp(0, -margins).mean() + _RIDGE * weights @ weights
         return value, -(wrong @ features) / len(features) + 2 * _RIDGE * weights
 
-    found = optimize.minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B")
-    weights = found.x / np.where(scale > 0, scale, 1.0)
+    minimum = optimize.minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B")
+    weights = minimum.x / np.where(scale > 0, scale, 1.0)
     return FittedWeights(
         dict(zip(names, map(float, weights))),
         data.source,
@@ -86,20 +87,21 @@ def _prompt_key(item: Item) -> str:
 
 
 def write_weights(path: Path, fitted: FittedWeights) -> None:
-    """Writes a file that `--value` and `read_weights` take."""
+    """Writes the file that `--value` and `read_weights` read."""
     fields = dataclasses.asdict(fitted) | {"prompts": sorted(fitted.prompts)}
-    path.write_text(json.dumps({"format": FORMAT} | fields, indent=1) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"format": WEIGHTS_FORMAT} | fields, indent=1) + "\n")
 
 
 def read_weights(path: Path) -> FittedWeights:
-    """Reads a file of `write_weights`.
+    """Reads a file that `write_weights` wrote.
 
     Raises:
-      UserError: it is none.
+      UserError: it cannot be read, or is another file.
     """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields.pop("format") != FORMAT:
+        if fields.pop("format") != WEIGHTS_FORMAT:
             raise ValueError("another format")
         weights = {str(k): float(v) for k, v in fields["weights"].items()}
         prompts = frozenset(map(str, fields["prompts"]))

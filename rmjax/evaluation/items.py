@@ -1,4 +1,4 @@
-"""Items of a benchmark: responses to one prompt, of which some are better than others."""
+"""The items of a benchmark: responses to one prompt, some of them better than others."""
 
 import dataclasses
 import hashlib
@@ -14,27 +14,27 @@ from rmjax.data.readers import read_rows
 from rmjax.data.records import check_fields, number_field, pair_of_row
 from rmjax.data.tokenizer import Message
 from rmjax.errors import UserError
-from rmjax.evaluation.benchmarks import JUDGE_BENCH_SOURCES, Benchmark
+from rmjax.evaluation.benchmarks import BENCHMARKS, JUDGE_BENCH_SOURCES, Benchmark
 
-_DECIDING = ("helpfulness", "overall")
-_NOT_RATINGS = ("id", "row", "index", "seed")  # columns of numbers that are no ratings
+_DECIDING = ("helpfulness", "overall")  # which rating decides, if the user does not say
+_NOT_RATINGS = ("id", "row", "index", "seed")  # columns of numbers that are not ratings
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """What is judged at once.
+    """A prompt with the responses that are compared.
 
     Attributes:
-      id: as the data have it; the row's number where they have none.
-      subset: likewise; empty where they have none.
+      id: from the data, or the row's number.
+      subset: from the data, or empty.
       prompt: the conversation up to the responses.
       responses: the good ones first.
-      good: how many of them are good; 0 where there are ratings instead.
+      good: how many of them are good; 0 if they have ratings instead.
       where: file and row, for messages.
-      strength: of a pair's preference; 0 in a tie, NaN if nobody said.
-      gold: what each response is worth: 1 if it is good and 0 if not, or the rating that decides,
-        NaN where it is missing.
-      ratings: one mapping a response, of the ratings that are present; empty without ratings.
+      strength: of a pair's preference; 0 for a tie, NaN if the data do not say.
+      gold: what each response is worth: 1 if good and 0 if not, or the deciding rating, NaN where
+        that is missing.
+      ratings: for each response, its ratings by name; empty without ratings.
     """
 
     id: str
@@ -48,45 +48,45 @@ class Item:
     ratings: tuple[Mapping[str, float], ...] = ()
 
     def conversations(self) -> list[list[Message]]:
-        """One a response."""
+        """The whole conversation of each response."""
         return [[*self.prompt, {"role": "assistant", "content": r}] for r in self.responses]
 
 
-class Data:
-    """The items of one benchmark and what became of the rows.
+class BenchmarkData:
+    """The items of one benchmark, and how many rows were dropped.
 
     Attributes:
-      benchmark: which.
-      label: what reports call these data: the benchmark's name, or the user's file.
-      source: where they come from.
-      items: in the order of the data.
-      dropped: rows that are no items, by reason.
-      gold: the rating that decides; empty where responses are good or not.
+      benchmark: the row of the table.
+      label: its name in reports: the benchmark's name, or that with the user's file.
+      source: where the rows come from.
+      items: in the order of the rows.
+      dropped: how many rows were left out, by reason.
+      gold: the rating that decides; empty where responses are good or bad.
     """
 
     def __init__(self, benchmark: Benchmark, source: str = "", label: str = "", gold: str = ""):
-        """Reads and checks all of it.
+        """Reads and checks all rows.
 
         Args:
           benchmark: a row of the table.
-          source: a file (`.jsonl`, `.jsonl.gz`, `.json`, `.parquet`), a directory of the hub's
-            layout or a hub id; empty for the benchmark's own.
-          label: see above; the benchmark's name if empty.
-          gold: of several ratings the one that decides; if empty helpfulness, overall, or the
-            first column.
+          source: a file (`.jsonl`, `.jsonl.gz`, `.json`, `.parquet`), a directory in the hub's
+            layout or a hub id; empty for the benchmark's own source.
+          label: see above; empty for the benchmark's name.
+          gold: which of several ratings decides; empty for helpfulness, overall, or the first
+            column.
 
         Raises:
-          UserError: naming file, row and field.
+          UserError: a bad row, with its file and field; or no item is left.
         """
         self.benchmark, self.label = benchmark, label or benchmark.name
         self.source = source or benchmark.source
         self.dropped: Counter[str] = Counter()
-        found = list(_READERS[benchmark.layout](benchmark, self.source))
-        self.gold = _deciding(found, gold, self.source)
-        self.items = [self._with_gold(item) for item in found if not self._drop(item)]
+        items = list(_READERS[benchmark.row_format](benchmark, self.source))
+        self.gold = _deciding_rating(items, gold, self.source)
+        self.items = [self._with_gold(item) for item in items if not self._drop(item)]
         if not self.items:
             raise UserError(
-                f"{self.source}: no item is left of {len(found)} ({dict(self.dropped)})"
+                f"{self.source}: no item is left of {len(items)} ({dict(self.dropped)})"
             )
 
     def _with_gold(self, item: Item) -> Item:
@@ -101,14 +101,14 @@ class Data:
             reason = "an empty response"
         elif item.strength == 0:
             reason = "a tie of the people who judged"
-        elif self.benchmark.layout == "pairs" and len(set(item.responses)) == 1:
+        elif self.benchmark.row_format == "pairs" and len(set(item.responses)) == 1:
             reason = "chosen equals rejected"
         self.dropped.update([reason] if reason else [])
         return bool(reason)
 
     @property
     def key(self) -> str:
-        """Fingerprint of the items."""
+        """A fingerprint of the items."""
         digest = hashlib.sha256()
         for item in self.items:
             parts = [item.id, item.subset, item.prompt, item.responses, item.good]
@@ -117,7 +117,36 @@ class Data:
         return digest.hexdigest()[:32]
 
 
-def _deciding(items: Sequence[Item], wanted: str, source: str) -> str:
+def read_benchmarks(names: Sequence[str], gold: str = "") -> list[BenchmarkData]:
+    """Reads benchmarks, each given as `NAME` or `NAME=SOURCE`.
+
+    Args:
+      names: the benchmarks. If a name comes twice, the label says the file too.
+      gold: see `BenchmarkData`.
+
+    Raises:
+      UserError: an unknown name, or bad data.
+    """
+    read: dict[str, BenchmarkData] = {}
+    for text in names:
+        name, _, source = text.partition("=")
+        if name not in BENCHMARKS:
+            raise UserError(
+                f"{text!r}: there are {', '.join(BENCHMARKS)}, each with =SOURCE or not"
+            )
+        benchmark = BENCHMARKS[name]
+        if not source and not benchmark.source:
+            raise UserError(f"{text!r}: which? {name}=FILE, a directory or a hub id")
+        label = name if benchmark.source else f"{name} {Path(source).name.split('.')[0]}"
+        if label in read:
+            label = f"{name} {source}"
+        if label in read:
+            raise UserError(f"{text!r} is there twice")
+        read[label] = BenchmarkData(benchmark, source, label, gold)
+    return list(read.values())
+
+
+def _deciding_rating(items: Sequence[Item], wanted: str, source: str) -> str:
     names = list(dict.fromkeys(name for item in items for r in item.ratings for name in r))
     if wanted and names and wanted not in names:
         raise UserError(f"{source}: there is no rating {wanted!r}; there are {', '.join(names)}")
@@ -126,16 +155,16 @@ def _deciding(items: Sequence[Item], wanted: str, source: str) -> str:
 
 
 def text_key(messages: Sequence[Message]) -> str:
-    """Fingerprint of a conversation."""
+    """A fingerprint of a conversation."""
     said = [(m["role"], m["content"]) for m in messages]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 
-# ---- one reader a layout ------------------------------------------------------------------------
+# ---- a reader for each row format ---------------------------------------------------------------
 
 
 def _choices(benchmark: Benchmark, source: str) -> Iterator[Item]:
-    """`prompt`, `chosen` and `rejected`, each of these one response or a list of them."""
+    """`prompt`, `chosen` and `rejected`; the latter two are a response or a list of responses."""
     for number, row, where in _rows(benchmark, source):
         prompt = _prompt(row, "prompt", where)
         good, bad = (_responses(row, field, prompt, where) for field in ("chosen", "rejected"))
@@ -150,29 +179,23 @@ def _choices(benchmark: Benchmark, source: str) -> Iterator[Item]:
 
 
 def _judgements(benchmark: Benchmark, source: str) -> Iterator[Item]:
-    """JudgeBench's: `question`, `response_A`, `response_B`, `label` "A>B" or "B>A", `source`."""
+    """JudgeBench: `question`, `response_A`, `response_B`, `label` "A>B" or "B>A", `source`."""
     for number, row, where in _rows(benchmark, source):
-        texts = [_text(row, field, where) for field in ("response_A", "response_B")]
-        label = _text(row, "label", where)
-        if label not in ("A>B", "B>A"):
-            raise UserError(f"{where}: field 'label' is {label!r}, expected 'A>B' or 'B>A'")
+        responses = _labelled_pair(row, {"A>B": "response_A", "B>A": "response_B"}, where)
+        part = _text(row, "source", where)
+        subsets = [name for start, name in JUDGE_BENCH_SOURCES.items() if part.startswith(start)]
         yield Item(
             id=str(row.get("pair_id", number)),
-            subset=_judge_bench_subset(_text(row, "source", where)),
+            subset=subsets[0] if subsets else part,
             prompt=_prompt(row, "question", where),
-            responses=tuple(texts if label == "A>B" else texts[::-1]),
+            responses=responses,
             good=1,
             where=where,
         )
 
 
-def _judge_bench_subset(source: str) -> str:
-    named = [name for start, name in JUDGE_BENCH_SOURCES.items() if source.startswith(start)]
-    return named[0] if named else source
-
-
 def _llmbar(benchmark: Benchmark, source: str) -> Iterator[Item]:
-    """`input`, `output_1`, `output_2`, `label` 1 or 2; a subset is a directory's `dataset.json`."""
+    """LLMBar: `input`, `output_1`, `output_2`, `label` 1 or 2; each `dataset.json` is a subset."""
     root = Path(source).expanduser()
     files = sorted(root.rglob("dataset.json")) if root.is_dir() else [root]
     if not files or not root.exists():
@@ -182,21 +205,31 @@ def _llmbar(benchmark: Benchmark, source: str) -> Iterator[Item]:
         )
     for file in files:
         for number, row, where in _rows(benchmark, str(file)):
-            texts = [_text(row, field, where) for field in ("output_1", "output_2")]
-            if row.get("label") not in (1, 2):
-                raise UserError(f"{where}: field 'label' is {row.get('label')!r}, expected 1 or 2")
+            responses = _labelled_pair(row, {1: "output_1", 2: "output_2"}, where)
             yield Item(
                 id=str(number),
                 subset=file.parent.name,
                 prompt=_prompt(row, "input", where),
-                responses=tuple(texts if row["label"] == 1 else texts[::-1]),
+                responses=responses,
                 good=1,
                 where=where,
             )
 
 
+def _labelled_pair(
+    row: Mapping[str, Any], fields: Mapping[Any, str], where: str
+) -> tuple[str, str]:
+    """The response that the label chooses and the other one; `fields` are by the label's value."""
+    first, second = (_text(row, field, where) for field in fields.values())
+    labels, label = [*fields], row.get("label")
+    if label not in labels:
+        expected = " or ".join(map(repr, labels))
+        raise UserError(f"{where}: field 'label' is {label!r}, expected {expected}")
+    return (first, second) if label == labels[0] else (second, first)
+
+
 def _pairs(benchmark: Benchmark, source: str) -> Iterator[Item]:
-    """Preference pairs in any form that training takes."""
+    """Preference pairs in any form that training reads."""
     for number, row, where in _rows(benchmark, source):
         pair = pair_of_row(row, where, number, benchmark.split)
         if pair is None:  # of another split
@@ -214,8 +247,8 @@ def _pairs(benchmark: Benchmark, source: str) -> Iterator[Item]:
 
 
 def _ratings(benchmark: Benchmark, source: str) -> Iterator[Item]:
-    """`prompt`, `response` and columns of numbers; responses to one prompt are one item."""
-    groups: dict[str, list[tuple[tuple[Message, ...], str, dict[str, float], str]]] = {}
+    """`prompt`, `response` and columns of ratings; the responses to one prompt are one item."""
+    by_prompt: dict[str, list[tuple[tuple[Message, ...], str, dict[str, float], str]]] = {}
     for _, row, where in _rows(benchmark, source):
         prompt = _prompt(row, "prompt", where)
         ratings = {
@@ -227,8 +260,10 @@ def _ratings(benchmark: Benchmark, source: str) -> Iterator[Item]:
         if not ratings:
             raise UserError(f"{where}: no rating; expected columns of numbers")
         key = json.dumps(prompt, sort_keys=True)
-        groups.setdefault(key, []).append((prompt, _text(row, "response", where), ratings, where))
-    for number, members in enumerate(groups.values(), start=1):
+        by_prompt.setdefault(key, []).append(
+            (prompt, _text(row, "response", where), ratings, where)
+        )
+    for number, members in enumerate(by_prompt.values(), start=1):
         prompts, responses, ratings, wheres = zip(*members)
         yield Item(
             id=str(number),
@@ -251,7 +286,7 @@ _READERS = {
 
 
 def _rows(benchmark: Benchmark, source: str) -> Iterator[tuple[int, dict[str, Any], str]]:
-    """A source's rows; of RM-Bench's directory those of its files by domain."""
+    """The rows of a source with their numbers; RM-Bench's directory has a file for each domain."""
     domains = sorted(Path(source).expanduser().glob("*_filtered.json"))
     for part in map(str, domains) if domains and benchmark.name == "rm-bench" else [source]:
         name, rows = read_rows(part, benchmark.split)
@@ -260,7 +295,7 @@ def _rows(benchmark: Benchmark, source: str) -> Iterator[tuple[int, dict[str, An
 
 
 def _subset(benchmark: Benchmark, row: Mapping[str, Any], where: str) -> str:
-    """RM-Bench's is its domain: a field, or, in the files by domain, the file's name."""
+    """Of RM-Bench the domain: a field, or the name of the domain's file."""
     if benchmark.name != "rm-bench":
         return str(row.get("subset") or "")
     named = str(row.get("domain") or Path(where.rpartition(" row ")[0]).stem)

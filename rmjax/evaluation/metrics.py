@@ -1,24 +1,25 @@
-"""How good scores are: per attribute, against the constant mean, and on pairs."""
+"""How good scores are: of each rated attribute, and of a reward on preference pairs."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from scipy import optimize, special, stats
 
 
 @dataclasses.dataclass(frozen=True)
 class AttributeMetrics:
-    """One attribute on held-out data; NaN where it is not defined.
+    """Metrics of one attribute on held-out data; NaN where one is not defined.
 
     Attributes:
-      count: ratings that are present.
+      count: how many ratings there are.
       mse: mean squared error.
-      mse_constant: that of always answering the mean rating of the training data.
+      mse_constant: mean squared error of always predicting the training data's mean rating.
       pearson: linear correlation.
-      spearman: rank correlation, ties at their mean rank.
+      spearman: rank correlation; ties get their mean rank.
       pair_accuracy: share of pairs of responses to one prompt with different ratings that the
         scores order as the ratings do; equal scores count one half.
       pairs: how many such pairs there are.
@@ -37,16 +38,16 @@ def attribute_metrics(
     attributes: Sequence[str],
     scores: Float[np.ndarray, "N A"],
     labels: Float[np.ndarray, "N A"],
-    groups: Int[np.ndarray, "N"],
+    prompt_ids: Int[np.ndarray, "N"],
     constants: Float[np.ndarray, "A"],
 ) -> dict[str, AttributeMetrics]:
-    """Metrics of each attribute, computed in float64.
+    """Computes the metrics of each attribute, in float64.
 
     Args:
       attributes: their names.
-      scores: what the model says.
-      labels: what people say; NaN where nobody did.
-      groups: samples with the same number answer the same prompt.
+      scores: the model's scores.
+      labels: people's ratings; NaN where a rating is missing.
+      prompt_ids: samples with the same number answer the same prompt.
       constants: mean rating of each attribute in the training data.
     """
     table = {}
@@ -54,15 +55,15 @@ def attribute_metrics(
         present = ~np.isnan(labels[:, column])
         score = scores[present, column].astype(np.float64)
         label = labels[present, column].astype(np.float64)
-        agreed, pairs = pair_agreement(score, label, groups[present])
+        agreed, pairs = pair_agreement(score, label, prompt_ids[present])
         table[name] = AttributeMetrics(
             count=len(score),
             mse=float(np.mean((score - label) ** 2)) if len(score) else np.nan,
             mse_constant=(
                 float(np.mean((constants[column] - label) ** 2)) if len(score) else np.nan
             ),
-            pearson=correlation(stats.pearsonr, score, label),
-            spearman=correlation(stats.spearmanr, score, label),
+            pearson=correlation(score, label),
+            spearman=correlation(score, label, ranks=True),
             pair_accuracy=agreed / pairs if pairs else np.nan,
             pairs=pairs,
         )
@@ -70,48 +71,63 @@ def attribute_metrics(
 
 
 def correlation(
-    method: Callable[..., Any], score: Float[np.ndarray, "N"], label: Float[np.ndarray, "N"]
+    x: Real[np.ndarray, "N"], y: Real[np.ndarray, "N"], *, ranks: bool = False
 ) -> float:
-    """By a method of `scipy.stats`; NaN where it is not defined."""
-    if len(score) < 2 or np.ptp(score) == 0 or np.ptp(label) == 0:
+    """Pearson's correlation, or Spearman's with `ranks`, over the entries where neither is NaN.
+
+    NaN where it is not defined: fewer than two entries, or all values of one side equal.
+    """
+    present = ~(np.isnan(x) | np.isnan(y))
+    x, y = x[present], y[present]
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return np.nan
-    return float(method(score, label).statistic)
+    method: Any = stats.spearmanr if ranks else stats.pearsonr
+    return float(method(x, y).statistic)
 
 
 def pair_agreement(
-    score: Float[np.ndarray, "N"], label: Float[np.ndarray, "N"], groups: Int[np.ndarray, "N"]
+    score: Float[np.ndarray, "N"], label: Float[np.ndarray, "N"], prompt_ids: Int[np.ndarray, "N"]
 ) -> tuple[float, int]:
-    """Pairs of one group with different labels: how many are ordered alike, and how many."""
+    """Over pairs of one prompt with different labels: how many are ordered alike, and how many."""
     agreed, pairs = 0.0, 0
-    order_by_group = np.argsort(groups, kind="stable")
-    bounds = np.flatnonzero(np.diff(groups[order_by_group])) + 1
-    for members in np.split(order_by_group, bounds):
+    for members in split_by_prompt(prompt_ids):
         first, second = np.triu_indices(len(members), k=1)
-        order = np.sign(label[members][first] - label[members][second])
-        found = np.sign(score[members][first] - score[members][second])
-        decided = order != 0
+        by_label = np.sign(label[members][first] - label[members][second])
+        by_score = np.sign(score[members][first] - score[members][second])
+        decided = by_label != 0
         pairs += int(decided.sum())
-        agreed += float(np.sum(np.where(found == 0, 0.5, found == order)[decided]))
+        agreed += float(np.sum(np.where(by_score == 0, 0.5, by_score == by_label)[decided]))
     return agreed, pairs
 
 
+def split_by_prompt(prompt_ids: Int[np.ndarray, "N"]) -> list[Int[np.ndarray, "n"]]:
+    """The samples' numbers, an array for each prompt."""
+    order = np.argsort(prompt_ids, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(prompt_ids[order])) + 1)
+
+
 def mean_ratings(labels: Float[np.ndarray, "N A"]) -> Float[np.ndarray, "A"]:
-    """The mean of each attribute's ratings; NaN where there is none."""
+    """The mean rating of each attribute; NaN where it has none."""
     present = ~np.isnan(labels)
     sums = np.where(present, labels, 0.0).sum(axis=0, dtype=np.float64)
     counts = present.sum(axis=0)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
+def number_or_none(x: float) -> float | None:
+    """The number, or None for JSON, which has no NaN."""
+    return float(x) if math.isfinite(x) else None
+
+
 # ---- preference pairs ---------------------------------------------------------------------------
 
-_BINS = 10  # of the calibration error
-_TEMPERATURES = (1e-3, 1e3)
+CALIBRATION_BINS = 10
+_TEMPERATURES = (1e-3, 1e3)  # the range that is searched
 
 
 @dataclasses.dataclass(frozen=True)
 class PairMetrics:
-    """A reward on held-out preference pairs; NaN where something is not defined.
+    """Metrics of a reward on held-out preference pairs; NaN where one is not defined.
 
     Attributes:
       attribute: the reward's name.
@@ -120,12 +136,12 @@ class PairMetrics:
         half.
       low: of accuracy's 95 % interval (Wilson's, as if pairs were independent).
       high: of the same.
-      mean_margin: of the chosen response's reward over the other's.
+      mean_margin: mean reward of the chosen response minus that of the rejected one.
       calibration_error: expected calibration error of sigmoid(margin) (Guo et al., 2017): ten bins
         of the probability of the response with the higher reward, from 1/2 to 1.
       temperature: the T for which sigmoid(margin / T) has the lowest cross-entropy on these pairs;
-        NaN where there is none, because all pairs are right or the mean margin is not positive.
-      length_correlation: Pearson's, of reward and tokens, over all responses.
+        NaN where there is none: all pairs are right, or the mean margin is not positive.
+      length_correlation: Pearson's correlation of reward and tokens, over all responses.
       by_strength: accuracy and pairs of each strength, the strength written as text.
     """
 
@@ -148,20 +164,20 @@ def pair_metrics(
     strengths: Float[np.ndarray, "P"],
     lengths: Int[np.ndarray, "P 2"],
 ) -> PairMetrics:
-    """What preference pairs say of a reward, in float64.
+    """Computes the metrics of a reward on preference pairs, in float64.
 
     Args:
       attribute: the reward's name.
       chosen: rewards of the chosen responses.
-      rejected: rewards of the others.
-      strengths: of the preferences; 0 in a tie, which only counts for the correlation with length,
-        NaN where nobody said.
-      lengths: tokens of the chosen and of the other sample.
+      rejected: rewards of the rejected ones.
+      strengths: of the preferences; 0 for a tie, which only counts in the correlation with length,
+        NaN where the data do not say.
+      lengths: tokens of the chosen and of the rejected sample.
     """
     rewards = np.stack([chosen, rejected], axis=1).astype(np.float64)
     decided = strengths != 0
     margins, strengths = (rewards[:, 0] - rewards[:, 1])[decided], strengths[decided]
-    right = (1 + np.sign(margins)) / 2
+    right = pair_credits(margins)
     count = len(margins)
     low, high = wilson_interval(float(right.sum()), count)
     known = np.unique(strengths[~np.isnan(strengths)])
@@ -174,7 +190,7 @@ def pair_metrics(
         mean_margin=float(margins.mean()) if count else np.nan,
         calibration_error=calibration_error(margins),
         temperature=fit_temperature(margins),
-        length_correlation=correlation(stats.pearsonr, rewards.ravel(), lengths.ravel()),
+        length_correlation=correlation(rewards.ravel(), lengths.ravel()),
         by_strength={
             f"{strength:g}": (
                 float(right[strengths == strength].mean()),
@@ -186,7 +202,7 @@ def pair_metrics(
 
 
 def wilson_interval(successes: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Of a share: Wilson (1927), with a normal quantile of 95 %; NaN without any count."""
+    """Wilson's (1927) 95 % interval of a share; NaN if `count` is 0."""
     if not count:
         return np.nan, np.nan
     share = successes / count
@@ -196,14 +212,27 @@ def wilson_interval(successes: float, count: int, z: float = 1.959964) -> tuple[
     return float((centre - spread) / scale), float((centre + spread) / scale)
 
 
+def pair_credits(margins: Float[np.ndarray, "P"]) -> Float[np.ndarray, "P"]:
+    """1 for each pair with a positive margin, one half where the margin is 0, else 0."""
+    return (1 + np.sign(margins)) / 2
+
+
+def calibration_bins(
+    margins: Float[np.ndarray, "P"],
+) -> tuple[Float[np.ndarray, "P"], Int[np.ndarray, "P"]]:
+    """Each pair's confidence, sigmoid(|margin|), and its bin of `CALIBRATION_BINS` equal ones."""
+    confidence = special.expit(np.abs(margins))
+    bins = (2 * CALIBRATION_BINS * (confidence - 0.5)).astype(int)
+    return confidence, np.minimum(bins, CALIBRATION_BINS - 1)
+
+
 def calibration_error(margins: Float[np.ndarray, "P"]) -> float:
-    """Mean over pairs of |accuracy - confidence| in their bin; see `PairMetrics`."""
+    """Mean over pairs of |accuracy - confidence| of their bin; see `PairMetrics`."""
     if not len(margins):
         return np.nan
-    confidence = special.expit(np.abs(margins))
-    right = (1 + np.sign(margins)) / 2
-    bins = np.minimum((2 * _BINS * (confidence - 0.5)).astype(int), _BINS - 1)
-    sums = [np.abs((right - confidence)[bins == i].sum()) for i in range(_BINS)]
+    confidence, bins = calibration_bins(margins)
+    excess = pair_credits(margins) - confidence
+    sums = [np.abs(excess[bins == i].sum()) for i in range(CALIBRATION_BINS)]
     return float(np.sum(sums) / len(margins))
 
 
@@ -211,10 +240,10 @@ def fit_temperature(margins: Float[np.ndarray, "P"]) -> float:
     """The T of the lowest mean of -log sigmoid(margin / T), a convex function of 1/T."""
     if not len(margins) or not (margins < 0).any() or margins.sum() <= 0:
         return np.nan
-    found = optimize.minimize_scalar(
+    minimum = optimize.minimize_scalar(
         lambda log: np.logaddexp(0.0, -margins * np.exp(-log)).mean(),
         bounds=np.log(_TEMPERATURES),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return float(np.exp(found.x))
+    return float(np.exp(minimum.x))

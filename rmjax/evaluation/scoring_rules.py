@@ -1,8 +1,8 @@
-"""From values to credits: what each item of a benchmark earns.
+"""The scoring rules: from the values of responses to the credit that each benchmark item earns.
 
-Every rule gives a table, one row a unit (an item, or for ties a prompt) and one column a part,
-NaN where the part is not defined. A subset's score is the weighted sum of the columns' means, so
-that units can be drawn again for intervals, and compared one by one between models.
+Every rule returns a table with one row for each unit (an item, or for Ties a prompt) and one column
+for each part of the score, NaN where a part is not defined. A subset's score is the weighted sum of
+the columns' means. So units can be drawn again for intervals, and compared between two models.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,18 +13,19 @@ from jaxtyping import Float
 
 from rmjax.errors import UserError
 from rmjax.evaluation.items import Item
+from rmjax.evaluation.metrics import pair_credits
 
 Values = Sequence[Float[np.ndarray, "n"]]
 
 
 class Credits(NamedTuple):
-    """What units earned.
+    """What the units of a subset earn.
 
     Attributes:
       parts: names of the columns.
       weights: of the columns in the score.
-      table: float64, one row a unit; NaN where a part is not defined.
-      units: for each row the numbers of the items it is made of.
+      table: float64, one row for each unit; NaN where a part is not defined.
+      units: for each row, the numbers of its items.
     """
 
     parts: tuple[str, ...]
@@ -34,31 +35,36 @@ class Credits(NamedTuple):
 
     @property
     def score(self) -> float:
-        """Of all units; NaN without any."""
+        """The subset's score; NaN without units."""
         return float(weighted_mean(self.table[None], self.weights)[0])
 
     @property
     def by_unit(self) -> Float[np.ndarray, "U"]:
-        """Each unit's own contribution; parts that are not defined count 0."""
+        """Each unit's own credit; parts that are not defined count 0."""
         return np.nan_to_num(self.table) @ np.asarray(self.weights)
 
 
 def weighted_mean(
     tables: Float[np.ndarray, "B U C"], weights: Sequence[float]
 ) -> Float[np.ndarray, "B"]:
-    """Sum over columns of weight x mean of what is defined; a column without anything is 0."""
+    """Sum over columns of weight x mean of the defined entries; an empty column counts 0."""
     if not tables.shape[1]:
         return np.full(len(tables), np.nan)
+    return np.nan_to_num(column_means(tables)) @ np.asarray(weights)
+
+
+def column_means(tables: Float[np.ndarray, "*B U C"]) -> Float[np.ndarray, "*B C"]:
+    """Mean of each column's defined entries; NaN without any."""
     defined = ~np.isnan(tables)
-    sums = np.where(defined, tables, 0.0).sum(axis=1)
-    means = sums / np.maximum(defined.sum(axis=1), 1)
-    return means @ np.asarray(weights)
+    counts = defined.sum(axis=-2)
+    sums = np.where(defined, tables, 0.0).sum(axis=-2)
+    return np.where(counts, sums / np.maximum(counts, 1), np.nan)
 
 
 def pairs(items: Sequence[Item], values: Values, ties: float) -> Credits:
-    """1 where each good response has a higher value than each bad one, `ties` for the lowest tie.
+    """1 if all good responses have higher values than all bad ones, `ties` if the worst pair ties.
 
-    Strict as RewardBench and JudgeBench have it with `ties` 0; the metrics of runs take one half.
+    RewardBench and JudgeBench count a tie as wrong (`ties` 0); a run's metrics count one half.
     """
     table = []
     for item, value in zip(items, values):
@@ -68,9 +74,9 @@ def pairs(items: Sequence[Item], values: Values, ties: float) -> Credits:
 
 
 def best_of(items: Sequence[Item], values: Values, ties: float) -> Credits:
-    """1 / (responses tied at the maximum) if a good one is among them, else 0 (RewardBench 2).
+    """The share of good responses among those with the highest value (RewardBench 2).
 
-    Where several good ones are tied with bad ones, the chance that one drawn from the tie is good.
+    With one good response: 1 / (responses tied at the maximum) if it is among them, else 0.
     """
     table = []
     for item, value in zip(items, values):
@@ -80,9 +86,10 @@ def best_of(items: Sequence[Item], values: Values, ties: float) -> Credits:
 
 
 def styles(items: Sequence[Item], values: Values, ties: float) -> Credits:
-    """RM-Bench: chosen i against rejected j, styles from concise (0) to markdown (2).
+    """RM-Bench: each chosen response against each rejected one, in styles from concise to markdown.
 
-    Easy: the chosen one is in the richer style (lower triangle); normal: the same; hard: a plainer.
+    Easy: the chosen one has the richer style (lower triangle). Normal: both have the same style
+    (diagonal). Hard: the chosen one has the plainer style.
     """
     table = []
     for item, value in zip(items, values):
@@ -109,19 +116,19 @@ _TIES = (
 def ties(items: Sequence[Item], values: Values, ties: float) -> Credits:
     """RewardBench 2's Ties: a prompt with one right answer (`ref:N`), one with several (`tied:N`).
 
-    The gap is that of the worst right answer over the best wrong one, the spread that between the
-    best and the worst right answer.
+    The gap is the worst right answer's value minus the best wrong one's. The spread is the best
+    right answer's value minus the worst right one's.
     """
-    found: dict[str, dict[str, int]] = {}
+    numbers: dict[str, dict[str, int]] = {}
     for number, item in enumerate(items):
         kind, _, prompt = item.id.partition(":")
         if kind not in ("ref", "tied") or not prompt:
             raise UserError(f"{item.where}: id {item.id!r}, expected 'ref:N' or 'tied:N'")
-        if kind in found.setdefault(prompt, {}):
+        if kind in numbers.setdefault(prompt, {}):
             raise UserError(f"{item.where}: id {item.id!r} is there twice")
-        found[prompt][kind] = number
+        numbers[prompt][kind] = number
     table, units = [], []
-    for kinds in found.values():
+    for kinds in numbers.values():
         gaps, spread = {}, np.nan
         for kind, number in kinds.items():
             good, bad = np.split(values[number], [items[number].good])
@@ -135,7 +142,7 @@ def ties(items: Sequence[Item], values: Values, ties: float) -> Credits:
 
 
 def _tie_parts(tied: float | None, ref: float | None, spread: float) -> list[float]:
-    """The columns of one prompt, from its gaps; a kind that is missing is None."""
+    """The columns of one prompt from its gaps; None for a kind that is missing."""
     parts = [np.nan if gap is None else float(gap > 0) for gap in (tied, ref)]
     if tied is None or ref is None or np.isnan(spread):
         return [*parts, np.nan, np.nan, np.nan]
@@ -145,20 +152,20 @@ def _tie_parts(tied: float | None, ref: float | None, spread: float) -> list[flo
 
 
 def ratings(items: Sequence[Item], values: Values, ties: float) -> Credits:
-    """By prompt, the share of pairs of responses with different ratings that values order alike.
+    """For each prompt, the share of pairs of responses that the values order as the ratings do.
 
-    Equal values count one half. A prompt without such a pair is not defined.
+    Pairs with equal ratings are left out; equal values count one half. NaN without such a pair.
     """
     table = []
     for item, value in zip(items, values):
-        better, worse = ordered(item)
-        right = (1 + np.sign(value[better] - value[worse])) / 2
+        better, worse = ordered_pairs(item)
+        right = pair_credits(value[better] - value[worse])
         table.append([right.mean() if len(right) else np.nan])
     return Credits(("accuracy",), (1.0,), _table(table, 1), _each(items))
 
 
-def ordered(item: Item) -> tuple[np.ndarray, np.ndarray]:
-    """Every two responses of which the first is worth more than the second, as two index arrays."""
+def ordered_pairs(item: Item) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the better and of the worse response, for every two of different gold."""
     gold = np.asarray(item.gold)
     better, worse = np.nonzero(gold[:, None] > gold[None, :])
     return better, worse
@@ -172,8 +179,7 @@ def _each(items: Sequence[Item]) -> tuple[tuple[int, ...], ...]:
     return tuple((number,) for number in range(len(items)))
 
 
-Rule = Callable[[Sequence[Item], Values, float], Credits]
-RULES: dict[str, Rule] = {
+SCORING_RULES: dict[str, Callable[[Sequence[Item], Values, float], Credits]] = {
     "pairs": pairs,
     "best_of": best_of,
     "styles": styles,

@@ -29,6 +29,7 @@ from rmjax.models.rewards.aggregation import Rule, model_rule
 from rmjax.models.rewards.spec import RewardSpec
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
+_OVER_LONG = ("error", "truncate_left")
 _DTYPES = ("auto", "float32", "bfloat16")
 _BAR_FROM = 8  # batches from which on there is a progress bar
 
@@ -211,17 +212,18 @@ def load(
       share_prompts: whether the prefix that responses to a prompt share is computed once.
       quantize: `int8` or `fp8` keeps the layers' weights and computes the products with them in
         8 bits, where the device can; elsewhere the same scores take longer, and a warning says so.
-        Scores differ from the unquantized ones, a small model's by much: see docs/performance.md.
+        Scores differ from the unquantized ones, a small model's by much: see docs/score.md.
 
     Raises:
       UserError: there is no such model, it has no reward head, or a file is missing.
     """
-    if over_long not in ("error", "truncate_left"):
-        raise UserError(f"over_long = {over_long!r}: there are error, truncate_left")
-    if dtype not in _DTYPES:
-        raise UserError(f"dtype = {dtype!r}: there are {', '.join(_DTYPES)}")
-    if attention not in ATTENTION:
-        raise UserError(f"attention = {attention!r}: there are {', '.join(ATTENTION)}")
+    for name, given, choices in (
+        ("over_long", over_long, _OVER_LONG),
+        ("dtype", dtype, _DTYPES),
+        ("attention", attention, ATTENTION),
+    ):
+        if given not in choices:
+            raise UserError(f"{name} = {given!r}: there are {', '.join(choices)}")
     source = open_pretrained(str(path))
     if source.spec is None:
         raise UserError(

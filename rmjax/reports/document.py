@@ -1,20 +1,21 @@
-"""A report before it has a form: what it says, in blocks that every renderer knows.
+"""The contents of a report, in blocks that every renderer knows.
 
-All texts are plain: each renderer escapes what would mean something to its form. Numbers come as
-text too, written by `rmjax.reports.numbers`, so that all forms show the same digits.
+All texts are plain: each renderer escapes what would be markup in its format. Numbers are texts
+too, written by `rmjax.reports.numbers`, so that all formats show the same digits.
 """
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from matplotlib.figure import Figure as Drawing
+if TYPE_CHECKING:  # heavy to import
+    from matplotlib.figure import Figure as Drawing
 
 Kind = Literal["prompt", "chosen", "rejected", "other"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Heading:
-    """Begins a section (level 2) or a part of one (3)."""
+    """The heading of a section (level 2) or of a part of one (3)."""
 
     text: str
     level: Literal[2, 3] = 2
@@ -29,17 +30,17 @@ class Paragraph:
 
 @dataclasses.dataclass(frozen=True)
 class Warning:
-    """What a reader must know before believing the numbers near it."""
+    """What a reader must know before trusting the numbers that follow."""
 
     text: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Headline:
-    """The few numbers that the report is about.
+    """The few most important numbers.
 
     Attributes:
-      items: label, number, and what stands below it in small print, which may be empty.
+      items: label, number, and a detail in small print, which may be empty.
     """
 
     items: tuple[tuple[str, str, str], ...]
@@ -47,7 +48,7 @@ class Headline:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """Names and what they are."""
+    """Names and values."""
 
     items: tuple[tuple[str, str], ...]
 
@@ -58,11 +59,11 @@ class Table:
 
     Attributes:
       columns: their names.
-      rows: cells, as many as there are columns.
-      caption: what it shows, above it.
-      note: what one must know to read it, below it.
+      rows: each with a cell for every column.
+      caption: above the table: what it shows.
+      note: below the table: how to read it.
       align: a letter for each column, `l` or `r`; empty for the first left and all others right.
-      strong: rows to stand out, such as an average; from 0.
+      strong: numbers of the rows in bold, such as an average; from 0.
     """
 
     columns: tuple[str, ...]
@@ -79,22 +80,22 @@ class Table:
 
     @property
     def alignment(self) -> str:
-        """A letter for each column."""
+        """A letter for each column, `l` or `r`."""
         return self.align or "l" + "r" * (len(self.columns) - 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A drawing. Figures that follow each other stand side by side where there is room.
+    """A drawing. Consecutive figures stand side by side if there is room.
 
     Attributes:
       drawing: from `rmjax.reports.plots`.
-      name: of its file, in lower case with hyphens; once in a report.
-      alt: what it shows, for who cannot see it, with the numbers that matter.
-      caption: below it.
+      name: of its file, in lower case with hyphens; different for each figure of a report.
+      alt: a description with the important numbers, for readers who cannot see it.
+      caption: below the drawing.
     """
 
-    drawing: Drawing
+    drawing: "Drawing"
     name: str
     alt: str
     caption: str
@@ -105,10 +106,10 @@ class Text:
     """A text of an example.
 
     Attributes:
-      label: what it is.
+      label: what the text is.
       text: of any length, with its own line breaks.
-      kind: which colour it has.
-      numbers: names and values that belong to it, such as its reward.
+      kind: decides its colour.
+      numbers: names and values that belong to the text, such as its reward.
     """
 
     label: str
@@ -119,12 +120,12 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """Something from the data in full, such as a pair that was ordered wrongly.
+    """An example from the data, such as a pair that the model orders wrongly.
 
     Attributes:
-      title: what it is an example of.
-      texts: prompt, chosen, rejected.
-      numbers: names and values that belong to the whole.
+      title: its name.
+      texts: such as prompt, chosen and rejected response.
+      numbers: names and values that belong to the whole example.
     """
 
     title: str
@@ -134,7 +135,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Collapsible:
-    """Blocks that are shown when asked for."""
+    """Blocks behind a title that the reader can open."""
 
     title: str
     blocks: tuple["Block", ...]
@@ -148,10 +149,10 @@ class Document:
     """A report.
 
     Attributes:
-      title: its name.
-      subtitle: one sentence below the title.
-      facts: of what, with what, when: names and values.
-      blocks: the rest.
+      title: the report's name.
+      subtitle: a sentence below the title.
+      facts: names and values: what the report is about and how it was made.
+      blocks: everything else.
     """
 
     title: str
@@ -166,11 +167,11 @@ class Document:
 
 
 def figures(blocks: tuple[Block, ...]) -> list[Figure]:
-    """All figures, in order, those that are collapsed too."""
-    found = []
+    """All figures in order, with those inside `Collapsible` blocks."""
+    inner: list[Figure] = []
     for block in blocks:
         if isinstance(block, Figure):
-            found.append(block)
+            inner.append(block)
         elif isinstance(block, Collapsible):
-            found += figures(block.blocks)
-    return found
+            inner += figures(block.blocks)
+    return inner

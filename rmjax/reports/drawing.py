@@ -1,4 +1,4 @@
-"""Matplotlib figures to bytes: the same figure is the same bytes, wherever and whenever."""
+"""Renders matplotlib figures as PNG and SVG; the same figure always gives the same bytes."""
 
 import io
 import re
@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from rmjax.reports.text import printable
 from rmjax.reports.theme import INK, LINE, MUTED, PAPER, SERIES, VARIABLES
 
-PIXEL = 1 / 72  # inches; a figure's points are a page's pixels
-_DENSITY = 2  # pixels of a PNG for each of a page's
+PIXEL = 1 / 72  # inches; a point of a figure is a pixel of a page
+_DENSITY = 2  # a PNG has so many pixels for each pixel of a page
 _HEX = re.compile("#[0-9a-f]{6}")
 _SIZE = re.compile(r"[\d.]+px")
 _REFERENCE = re.compile(r"url\(#([^)]*)\)")
@@ -68,9 +68,9 @@ _STYLE: Any = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of all plots, while one is made or saved; nothing of the user's matplotlib."""
+    """Sets the style of all plots while one is drawn or saved, without the user's settings."""
     with warnings.catch_warnings(), matplotlib.rc_context():
-        # Other scripts' letters are only measured with a font that lacks them: browsers have one.
+        # The font lacks the letters of some scripts; it only measures them, browsers draw them.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
@@ -87,12 +87,12 @@ def png(figure: Figure) -> bytes:
 
 
 def inline_svg(figure: Figure, name: str, alt: str) -> str:
-    """SVG for the inside of a page: text as text, the theme's colours, ids of its own.
+    """SVG for use inside a page: text as text, colours of the theme, ids with a prefix.
 
     Args:
       figure: from `rmjax.reports.plots`.
-      name: what its ids begin with.
-      alt: its title.
+      name: the prefix of its ids.
+      alt: its description.
     """
     stream = io.StringIO()
     with style():
@@ -122,7 +122,7 @@ def inline_svg(figure: Figure, name: str, alt: str) -> str:
 
 
 def _adapt(element: ElementTree.Element, name: str, used: set[str]) -> None:
-    """Names what is referred to after the figure, and takes colours and font from the page."""
+    """Prefixes ids and references, and takes colours and font from the page."""
     if element.tag != "text":  # line breaks between elements
         element.text = (element.text or "").strip() or None
     element.tail = None

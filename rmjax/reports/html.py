@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: no network, no script, no font."""
+"""Renders a report as one HTML file that needs no network, no scripts and no fonts."""
 
 import itertools
 import re
@@ -22,10 +22,10 @@ from rmjax.reports.drawing import inline_svg
 from rmjax.reports.text import html_text as escape
 from rmjax.reports.theme import STYLE
 
-# Nothing may be fetched or run, should a text ever get past its escaping.
+# Nothing may be fetched or run, even if a text is not escaped as it should be.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-_WIDE = 6  # columns from which on a table takes the whole width
-_CONTENTS = 4  # sections from which on links to them stand on top
+_WIDE = 6  # a table with so many columns takes the whole width
+_CONTENTS = 4  # a report with so many sections gets links to them on top
 
 
 def render(document: Document) -> str:
@@ -60,15 +60,15 @@ def render(document: Document) -> str:
 
 
 def _anchors(document: Document) -> dict[int, str]:
-    """An id for each heading, from its text; by the heading's identity, as texts may repeat."""
-    found, taken = {}, set()
+    """An id for each heading, made of its text; keyed by `id(heading)`, as texts may repeat."""
+    anchors, taken = {}, set()
     for block in document.blocks:
         if isinstance(block, Heading):
             base = "s-" + (re.sub(r"[^a-z0-9]+", "-", block.text.lower()).strip("-") or "section")
             names = itertools.chain([base], (f"{base}-{i}" for i in itertools.count(2)))
-            found[id(block)] = next(name for name in names if name not in taken)
-            taken.add(found[id(block)])
-    return found
+            anchors[id(block)] = next(name for name in names if name not in taken)
+            taken.add(anchors[id(block)])
+    return anchors
 
 
 def _blocks(blocks: Sequence[Block], anchors: dict[int, str]) -> str:
@@ -115,7 +115,7 @@ def _facts(items: Sequence[tuple[str, str]]) -> str:
 
 
 def _breakable(value: str) -> str:
-    """With places where a path may go on in the next line."""
+    """With points where a long path may break into the next line."""
     return escape(value).replace("/", "/<wbr>").replace("_", "_<wbr>")
 
 

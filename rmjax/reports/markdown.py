@@ -1,4 +1,4 @@
-"""A report as Markdown (GitHub's), its figures as files beside it."""
+"""Renders a report as Markdown (GitHub's), with its figures in files beside it."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ FIGURES = "figures"
 
 
 def figure_path(figure: Figure) -> str:
-    """Where a report's text looks for a figure, relative to itself."""
+    """The path of a figure's file, relative to the Markdown file."""
     return f"{FIGURES}/{figure.name}.png"
 
 
@@ -53,7 +53,7 @@ def _block(block: Block) -> list[str]:
         case Table():
             return _table(block)
         case Figure():
-            # An image's text is read as markup too.
+            # The text of an image is markup too.
             shown = f"![{escape(block.alt)}]({figure_path(block)})"
             return [shown, f"*{escape(block.caption)}*"] if block.caption else [shown]
         case Example():

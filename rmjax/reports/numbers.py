@@ -1,52 +1,56 @@
-"""How reports write numbers. What is not defined is a dash."""
+"""How reports write numbers. A number that is missing or not finite is a dash."""
 
 import math
+from typing import TypeGuard
 
 DASH = "–"
 _MINUS = "−"
 
 
-def decimal(value: float, digits: int = 3) -> str:
-    """With a fixed number of digits behind the point."""
-    return _signed(f"{value:,.{digits}f}") if math.isfinite(value) else DASH
+def defined(value: float | None) -> TypeGuard[float]:
+    """Whether a number is there and finite."""
+    return value is not None and math.isfinite(value)
 
 
-def signed(value: float, digits: int = 3) -> str:
-    """As `decimal`, with a plus where it is positive."""
-    return _signed(f"{value:+,.{digits}f}") if math.isfinite(value) else DASH
+def decimal(value: float | None, digits: int = 3) -> str:
+    """A fixed number of digits after the point."""
+    return _signed(f"{value:,.{digits}f}") if defined(value) else DASH
 
 
-def short(value: float, digits: int = 4) -> str:
-    """With so many significant digits, whatever its size: 2.000e-06, 0.1, 1,234."""
-    if not math.isfinite(value):
-        return DASH
-    if value == int(value) and abs(value) < 1e9:
-        return count(int(value))
-    return _signed(f"{value:.{digits}g}")
+def signed(value: float | None, digits: int = 3) -> str:
+    """As `decimal`, with a plus sign if positive."""
+    return _signed(f"{value:+,.{digits}f}") if defined(value) else DASH
 
 
-def count(value: int) -> str:
-    """A whole number, its thousands apart."""
-    return _signed(f"{value:,}")
+def short(value: float | None, digits: int = 4) -> str:
+    """At most so many significant digits: 2.5e-06, 0.1, 1,234."""
+    if defined(value) and not (value == int(value) and abs(value) < 1e9):
+        return _signed(f"{value:.{digits}g}")
+    return count(value)
 
 
-def percent(share: float, digits: int = 1) -> str:
+def count(value: float | None) -> str:
+    """A whole number with separated thousands."""
+    return _signed(f"{int(value):,}") if defined(value) else DASH
+
+
+def percent(share: float | None, digits: int = 1) -> str:
     """A share of 1 in per cent."""
-    return f"{_signed(f'{100 * share:.{digits}f}')} %" if math.isfinite(share) else DASH
+    return f"{_signed(f'{100 * share:.{digits}f}')} %" if defined(share) else DASH
 
 
-def interval(low: float, high: float, digits: int = 3) -> str:
-    """From and to."""
-    if not (math.isfinite(low) and math.isfinite(high)):
+def interval(low: float | None, high: float | None, digits: int = 3) -> str:
+    """Both ends of an interval."""
+    if not (defined(low) and defined(high)):
         return DASH
     return f"{decimal(low, digits)} to {decimal(high, digits)}"
 
 
 def minus(text: str) -> str:
-    """A number's text with a true minus."""
+    """The text of a number with a true minus sign."""
     return _MINUS + text[1:] if text.startswith("-") else text
 
 
 def _signed(text: str) -> str:
-    """A true minus, and none before what was rounded to zero."""
+    """With a true minus sign, and no sign for a number that was rounded to zero."""
     return minus(text) if text.strip("+-0.,") else text.strip("+-")

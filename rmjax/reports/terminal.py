@@ -1,4 +1,4 @@
-"""A report in a terminal: its tables and numbers. Figures and examples are in the files."""
+"""Prints the tables and numbers of a report. Figures and examples are only in the files."""
 
 from collections.abc import Sequence
 
@@ -23,13 +23,13 @@ from rmjax.reports.document import (
 from rmjax.reports.text import one_line
 
 
-def show(document: Document, console: Console) -> None:
-    """Prints a report. What is collapsed, drawn or quoted is left out."""
+def print_document(document: Document, console: Console) -> None:
+    """Prints a report without its paragraphs, figures, examples and collapsible blocks."""
     console.print(_text(document.title, "bold"))
     if document.subtitle:
         console.print(_text(document.subtitle, "dim"))
     _facts(document.facts, console)
-    pending: list[Heading] = []  # headings above nothing but figures are left out
+    pending: list[Heading] = []  # not printed if nothing follows that is
     for block in document.blocks:
         if isinstance(block, Heading):
             pending = [h for h in pending if h.level < block.level] + [block]
@@ -80,4 +80,4 @@ def _table(table: Table, console: Console) -> None:
 
 
 def _text(text: str, style: str = "") -> Styled:
-    return Styled(one_line(text), style=style)  # not markup, and without control characters
+    return Styled(one_line(text), style=style)  # no markup, no control characters

@@ -1,10 +1,10 @@
-"""One look for all reports: colours of plots and pages, by day and by night.
+"""The look of all reports: colours of plots and pages, light and dark.
 
-Plots are drawn in the light colours. In a page each of them is a CSS variable, which has another
-value where the reader prefers dark pages; so a plot is drawn once.
+Plots are drawn in the light colours. In a page each colour is a CSS variable with another value for
+readers who prefer dark pages, so one drawing serves both.
 """
 
-# After Okabe and Ito, who chose them to be told apart whatever one's colour vision.
+# After Okabe and Ito: colours that people with any colour vision can tell apart.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _SERIES_DARK = ("#58aee8", "#ff8b45", "#3ecf9f", "#e6a0c8", "#f3bb4a", "#9bd4f7")
 
@@ -57,7 +57,7 @@ a{color:var(--s0);text-decoration:none}
 a:hover{text-decoration:underline}
 nav{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;margin:1.6rem 0 0;padding:.8rem 0;
   border-top:1px solid var(--line);border-bottom:1px solid var(--line);font-size:.9rem}
-.spec{background:var(--paper);border:1px solid var(--line);border-radius:10px}
+.card{background:var(--paper);border:1px solid var(--line);border-radius:10px}
 .facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,15rem),1fr));
   gap:.7rem 1.6rem;margin:1rem 0;padding:1rem 1.2rem}
 .facts div{min-width:0}
@@ -75,11 +75,11 @@ figure{margin:1.2rem 0;min-width:0}
 .caption{font-size:.92rem;font-weight:600;margin:0 0 .5rem;max-width:none}
 .note{font-size:.83rem;color:var(--muted);margin:.55rem 0 0;max-width:52rem}
 .scroll{overflow-x:auto}
-.scroll.spec{background:linear-gradient(90deg,transparent,var(--paper) 55%) 100%/2.4rem 100%
+.scroll.card{background:linear-gradient(90deg,transparent,var(--paper) 55%) 100%/2.4rem 100%
   no-repeat local,linear-gradient(90deg,transparent,var(--shade)) 100%/1rem 100% no-repeat,
   var(--paper)}
 .scroll:focus-visible,summary:focus-visible{outline:2px solid var(--s0);outline-offset:2px}
-.scroll.spec{width:fit-content;max-width:100%}
+.scroll.card{width:fit-content;max-width:100%}
 .scroll.wide{width:auto}
 table{border-collapse:collapse;min-width:min(26rem,calc(100vw - 2.2rem));
   overflow-wrap:normal;font-size:.9rem;font-variant-numeric:tabular-nums}

@@ -8,7 +8,7 @@ from jax.sharding import AbstractMesh, Mesh
 from rmjax.runtime.cache import cache_root
 
 # The scratch memory of a v5p that one operation may use, in KiB; the compiler's default is less.
-# By its own estimate more pays on v5p and costs on v5e (docs/performance.md); v6e is untried.
+# By its own estimate more pays on v5p and costs on v5e (docs/appendix.md); v6e is untried.
 _SCRATCH_KIB = 65536
 _SCRATCH_CHIPS = ("TPU v5", "TPU v5p")  # JAX has both names for a v5p
 

@@ -1,4 +1,4 @@
-"""What a run says: terminal, JSON lines, TensorBoard, and W&B if asked."""
+"""The metrics of a run: JSON lines, TensorBoard, the progress in the terminal, W&B if asked."""
 
 import collections
 import dataclasses
@@ -11,37 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
 
-from rmjax.data.batches import Batches
 from rmjax.errors import UserError, disk_errors
-from rmjax.evaluation.metrics import AttributeMetrics, PairMetrics
-from rmjax.models.init import abstract_model
-from rmjax.models.model import Model
-from rmjax.models.parameters import adapter_parameters, flatten
 from rmjax.runtime.files import replace_file
-from rmjax.training.validation import Evaluation
+from rmjax.training.validation import ValidationMetrics
 
 METRICS_FILE = "metrics.jsonl"
-_WINDOW = 20  # steps over which tokens per second are averaged
+_WINDOW = 20  # steps that tokens per second are averaged over
 _FLUSH_SECONDS = 30.0
-_PROTO: Any = event_pb2  # whose classes are made at run time
-_LINES = 20  # lines a run prints where there is no terminal to draw a bar in
+_PROTO: Any = event_pb2  # its classes are made at run time
+_LINES = 20  # how many a run prints, if there is no terminal for a progress bar
 
 
-class Reporter:
-    """Writes a run's metrics everywhere; silent on every process but the first."""
+class MetricsLogger:
+    """Writes a run's metrics everywhere, on the first process only."""
 
     def __init__(
         self, workdir: Path, *, start: int, total: int, wandb: str, config: dict[str, Any]
     ):
-        """Opens the run's files; what was written beyond step `start` is taken out."""
+        """Opens the run's files, and removes from them what is later than step `start`."""
         self._active = jax.process_index() == 0
         self.console = Console(quiet=not self._active, highlight=False, soft_wrap=True)
         self._total = total
@@ -62,7 +55,7 @@ class Reporter:
             self._jsonl = _reopen(workdir / METRICS_FILE, start)
             self._board = _Board(workdir / "tensorboard", start)
 
-    def __enter__(self) -> "Reporter":
+    def __enter__(self) -> "MetricsLogger":
         self._progress.start()
         self._times.append((time.monotonic(), 0))
         return self
@@ -76,19 +69,21 @@ class Reporter:
         if self._wandb is not None:
             self._wandb.finish()
 
-    def step(self, step: int, metrics: Mapping[str, float], tokens: int, places: int) -> None:
-        """Reports optimizer step `step` (from 1).
+    def step(
+        self, step: int, metrics: Mapping[str, float], tokens: int, padded_tokens: int
+    ) -> None:
+        """Logs an optimizer step.
 
         Args:
-          step: its number.
+          step: its number, from 1.
           metrics: loss, gradient norm, learning rate.
-          tokens: real tokens in it.
-          places: token places computed, padding included.
+          tokens: of its samples.
+          padded_tokens: computed token positions, with padding.
         """
         self._times.append((time.monotonic(), tokens))
         elapsed = self._times[-1][0] - self._times[0][0]
         rate = sum(n for _, n in list(self._times)[1:]) / max(elapsed, 1e-9)
-        padding = 1 - tokens / places
+        padding = 1 - tokens / padded_tokens
         self._write(
             step, {**metrics, "tokens": tokens, "tokens_per_second": rate, "padding": padding}
         )
@@ -100,24 +95,24 @@ class Reporter:
         if not self.console.is_terminal and (step % self._every == 0 or step == self._total):
             self.console.print(f"step {step}/{self._total}  {status}")
 
-    def evaluation(self, step: int, found: Evaluation, seconds: float) -> None:
-        """Reports an evaluation after step `step`; its time does not count as training."""
+    def evaluation(self, step: int, metrics: ValidationMetrics, seconds: float) -> None:
+        """Logs an evaluation after step `step`; its time does not count as training time."""
         flat = {
             f"{name}/{field}": value
-            for name, metrics in found.attributes.items()
-            for field, value in dataclasses.asdict(metrics).items()
+            for name, rated in metrics.attributes.items()
+            for field, value in dataclasses.asdict(rated).items()
         }
         accuracy = ""
-        if found.pairs:
-            pairs = dataclasses.asdict(found.pairs)
+        if metrics.pairs:
+            pairs = dataclasses.asdict(metrics.pairs)
             strengths = pairs.pop("by_strength")
             del pairs["attribute"]
             pairs |= {f"accuracy_at_strength_{s}": share for s, (share, _) in strengths.items()}
             flat |= {f"pairs/{field}": value for field, value in pairs.items()}
-            accuracy = f", pair accuracy {found.pairs.accuracy:.3f}"
-        self._write(step, {"validation_loss": found.loss, "evaluation_seconds": seconds, **flat})
+            accuracy = f", pair accuracy {metrics.pairs.accuracy:.3f}"
+        self._write(step, {"validation_loss": metrics.loss, "evaluation_seconds": seconds, **flat})
         self.console.print(
-            f"step {step}: validation loss {found.loss:.4f}{accuracy} ({seconds:.1f} s)"
+            f"step {step}: validation loss {metrics.loss:.4f}{accuracy} ({seconds:.1f} s)"
         )
         self._times.clear()
         self._times.append((time.monotonic(), 0))
@@ -134,14 +129,14 @@ class Reporter:
 
 
 class _Board:
-    """TensorBoard's file of a run's numbers, written by the loop itself.
+    """Writes TensorBoard's file of a run in the calling thread.
 
-    `SummaryWriter` leaves that to a thread, which a full disk ends; the loop then waits for it
-    without end.
+    `SummaryWriter` writes in a thread of its own; if the disk is full that thread dies, and the
+    training loop waits for it forever.
     """
 
     def __init__(self, directory: Path, start: int):
-        """Opens a new file, before which steps after `start` do not count."""
+        """Opens a new file; TensorBoard then ignores steps after `start` in older ones."""
         with disk_errors(str(directory)):
             directory.mkdir(parents=True, exist_ok=True)
             self._events = EventsWriter(str(directory / "events"))
@@ -167,79 +162,6 @@ class _Board:
         self._flushed = time.monotonic()
 
 
-def announce(
-    console: Console,
-    *,
-    workdir: Path,
-    model: Model,
-    origin: str,
-    batches: Batches,
-    held_out: Batches | None,
-) -> None:
-    """Says what is about to run: model, mesh, data by reason, rows."""
-    devices, options = jax.devices(), model.options
-    mesh = ", ".join(f"{axis} {size}" for axis, size in options.sharding.mesh.shape.items())
-    sizes = {path: math.prod(leaf.shape) for path, leaf in flatten(abstract_model(model)).items()}
-    kept = "float32"
-    if model.lora.rank:
-        trained = sizes["head"] + sum(sizes[row.path] for row in adapter_parameters(model.lora))
-        kept = (
-            f"{trained / 1e6:,.1f} M of them trained: the head and adapters of rank "
-            f"{model.lora.rank} for {', '.join(model.lora.targets)}; the rest {options.dtype.name}"
-        )
-    console.print(f"run         {workdir}")
-    console.print(f"devices     {len(devices)} x {devices[0].device_kind}; mesh {mesh}")
-    console.print(
-        f"model       {sum(sizes.values()) / 1e6:,.1f} M parameters, {kept}; computed in "
-        f"{options.dtype.name}, remat {options.remat}, attention {options.attention}"
-    )
-    console.print(f"weights     {origin}")
-    for name, part in (("training", batches), ("validation", held_out)):
-        if part is not None:
-            data = part.data
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in data.counts.items())
-            console.print(
-                f"{name:<11} {data.source}: {reasons}; {data.lengths.mean():.0f} tokens a sample"
-            )
-    spared = 1 - sum(map(batches.tokens, range(len(batches)))) / sum(
-        int(batches.data.lengths[batches.samples(step)].sum()) for step in range(len(batches))
-    )
-    steps = range(len(batches))
-    padding = 1 - sum(map(batches.tokens, steps)) / sum(map(batches.padded_tokens, steps))
-    shape = batches.shape
-    console.print(
-        f"rows        {shape.length} places, up to {shape.slots} samples; {shape.rows} rows at "
-        f"once, up to {batches.microbatches} micro-batches a step; padding {padding:.1%}"
-    )
-    if batches.share:
-        console.print(f"prompts     computed once a group, which spares {spared:.1%} of the tokens")
-
-
-def conclude(console: Console, workdir: Path, evaluations: Mapping[int, Mapping[str, Any]]) -> None:
-    """Prints the table of the best checkpoint and the commands to type next."""
-    if evaluations:
-        best = min(evaluations, key=lambda step: evaluations[step]["validation_loss"])
-        found = evaluations[best]
-        title = f"held-out data, step {best} (best validation loss, {found['validation_loss']:.4f})"
-        console.print()
-        if found["attributes"]:
-            rows = {name: AttributeMetrics(**row) for name, row in found["attributes"].items()}
-            console.print(attribute_table(title, rows))
-        if found.get("pairs"):
-            console.print(pair_table(title, PairMetrics(**found["pairs"])))
-    console.print(
-        f"""
-Next:
-  python -m rmjax.report {workdir}
-  python -m rmjax.convert orbax-to-hf {workdir} {workdir}-hf
-  tensorboard --logdir {workdir}/tensorboard
-  python
-  >>> import rmjax
-  >>> rm = rmjax.load("{workdir}")
-  >>> rm.compare("a prompt", "one response", "another response")"""
-    )
-
-
 def _short(number: float) -> str:
     return f"{number / 1000:.1f}k" if number >= 1000 else f"{number:.0f}"
 
@@ -252,7 +174,7 @@ def _reopen(path: Path, start: int) -> Any:
             try:
                 if json.loads(line)["step"] <= start:
                     kept.append(line)
-            except (ValueError, KeyError):  # the half line of a killed run
+            except (ValueError, KeyError):  # an incomplete line, from a killed run
                 continue
     with disk_errors(str(path)):
         replace_file(path, "".join(line + "\n" for line in kept).encode())
@@ -264,44 +186,6 @@ def _start_wandb(project: str, workdir: Path, config: dict[str, Any]) -> Any:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(f"config.wandb = {project!r} needs `pip install 'rmjax[wandb]'`") from error
-    # The same directory is the same run there too, also when it is continued.
+    # One directory is one run there too, if it is continued.
     name = f"{workdir.name}-{zlib.crc32(str(workdir.absolute()).encode()):08x}"
     return wandb.init(id=name, project=project, dir=str(workdir), config=config, resume="allow")
-
-
-def attribute_table(title: str, table: Mapping[str, AttributeMetrics]) -> Table:
-    """The table of rated attributes on held-out data."""
-    view = _table(title)
-    view.add_column("attribute", no_wrap=True)
-    for name in ("ratings", "MSE", "MSE of\nmean", "Pearson", "Spear-\nman", "pair\nacc.", "pairs"):
-        view.add_column(name, justify="right", no_wrap=True)
-    for name, metrics in table.items():
-        errors = (metrics.mse, metrics.mse_constant, metrics.pearson, metrics.spearman)
-        shown = map(_decimal, (*errors, metrics.pair_accuracy))
-        view.add_row(name, str(metrics.count), *shown, str(metrics.pairs))
-    return view
-
-
-def pair_table(title: str, metrics: PairMetrics) -> Table:
-    """The table of preference pairs on held-out data."""
-    view = _table(title)
-    view.add_column("preference pairs", no_wrap=True)
-    view.add_column(metrics.attribute, justify="right", no_wrap=True)
-    interval = f"{_decimal(metrics.accuracy)} ({_decimal(metrics.low)} to {_decimal(metrics.high)})"
-    view.add_row("pairs", str(metrics.pairs))
-    view.add_row("accuracy (95 % interval)", interval)
-    for strength, (share, count) in metrics.by_strength.items():
-        view.add_row(f"  strength {strength}, {count} pairs", _decimal(share))
-    view.add_row("mean margin", _decimal(metrics.mean_margin))
-    view.add_row("calibration error", _decimal(metrics.calibration_error))
-    view.add_row("temperature", _decimal(metrics.temperature))
-    view.add_row("correlation with length", _decimal(metrics.length_correlation))
-    return view
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-
-
-def _decimal(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"

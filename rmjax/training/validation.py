@@ -1,4 +1,4 @@
-"""Scores of a whole data set, exact whatever the last batch holds."""
+"""Loss and metrics on held-out data."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -19,13 +19,13 @@ from rmjax.runtime.sharding import Sharding
 from rmjax.training.objectives.objective import Objective
 
 
-class Evaluation(NamedTuple):
-    """What held-out data say of a model.
+class ValidationMetrics(NamedTuple):
+    """A model's metrics on held-out data.
 
     Attributes:
       loss: the objective's value.
-      attributes: each rated attribute's metrics.
-      pairs: those of preference pairs, if there are any.
+      attributes: the metrics of each rated attribute.
+      pairs: the metrics of preference pairs; None without pairs.
     """
 
     loss: float
@@ -33,7 +33,7 @@ class Evaluation(NamedTuple):
     pairs: PairMetrics | None
 
     def record(self) -> dict[str, Any]:
-        """In JSON's types, for a checkpoint."""
+        """The metrics in JSON's types, for a checkpoint."""
         rated = {name: dataclasses.asdict(row) for name, row in self.attributes.items()}
         pairs = dataclasses.asdict(self.pairs) if self.pairs else None
         return {"validation_loss": self.loss, "attributes": rated, "pairs": pairs}
@@ -46,13 +46,13 @@ def evaluate(
     constants: Float[np.ndarray, "A"],
     objective: Objective,
     sharding: Sharding,
-) -> Evaluation:
-    """The objective and the metrics of ratings and pairs on held-out data.
+) -> ValidationMetrics:
+    """Scores held-out data and computes loss and metrics.
 
     Args:
-      score: from `make_score`.
-      params: the model's.
-      batches: from `evaluation_batches`.
+      score: from `inference.score_step.make_score`.
+      params: of the model.
+      batches: from `inference.batching.evaluation_batches`.
       constants: mean rating of each attribute in the training data.
       objective: whose value is the loss.
       sharding: the mesh.
@@ -61,19 +61,19 @@ def evaluate(
       UserError: a score is not finite; it names the sample.
     """
     scores = score_data(score, params, batches, sharding)
-    return judge(scores, batches.data, constants, objective, params)
+    return validation_metrics(scores, batches.data, constants, objective, params)
 
 
-def judge(
+def validation_metrics(
     scores: Float32[np.ndarray, "N A"],
     data: TokenizedData,
     constants: Float[np.ndarray, "A"],
     objective: Objective,
     params: Params | None = None,
-) -> Evaluation:
-    """As `evaluate`, of scores that are there, in the data's order.
+) -> ValidationMetrics:
+    """Computes loss and metrics from scores, one row for each sample in the data's order.
 
-    Of the parameters it needs the thresholds alone, where the objective has any.
+    Of the parameters only the thresholds are used, if the objective has any.
     """
     bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(bad):
@@ -101,11 +101,11 @@ def judge(
             data.strengths[first],
             np.stack([data.lengths[first], data.lengths[first + 1]], axis=1),
         )
-    return Evaluation(objective_value(objective, scores, data, params), rated, pairs)
+    return ValidationMetrics(objective_value(objective, scores, data, params), rated, pairs)
 
 
 def _pair_rule(objective: Objective, attributes: tuple[str, ...]) -> Rule:
-    """What pairs are judged by."""
+    """How the scores of a pair become two values."""
     return objective.general or scalar_rule(attributes[objective.column], attributes)
 
 
@@ -116,7 +116,7 @@ def _as_ratings(
     constants: Float[np.ndarray, "A"],
     attributes: tuple[str, ...],
 ) -> Float[np.ndarray, "N A"]:
-    """What a user will see: expected ratings, where an ordinal objective learned from some."""
+    """The scores as users see them: expected ratings, where an ordinal objective has levels."""
     if not objective.levels:
         return scores
     assert params is not None
@@ -131,9 +131,9 @@ def objective_value(
     data: TokenizedData,
     params: Params | None = None,
 ) -> float:
-    """The objective over all samples of `data` at once; of `params` it needs thresholds alone."""
+    """The objective over all samples at once; of `params` only the thresholds are used."""
     targets = make_targets(data, np.arange(len(data))[None])
-    # A copy of this process's own, whatever mesh they are on.
+    # A copy on this process's default device, whatever mesh the thresholds are on.
     paths = [row.path for row in objective.parameters]
     own = {path: jnp.asarray(np.asarray((params or {})[path])) for path in paths}
     weights = objective.weights(targets)

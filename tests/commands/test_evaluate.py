@@ -9,26 +9,27 @@ from helpers import forked
 from helpers.hf_models import save_hf
 from helpers.models import tiny_llama
 from rmjax.errors import UserError
-from rmjax.evaluate import Settings, all_rules, evaluate, open_data, scored_by
+from rmjax.evaluate import report_evaluation
+from rmjax.evaluation.benchmark_metrics import ScoredBenchmark, model_comparison
 from rmjax.evaluation.benchmarks import BENCHMARKS
 from rmjax.evaluation.fit_weights import fit_weights, read_weights, write_weights
-from rmjax.evaluation.items import Data
-from rmjax.evaluation.score_cache import (
-    ItemScores,
-    Scored,
-    Store,
+from rmjax.evaluation.items import BenchmarkData, read_benchmarks
+from rmjax.evaluation.model_evaluation import all_rules
+from rmjax.evaluation.model_scores import (
+    ModelScores,
+    ScoringSettings,
     length_scores,
     read_scores,
-    score_data,
+    score_model,
 )
-from rmjax.evaluation.tallies import Judged, comparison
+from rmjax.evaluation.score_cache import ItemScores, ScoreCache, score_items
 from rmjax.inference.scorer import Scorer
 from rmjax.models.rewards.aggregation import PUBLISHED, ScalarRule, scalar_rule
 from rmjax.models.rewards.general_preference import GeneralPreference
 from rmjax.runtime.sharding import MeshConfig
 
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
-SETTINGS = Settings(0, "truncate_left", "auto", "", MeshConfig())
+SETTINGS = ScoringSettings(0, "truncate_left", "auto", "", MeshConfig())
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +55,8 @@ def pairs(count: int) -> list[dict]:
     ]
 
 
-def read(name, source, **options) -> Data:
-    return Data(BENCHMARKS[name], source, **options)
+def read(name, source, **options) -> BenchmarkData:
+    return BenchmarkData(BENCHMARKS[name], source, **options)
 
 
 # ---- scores, once -------------------------------------------------------------------------------
@@ -83,7 +84,7 @@ def test_no_text_is_scored_twice(scorer, tmp_path):
         read("pairs", write(tmp_path / "b.jsonl", rows[:3])),
     ]
     counting = Counting(scorer)
-    found = score_data(counting, both, Store(tmp_path / "s.jsonl", scorer.attributes))
+    found = score_items(counting, both, ScoreCache(tmp_path / "s.jsonl", scorer.attributes))
     assert len(counting.asked) == len(set(counting.asked)) == 13
     np.testing.assert_array_equal(found[0][0].scores, found[0][6].scores)
     np.testing.assert_array_equal(found[0][1].scores, found[1][1].scores)
@@ -98,33 +99,33 @@ def test_a_killed_evaluation_goes_on(scorer, tmp_path, monkeypatch):
     killed = Counting(scorer, limit=8)
     path = tmp_path / "s.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        score_data(killed, data, Store(path, scorer.attributes))
+        score_items(killed, data, ScoreCache(path, scorer.attributes))
     with open(path, "a") as file:
         file.write('{"key": "half a li')  # a kill in the middle of a line
     again = Counting(scorer)
-    found = score_data(again, data, Store(path, scorer.attributes))
+    found = score_items(again, data, ScoreCache(path, scorer.attributes))
     assert not set(killed.asked) & set(again.asked)
     assert len(killed.asked) + len(again.asked) == 20
-    whole = score_data(scorer, data, Store(tmp_path / "t.jsonl", scorer.attributes))
+    whole = score_items(scorer, data, ScoreCache(tmp_path / "t.jsonl", scorer.attributes))
     for one, other in zip(found[0], whole[0]):
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
     nobody = Counting(scorer)
-    score_data(nobody, data, Store(path, scorer.attributes))
+    score_items(nobody, data, ScoreCache(path, scorer.attributes))
     assert not nobody.asked
 
 
 def test_a_store_of_something_else_is_refused(tmp_path):
     (tmp_path / "s.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(UserError, match="not a line of this program's"):
-        Store(tmp_path / "s.jsonl", ("a",))
+        ScoreCache(tmp_path / "s.jsonl", ("a",))
 
 
 def test_other_weights_or_settings_have_their_own_scores(model, tmp_path):
     data = [read("pairs", write(tmp_path / "a.jsonl", pairs(2)))]
-    scored_by(model, data, SETTINGS, tmp_path)
-    scored_by(model, data, Settings(99, "drop", "auto", "", MeshConfig()), tmp_path)
+    score_model(model, data, SETTINGS, tmp_path)
+    score_model(model, data, ScoringSettings(99, "drop", "auto", "", MeshConfig()), tmp_path)
     assert len(list((tmp_path / "scores").iterdir())) == 2
-    again = scored_by(model, data, SETTINGS, tmp_path)
+    again = score_model(model, data, SETTINGS, tmp_path)
     assert again.work["conversations"] == 0 and again.work["known before"] == 4
 
 
@@ -201,6 +202,7 @@ def test_fitted_weights_are_the_maximum_of_the_likelihood(rng, tmp_path):
     assert fitted.pairs == len(data.items) and fitted.seen(data.items) == len(data.items)
     write_weights(tmp_path / "w.json", fitted)
     assert read_weights(tmp_path / "w.json") == fitted
+    assert json.loads((tmp_path / "w.json").read_text())["format"] == "rmjax.weights/1"
     (tmp_path / "w.json").write_text("{}")
     with pytest.raises(UserError, match="not a file of weights"):
         read_weights(tmp_path / "w.json")
@@ -208,15 +210,15 @@ def test_fitted_weights_are_the_maximum_of_the_likelihood(rng, tmp_path):
 
 def test_weights_fitted_on_these_prompts_are_warned_of(model, tmp_path):
     rows = pairs(12)
-    data = open_data([f"pairs={write(tmp_path / 'test.jsonl', rows[:8])}"])
+    data = read_benchmarks([f"pairs={write(tmp_path / 'test.jsonl', rows[:8])}"])
     fit = read("pairs", write(tmp_path / "fit.jsonl", rows[6:]), label="fit")
-    report = evaluate(model, data, tmp_path / "out", settings=SETTINGS, fit=fit)
+    report = report_evaluation(model, data, tmp_path / "out", settings=SETTINGS, fit=fit)
     (found,) = report["benchmarks"]
     assert "fitted on the prompts of 2 of these 8 items" in " ".join(found["warnings"])
     assert "fitted" in found["rules"]
     # used later, from the file, it is still known
     fitted = read_weights(tmp_path / "out" / "weights.json")
-    later = evaluate(
+    later = report_evaluation(
         model, data, tmp_path / "later", settings=SETTINGS, value=fitted.weights, known=fitted
     )
     assert "2 of these 8 items" in " ".join(later["benchmarks"][0]["warnings"])
@@ -224,8 +226,8 @@ def test_weights_fitted_on_these_prompts_are_warned_of(model, tmp_path):
 
 def test_vectors_searched_on_a_benchmark_are_warned_of_there(model, tmp_path):
     row = {"prompt": "Why?", "chosen": "a", "rejected": "b", "subset": "hep-go", "id": 7}
-    data = open_data([f"reward-bench={write(tmp_path / 'filtered.jsonl', [row])}"])
-    report = evaluate(model, data, tmp_path / "out", settings=SETTINGS)
+    data = read_benchmarks([f"reward-bench={write(tmp_path / 'filtered.jsonl', [row])}"])
+    report = report_evaluation(model, data, tmp_path / "out", settings=SETTINGS)
     warnings = " ".join(report["benchmarks"][0]["warnings"])
     assert "llama3_70b_rewardbench" in warnings and "goodness" not in warnings
 
@@ -234,12 +236,12 @@ def test_vectors_searched_on_a_benchmark_are_warned_of_there(model, tmp_path):
 
 
 def test_one_pass_gives_every_rule(model, scorer, tmp_path):
-    data = open_data([f"pairs={write(tmp_path / 'p.jsonl', pairs(20))}"])
-    report = evaluate(model, data, tmp_path / "out", settings=SETTINGS)
+    data = read_benchmarks([f"pairs={write(tmp_path / 'p.jsonl', pairs(20))}"])
+    report = report_evaluation(model, data, tmp_path / "out", settings=SETTINGS)
     (found,) = report["benchmarks"]
     assert set(found["rules"]) == {*HELPSTEER2, *PUBLISHED}
     both = [scorer.score_many(item.conversations()) for item in data[0].items]
-    for name, rule in all_rules(scored_by(model, data, SETTINGS, tmp_path / "out"), None).items():
+    for name, rule in all_rules(score_model(model, data, SETTINGS, tmp_path / "out"), None).items():
         assert isinstance(rule, ScalarRule)
         weights = rule.weights
         values = [[sum(w * s.attributes[a] for a, w in weights.items()) for s in b] for b in both]
@@ -257,8 +259,8 @@ def test_one_pass_gives_every_rule(model, scorer, tmp_path):
 def test_the_worst_mistakes_are_shown_with_their_text(tmp_path):
     texts = [("<b>good</b>", "bad" * 9), ("good and long", "bad"), ("ok", "bad" * 99)]
     rows = [{"prompt": "Why?", "chosen": good, "rejected": bad} for good, bad in texts]
-    data = open_data([f"pairs={write(tmp_path / 'p.jsonl', rows)}"])
-    report = evaluate("baseline:length", data, tmp_path / "out", settings=SETTINGS)
+    data = read_benchmarks([f"pairs={write(tmp_path / 'p.jsonl', rows)}"])
+    report = report_evaluation("baseline:length", data, tmp_path / "out", settings=SETTINGS)
     first, second = report["benchmarks"][0]["mistakes"]
     assert (first["id"], first["margin"]) == ("3", 2 - 297.0)
     assert (second["id"], second["margin"]) == ("1", 11 - 27.0)
@@ -269,13 +271,13 @@ def test_the_worst_mistakes_are_shown_with_their_text(tmp_path):
 
 def test_general_preferences_are_judged_by_their_margins(tmp_path, rng, monkeypatch):
     rows = [{"prompt": f"{i}?", "chosen": ["a"], "rejected": ["b", "c"]} for i in range(20)]
-    data = open_data([f"best-of-n={write(tmp_path / 'b.jsonl', rows)}"])
+    data = read_benchmarks([f"best-of-n={write(tmp_path / 'b.jsonl', rows)}"])
     scores = rng.normal(size=(20, 3, 4))
     items = [ItemScores(s, np.zeros(3, int), np.zeros(3, int) > 0) for s in scores]
     rule, names = GeneralPreference(beta=1.0), ("v1", "v2", "v3", "v4")
-    scored = Scored("m", names, rule, {"kind": "made up"}, {}, [items])
-    monkeypatch.setattr("rmjax.evaluate.scored_by", lambda *args: scored)
-    report = evaluate("m", data, tmp_path / "out", settings=SETTINGS)
+    scored = ModelScores("m", names, rule, {"kind": "made up"}, {}, [items])
+    monkeypatch.setattr("rmjax.evaluation.model_evaluation.score_model", lambda *args: scored)
+    report = report_evaluation("m", data, tmp_path / "out", settings=SETTINGS)
     (found,) = report["benchmarks"]
     assert set(found["rules"]) == {"general_preference"}
     v = scores / np.linalg.norm(scores, axis=-1, keepdims=True)
@@ -286,14 +288,14 @@ def test_general_preferences_are_judged_by_their_margins(tmp_path, rng, monkeypa
     best = np.mean(margins, axis=2).argmax(axis=1)
     assert found["overall"]["score"] == pytest.approx(np.mean(best == 0))
     with pytest.raises(UserError, match="no weighted sum of attributes"):
-        evaluate("m", data, tmp_path / "out", settings=SETTINGS, fit=data[0])
+        report_evaluation("m", data, tmp_path / "out", settings=SETTINGS, fit=data[0])
 
 
 def test_missing_subsets_are_named_and_there_is_no_whole(model, tmp_path):
     row = {"prompt": "Why?", "chosen": "a", "rejected": "b", "id": 7}
     rows = [row | {"subset": "hep-go"}, row | {"subset": "unheard-of"}]
-    data = open_data([f"reward-bench={write(tmp_path / 'filtered.jsonl', rows)}"])
-    (found,) = evaluate(model, data, tmp_path / "out", settings=SETTINGS)["benchmarks"]
+    data = read_benchmarks([f"reward-bench={write(tmp_path / 'filtered.jsonl', rows)}"])
+    (found,) = report_evaluation(model, data, tmp_path / "out", settings=SETTINGS)["benchmarks"]
     assert not found["complete"]
     said = "; ".join(found["gaps"])
     assert (
@@ -306,11 +308,11 @@ def test_missing_subsets_are_named_and_there_is_no_whole(model, tmp_path):
 
 def test_long_responses_are_cut_or_dropped_and_counted(model, tmp_path):
     rows = [*pairs(3), {"prompt": "Why?", "chosen": "yes", "rejected": "no " * 100}]
-    data = open_data([f"pairs={write(tmp_path / 'p.jsonl', rows)}"])
-    (cut,) = evaluate(model, data, tmp_path / "a", settings=SETTINGS)["benchmarks"]
+    data = read_benchmarks([f"pairs={write(tmp_path / 'p.jsonl', rows)}"])
+    (cut,) = report_evaluation(model, data, tmp_path / "a", settings=SETTINGS)["benchmarks"]
     assert (cut["items"], cut["cut"], cut["dropped"]) == (4, 1, {})
-    dropping = Settings(0, "drop", "auto", "", MeshConfig())
-    (less,) = evaluate(model, data, tmp_path / "a", settings=dropping)["benchmarks"]
+    dropping = ScoringSettings(0, "drop", "auto", "", MeshConfig())
+    (less,) = report_evaluation(model, data, tmp_path / "a", settings=dropping)["benchmarks"]
     assert (less["items"], less["cut"]) == (3, 0)
     assert less["dropped"] == {"a response is too long": 1}
 
@@ -320,8 +322,8 @@ def test_ratings_are_correlated_with_every_attribute(model, scorer, tmp_path, rn
         {"prompt": f"Why {i // 3}?", "response": f"because {'so ' * int(n)}", "verbosity": int(n)}
         for i, n in enumerate(rng.integers(0, 5, 24))
     ]
-    data = open_data([f"ratings={write(tmp_path / 'r.jsonl', rows)}"])
-    (found,) = evaluate(model, data, tmp_path / "out", settings=SETTINGS)["benchmarks"]
+    data = read_benchmarks([f"ratings={write(tmp_path / 'r.jsonl', rows)}"])
+    (found,) = report_evaluation(model, data, tmp_path / "out", settings=SETTINGS)["benchmarks"]
     texts = [c for item in data[0].items for c in item.conversations()]
     scores = np.asarray([list(s.attributes.values()) for s in scorer.score_many(texts)])
     labels = [r["verbosity"] for item in data[0].items for r in item.ratings]
@@ -342,8 +344,8 @@ def test_two_models_are_compared_on_the_items_of_both(tmp_path, rng):
             ItemScores(rng.normal(size=(2, 1)), np.zeros(2, int), np.arange(2) * (i < cut) > 0)
             for i in range(len(data.items))
         ]
-        sides.append(Judged.of(data, ("x",), scores, "drop"))
-    found = comparison(sides[0], rule, sides[1], rule)
+        sides.append(ScoredBenchmark.of(data, ("x",), scores, "drop"))
+    found = model_comparison(sides[0], rule, sides[1], rule)
     credits = [
         [float(s.scores[0, 0] > s.scores[1, 0]) for s in side.scores][-25:] for side in sides
     ]
@@ -351,7 +353,7 @@ def test_two_models_are_compared_on_the_items_of_both(tmp_path, rng):
     assert found["difference"] == pytest.approx(np.mean(credits[0]) - np.mean(credits[1]))
     assert found["wins"] == sum(a > b for a, b in zip(*credits))
     assert found["low"] <= found["difference"] <= found["high"]
-    same = comparison(sides[0], rule, sides[0], rule)
+    same = model_comparison(sides[0], rule, sides[0], rule)
     assert (same["difference"], same["low"], same["high"], same["p"]) == (0.0, 0.0, 0.0, 1.0)
 
 
@@ -365,7 +367,7 @@ def test_two_models_are_compared_on_the_items_of_both(tmp_path, rng):
 )
 def test_bad_names(names, message):
     with pytest.raises(UserError, match=message):
-        open_data(names)
+        read_benchmarks(names)
 
 
 def test_the_command(tmp_path):

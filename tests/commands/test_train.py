@@ -30,7 +30,7 @@ from rmjax.inference.batching import evaluation_batches
 from rmjax.inference.score_step import make_score, score_data
 from rmjax.models.init import random_params
 from rmjax.runtime.sharding import MeshConfig, make_mesh, put
-from rmjax.training.logger import Reporter
+from rmjax.training.logger import MetricsLogger
 from rmjax.training.optimizer import make_optimizer, make_schedule
 from rmjax.training.step import abstract_state, init_state, make_train_step
 from rmjax.training.validation import evaluate
@@ -118,11 +118,11 @@ def test_a_run_longer_than_its_steps_is_done(finished, capsys):
 
 def test_wandb_is_neither_imported_nor_needed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it raises
-    with Reporter(tmp_path, start=0, total=1, wandb="", config={}) as report:
+    with MetricsLogger(tmp_path, start=0, total=1, wandb="", config={}) as report:
         report.step(1, {"loss": 1.0, "grad_norm": 1.0}, 10, 20)
     assert metrics(tmp_path)[0]["padding"] == 0.5
     with pytest.raises(UserError, match=r"rmjax\[wandb\]"):
-        Reporter(tmp_path, start=0, total=1, wandb="project", config={})
+        MetricsLogger(tmp_path, start=0, total=1, wandb="project", config={})
 
 
 def test_wandb_gets_what_the_file_gets(tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def test_wandb_gets_what_the_file_gets(tmp_path, monkeypatch):
     )
     fake = types.SimpleNamespace(init=lambda **options: logged.append(options) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    with Reporter(tmp_path, start=0, total=1, wandb="project", config={"seed": 0}) as report:
+    with MetricsLogger(tmp_path, start=0, total=1, wandb="project", config={"seed": 0}) as report:
         report.step(1, {"loss": 1.0, "grad_norm": 1.0}, 10, 20)
     options, (step, values), end = logged
     assert options["project"] == "project" and options["config"] == {"seed": 0}
@@ -141,12 +141,12 @@ def test_wandb_gets_what_the_file_gets(tmp_path, monkeypatch):
 
 
 def test_a_half_line_of_a_killed_run_is_taken_out(tmp_path):
-    with Reporter(tmp_path, start=0, total=9, wandb="", config={}) as report:
+    with MetricsLogger(tmp_path, start=0, total=9, wandb="", config={}) as report:
         for step in (1, 2, 3):
             report.step(step, {"loss": 1.0, "grad_norm": math.nan}, 10, 20)
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "lo')
-    with Reporter(tmp_path, start=2, total=9, wandb="", config={}) as report:
+    with MetricsLogger(tmp_path, start=2, total=9, wandb="", config={}) as report:
         report.step(3, {"loss": 2.0, "grad_norm": 1.0}, 10, 20)
     lines = metrics(tmp_path)
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 1.0), (3, 2.0)]

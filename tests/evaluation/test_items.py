@@ -5,7 +5,7 @@ import pytest
 
 from rmjax.errors import UserError
 from rmjax.evaluation.benchmarks import BENCHMARKS
-from rmjax.evaluation.items import Data
+from rmjax.evaluation.items import BenchmarkData
 
 ASK = ({"role": "user", "content": "Why?"},)
 
@@ -19,8 +19,8 @@ def write(path, rows):
     return str(path)
 
 
-def read(name, source, **options) -> Data:
-    return Data(BENCHMARKS[name], str(source), **options)
+def read(name, source, **options) -> BenchmarkData:
+    return BenchmarkData(BENCHMARKS[name], str(source), **options)
 
 
 def test_reward_bench(tmp_path):

@@ -11,21 +11,14 @@ from scipy import stats
 from helpers.official import load_official
 from rmjax.errors import UserError
 from rmjax.evaluation import scoring_rules
+from rmjax.evaluation.benchmark_metrics import ScoredBenchmark, benchmark_metrics, score_record
 from rmjax.evaluation.benchmarks import BENCHMARKS
-from rmjax.evaluation.items import Data, Item
+from rmjax.evaluation.bootstrap import bootstrap_scores, percentile_interval, sign_test
+from rmjax.evaluation.comparisons import Comparisons, best_of_n_curve, by_length, calibration
+from rmjax.evaluation.items import BenchmarkData, Item
 from rmjax.evaluation.metrics import calibration_error
 from rmjax.evaluation.score_cache import ItemScores
 from rmjax.evaluation.scoring_rules import Credits, weighted_mean
-from rmjax.evaluation.statistics import (
-    Comparisons,
-    best_of_n,
-    by_length,
-    calibration,
-    draws,
-    interval,
-    sign_test,
-)
-from rmjax.evaluation.tallies import Judged, scores_of, tally
 from rmjax.models.rewards.aggregation import scalar_rule
 
 ASK = ({"role": "user", "content": "?"},)
@@ -98,9 +91,9 @@ def coarse(rng, *shape) -> np.ndarray:
     return np.round(rng.normal(0, 1.5, shape))
 
 
-def judged(benchmark, values: dict[str, np.ndarray]) -> Judged:
+def judged(benchmark, values: dict[str, np.ndarray]) -> ScoredBenchmark:
     """Items of one good response each, by subset, with their values."""
-    data = Data.__new__(Data)
+    data = BenchmarkData.__new__(BenchmarkData)
     data.benchmark, data.label = benchmark, benchmark.name
     items = [
         dataclasses.replace(item(1, len(row)), subset=name)
@@ -113,7 +106,7 @@ def judged(benchmark, values: dict[str, np.ndarray]) -> Judged:
         for row in rows
     ]
     data.items = items
-    return Judged.of(data, ("x",), scores, "truncate_left")
+    return ScoredBenchmark.of(data, ("x",), scores, "truncate_left")
 
 
 def test_reward_bench_gives_the_official_table(rng):
@@ -128,7 +121,7 @@ def test_reward_bench_gives_the_official_table(rng):
     official = utils.calculate_scores_per_section(
         constants.EXAMPLE_COUNTS, constants.SUBSET_MAPPING, right
     )
-    found = scores_of(tally(judged(benchmark, values), scalar_rule("x", ("x",))))
+    found = score_record(benchmark_metrics(judged(benchmark, values), scalar_rule("x", ("x",))))
     assert {s["name"]: s["score"] for s in found["sections"]} == pytest.approx(official, abs=1e-12)
     assert found["overall"]["score"] == pytest.approx(np.mean(list(official.values())))
     for figure in (found["overall"], *found["sections"]):
@@ -138,7 +131,7 @@ def test_reward_bench_gives_the_official_table(rng):
 def test_judge_bench_counts_every_pair_the_same(rng):
     benchmark = BENCHMARKS["judge-bench"]
     values = {s.name: coarse(rng, s.subsets[0].count, 2) for s in benchmark.sections}
-    found = scores_of(tally(judged(benchmark, values), scalar_rule("x", ("x",))))
+    found = score_record(benchmark_metrics(judged(benchmark, values), scalar_rule("x", ("x",))))
     every = np.concatenate(list(values.values()))
     assert found["overall"]["score"] == pytest.approx(np.mean(every[:, 0] > every[:, 1]))
 
@@ -206,16 +199,16 @@ def expected_best(value, gold, n) -> float:
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=6))
 def test_best_of_n_is_exact(responses):
     value, gold = np.asarray(responses, float).T
-    for point in best_of_n([value, value], [gold, gold]):
+    for point in best_of_n_curve([value, value], [gold, gold]):
         assert point["chosen"] == pytest.approx(expected_best(value, gold, point["n"]))
         assert point["best"] == pytest.approx(expected_best(gold, gold, point["n"]))
 
 
 def test_intervals_are_of_units_and_repeat():
     credits = Credits(("a",), (1.0,), np.arange(200)[:, None] % 2 * 1.0, ())
-    first, second = draws(credits, (0, 1)), draws(credits, (0, 1))
+    first, second = bootstrap_scores(credits, (0, 1)), bootstrap_scores(credits, (0, 1))
     np.testing.assert_array_equal(first, second)
-    low, high = interval(first)
+    low, high = percentile_interval(first)
     normal = 1.96 * 0.5 / np.sqrt(200)
     assert abs(low - (0.5 - normal)) < 0.01 and abs(high - (0.5 + normal)) < 0.01
 

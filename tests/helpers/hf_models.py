@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from helpers.models import make_model, tiny_llama
 from rmjax.checkpoints.hf_mapping import from_hf, hf_keys
-from rmjax.checkpoints.hf_weights import SafetensorsWeights, read_json
+from rmjax.checkpoints.hf_weights import SafetensorsWeights
 from rmjax.data.tokenizer import byte_tokenizer
 from rmjax.models.config import LlamaConfig
 from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
+from rmjax.runtime.files import read_json
 
 # Neither sorted nor HelpSteer2's: their order must survive because it is kept.
 NAMES = ("zeal", "care", "wit", "anger", "length")

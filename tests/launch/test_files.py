@@ -67,7 +67,7 @@ def test_shellcheck_finds_nothing(path: Path):
 def command_lines() -> list:
     """Every `--config=FILE --config.field=value ...` in launch/ and its documentation."""
     found = []
-    for path in [*FILES, ROOT / "docs/launching.md"]:
+    for path in [*FILES, ROOT / "docs/launch.md"]:
         text = re.sub(r"\\\n[# ]*|\n +- (?=--config)", " ", path.read_text())
         for line in text.splitlines():
             arguments = [

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from rich.console import Console
 
 from helpers.reports import everything
-from rmjax.reports import drawing, numbers, plain, plots, terminal, write
+from rmjax.reports import drawing, numbers, plots, terminal
 from rmjax.reports import html as html_form
 from rmjax.reports import markdown as markdown_form
 from rmjax.reports.document import (
@@ -21,6 +21,7 @@ from rmjax.reports.document import (
     Table,
 )
 from rmjax.reports.text import markdown_block, markdown_text, printable
+from rmjax.reports.writer import plain, write_report
 
 _VOID = {"meta", "link", "br", "hr", "img", "input", "wbr"}
 
@@ -74,6 +75,14 @@ def test_hostile_text_is_shown_and_does_nothing():
     assert "\x1b" not in page and "\x00" not in page and "\ud800" not in page
     assert "\u202e" not in page
     page.encode("utf-8")
+
+
+def test_every_class_of_the_page_has_a_style():
+    page = html_form.render(everything("a name"))
+    names = {name for value in re.findall('class="([^"]*)"', page) for name in value.split()}
+    style = page[page.index("<style>") : page.index("</style>")]
+    plain_kinds = {"prompt", "other"}  # of an example's texts
+    assert {name for name in names if f".{name}" not in style} <= plain_kinds
 
 
 def test_every_figure_is_an_svg_whose_text_is_text():
@@ -131,14 +140,14 @@ def test_printable():
 def test_the_terminal_shows_tables_without_markup_or_control():
     stream = io.StringIO()
     console = Console(file=stream, width=200, force_terminal=True, color_system=None)
-    terminal.show(everything("[bold red]x[/] \x1b[31m"), console)
+    terminal.print_document(everything("[bold red]x[/] \x1b[31m"), console)
     shown = stream.getvalue()
     assert "[bold red]x[/]" in shown and "\x1b[31m" not in shown
 
 
 def test_the_same_report_is_the_same_bytes(tmp_path):
     for name in ("a", "b"):
-        write(everything(), tmp_path / name, {"format": "test/1", "x": 1})
+        write_report(everything(), tmp_path / name, {"format": "test/1", "x": 1})
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*"))
     assert {"report.html", "report.md", "report.json"} <= set(map(str, files))
     for file in files:
@@ -156,7 +165,7 @@ def test_json_holds_numbers_and_null(tmp_path):
         "whole": np.int64(3),
         "pair": (1, None, True),
     }
-    write(everything("x"), tmp_path, data)
+    write_report(everything("x"), tmp_path, data)
     assert json.loads((tmp_path / "report.json").read_text()) == {
         "format": "test/1",
         "array": [[1.5, None], [None, -2]],
@@ -172,7 +181,7 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     from rmjax.errors import UserError
 
     with pytest.raises(UserError, match="--out"):
-        write(everything("x"), tmp_path / "file" / "report", {})
+        write_report(everything("x"), tmp_path / "file" / "report", {})
 
 
 def test_numbers():

@@ -9,11 +9,13 @@ import pytest
 
 from helpers.browser import CHROMIUM, Browser
 from helpers.reports import PAIRS, RATED, everything, write_lines
-from rmjax.evaluate import Settings, evaluate, open_data
+from rmjax.evaluate import report_evaluation
 from rmjax.evaluation.benchmarks import BENCHMARKS
+from rmjax.evaluation.items import read_benchmarks
+from rmjax.evaluation.model_scores import ScoringSettings
 from rmjax.models.rewards.spec import HELPSTEER2
 from rmjax.report import report_data, report_run
-from rmjax.reports import write
+from rmjax.reports.writer import write_report
 from rmjax.runtime.sharding import MeshConfig
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -82,9 +84,9 @@ def pages(tmp_path_factory):
         "data": report_data(str(data), out=str(directory / "of-data"))[1][0],
         "run": report_run(str(run))[1][0],
         "evaluation": write_evaluation(directory / "evaluation"),
-        "plain": write(everything("a name"), directory / "plain", {})[0],
-        "hostile": write(everything(), directory / "hostile", {})[0],
-        "long": write(everything("Unbreakable" * 20), directory / "long", {})[0],
+        "plain": write_report(everything("a name"), directory / "plain", {})[0],
+        "hostile": write_report(everything(), directory / "hostile", {})[0],
+        "long": write_report(everything("Unbreakable" * 20), directory / "long", {})[0],
     }
 
 
@@ -103,7 +105,7 @@ def write_evaluation(directory):
     write_lines(directory / "chat_filtered.jsonl", styles)
     write_lines(directory / "rated.jsonl", rated)
     names = {"reward-bench": "filtered", "rm-bench": "chat_filtered", "ratings": "rated"}
-    data = open_data([f"{name}={directory / file}.jsonl" for name, file in names.items()])
+    data = read_benchmarks([f"{name}={directory / file}.jsonl" for name, file in names.items()])
     rng, files = np.random.default_rng(0), []
     for model in ("one", "two"):
         rows = [
@@ -120,8 +122,8 @@ def write_evaluation(directory):
         ]
         files.append(directory / f"{model}.jsonl")
         write_lines(files[-1], rows)
-    settings = Settings(0, "truncate_left", "auto", "", MeshConfig())
-    evaluate(str(files[0]), data, directory, settings=settings, against=str(files[1]))
+    settings = ScoringSettings(0, "truncate_left", "auto", "", MeshConfig())
+    report_evaluation(str(files[0]), data, directory, settings=settings, against=str(files[1]))
     return directory / "report.html"
 
 

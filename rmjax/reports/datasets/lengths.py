@@ -1,13 +1,12 @@
-"""How long texts are, in characters and tokens, and how numbers are spread."""
+"""Lengths of texts, in characters and tokens, and their summary statistics."""
 
 import collections
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int, Real
 
 from rmjax.data.records import Sample
 from rmjax.data.tokenizer import Tokenizer, byte_tokenizer, encode, load_tokenizer
@@ -15,7 +14,7 @@ from rmjax.errors import UserError
 
 
 def prompt_key(sample: Sample) -> str:
-    """The same for the same prompt, and for no other."""
+    """A text that only the same prompt has too."""
     return json.dumps(sample.prompt, sort_keys=True)
 
 
@@ -30,40 +29,40 @@ def response_characters(samples: Sequence[Sample]) -> Int[np.ndarray, "N"]:
 
 
 def response_tokens(samples: Sequence[Sample], tokenizer: Tokenizer) -> Int[np.ndarray, "N"]:
-    """Tokens of the response by itself, without the template's."""
+    """Tokens of the response alone, without the chat template."""
     return np.array(
         [len(tokenizer(s.response, add_special_tokens=False)["input_ids"]) for s in samples], int
     )
 
 
 def sample_tokens(samples: Sequence[Sample], tokenizer: Tokenizer) -> Int[np.ndarray, "N"]:
-    """Tokens of the templated conversation, as training sees it.
+    """Tokens of the templated conversation, as in training.
 
     Raises:
-      UserError: the template refuses one; it names file and row.
+      UserError: the template does not take a conversation; it names file and row.
     """
-    found = []
+    counts = []
     for sample in samples:
         messages = [*sample.prompt, {"role": "assistant", "content": sample.response}]
         try:
-            found.append(len(encode(tokenizer, messages)))
+            counts.append(len(encode(tokenizer, messages)))
         except UserError as error:
             raise UserError(f"{sample.where}: {error}") from error
-    return np.array(found, int)
+    return np.array(counts, int)
 
 
 def turn_counts(samples: Sequence[Sample]) -> dict[str, int]:
-    """How many samples have so many messages before the response."""
-    return tally(len(sample.prompt) for sample in samples)
+    """How many samples have how many messages before the response."""
+    return count_values(len(sample.prompt) for sample in samples)
 
 
-def tally(values: Any) -> dict[str, int]:
+def count_values(values: Iterable[int]) -> dict[str, int]:
     """How often each whole number occurs, in order."""
     return {str(value): number for value, number in sorted(collections.Counter(values).items())}
 
 
-def spread(values: Float[np.ndarray, "N"] | Int[np.ndarray, "N"]) -> dict[str, float]:
-    """Mean, standard deviation (of these numbers, not estimated for others) and percentiles."""
+def summary_statistics(values: Real[np.ndarray, "N"]) -> dict[str, float]:
+    """Mean, standard deviation (of the numbers themselves) and percentiles."""
     values = np.asarray(values, float)
     if not len(values):
         return dict.fromkeys(("mean", "sd", "min", "p5", "median", "p95", "max"), np.nan)
@@ -83,7 +82,7 @@ def open_tokenizer(name: str) -> Tokenizer:
     """The tokenizer of a directory, a run, a GGUF file, or `bytes`.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no tokenizer.
     """
     if name == "bytes":
         return byte_tokenizer()

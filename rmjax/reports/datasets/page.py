@@ -1,36 +1,29 @@
-"""The report of a data set: the tables of the HelpSteer2 papers for any ratings and preferences."""
+"""The report of a data set: the HelpSteer2 papers' tables for any ratings and preferences."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rmjax.reports.datasets.preference_blocks import agreement_blocks, preference_blocks
-from rmjax.reports.datasets.preferences import Pair
+from rmjax.reports.datasets.preference_statistics import Pair
 from rmjax.reports.datasets.rating_blocks import rating_blocks
-from rmjax.reports.datasets.ratings import Ratings
-from rmjax.reports.datasets.tables import percents
-from rmjax.reports.document import (
-    Block,
-    Document,
-    Headline,
-)
+from rmjax.reports.datasets.rating_statistics import RatedResponses
+from rmjax.reports.datasets.tables import percent_interval
+from rmjax.reports.document import Block, Document, Headline
 from rmjax.reports.numbers import count, decimal, percent, short
 
-FORMAT = "rmjax.report.data/1"
+DATA_FORMAT = "rmjax.report.data/1"
 
 
 def data_document(
-    name: str,
-    data: Mapping[str, Any],
-    ratings: Ratings | None,
-    pairs: Sequence[Pair] | None,
+    name: str, data: Mapping[str, Any], ratings: RatedResponses | None, pairs: Sequence[Pair] | None
 ) -> Document:
-    """What is shown of a data set.
+    """The whole report.
 
     Args:
       name: of the data.
-      data: `report.json`'s: `ratings`, `preferences` and `agreement`, each of which may be None.
-      ratings: what the first was measured on.
-      pairs: the second.
+      data: the contents of `report.json`; `ratings`, `preferences` and `agreement` may be None.
+      ratings: what `ratings` was measured on.
+      pairs: what `preferences` was measured on.
     """
     measured, preferred, agreement = (data[k] for k in ("ratings", "preferences", "agreement"))
     blocks: list[Block] = [Headline(_headline(measured, preferred))]
@@ -60,7 +53,7 @@ def _headline(
     items = []
     if measured:
         items.append(("Responses", count(measured["responses"]), "rated"))
-        items.append(("Prompts", count(measured["prompts"]), _several(measured["turns"])))
+        items.append(("Prompts", count(measured["prompts"]), _multi_turn(measured["turns"])))
         name, first = next(iter(measured["attributes"].items()))
         items.append(
             (
@@ -75,11 +68,11 @@ def _headline(
         ties = preferred["ties"]
         items.append(("Pairs", count(preferred["pairs"]), f"{count(ties)} ties"))
         longer = preferred["longer_chosen"]["all"]
-        shown = f"95 %: {percents(longer)}"
+        shown = f"95 %: {percent_interval(longer)}"
         items.append(("Longer one chosen", percent(longer["share"]), shown))
     return tuple(items)
 
 
-def _several(turns: Mapping[str, int]) -> str:
+def _multi_turn(turns: Mapping[str, int]) -> str:
     whole = sum(turns.values())
-    return f"{percent(1 - turns.get('1', 0) / whole)} of the samples with several turns"
+    return f"{percent(1 - turns.get('1', 0) / whole)} of the samples have several turns"

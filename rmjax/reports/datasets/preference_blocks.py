@@ -1,33 +1,29 @@
-"""What a report shows of preference pairs, and of ratings of the same responses."""
+"""The sections about preference pairs, and about ratings of the same responses."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.figure import Figure as Drawing
+
 from rmjax.reports import plots
 from rmjax.reports.datasets.lengths import response_characters
-from rmjax.reports.datasets.preferences import Pair
-from rmjax.reports.datasets.tables import length_table, percents, tally_block
-from rmjax.reports.document import (
-    Block,
-    Figure,
-    Heading,
-    Table,
-    Warning,
-)
+from rmjax.reports.datasets.preference_statistics import Pair
+from rmjax.reports.datasets.tables import counts_block, length_table, percent_interval
+from rmjax.reports.document import Block, Figure, Heading, Table, Warning
 from rmjax.reports.numbers import count, decimal, minus, percent, short
 
 
 def preference_blocks(preferred: Mapping[str, Any], pairs: Sequence[Pair]) -> list[Block]:
-    """What is shown of `measure_preferences`' numbers."""
+    """Shows the statistics of `measure_preferences`."""
     position = preferred["position"]
     strengths = preferred["strengths"]
     shares = {name: number / preferred["pairs"] for name, number in strengths.items()}
     rows = tuple((minus(name), count(n), percent(shares[name])) for name, n in strengths.items())
     note = (
-        "Negative: response 1 is better; positive: response 2 is."
+        "Negative: response 1 is better; positive: response 2 is better."
         if position
-        else "How much better the chosen response is; unknown where nobody said."
+        else "How much better the chosen response is; unknown where the data do not say."
     )
     blocks: list[Block] = [Heading("Preferences"), *_pair_warnings(preferred)]
     if len(strengths) > 1 or "unknown" not in strengths:
@@ -38,7 +34,7 @@ def preference_blocks(preferred: Mapping[str, Any], pairs: Sequence[Pair]) -> li
         blocks.append(_position_table(position))
     blocks += [
         length_table(preferred["lengths"]),
-        tally_block("messages before the response", "pairs", preferred["turns"]),
+        counts_block("messages before the response", "pairs", preferred["turns"]),
         *_pair_figures(shares, preferred, pairs),
     ]
     return blocks
@@ -47,7 +43,7 @@ def preference_blocks(preferred: Mapping[str, Any], pairs: Sequence[Pair]) -> li
 def _pair_warnings(preferred: Mapping[str, Any]) -> list[Block]:
     repeats = preferred["repeats"]
     texts = {
-        "contradictions": "{} pairs stand there twice or more, with opposite preferences.",
+        "contradictions": "{} pairs occur twice or more, with opposite preferences.",
         "repeated": "{} rows repeat an earlier pair of responses to the same prompt.",
         "identical": "{} rows have the same text as both responses.",
     }
@@ -55,13 +51,13 @@ def _pair_warnings(preferred: Mapping[str, Any]) -> list[Block]:
 
 
 def _longer_table(preferred: Mapping[str, Any]) -> Table:
-    found = preferred["longer_chosen"]
-    rows = [(f"strength {name}", row) for name, row in found["by_strength"].items()]
+    longer = preferred["longer_chosen"]
+    rows = [(f"strength {name}", row) for name, row in longer["by_strength"].items()]
     return Table(
         ("pairs", "with different lengths", "longer one chosen", "95 % interval"),
         tuple(
-            (name, count(int(row["pairs"])), percent(row["share"]), percents(row))
-            for name, row in [*rows, ("all", found["all"])]
+            (name, count(row["pairs"]), percent(row["share"]), percent_interval(row))
+            for name, row in [*rows, ("all", longer["all"])]
         ),
         caption="How often the longer response is the chosen one",
         note="In characters, without ties. 50 % would be no preference for length.",
@@ -70,12 +66,12 @@ def _longer_table(preferred: Mapping[str, Any]) -> Table:
 
 
 def _position_table(position: Mapping[str, float]) -> Table:
-    row = (count(int(position["pairs"])), percent(position["share"]), percents(position))
+    row = (count(position["pairs"]), percent(position["share"]), percent_interval(position))
     return Table(
         ("", "pairs", "response 2 chosen", "95 % interval"),
         (("all", *row),),
-        caption="Whether the place of a response matters",
-        note="Without ties. 50 % would be no preference for a place.",
+        caption="Whether the position of a response matters",
+        note="Without ties. 50 % would be no preference for a position.",
     )
 
 
@@ -99,72 +95,55 @@ def _pair_figures(
             [minus(name) for name in shares], {"pairs": list(shares.values())}, "strength"
         )
         figures.append(Figure(drawing, "strengths", f"{caption} {words}.", caption))
-    found = preferred["longer_chosen"]
-    rows = found["by_strength"]
+    rows = preferred["longer_chosen"]["by_strength"]
     if len(rows) > 1:
-        values = list(rows.values())
-        drawing = plots.bars(
-            [f"strength {name}" for name in rows],
-            [row["share"] for row in values],
-            "longer one chosen",
-            [row["low"] for row in values],
-            [row["high"] for row in values],
-            chance=0.5,
-        )
+        named = {f"strength {name}": row for name, row in rows.items()}
+        drawing = _share_bars(named, "share", "longer one chosen")
         caption = "Share of pairs whose longer response is the chosen one, with 95 % intervals."
         figures.append(Figure(drawing, "longer-chosen", caption, caption))
     return figures
 
 
+def _share_bars(rows: Mapping[str, Mapping[str, Any]], field: str, xlabel: str) -> Drawing:
+    """Bars of shares of pairs with their intervals; chance is one half."""
+    share, low, high = ([row[f] for row in rows.values()] for f in (field, "low", "high"))
+    return plots.bars(list(rows), share, xlabel, low, high, chance=0.5)
+
+
 def agreement_blocks(agreement: Mapping[str, Any]) -> list[Block]:
-    """What is shown of `measure_agreement`'s numbers."""
+    """Shows the statistics of `measure_agreement`."""
     blocks: list[Block] = [Heading("Preferences against ratings")]
     matched, pairs = agreement["matched"], agreement["pairs"]
     if not matched:
-        blocks.append(Warning("No pair has both its responses among the rated ones."))
+        blocks.append(Warning("No pair has ratings of both its responses."))
         return blocks
-    found = agreement["attributes"]
+    attributes = agreement["attributes"]
     rows = tuple(
         (
             name,
-            *(count(int(row[field])) for field in ("agree", "equal", "opposite")),
+            *(count(row[field]) for field in ("agree", "equal", "opposite")),
             percent(row["agreement"]),
-            percents(row),
+            percent_interval(row),
             decimal(row["mean_difference"], 2),
         )
-        for name, row in found.items()
+        for name, row in attributes.items()
     )
+    columns = ("attribute", "chosen rated higher", "equally", "lower", "agreement")
     blocks.append(
         Table(
-            (
-                "attribute",
-                "chosen rated higher",
-                "equally",
-                "lower",
-                "agreement",
-                "95 % interval",
-                "mean difference",
-            ),
+            (*columns, "95 % interval", "mean difference"),
             rows,
             caption="Whether the preferred response has the higher rating",
-            note=f"{count(matched)} of {count(pairs)} pairs have both responses among the rated "
-            "ones; ties are left out. Agreement: of those with different ratings. Difference: "
-            "chosen minus rejected.",
+            note=f"{count(matched)} of {count(pairs)} pairs have ratings of both responses; ties "
+            "are left out. Agreement: among pairs with different ratings. Difference: chosen minus "
+            "rejected.",
         )
     )
-    strengths = list(dict.fromkeys(s for row in found.values() for s in row["by_strength"]))
+    strengths = list(dict.fromkeys(s for row in attributes.values() for s in row["by_strength"]))
     if len(strengths) > 1:
-        blocks += _agreement_by_strength(found, strengths)
-    names, values = list(found), list(found.values())
-    drawing = plots.bars(
-        names,
-        [row["agreement"] for row in values],
-        "agreement with the preference",
-        [row["low"] for row in values],
-        [row["high"] for row in values],
-        chance=0.5,
-    )
-    words = ", ".join(f"{name} {percent(row['agreement'])}" for name, row in found.items())
+        blocks += _agreement_by_strength(attributes, strengths)
+    drawing = _share_bars(attributes, "agreement", "agreement with the preference")
+    words = ", ".join(f"{name} {percent(row['agreement'])}" for name, row in attributes.items())
     caption = "Agreement of each rating with the preference, with 95 % intervals."
     blocks.append(Figure(drawing, "agreement", f"{caption} {words}.", caption))
     if len(strengths) > 1:
@@ -174,7 +153,7 @@ def agreement_blocks(agreement: Mapping[str, Any]) -> list[Block]:
                 [float(s) for s in strengths],
                 [row["by_strength"].get(s, {}).get("mean_difference", math.nan) for s in strengths],
             )
-            for name, row in found.items()
+            for name, row in attributes.items()
         ]
         caption = "Rating of the chosen response minus that of the rejected one, by strength."
         drawing = plots.curves(curves, "strength", "mean difference")
@@ -183,15 +162,15 @@ def agreement_blocks(agreement: Mapping[str, Any]) -> list[Block]:
 
 
 def _agreement_by_strength(
-    found: Mapping[str, Mapping[str, Any]], strengths: Sequence[str]
+    attributes: Mapping[str, Mapping[str, Any]], strengths: Sequence[str]
 ) -> list[Block]:
     rows = tuple(
         (
             name,
-            *(percent(row["by_strength"].get(s, {}).get("agreement", math.nan)) for s in strengths),
+            *(percent(row["by_strength"].get(s, {}).get("agreement")) for s in strengths),
             decimal(row["ties"]["mean_difference"], 2),
         )
-        for name, row in found.items()
+        for name, row in attributes.items()
     )
     columns = ("attribute", *(f"strength {s}" for s in strengths), "difference in ties")
     return [

@@ -1,4 +1,4 @@
-"""What a report shows of ratings."""
+"""The sections about ratings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 
 from rmjax.reports import plots
-from rmjax.reports.datasets.ratings import LENGTH, Ratings
-from rmjax.reports.datasets.tables import length_table, tally_block
+from rmjax.reports.datasets.rating_statistics import RESPONSE_LENGTH, RatedResponses
+from rmjax.reports.datasets.tables import counts_block, length_table
 from rmjax.reports.document import Block, Figure, Heading, Table, Warning
 from rmjax.reports.numbers import count, decimal, percent, short
 
-_BOXES = 10  # different ratings up to which each gets a box
+_BOXES = 10  # up to so many different ratings, each gets a box
 
 
-def rating_blocks(measured: Mapping[str, Any], ratings: Ratings) -> list[Block]:
-    """What is shown of `measure_ratings`' numbers."""
+def rating_blocks(measured: Mapping[str, Any], ratings: RatedResponses) -> list[Block]:
+    """Shows the statistics of `measure_ratings`."""
     rows = tuple(
         (
             name,
@@ -37,34 +37,34 @@ def rating_blocks(measured: Mapping[str, Any], ratings: Ratings) -> list[Block]:
         *_correlations(measured, ratings),
         Heading("Responses to one prompt"),
         _sibling_table(measured),
-        tally_block("responses to the prompt", "prompts", measured["responses_per_prompt"]),
+        counts_block("responses to the prompt", "prompts", measured["responses_per_prompt"]),
         Heading("Lengths"),
         length_table(measured["lengths"]),
-        tally_block("messages before the response", "samples", measured["turns"]),
+        counts_block("messages before the response", "samples", measured["turns"]),
         *_length_figures(measured, ratings),
     ]
     return blocks
 
 
 def _empty_warnings(measured: Mapping[str, Any]) -> list[Block]:
-    found = []
+    warnings: list[Block] = []
     for name, row in measured["attributes"].items():
         if not row["ratings"]:
-            found.append(Warning(f"{name} has no rating at all."))
+            warnings.append(Warning(f"{name} has no rating at all."))
         elif not row["sd"]:
-            found.append(Warning(f"Every rating of {name} is {short(row['mean'])}."))
-    return found
+            warnings.append(Warning(f"Every rating of {name} is {short(row['mean'])}."))
+    return warnings
 
 
 def _histograms(measured: Mapping[str, Any]) -> list[Block]:
     figures: list[Block] = []
     for i, (name, row) in enumerate(measured["attributes"].items()):
-        found, whole = row["histogram"], row["ratings"]
-        shares = [number / whole for number in found["counts"]]
-        if found["values"] is not None:
-            labels = [short(value, 3) for value in found["values"]]
+        histogram, whole = row["histogram"], row["ratings"]
+        shares = [number / whole for number in histogram["counts"]]
+        if histogram["values"] is not None:
+            labels = [short(value, 3) for value in histogram["values"]]
         else:
-            middles = np.convolve(found["edges"], (0.5, 0.5), "valid")
+            middles = np.convolve(histogram["edges"], (0.5, 0.5), "valid")
             labels = [short(value, 3) for value in middles.tolist()]
         words = ", ".join(f"{label}: {percent(s)}" for label, s in zip(labels, shares))
         caption = f"{name}, mean {decimal(row['mean'], 2)}."
@@ -73,12 +73,10 @@ def _histograms(measured: Mapping[str, Any]) -> list[Block]:
     return figures
 
 
-def _correlations(measured: Mapping[str, Any], ratings: Ratings) -> list[Block]:
+def _correlations(measured: Mapping[str, Any], ratings: RatedResponses) -> list[Block]:
     names, matrix = measured["correlation"]["names"], measured["correlation"]["pearson"]
-    rows = tuple(
-        (name, *(decimal(float(value), 3) for value in row)) for name, row in zip(names, matrix)
-    )
-    note = f"{LENGTH}: in characters. Each number is over the responses that have both."
+    rows = tuple((name, *map(decimal, row)) for name, row in zip(names, matrix))
+    note = f"{RESPONSE_LENGTH}: in characters. Each number is over the responses that have both."
     table = Table(("", *names), rows, caption="Pearson correlations", note=note)
     caption = "Pearson correlations: blue is positive, orange negative."
     figure = Figure(plots.correlation_matrix(names, matrix), "correlations", caption, caption)
@@ -125,16 +123,16 @@ def _sibling_table(measured: Mapping[str, Any]) -> Table:
         ("attribute", "prompts", "pairs", "rated equally", "mean difference", "variance within"),
         rows,
         caption="How much the ratings of responses to one prompt differ",
-        note="Of prompts with two ratings or more, and of every two responses to one of them. "
-        "Variance within: the share of the ratings' variance that is not between prompts.",
+        note="Over prompts with two ratings or more, and every two of their responses. Variance "
+        "within: the share of the ratings' variance that is within prompts, not between them.",
     )
 
 
-def _length_figures(measured: Mapping[str, Any], ratings: Ratings) -> list[Block]:
+def _length_figures(measured: Mapping[str, Any], ratings: RatedResponses) -> list[Block]:
     length = measured["lengths"]["response_characters"]
     caption = (
         f"Length of the responses: median {short(length['median'])}, 95 % of them below "
-        f"{short(round(length['p95']))} characters."
+        f"{decimal(length['p95'], 0)} characters."
     )
     drawing = plots.histograms({"responses": ratings.characters}, "characters")
     blocks: list[Block] = [Figure(drawing, "response-length", caption, caption)]

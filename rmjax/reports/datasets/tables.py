@@ -1,17 +1,11 @@
-"""Tables that reports of ratings and of preferences share."""
+"""Blocks that the reports of ratings and of preferences share."""
 
-import math
 from collections.abc import Mapping
 
-from rmjax.reports.document import (
-    Block,
-    Collapsible,
-    Facts,
-    Table,
-)
-from rmjax.reports.numbers import DASH, count, percent, short
+from rmjax.reports.document import Block, Collapsible, Facts, Table
+from rmjax.reports.numbers import DASH, count, decimal, defined, interval, percent
 
-_ROWS = 8  # of a tally that is not collapsed
+_ROWS = 8  # of a table that is not collapsed
 _LENGTHS = {
     "prompt_characters": "prompt, characters",
     "response_characters": "response, characters",
@@ -24,34 +18,33 @@ _LENGTHS = {
 }
 
 
-def tally_block(what: str, whats: str, found: Mapping[str, int]) -> Block:
-    """How often each whole number occurs; of many numbers collapsed."""
-    whole = sum(found.values())
-    rows = tuple((name, count(n), percent(n / whole)) for name, n in found.items())
+def counts_block(value: str, counted: str, counts: Mapping[str, int]) -> Block:
+    """How often each value occurs, as a table; collapsed if it is long."""
+    whole = sum(counts.values())
+    rows = tuple((name, count(n), percent(n / whole)) for name, n in counts.items())
     if len(rows) == 1:
-        return Facts(((what, f"{rows[0][0]}, of all {rows[0][1]} {whats}"),))
-    table = Table((what, whats, "share"), rows)
+        return Facts(((value, f"{rows[0][0]}, of all {rows[0][1]} {counted}"),))
+    table = Table((value, counted, "share"), rows)
     if len(rows) <= _ROWS:
         return table
-    return Collapsible(f"{whats.capitalize()} by {what}: {rows[0][0]} to {rows[-1][0]}", (table,))
+    return Collapsible(
+        f"{counted.capitalize()} by {value}: {rows[0][0]} to {rows[-1][0]}", (table,)
+    )
 
 
 def length_table(lengths: Mapping[str, Mapping[str, float]]) -> Table:
-    """The table of `lengths.spread` of several lengths."""
+    """The table of several lengths, each from `lengths.summary_statistics`."""
     fields = ("mean", "sd", "min", "p5", "median", "p95", "max")
     rows = tuple(
-        (
-            _LENGTHS[name],
-            *(short(round(row[f]) if math.isfinite(row[f]) else row[f]) for f in fields),
-        )
+        (_LENGTHS[name], *(decimal(row[field], 0) for field in fields))
         for name, row in lengths.items()
     )
     columns = ("", "mean", "sd", "least", "5 %", "median", "95 %", "most")
     return Table(columns, rows, caption="Lengths", note="5 % and 95 % are percentiles.")
 
 
-def percents(found: Mapping[str, float]) -> str:
+def percent_interval(share: Mapping[str, float]) -> str:
     """The interval of a share, in per cent."""
-    if not math.isfinite(found["low"]):
+    if not defined(share["low"]):
         return DASH
-    return f"{100 * found['low']:.1f} to {100 * found['high']:.1f} %"
+    return f"{interval(100 * share['low'], 100 * share['high'], 1)} %"

@@ -1,4 +1,4 @@
-"""One benchmark of an evaluation, as blocks of a document."""
+"""The section of one benchmark in the report of an evaluation."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from rmjax.evaluation.details import compare
-from rmjax.evaluation.tallies import Judged
+from rmjax.evaluation.benchmark_metrics import ScoredBenchmark
+from rmjax.evaluation.comparisons import Comparisons
 from rmjax.models.rewards.aggregation import Rule
 from rmjax.reports import plots
 from rmjax.reports.document import (
@@ -21,21 +21,22 @@ from rmjax.reports.document import (
     Text,
     Warning,
 )
-from rmjax.reports.evaluations.wording import number, score, score_interval, share, slug
+from rmjax.reports.evaluations.wording import score, score_interval, slug
 from rmjax.reports.numbers import count, decimal, interval, percent, short, signed
 from rmjax.reports.plots import Curve
 
-_MANY = 12  # subsets, beyond which distributions are drawn together
+_MOST = 12  # subsets whose distributions are drawn separately
 
 
-def figures_of(b: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[Block]:
-    """The tables that belong in every form: gaps, facts, scores."""
+def score_blocks(b: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[Block]:
+    """What every format shows, a terminal too: warnings, facts, scores."""
     yield Heading(b["title"])
     for text in b["warnings"]:
         yield Warning(text)
     if b["gaps"]:
         yield Warning(
-            "not the whole benchmark, and so no overall score to quote: " + "; ".join(b["gaps"])
+            "not the whole benchmark, so there is no overall score to quote: "
+            + "; ".join(b["gaps"])
         )
     dropped = ", ".join(f"{n} ({reason})" for reason, n in b["dropped"].items())
     yield Facts(
@@ -55,11 +56,11 @@ def figures_of(b: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[Block
         yield _rules(b)
 
 
-def details_of(b: Mapping[str, Any], judged: Judged, rule: Rule) -> Iterator[Block]:
-    """What a page has beside them: plots, length, calibration, ratings, mistakes."""
+def detail_blocks(b: Mapping[str, Any], scored: ScoredBenchmark, rule: Rule) -> Iterator[Block]:
+    """What only the files show: figures, length, calibration, ratings, mistakes."""
     if not b["items"]:
         return
-    yield from _figures(b, judged, rule)
+    yield from _figures(b, scored, rule)
     yield _lengths(b)
     if b["strengths"]:
         yield _strengths(b)
@@ -101,89 +102,84 @@ def _subsets(b: Mapping[str, Any]) -> Table:
     )
 
 
-def _row(figure: Mapping[str, Any], parts: Sequence[str]) -> tuple[str, ...]:
-    own = figure.get("parts", {})
-    return (score(figure), score_interval(figure), *(share(own.get(p)) for p in parts))
+def _row(figures: Mapping[str, Any], parts: Sequence[str]) -> tuple[str, ...]:
+    own = figures.get("parts", {})
+    return (score(figures), score_interval(figures), *(percent(own.get(p)) for p in parts))
 
 
 def _rules(b: Mapping[str, Any]) -> Table:
     sections = [s["name"] for s in b["sections"]] if len(b["sections"]) > 1 else []
     rows = [
-        (name, score(r), score_interval(r), *(share(r["sections"].get(s)) for s in sections))
+        (name, score(r), score_interval(r), *(percent(r["sections"].get(s)) for s in sections))
         for name, r in b["rules"].items()
     ]
     return Table(
         ("value", "score", "95 % interval", *sections),
         tuple(rows),
         caption="The same scores read in other ways",
-        note="Each attribute alone and every weight vector with a name, from one pass; the first "
-        "is the value in force.",
+        note="Each attribute alone and every named weight vector, from the same scores. The first "
+        "row is the value that all other figures are about.",
         strong=(0,),
     )
 
 
-def _figures(b: Mapping[str, Any], judged: Judged, rule: Rule) -> Iterator[Block]:
-    values, name = judged.values(rule), slug(b["name"])
-    found = compare(judged, values)
+def _figures(b: Mapping[str, Any], scored: ScoredBenchmark, rule: Rule) -> Iterator[Block]:
+    values, name = scored.values(rule), slug(b["name"])
+    comparisons = Comparisons.of(scored.items, values)
+    margins, credits = comparisons.margins, comparisons.credits
     bars = [(_named(s, u), u) for s in b["sections"] for u in s["subsets"] if u["score"]]
     if len(bars) > 1:
+        scores, low, high = ([100 * u[f] for _, u in bars] for f in ("score", "low", "high"))
+        chance = 50 if scored.data.benchmark.rule != "best_of" else None
         yield Figure(
-            plots.bars(
-                [label for label, _ in bars],
-                [100 * u["score"] for _, u in bars],
-                "score, %",
-                [100 * u["low"] for _, u in bars],
-                [100 * u["high"] for _, u in bars],
-                chance=50 if judged.data.benchmark.rule != "best_of" else None,
-            ),
+            plots.bars([label for label, _ in bars], scores, "score, %", low, high, chance),
             f"{name}-subsets",
             "; ".join(f"{label} {score(u)}" for label, u in bars),
             "Score of each subset, with its interval.",
         )
     yield Figure(
-        plots.distributions(_groups(judged, values), "value"),
+        plots.distributions(_values_by_gold(scored, values), "value"),
         f"{name}-values",
         f"Distributions of the value of good and other responses of {b['title']}.",
         "Values of good and of other responses."
-        if not judged.data.gold
-        else f"Values of responses whose {judged.data.gold} is above the mean, and of the others.",
+        if not scored.data.gold
+        else f"Values of responses whose {scored.data.gold} is above the mean, and of the others.",
     )
-    if not len(found.margins):
+    if not len(margins):
         return
     yield Figure(
-        plots.margin_histogram(found.margins, "margin"),
+        plots.margin_histogram(margins, "margin"),
         f"{name}-margins",
-        f"{percent(float((found.margins > 0).mean()))} of the margins are positive.",
-        "Margins: the value of the better response less that of the worse.",
+        f"{percent(float((margins > 0).mean()))} of the margins are positive.",
+        "Margins: the value of the better response minus that of the worse.",
     )
     yield Figure(
-        plots.reliability(special.expit(np.abs(found.margins)), found.credits),
+        plots.reliability(special.expit(np.abs(margins)), credits),
         f"{name}-calibration",
-        f"Calibration error {number(b['calibration']['error'])}.",
+        f"Calibration error {decimal(b['calibration']['error'])}.",
         "Whether sigmoid(margin) is the probability of being right; expected calibration error "
-        f"{number(b['calibration']['error'])}, fitted temperature "
-        f"{number(b['calibration']['temperature'])}.",
+        f"{decimal(b['calibration']['error'])}, fitted temperature "
+        f"{decimal(b['calibration']['temperature'])}.",
     )
     yield Figure(
-        plots.accuracy_by_length(found.longer, found.credits, "length difference, characters"),
+        plots.accuracy_by_length(comparisons.longer, credits, "length difference, characters"),
         f"{name}-length",
-        f"Length-balanced accuracy {share(b['length']['balanced'])}.",
-        "Accuracy by how much longer the better response is than the worse.",
+        f"Length-balanced accuracy {percent(b['length']['balanced'])}.",
+        "Accuracy by how much longer the better response is than the worse one.",
     )
 
 
-def _groups(judged: Judged, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Values of good and other responses, by subset where there are not too many."""
-    golds = [np.asarray(item.gold) for item in judged.items]
-    middle = np.nanmean(np.concatenate(golds)) if judged.data.gold else 0.5
-    names = sorted({item.subset for item in judged.items})
-    apart = 1 < len(names) <= _MANY
-    found: dict[str, list[np.ndarray]] = {}
-    for item, value, gold in zip(judged.items, values, golds):
-        where = f"{item.subset}, " if apart else ""
-        found.setdefault(f"{where}good", []).append(value[gold > middle])
-        found.setdefault(f"{where}other", []).append(value[gold <= middle])
-    return {name: np.concatenate(found[name]) for name in sorted(found)}
+def _values_by_gold(scored: ScoredBenchmark, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Values of good and of other responses, for each subset if there are not too many."""
+    golds = [np.asarray(item.gold) for item in scored.items]
+    middle = np.nanmean(np.concatenate(golds)) if scored.data.gold else 0.5
+    separate = 1 < len({item.subset for item in scored.items}) <= _MOST
+    groups: dict[str, list[np.ndarray]] = {}
+    for item, value, gold in zip(scored.items, values, golds):
+        subset = f"{item.subset}, " if separate else ""
+        groups.setdefault(f"{subset}good", []).append(value[gold > middle])
+        groups.setdefault(f"{subset}other", []).append(value[gold <= middle])
+    return {name: np.concatenate(groups[name]) for name in sorted(groups)}
 
 
 def _named(section: Mapping[str, Any], subset: Mapping[str, Any]) -> str:
@@ -193,23 +189,23 @@ def _named(section: Mapping[str, Any], subset: Mapping[str, Any]) -> str:
 def _lengths(b: Mapping[str, Any]) -> Table:
     length = b["length"]
     rows = [
-        (name, count(part["pairs"]), share(part["accuracy"]))
+        (name, count(part["pairs"]), percent(part["accuracy"]))
         for name, part in length["parts"].items()
     ]
     return Table(
         ("", "comparisons", "accuracy"),
-        (*rows, ("length-balanced", count(b["comparisons"]), share(length["balanced"]))),
+        (*rows, ("length-balanced", count(b["comparisons"]), percent(length["balanced"]))),
         caption="Length",
         note="Comparisons of a better with a worse response to one prompt; equal values count one "
-        "half. Correlation of value and characters, each less its mean over the prompt: "
-        f"{number(length['correlation'])}.",
+        "half. Correlation of value and characters, each minus its mean over the prompt: "
+        f"{decimal(length['correlation'])}.",
         strong=(len(rows),),
     )
 
 
 def _strengths(b: Mapping[str, Any]) -> Table:
     rows = [
-        (strength, count(part["pairs"]), share(part["accuracy"]))
+        (strength, count(part["pairs"]), percent(part["accuracy"]))
         for strength, part in b["strengths"].items()
     ]
     return Table(("strength of the preference", "pairs", "accuracy"), tuple(rows))
@@ -233,73 +229,69 @@ def _curves(b: Mapping[str, Any]) -> Iterator[Block]:
         )
     n = max(len(curve) for curve in curves.values())
     yield Table(
-        ("judged by", "prompts", "of 1 (random)", f"best of {n} by value (95 %)", f"best of {n}"),
+        ("measured by", "prompts", "of 1 (random)", f"best of {n} by value (95 %)", f"best of {n}"),
         tuple(rows),
         caption="Best of n",
-        note="Mean over prompts of what the response with the highest value is worth, exact over "
-        "all choices of n responses; and of the best one there is.",
+        note="Mean over prompts of what the response with the highest value is worth by this "
+        "measure, exact over all choices of n responses, and of what the best response is worth.",
     )
     name, curve = next(iter(curves.items()))
-    x = [point["n"] for point in curve]
+    x, chosen, low, high, best = (
+        [point[field] for point in curve] for field in ("n", "chosen", "low", "high", "best")
+    )
     lines = [
-        Curve(
-            "highest value",
-            x,
-            [p["chosen"] for p in curve],
-            [p["low"] for p in curve],
-            [p["high"] for p in curve],
-        ),
-        Curve("best possible", x, [p["best"] for p in curve], dashed=True),
+        Curve("highest value", x, chosen, low, high),
+        Curve("best possible", x, best, dashed=True),
     ]
     yield Figure(
         plots.best_of_n(lines, name),
         f"{slug(b['name'])}-best-of-n",
         f"From {decimal(curve[0]['chosen'])} for one to {decimal(curve[-1]['chosen'])}.",
-        f"What the response with the highest value of n is worth: {name}.",
+        f"Mean {name} of the response with the highest value of n.",
     )
 
 
 def _attributes(b: Mapping[str, Any]) -> Iterator[Block]:
-    found = b["attributes"]
-    names = found["names"]
+    attributes = b["attributes"]
+    names = attributes["names"]
     if len(names) > 1:
-        matrix = np.asarray(found["correlations"], float)
+        matrix = np.asarray(attributes["correlations"], float)
         yield Figure(
             plots.correlation_matrix(names, matrix),
             f"{slug(b['name'])}-attributes",
             "Correlations of the attributes with each other.",
             "Correlations of the attributes with each other, over all responses.",
         )
-    if "ratings" in found:
-        rated = found["ratings"]
+    if "ratings" in attributes:
+        rated = attributes["ratings"]
         yield Table(
             ("rating", *names),
             tuple(
-                (name, *(number(value) for value in column))
+                (name, *map(decimal, column))
                 for name, column in zip(rated["names"], zip(*rated["correlations"]))
             ),
-            caption="Correlation of attributes with people's ratings",
+            caption="Correlation of the attributes with people's ratings",
         )
-    if "agreement" in found:
+    if "agreement" in attributes:
         rows = [
             (
                 name,
                 count(row["count"]),
-                *(number(row[k]) for k in ("mse", "mse_constant", "pearson", "spearman")),
-                share(row["pair_accuracy"]),
+                *(decimal(row[k]) for k in ("mse", "mse_constant", "pearson", "spearman")),
+                percent(row["pair_accuracy"]),
             )
-            for name, row in found["agreement"].items()
+            for name, row in attributes["agreement"].items()
         ]
         yield Table(
-            ("attribute", "ratings", "MSE", "of their mean", "Pearson", "Spearman", "pairs"),
+            ("attribute", "ratings", "MSE", "MSE of the mean", "Pearson", "Spearman", "pairs"),
             tuple(rows),
-            caption="Attributes against the ratings of the same name",
-            note="MSE of their mean: of always answering the mean of these very ratings.",
+            caption="Attributes and the ratings of the same name",
+            note="MSE of the mean: always answering the mean of these ratings.",
         )
 
 
 def _example(mistake: Mapping[str, Any], gold: str | None) -> Example:
-    said = "\n\n".join(f"{m['role']}: {m['content']}" for m in mistake["prompt"])
+    prompt = "\n\n".join(f"{m['role']}: {m['content']}" for m in mistake["prompt"])
 
     def numbers(side: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         rated = ((gold, short(side["gold"])),) if gold else ()
@@ -310,7 +302,7 @@ def _example(mistake: Mapping[str, Any], gold: str | None) -> Example:
     return Example(
         f"{where}{mistake['id']}",
         (
-            Text("prompt", said, "prompt"),
+            Text("prompt", prompt, "prompt"),
             Text("better", better["text"], "chosen", numbers(better)),
             Text("worse", worse["text"], "rejected", numbers(worse)),
         ),

@@ -1,54 +1,82 @@
-"""An evaluation as a document that people want to look at."""
+"""The report of an evaluation: scores first, then the details of each benchmark."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rmjax.evaluation.tallies import Judged
+from rmjax.evaluation.benchmark_metrics import ScoredBenchmark
+from rmjax.evaluation.benchmark_results import weights_of
+from rmjax.evaluation.model_evaluation import ModelEvaluation
 from rmjax.models.rewards.aggregation import Rule
 from rmjax.reports.document import Block, Document, Heading, Headline, Table
-from rmjax.reports.evaluations.blocks import details_of, figures_of
-from rmjax.reports.evaluations.wording import points, score, score_interval, share, title
+from rmjax.reports.evaluations.blocks import detail_blocks, score_blocks
+from rmjax.reports.evaluations.wording import points, score, score_interval, title
 from rmjax.reports.numbers import DASH, count, decimal, percent, signed
+from rmjax.training.workdir import package_versions
+
+EVALUATION_FORMAT = "rmjax.report.evaluation/1"
 
 
-def document(report: Mapping[str, Any], judged: Sequence[Judged], rule: Rule) -> Document:
-    """The page of an evaluation.
+def evaluation_data(evaluation: ModelEvaluation) -> dict[str, Any]:
+    """The numbers of an evaluation, as in `report.json`."""
+    scores, fitted = evaluation.scores, evaluation.fitted
+    against = {"name": evaluation.against, "benchmarks": evaluation.comparisons}
+    return {
+        "format": EVALUATION_FORMAT,
+        "model": {
+            "name": scores.name,
+            "attributes": scores.attributes,
+            "rule": {"name": scores.rule.name, "weights": weights_of(scores.rule)},
+            **scores.facts,
+        },
+        "versions": package_versions(),
+        "work": scores.work,
+        "fitted": dataclasses.asdict(fitted) | {"prompts": len(fitted.prompts)} if fitted else None,
+        "benchmarks": evaluation.results,
+        "against": against if evaluation.against else None,
+    }
+
+
+def evaluation_document(
+    report: Mapping[str, Any], benchmarks: Sequence[ScoredBenchmark], rule: Rule
+) -> Document:
+    """The whole report.
 
     Args:
-      report: what `report.json` holds.
-      judged: of each benchmark, in the same order: the numbers that figures are made of.
-      rule: the one in force.
+      report: from `evaluation_data`.
+      benchmarks: their items and scores, for the figures, in the order of the report.
+      rule: how scores become the value that decides.
     """
-    details = [details_of(b, part, rule) for b, part in zip(report["benchmarks"], judged)]
-    return _document(report, details)
+    parts = zip(report["benchmarks"], benchmarks)
+    return _document(report, [detail_blocks(b, part, rule) for b, part in parts])
 
 
-def summary(report: Mapping[str, Any]) -> Document:
-    """The part of `document` that fits in a terminal."""
+def evaluation_summary(report: Mapping[str, Any]) -> Document:
+    """The report without the details of each benchmark, for a terminal."""
     return _document(report, [()] * len(report["benchmarks"]))
 
 
 def _document(report: Mapping[str, Any], details: Sequence[Iterable[Block]]) -> Document:
-    found = report["benchmarks"]
+    benchmarks = report["benchmarks"]
     blocks: list[Block] = [
         Headline(
             tuple(
                 (title(b), score(b.get("overall")), score_interval(b.get("overall")))
-                for b in found[:6]
+                for b in benchmarks[:6]
             )
         ),
-        _overview(found),
+        _overview(benchmarks),
     ]
     if report["fitted"]:
         blocks.append(_fitted(report["fitted"]))
     if report["against"]:
         blocks += _against(report)
-    for benchmark, more in zip(found, details):
-        blocks += [*figures_of(benchmark, report["model"]), *more]
-    names = ", ".join(b["title"] for b in found)
+    for benchmark, more in zip(benchmarks, details):
+        blocks += [*score_blocks(benchmark, report["model"]), *more]
+    names = ", ".join(b["title"] for b in benchmarks)
     return Document(
         title=f"Evaluation of {report['model']['name']}",
-        subtitle=f"{names}; every figure with its number of items and a 95 % bootstrap interval",
+        subtitle=f"{names}; every score with its number of items and a 95 % bootstrap interval",
         facts=tuple(_facts(report)),
         blocks=tuple(blocks),
     )
@@ -76,33 +104,33 @@ def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ),
     )
     if work["computed"]:
-        spared = percent(1 - work["computed"] / work["tokens"])
+        saved = percent(1 - work["computed"] / work["tokens"])
         padding = percent(1 - work["computed"] / work["places"])
-        said = (
-            f"{count(work['tokens'])}; {spared} spared: what responses to a prompt begin with is "
-            f"computed once; {padding} of the places were padding"
+        yield (
+            "tokens",
+            f"{count(work['tokens'])}; {saved} of them saved, as responses to one prompt share "
+            f"their beginning; {padding} of the computed positions were padding",
         )
-        yield "tokens", said
 
 
-def _overview(found: Sequence[Mapping[str, Any]]) -> Table:
+def _overview(benchmarks: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
         (
             title(b),
             count(b["items"]),
             score(b.get("overall")),
             score_interval(b.get("overall")),
-            share((b.get("length") or {}).get("balanced")),
+            percent((b.get("length") or {}).get("balanced")),
         )
-        for b in found
+        for b in benchmarks
     ]
     return Table(
         ("benchmark", "items", "score", "95 % interval", "length-balanced"),
         tuple(rows),
         caption="Scores",
-        note="Intervals: items drawn again 2,000 times. Length-balanced: the mean of the "
-        "accuracies where the better response is the shorter and the longer one, so that a mere "
-        "preference for length gets 50 %.",
+        note="Intervals: bootstrap of the items, 2,000 draws. Length-balanced: the mean of two "
+        "accuracies, where the better response is the shorter one and where it is the longer one, "
+        "so that a mere preference for length gets 50 %.",
     )
 
 
@@ -124,15 +152,15 @@ def _against(report: Mapping[str, Any]) -> Iterator[Block]:
         if c["units"]:
             difference = f"{signed(100 * c['difference'], 1)} ({points(c['low'], c['high'])})"
             counts = f"{c['wins']} / {c['losses']}"
-            cells = (share(c["score"]), share(c["other"]), difference, counts, _p(c["p"]))
+            cells = (percent(c["score"]), percent(c["other"]), difference, counts, _p(c["p"]))
         else:
             cells = (DASH,) * 5
         rows.append((b["title"], *cells))
     yield Table(
         ("benchmark", "this", "other", "difference (95 %)", "better on / worse on", "p"),
         tuple(rows),
-        note="Difference in points, paired: the same items drawn again for both. p: sign test on "
-        "the items of which one model earns more (for pairs, McNemar's exact test).",
+        note="Difference in percentage points, paired: the bootstrap draws the same items for both "
+        "models. p: sign test on the items where they differ (for pairs, McNemar's exact test).",
     )
 
 

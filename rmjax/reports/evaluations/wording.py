@@ -1,44 +1,34 @@
-"""How evaluations write scores: in per cent, with what is not defined as a dash."""
+"""How evaluations write scores and names: in per cent, and a dash for what is missing."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from rmjax.reports.numbers import DASH, decimal, interval, percent, signed
+from rmjax.reports.numbers import DASH, interval, percent, signed
 
 
-def score(figure: Mapping[str, Any] | None) -> str:
-    """The score of a figure, which may be missing."""
-    return share(figure["score"] if figure else None)
+def score(figures: Mapping[str, Any] | None) -> str:
+    """The score of a benchmark, section or subset, if there is one."""
+    return percent(figures["score"]) if figures else DASH
 
 
-def share(score: float | None) -> str:
-    """A share of 1."""
-    return DASH if score is None else percent(score)
-
-
-def score_interval(figure: Mapping[str, Any] | None) -> str:
-    """The interval of a figure."""
-    if not figure or figure["low"] is None:
+def score_interval(figures: Mapping[str, Any] | None) -> str:
+    """The interval of a score, if there is one."""
+    if not figures or figures["low"] is None:
         return DASH
-    return interval(100 * figure["low"], 100 * figure["high"], 1)
+    return interval(100 * figures["low"], 100 * figures["high"], 1)
 
 
 def points(low: float, high: float) -> str:
-    """From and to, in points."""
+    """An interval of a difference, in percentage points."""
     return f"{signed(100 * low, 1)} to {signed(100 * high, 1)}"
 
 
-def title(b: Mapping[str, Any]) -> str:
-    """Of a benchmark, which may be there in part."""
-    return b["title"] if b["complete"] else f"{b['title']}, in part"
-
-
-def number(value: float | None) -> str:
-    """A number, or a dash."""
-    return DASH if value is None else decimal(value)
+def title(benchmark: Mapping[str, Any]) -> str:
+    """The title of a benchmark, which says so if items are missing."""
+    return benchmark["title"] if benchmark["complete"] else f"{benchmark['title']}, in part"
 
 
 def slug(name: str) -> str:
-    """A name for files."""
+    """The name as part of a file's name."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

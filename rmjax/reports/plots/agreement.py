@@ -1,4 +1,4 @@
-"""How well two things agree: probabilities and outcomes, ratings, accuracy by whatever."""
+"""How well things agree: calibration, correlations, accuracy by length and by subset."""
 
 from collections.abc import Sequence
 
@@ -29,13 +29,13 @@ from rmjax.reports.theme import INK, LINE, MUTED, PAPER, SERIES
 
 @styled
 def reliability(probabilities: Numbers, outcomes: Numbers, bins: int = 10) -> Figure:
-    """Whether what is said to be right with probability p is right in p of the cases.
+    """A reliability diagram: the share that is right by the predicted probability.
 
-    Below the diagram stands how many cases each bin has; bars are 95 % intervals (Wilson).
+    Whiskers are 95 % intervals (Wilson). A histogram below shows how many cases each bin has.
 
     Args:
       probabilities: of each case, in [0, 1]; if all are at least 1/2 the axis begins there.
-      outcomes: 1 where it came true, 0 where not, 1/2 for a draw.
+      outcomes: 1 if right, 0 if wrong, 1/2 for a draw.
       bins: how many, of equal width.
     """
     figure = new_figure(HEIGHT + 50)
@@ -73,7 +73,7 @@ def reliability(probabilities: Numbers, outcomes: Numbers, bins: int = 10) -> Fi
 
 @styled
 def correlation_matrix(names: Sequence[str], matrix: Float[np.ndarray, "A A"]) -> Figure:
-    """A heat map with its numbers: blue for positive, orange for negative, paler for weaker.
+    """A heat map with its numbers: blue is positive, orange negative; weaker is paler.
 
     Args:
       names: of rows and columns.
@@ -115,15 +115,15 @@ def correlation_matrix(names: Sequence[str], matrix: Float[np.ndarray, "A A"]) -
 def accuracy_by_length(
     differences: Numbers, right: Numbers, xlabel: str = "length difference", bins: int = 8
 ) -> Figure:
-    """Share of pairs that are right where the chosen response is shorter, as long, or longer.
+    """Accuracy by how much longer the chosen response is than the rejected one.
 
-    A point for each bin of about equally many pairs, at their median, with a 95 % interval.
+    Each bin has about equally many pairs; its point is at their median, with a 95 % interval.
 
     Args:
       differences: length of the chosen response minus that of the rejected one.
-      right: 1 where the pair is ordered as people did, 1/2 in a draw, else 0.
+      right: 1 if the pair is ordered as people did, 1/2 for a draw, else 0.
       xlabel: what the differences are, with their unit.
-      bins: at most how many.
+      bins: the most there can be.
     """
     figure, axes = new_axes()
     lengths, right_ = finite_pairs(differences, right)
@@ -158,38 +158,38 @@ def bars(
     high: Numbers | None = None,
     chance: float | None = None,
 ) -> Figure:
-    """Lying bars with their numbers, such as accuracy per subset.
+    """Horizontal bars with their numbers, such as the accuracy of each subset.
 
     Args:
       labels: from top to bottom.
-      values: one for each.
-      xlabel: what they are.
-      low: of the intervals, if there are any.
-      high: of the same.
-      chance: what guessing gives; a line.
+      values: one for each label.
+      xlabel: what the values are.
+      low: lower ends of intervals, if there are any.
+      high: upper ends of the intervals.
+      chance: what guessing gives, drawn as a line.
     """
     figure, axes = new_axes(76 + 27 * max(1, len(labels)))
     numbers = np.asarray(values, float)
     if not np.isfinite(numbers).any():
         return empty(figure, axes)
-    places = [-float(i) for i in range(len(labels))]
+    rows = [-float(i) for i in range(len(labels))]
     filled = np.nan_to_num(numbers)
-    axes.barh(places, filled, 0.62, color=SERIES[0], alpha=0.8)
+    axes.barh(rows, filled, 0.62, color=SERIES[0], alpha=0.8)
     ends = filled.copy()
     if low is not None and high is not None:
         lows, highs = np.asarray(low, float), np.asarray(high, float)
-        axes.hlines(places, lows, highs, color=INK, linewidth=1.3)
+        axes.hlines(rows, lows, highs, color=INK, linewidth=1.3)
         ends = np.fmax(ends, highs)
     if chance is not None:
         chance_line(axes.axvline, chance)
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderpad=0, borderaxespad=0.2)
     span = max(ends.max(), 0.0) - min(filled.min(), 0.0) or 1.0
-    for place, value, end in zip(places, numbers, ends):
+    for row, value, end in zip(rows, numbers, ends):
         shown = f"{value:.3f}".replace("-", "−") if np.isfinite(value) else "–"
         box = {"facecolor": PAPER, "pad": 0.8, "linewidth": 0}  # above the line of chance
-        axes.text(max(end, 0) + 0.015 * span, place, shown, va="center", fontsize=11.5, bbox=box)
+        axes.text(max(end, 0) + 0.015 * span, row, shown, va="center", fontsize=11.5, bbox=box)
     axes.set_xlim(min(filled.min(), 0.0), max(ends.max(), 0.0) + 0.16 * span)
-    label_rows(axes, labels, places)
+    label_rows(axes, labels, rows)
     axes.set_xlabel(shortened(xlabel, XLABEL), loc="right")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     return figure

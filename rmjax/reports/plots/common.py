@@ -1,4 +1,4 @@
-"""What all plots have in common: their frame, names, numbers at the axes, bins."""
+"""What the plots share: figures and axes, labels, legends, ticks, bins."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -25,14 +25,14 @@ XLABEL = 36  # of one below
 
 
 def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
-    """Makes a function draw in the style, and fixes what the layout came to."""
+    """Makes a function draw in the style of reports, and fixes the layout of its figure."""
 
     @functools.wraps(draw)
     def styled(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
         with style():
             figure = draw(*args, **kwargs)
             figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # all forms have the same layout
+            figure.set_layout_engine("none")  # the same in all formats
             return figure
 
     return styled
@@ -50,7 +50,7 @@ def new_axes(height: float = HEIGHT) -> tuple[Figure, Axes]:
 
 
 def finite(values: Numbers) -> Float[np.ndarray, "N"]:
-    """The values that are."""
+    """The finite values."""
     array = np.asarray(values, float).ravel()
     return array[np.isfinite(array)]
 
@@ -58,14 +58,14 @@ def finite(values: Numbers) -> Float[np.ndarray, "N"]:
 def finite_pairs(
     one: Numbers, other: Numbers
 ) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
-    """Both, where both are."""
+    """The values of both where both are finite."""
     a, b = np.asarray(one, float), np.asarray(other, float)
     present = np.isfinite(a) & np.isfinite(b)
     return a[present], b[present]
 
 
 def edges_of(groups: Sequence[Float[np.ndarray, "N"]], bins: int) -> Float[np.ndarray, "B"] | None:
-    """Edges for all groups: one bin a value for few whole numbers, else without the far ends."""
+    """Edges of bins for all groups: one for each of few whole numbers, else without outliers."""
     everything = np.concatenate([np.empty(0), *groups])
     if not len(everything):
         return None
@@ -76,9 +76,9 @@ def edges_of(groups: Sequence[Float[np.ndarray, "N"]], bins: int) -> Float[np.nd
     return np.linspace(low, high if high > low else low + 1, bins + 1)
 
 
-def label_rows(axes: Axes, labels: Sequence[str], places: Sequence[float]) -> None:
-    """Names beside rows, from top to bottom."""
-    axes.set_yticks(places, [shortened(name) for name in labels])
+def label_rows(axes: Axes, labels: Sequence[str], rows: Sequence[float]) -> None:
+    """Puts the names of rows beside them, from top to bottom."""
+    axes.set_yticks(rows, [shortened(name) for name in labels])
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(-len(labels) + 0.4, 0.6)
     axes.grid(axis="y", visible=False)
@@ -87,22 +87,22 @@ def label_rows(axes: Axes, labels: Sequence[str], places: Sequence[float]) -> No
 def whiskers(
     axes: Axes, x: Sequence[float], intervals: Sequence[tuple[float, float]], colour: str
 ) -> None:
-    """Intervals as lines."""
+    """Draws intervals as lines."""
     axes.vlines(
         x, [low for low, _ in intervals], [high for _, high in intervals], color=colour, alpha=0.45
     )
 
 
 def chance_line(line: Callable[..., Any], value: float) -> None:
-    """The line of guessing, by `axvline` or `axhline`."""
+    """Draws the line of guessing, by `axvline` or `axhline`."""
     line(value, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label="chance")
 
 
 def legend(axes: Axes) -> None:
-    """Above the plot, where it hides nothing."""
+    """Puts a legend above the plot, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        # As many beside each other as have room; a mark takes about five letters.
+        # As many in a row as there is room for; a mark takes about five letters.
         fit = max(1, 54 // (5 + max(map(len, labels))))
         rows = -(-len(labels) // fit)
         axes.legend(
@@ -119,7 +119,7 @@ def legend(axes: Axes) -> None:
 
 
 def empty(figure: Figure, axes: Axes) -> Figure:
-    """Says that there is nothing to draw."""
+    """Says in the figure that there is nothing to draw."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, "no data", ha="center", color=MUTED, transform=axes.transAxes)
     return figure
@@ -132,7 +132,7 @@ def shortened(name: str, most: int = _LABEL) -> str:
 
 
 def in_percent(axis: Any) -> None:
-    """Numbers of an axis of shares."""
+    """Formats the numbers of an axis of shares."""
     axis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: percent_text(value)))
 
@@ -143,7 +143,7 @@ def percent_text(value: float) -> str:
 
 
 def tick_text(value: float, _: int) -> str:
-    """A number at an axis: 0.1, 25, 20k, 2e−6."""
+    """A number on an axis: 0.1, 25, 20k, 2e−6."""
     if value == 0:
         return "0"
     if abs(value) >= 10000 or abs(value) < 1e-3:

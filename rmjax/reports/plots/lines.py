@@ -1,4 +1,4 @@
-"""Numbers over steps, or over anything else."""
+"""Lines: numbers over steps, or over n."""
 
 import dataclasses
 import itertools
@@ -30,12 +30,12 @@ class Curve:
 
     Attributes:
       label: its name in the legend; empty for none.
-      x: where.
-      y: how much; NaN makes a gap.
-      low: of a band, such as a 95 % interval; empty for none.
-      high: of the same.
-      rough: numbers of single steps: drawn pale, with their moving mean.
-      dashed: a level to compare with, in grey.
+      x: positions.
+      y: values; NaN makes a gap.
+      low: lower end of a band, such as a 95 % interval; empty for none.
+      high: upper end of the band.
+      rough: whether the values are noisy: drawn pale, with their moving mean.
+      dashed: whether it is a level to compare with: drawn dashed, in grey.
     """
 
     label: str
@@ -48,18 +48,18 @@ class Curve:
 
 
 @styled
-def curves(found: Sequence[Curve], xlabel: str, ylabel: str, logarithmic: bool = False) -> Figure:
-    """Lines over steps or anything else; few points get marks.
+def curves(lines: Sequence[Curve], xlabel: str, ylabel: str, logarithmic: bool = False) -> Figure:
+    """Lines over steps; few points get marks.
 
     Args:
-      found: up to six.
-      xlabel: what x is.
-      ylabel: what y is.
-      logarithmic: y's axis, which then leaves out what is not positive.
+      lines: up to six.
+      xlabel: label of the x axis.
+      ylabel: label of the y axis.
+      logarithmic: whether the y axis is; it then leaves out what is not positive.
     """
     figure, axes = new_axes()
     drawn = 0
-    for curve, colour in zip(found, _colours(found)):
+    for curve, colour in zip(lines, _colours(lines)):
         y = np.asarray(curve.y, float)
         y = np.where((y > 0) | (not logarithmic), y, np.nan)
         drawn += int(np.isfinite(y).sum())
@@ -77,27 +77,27 @@ def curves(found: Sequence[Curve], xlabel: str, ylabel: str, logarithmic: bool =
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel(shortened(xlabel, XLABEL))
     axes.set_ylabel(shortened(ylabel))
-    if any(curve.label for curve in found):
+    if any(curve.label for curve in lines):
         legend(axes)
     return figure
 
 
 @styled
-def best_of_n(found: Sequence[Curve], ylabel: str) -> Figure:
-    """What the best of n responses is worth, over n on a logarithmic axis.
+def best_of_n(lines: Sequence[Curve], ylabel: str) -> Figure:
+    """The worth of the best of n responses, over n on a logarithmic axis.
 
     Args:
-      found: `x` is n; with bands if they have any.
+      lines: their `x` is n.
       ylabel: what is averaged.
     """
     figure, axes = new_axes()
-    places = sorted({float(n) for curve in found for n in curve.x if n > 0})
-    if not places:
+    sizes = sorted({float(n) for curve in lines for n in curve.x if n > 0})
+    if not sizes:
         return empty(figure, axes)
-    for curve, colour in zip(found, _colours(found)):
+    for curve, colour in zip(lines, _colours(lines)):
         _line(axes, curve, np.asarray(curve.y, float), colour, False)
     axes.set_xscale("log", base=2)
-    powers = [n for n in places if float(np.log2(n)).is_integer()] or places
+    powers = [n for n in sizes if float(np.log2(n)).is_integer()] or sizes
     axes.set_xticks(powers, [f"{n:g}" for n in powers])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("n")
@@ -106,10 +106,10 @@ def best_of_n(found: Sequence[Curve], ylabel: str) -> Figure:
     return figure
 
 
-def _colours(found: Sequence[Curve]) -> list[str]:
-    """A colour for each curve: the series' in turn, grey for levels."""
+def _colours(lines: Sequence[Curve]) -> list[str]:
+    """A colour for each line: the series in turn, grey for dashed ones."""
     series = itertools.cycle(SERIES)
-    return [MUTED if curve.dashed else next(series) for curve in found]
+    return [MUTED if curve.dashed else next(series) for curve in lines]
 
 
 def _line(
@@ -131,15 +131,15 @@ def _line(
 
 
 def moving_mean(values: Float[np.ndarray, "N"], reach: int) -> Float[np.ndarray, "N"]:
-    """The mean of each value with those up to `reach` away, NaN left out.
+    """The mean of each value and those up to `reach` away, without NaN.
 
-    At the beginning, where curves are steep, as far on one side as on the other.
+    At the beginning, where curves are steep, it takes as many values before as after.
     """
     present = np.isfinite(values)
     sums = np.append(0.0, np.cumsum(np.where(present, values, 0.0)))
     counts = np.append(0, np.cumsum(present))
-    places = np.arange(len(values))
-    first = places - np.minimum(reach, places)
-    last = np.minimum(places + np.minimum(reach, places) + 1, len(values))
+    indices = np.arange(len(values))
+    first = indices - np.minimum(reach, indices)
+    last = np.minimum(indices + np.minimum(reach, indices) + 1, len(values))
     count = counts[last] - counts[first]
     return np.where(count > 0, (sums[last] - sums[first]) / np.maximum(count, 1), np.nan)

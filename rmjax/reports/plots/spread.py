@@ -1,4 +1,4 @@
-"""How numbers are spread: histograms, columns and boxes."""
+"""Distributions: histograms, columns and boxes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,19 +30,19 @@ from rmjax.reports.theme import INK, MUTED, SERIES
 
 @styled
 def histograms(groups: Mapping[str, Numbers], xlabel: str, bins: int = 30) -> Figure:
-    """Distributions of up to three groups over each other: the share of a group in each bin.
+    """Histograms of up to three groups over each other: the share of a group in each bin.
 
     Args:
       groups: name and values.
       xlabel: what the values are, with their unit.
-      bins: how many; whole numbers have at most one for each.
+      bins: how many; few whole numbers get one each.
     """
     figure, axes = new_axes()
-    found = {name: finite(values) for name, values in groups.items()}
-    edges = edges_of(list(found.values()), bins)
+    finite_groups = {name: finite(values) for name, values in groups.items()}
+    edges = edges_of(list(finite_groups.values()), bins)
     if edges is None:
         return empty(figure, axes)
-    for i, (name, values) in enumerate(found.items()):
+    for i, (name, values) in enumerate(finite_groups.items()):
         if len(values):
             shares = np.histogram(values, edges)[0] / len(values)
             colour = SERIES[i % len(SERIES)]
@@ -53,27 +53,27 @@ def histograms(groups: Mapping[str, Numbers], xlabel: str, bins: int = 30) -> Fi
     axes.set_xlabel(shortened(xlabel, XLABEL))
     axes.set_ylabel("share")
     axes.grid(axis="x", visible=False)
-    if len(found) > 1:
+    if len(finite_groups) > 1:
         legend(axes)
     return figure
 
 
 @styled
 def distributions(groups: Mapping[str, Numbers], xlabel: str, bins: int = 40) -> Figure:
-    """Distributions of many groups, a row each on one axis, with a line at each median.
+    """Histograms of many groups, one below the other, with a line at each median.
 
     Args:
       groups: name and values.
       xlabel: what the values are, with their unit.
       bins: how many.
     """
-    found = {name: finite(values) for name, values in groups.items()}
-    figure = new_figure(64 + 44 * max(1, len(found)))
-    edges = edges_of(list(found.values()), bins)
+    finite_groups = {name: finite(values) for name, values in groups.items()}
+    figure = new_figure(64 + 44 * max(1, len(finite_groups)))
+    edges = edges_of(list(finite_groups.values()), bins)
     if edges is None:
         return empty(figure, figure.add_subplot())
-    rows = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (name, values) in zip(rows, found.items()):
+    rows = figure.subplots(len(finite_groups), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, values) in zip(rows, finite_groups.items()):
         counts = np.histogram(values, edges)[0]
         axes.stairs(counts / max(1, counts.max()), edges, fill=True, color=SERIES[0], alpha=0.75)
         if len(values):
@@ -88,12 +88,12 @@ def distributions(groups: Mapping[str, Numbers], xlabel: str, bins: int = 40) ->
 
 @styled
 def margin_histogram(margins: Numbers, xlabel: str = "margin", bins: int = 40) -> Figure:
-    """How far chosen responses are ahead of rejected ones: those behind in another colour.
+    """A histogram of margins, in two colours for chosen and rejected responses ahead.
 
     Args:
       margins: the chosen response's reward minus the rejected one's, of each pair.
-      xlabel: what they are.
-      bins: how many, about.
+      xlabel: what the margins are.
+      bins: about how many.
     """
     figure, axes = new_axes()
     values = finite(margins)
@@ -124,7 +124,7 @@ def margin_histogram(margins: Numbers, xlabel: str = "margin", bins: int = 40) -
 def columns(
     categories: Sequence[str], groups: Mapping[str, Numbers], xlabel: str, ylabel: str = "share"
 ) -> Figure:
-    """Upright bars over categories, those of several groups beside each other.
+    """Vertical bars over categories, those of several groups beside each other.
 
     Args:
       categories: their names, from left to right.
@@ -135,11 +135,11 @@ def columns(
     figure, axes = new_axes()
     if not categories or not groups:
         return empty(figure, axes)
-    places, width = np.arange(len(categories)), 0.8 / len(groups)
+    positions, width = np.arange(len(categories)), 0.8 / len(groups)
     for i, (name, shares) in enumerate(groups.items()):
         offset = (i - (len(groups) - 1) / 2) * width
         axes.bar(
-            places + offset,
+            positions + offset,
             np.nan_to_num(np.asarray(shares, float)),
             0.92 * width,
             color=SERIES[i % len(SERIES)],
@@ -148,7 +148,7 @@ def columns(
     names = [shortened(name, 12) for name in categories]
     # As many names as have room: the first, and every so many after it.
     every = math.ceil(LETTER * (2 + max(map(len, names))) * len(names) / (WIDTH - 70))
-    axes.set_xticks(places[::every], names[::every])
+    axes.set_xticks(positions[::every], names[::every])
     axes.tick_params(axis="x", length=0)
     in_percent(axes.yaxis)
     axes.set_xlabel(shortened(xlabel, XLABEL))
@@ -161,23 +161,23 @@ def columns(
 
 @styled
 def boxes(groups: Mapping[str, Numbers], xlabel: str) -> Figure:
-    """Lying boxes: quartiles and median, whiskers from the 5th to the 95th percentile.
+    """Horizontal boxes: quartiles and median, whiskers from the 5th to the 95th percentile.
 
     Args:
       groups: name and values, from top to bottom.
       xlabel: what the values are, with their unit.
     """
     figure, axes = new_axes(76 + 32 * max(1, len(groups)))
-    found = {name: finite(values) for name, values in groups.items()}
-    if not any(map(len, found.values())):
+    finite_groups = {name: finite(values) for name, values in groups.items()}
+    if not any(map(len, finite_groups.values())):
         return empty(figure, axes)
-    places = [-float(i) for i in range(len(found))]
-    for place, values in zip(places, found.values()):
+    rows = [-float(i) for i in range(len(finite_groups))]
+    for row, values in zip(rows, finite_groups.values()):
         if len(values):
             low, q1, median, q3, high = np.percentile(values, (5, 25, 50, 75, 95))
-            axes.hlines(place, low, high, color=MUTED, linewidth=1.2)
-            axes.barh(place, q3 - q1, 0.55, q1, color=SERIES[0], alpha=0.8)
-            axes.vlines(median, place - 0.275, place + 0.275, color=INK, linewidth=1.8)
-    label_rows(axes, list(found), places)
+            axes.hlines(row, low, high, color=MUTED, linewidth=1.2)
+            axes.barh(row, q3 - q1, 0.55, q1, color=SERIES[0], alpha=0.8)
+            axes.vlines(median, row - 0.275, row + 0.275, color=INK, linewidth=1.8)
+    label_rows(axes, list(finite_groups), rows)
     axes.set_xlabel(shortened(xlabel, XLABEL), loc="right")
     return figure

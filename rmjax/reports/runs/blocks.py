@@ -1,4 +1,4 @@
-"""What the report of a run shows below its first numbers."""
+"""The sections of the report of a run."""
 
 import math
 import re
@@ -9,17 +9,10 @@ import numpy as np
 from jaxtyping import Float
 
 from rmjax.reports import plots
-from rmjax.reports.document import (
-    Block,
-    Facts,
-    Figure,
-    Heading,
-    Paragraph,
-    Table,
-)
+from rmjax.reports.document import Block, Facts, Figure, Heading, Paragraph, Table
 from rmjax.reports.numbers import DASH, count, decimal, interval, percent, short
 from rmjax.reports.plots import Curve
-from rmjax.reports.runs.files import Evaluation, RunFiles
+from rmjax.reports.runs.files import LoggedEvaluation, RunFiles
 
 _STRENGTH = "accuracy_at_strength_"
 
@@ -27,19 +20,17 @@ _STRENGTH = "accuracy_at_strength_"
 # ---- held-out data ------------------------------------------------------------------------------
 
 
-def result_blocks(best: Evaluation) -> list[Block]:
-    """Tables of the best evaluation."""
+def result_blocks(best: LoggedEvaluation) -> list[Block]:
+    """The tables of the best evaluation."""
     blocks: list[Block] = [Heading("Held-out data")]
     if best.attributes:
-        names = ("count", "mse", "mse_constant", "pearson", "spearman", "pair_accuracy", "pairs")
-        whole = ("count", "pairs")
+        fields = ("mse", "mse_constant", "pearson", "spearman", "pair_accuracy")
         rows = tuple(
             (
                 name,
-                *(
-                    _whole(row.get(field)) if field in whole else decimal(row.get(field, math.nan))
-                    for field in names
-                ),
+                count(row.get("count")),
+                *(decimal(row.get(field)) for field in fields),
+                count(row.get("pairs")),
             )
             for name, row in best.attributes.items()
         )
@@ -66,12 +57,10 @@ def result_blocks(best: Evaluation) -> list[Block]:
     return blocks
 
 
-def _pairs(best: Evaluation) -> Table:
-    def get(field: str) -> float:
-        return best.pairs.get(field, math.nan)
-
+def _pairs(best: LoggedEvaluation) -> Table:
+    get = best.pairs.get
     rows = [
-        ("pairs", _whole(get("pairs"))),
+        ("pairs", count(get("pairs"))),
         ("accuracy", decimal(get("accuracy"))),
         ("95 % interval of the accuracy", interval(get("low"), get("high"))),
     ]
@@ -94,10 +83,6 @@ def _pairs(best: Evaluation) -> Table:
     )
 
 
-def _whole(value: float | None) -> str:
-    return count(int(value)) if value is not None and math.isfinite(value) else DASH
-
-
 def evaluation_blocks(run: RunFiles) -> list[Block]:
     """Figures over evaluations, if there are at least two."""
     if len(run.evaluations) < 2:
@@ -106,75 +91,65 @@ def evaluation_blocks(run: RunFiles) -> list[Block]:
     names = list(run.evaluations[-1].attributes)
     for measure, label, caption in (
         ("pearson", "Pearson", "Correlation of scores and ratings on held-out data."),
-        ("pair_accuracy", "pair accuracy", "Share of two responses to a prompt ordered as rated."),
+        ("pair_accuracy", "pair accuracy", "Share of a prompt's responses in the rated order."),
     ):
-        found = [Curve(name, *_over(run, name, measure)) for name in names]
-        if any(np.isfinite(curve.y).any() for curve in found):
-            figures.append(_curves(measure.replace("_", "-"), found, label, caption))
+        curves = [Curve(name, *_over(run, name, measure)) for name in names]
+        if any(np.isfinite(curve.y).any() for curve in curves):
+            figures.append(_curves(measure.replace("_", "-"), curves, label, caption))
     for i, name in enumerate(names):
         model = Curve("model", *_over(run, name, "mse"))
         constant = Curve("constant mean", *_over(run, name, "mse_constant"), dashed=True)
-        caption = f"{name}: error on held-out ratings, and that of always answering the mean."
+        caption = f"{name}: error on held-out ratings, beside that of always answering the mean."
         figures.append(_curves(f"mse-{i}", [model, constant], "mean squared error", caption))
     figures += _pair_curves(run)
     return [Heading("Over the run"), *figures]
 
 
 def _pair_curves(run: RunFiles) -> list[Figure]:
-    found = [e for e in run.evaluations if e.pairs]
-    if len(found) < 2:
+    evaluations = [e for e in run.evaluations if e.pairs]
+    if len(evaluations) < 2:
         return []
-    steps = [e.step for e in found]
+    steps = [e.step for e in evaluations]
 
-    def line(label: str, field: str, **bounds: Any) -> Curve:
-        return Curve(label, steps, [e.pairs.get(field, math.nan) for e in found], **bounds)
+    def values(field: str) -> list[float]:
+        return [e.pairs.get(field, math.nan) for e in evaluations]
 
-    accuracy = line(
-        "accuracy",
-        "accuracy",
-        low=[e.pairs.get("low", math.nan) for e in found],
-        high=[e.pairs.get("high", math.nan) for e in found],
-    )
+    def line(field: str, label: str = "", **bounds: Any) -> Curve:
+        return Curve(label, steps, values(field), **bounds)
+
+    accuracy = line("accuracy", "accuracy", low=values("low"), high=values("high"))
     chance = Curve("chance", [steps[0], steps[-1]], [0.5, 0.5], dashed=True)
-    figures = [
-        _curves(
-            "pairs-accuracy",
-            [accuracy, chance],
-            "accuracy",
-            "Share of held-out pairs whose chosen response has the higher reward, with its 95 % "
-            "interval.",
-        )
-    ]
-    strengths = [f for f in found[-1].pairs if f.startswith(_STRENGTH)]
+    caption = "Share of held-out pairs whose chosen response has the higher reward; 95 % intervals."
+    figures = [_curves("pairs-accuracy", [accuracy, chance], "accuracy", caption)]
+    strengths = [field for field in evaluations[-1].pairs if field.startswith(_STRENGTH)]
     if len(strengths) > 1:
-        by_strength = [line(f"strength {f.removeprefix(_STRENGTH)}", f) for f in strengths]
+        curves = [line(field, f"strength {field.removeprefix(_STRENGTH)}") for field in strengths]
         caption = "The same by the strength of the preference."
-        figures.append(_curves("pairs-strength", by_strength, "accuracy", caption))
-    errors = [line("", "calibration_error")]
+        figures.append(_curves("pairs-strength", curves, "accuracy", caption))
     caption = "Expected calibration error of sigmoid(margin)."
+    errors = [line("calibration_error")]
     figures.append(_curves("pairs-calibration", errors, "calibration error", caption))
-    length = [line("", "length_correlation")]
     caption = "Pearson correlation of reward and tokens, over all responses."
-    figures.append(_curves("pairs-length", length, "correlation with length", caption))
-    return figures
+    length = [line("length_correlation")]
+    return [*figures, _curves("pairs-length", length, "correlation with length", caption)]
 
 
 def _over(run: RunFiles, name: str, field: str) -> tuple[list[int], list[float]]:
-    found = [(e.step, e.attributes.get(name, {}).get(field, math.nan)) for e in run.evaluations]
-    return [step for step, _ in found], [value for _, value in found]
+    values = [e.attributes.get(name, {}).get(field, math.nan) for e in run.evaluations]
+    return [e.step for e in run.evaluations], values
 
 
 def _curves(
-    name: str, found: Sequence[Curve], ylabel: str, caption: str, logarithmic: bool = False
+    name: str, curves: Sequence[Curve], ylabel: str, caption: str, logarithmic: bool = False
 ) -> Figure:
-    drawing = plots.curves(found, "step", ylabel, logarithmic=logarithmic)
-    return Figure(drawing, name, f"{caption} {_ends(found)}".strip(), caption)
+    drawing = plots.curves(curves, "step", ylabel, logarithmic=logarithmic)
+    return Figure(drawing, name, f"{caption} {_ends(curves)}".strip(), caption)
 
 
-def _ends(found: Sequence[Curve]) -> str:
-    """First and last values in words, for who cannot see the figure."""
+def _ends(curves: Sequence[Curve]) -> str:
+    """First and last values in words, for readers who cannot see the figure."""
     parts = []
-    for curve in found:
+    for curve in curves:
         values = [value for value in np.asarray(curve.y, float) if math.isfinite(value)]
         if values and not curve.dashed:
             parts.append(f"{curve.label or 'From'} {short(values[0], 3)} to {short(values[-1], 3)}")
@@ -194,28 +169,20 @@ def training_blocks(run: RunFiles) -> list[Block]:
     drawn = np.concatenate([np.asarray(curve.y, float) for curve in loss])
     drawn = drawn[np.isfinite(drawn)]
     wide = len(drawn) > 0 and 0 < 30 * drawn.min() < drawn.max()
+    speed = (
+        f"Tokens per second without padding. Median {decimal(median_speed(run), 0)}; padding: "
+        f"{percent(_mean(numbers['padding']))} of the computed positions."
+    )
+
+    def line(field: str, rough: bool = True) -> list[Curve]:
+        return [Curve("", steps, numbers[field], rough=rough)]
+
+    clipping = "Norm of the gradient before clipping."
     figures = [
-        _curves("loss", loss, "loss", "The objective, a step at a time.", logarithmic=bool(wide)),
-        _curves(
-            "gradient",
-            [Curve("", steps, numbers["grad_norm"], rough=True)],
-            "gradient norm",
-            "Norm of the gradient before clipping.",
-            logarithmic=True,
-        ),
-        _curves(
-            "learning-rate",
-            [Curve("", steps, numbers["learning_rate"], rough=False)],
-            "learning rate",
-            "Learning rate.",
-        ),
-        _curves(
-            "speed",
-            [Curve("", steps, numbers["tokens_per_second"], rough=True)],
-            "tokens/s",
-            f"Real tokens a second, padding not counted. Median {decimal(median_speed(run), 0)}; "
-            f"padding {percent(_mean(numbers['padding']))} of the places.",
-        ),
+        _curves("loss", loss, "loss", "The objective at each step.", logarithmic=bool(wide)),
+        _curves("gradient", line("grad_norm"), "gradient norm", clipping, logarithmic=True),
+        _curves("learning-rate", line("learning_rate", False), "learning rate", "Learning rate."),
+        _curves("speed", line("tokens_per_second"), "tokens/s", speed),
     ]
     return [Heading("Training"), *figures]
 
@@ -224,24 +191,24 @@ def training_blocks(run: RunFiles) -> list[Block]:
 
 
 def data_blocks(data: Mapping[str, Any]) -> list[Block]:
-    """What became of the samples, and how they were rated."""
+    """How many samples were kept and dropped, their tokens and ratings."""
     if not data:
         return []
     parts = list(data)
     reasons = list(dict.fromkeys(reason for part in parts for reason in data[part]["samples"]))
     rows = [
-        (reason, *(_whole(data[part]["samples"].get(reason)) for part in parts))
+        (reason, *(count(data[part]["samples"].get(reason)) for part in parts))
         for reason in reasons
     ]
     rows += [
-        ("tokens a sample, mean", *(decimal(data[p]["tokens"]["mean"], 1) for p in parts)),
-        ("tokens a sample, most", *(count(data[p]["tokens"]["max"]) for p in parts)),
+        ("tokens per sample, mean", *(decimal(data[p]["tokens"]["mean"], 1) for p in parts)),
+        ("tokens per sample, most", *(count(data[p]["tokens"]["max"]) for p in parts)),
         ("tokens", *(count(data[p]["tokens"]["total"]) for p in parts)),
     ]
     blocks: list[Block] = [
         Heading("Data"),
         Facts(tuple((part, str(data[part]["source"])) for part in parts)),
-        Table(("", *parts), tuple(rows), caption="Samples by what became of them"),
+        Table(("", *parts), tuple(rows), caption="Samples, kept and dropped"),
     ]
     labels = [
         (name, part, count(row["count"]), decimal(row["mean"]), decimal(row["sd"]))
@@ -268,7 +235,7 @@ def config_facts(config: Mapping[str, Any]) -> Facts:
 
 
 def median_speed(run: RunFiles) -> float:
-    """Real tokens a second, without the first step."""
+    """Tokens per second without padding, without the first step."""
     rates = run.numbers["tokens_per_second"]
     rates = rates[np.isfinite(rates)]
     rates = rates[1:] if len(rates) > 1 else rates  # the first step waits for the compiler

@@ -1,4 +1,4 @@
-"""What a training run left in its directory, read without the run: going on, killed or finished."""
+"""Reads the files of a training run, which may be running, killed or finished."""
 
 import dataclasses
 import json
@@ -23,16 +23,16 @@ STEP_FIELDS = ("loss", "grad_norm", "learning_rate", "tokens", "tokens_per_secon
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Held-out data after a step; NaN where something was not defined.
+class LoggedEvaluation:
+    """An evaluation on held-out data, from `metrics.jsonl`; NaN where a number is not defined.
 
     Attributes:
-      step: after which.
+      step: after which it was made.
       loss: the objective's value.
       seconds: how long it took.
-      attributes: the fields of `metrics.AttributeMetrics`, of each rated attribute.
-      pairs: those of `metrics.PairMetrics` that are numbers, and `accuracy_at_strength_...`;
-        empty without pairs.
+      attributes: the fields of `metrics.AttributeMetrics` for each rated attribute.
+      pairs: the numbers of `metrics.PairMetrics`, and `accuracy_at_strength_...`; empty without
+        pairs.
     """
 
     step: int
@@ -44,20 +44,20 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """A run's records.
+    """The contents of a run's files.
 
     Attributes:
-      directory: the run.
-      going_on: whether a process works on it now; None where that cannot be known.
-      config: each field's path and value.
-      versions: packages.
+      directory: of the run.
+      going_on: whether a process is running it now; None if that cannot be known.
+      config: the value of each field, by its path.
+      versions: of packages.
       devices: in words.
-      data: `data.json`; empty if the run did not come that far.
-      steps: the number of each reported step.
-      numbers: `STEP_FIELDS`, a number for each of `steps`; NaN where it was not defined.
+      data: `data.json`; empty if the run did not get that far.
+      steps: the number of each logged step.
+      numbers: for each of `STEP_FIELDS` a number for each of `steps`, or NaN.
       evaluations: in order.
       checkpoints: the steps that are kept.
-      unread: lines of the metrics that are no JSON, such as the last one of a killed run.
+      unread: how many lines of the metrics are not JSON, such as the last one of a killed run.
     """
 
     directory: Path
@@ -68,33 +68,33 @@ class RunFiles:
     data: Mapping[str, Any]
     steps: Sequence[int]
     numbers: Mapping[str, Float[np.ndarray, "S"]]
-    evaluations: Sequence[Evaluation]
+    evaluations: Sequence[LoggedEvaluation]
     checkpoints: Sequence[int]
     unread: int
 
     @property
-    def best(self) -> Evaluation | None:
+    def best(self) -> LoggedEvaluation | None:
         """The evaluation with the lowest validation loss."""
-        found = [e for e in self.evaluations if math.isfinite(e.loss)]
-        return min(found, key=lambda e: e.loss, default=None)
+        finite = [e for e in self.evaluations if math.isfinite(e.loss)]
+        return min(finite, key=lambda e: e.loss, default=None)
 
     @property
     def planned(self) -> int:
-        """How many steps the config asks for; of epochs, about so many; 0 if unknown."""
+        """How many steps the config asks for, approximately if in epochs; 0 if unknown."""
         config = self.config
         if config.get("steps"):
             return int(config["steps"])
-        # Counts of what was kept may be of pairs; a batch's size is of responses, as tokens are.
+        # The sample counts may be of pairs; the batch size and the tokens are of responses.
         tokens = self.data.get("train", {}).get("tokens", {})
         responses = round(tokens["total"] / tokens["mean"]) if tokens.get("mean") else 0
         return math.ceil(config.get("epochs", 0) * responses / max(1, config.get("batch_size", 1)))
 
 
 def read_run(directory: Path) -> RunFiles:
-    """Reads a run's records; nothing is written, and a run that goes on is not disturbed.
+    """Reads a run's files; nothing is written, and a running run is not disturbed.
 
     Raises:
-      UserError: it is not a run's directory, or a record is broken.
+      UserError: it is not a run's directory, or a file is broken.
     """
     if not (directory / RECORD).is_file():
         what = "has no config.json" if directory.is_dir() else "is not a directory"
@@ -131,7 +131,7 @@ def read_run(directory: Path) -> RunFiles:
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines of the metrics that can be read, and how many cannot."""
+    """The lines of the metrics that can be read, and the number of those that cannot."""
     if not path.exists():
         return [], 0
     lines, unread = [], 0
@@ -147,7 +147,7 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     return lines, unread
 
 
-def _evaluation(line: Mapping[str, Any]) -> Evaluation:
+def _evaluation(line: Mapping[str, Any]) -> LoggedEvaluation:
     attributes: dict[str, dict[str, float]] = {}
     pairs = {}
     for key, value in line.items():
@@ -156,7 +156,7 @@ def _evaluation(line: Mapping[str, Any]) -> Evaluation:
             pairs[field] = _float(value)
         elif slash:
             attributes.setdefault(name, {})[field] = _float(value)
-    return Evaluation(
+    return LoggedEvaluation(
         step=line["step"],
         loss=_float(line["validation_loss"]),
         seconds=_float(line.get("evaluation_seconds")),
@@ -170,19 +170,19 @@ def _float(value: Any) -> float:
 
 
 def _is_locked(lock: Path) -> bool | None:
-    """Whether a process of this machine holds the run, without touching the lock itself."""
+    """Whether a process of this machine holds the run's lock, without touching the lock."""
     if not lock.exists():
         return False
     try:
-        found = os.stat(lock)
+        stat = os.stat(lock)
         lines = _LOCKS.read_text().splitlines()
     except OSError:
         return None
     held = [line.split() for line in lines]
     # "1: FLOCK ADVISORY WRITE 710 fd:01:533 0 EOF": device in hexadecimal and inode
-    name = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    name = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
     if any(name in fields for fields in held):
         return True
-    # On some file systems the device differs from what stat says, so that nothing is known.
+    # On some file systems the device is not the one that stat gives, so nothing is known.
     inodes = {field.rsplit(":", 1)[-1] for fields in held for field in fields if ":" in field}
-    return None if str(found.st_ino) in inodes else False
+    return None if str(stat.st_ino) in inodes else False

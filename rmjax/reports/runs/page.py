@@ -1,19 +1,11 @@
-"""The report of a training run: how it went, what came of it, with what it was made."""
+"""The report of a training run: results, training, data, configuration."""
 
 import math
 from typing import Any
 
 import numpy as np
 
-from rmjax.reports.document import (
-    Block,
-    Collapsible,
-    Document,
-    Facts,
-    Heading,
-    Headline,
-    Warning,
-)
+from rmjax.reports.document import Block, Collapsible, Document, Facts, Heading, Headline, Warning
 from rmjax.reports.numbers import DASH, count, decimal, interval
 from rmjax.reports.runs.blocks import (
     config_facts,
@@ -25,12 +17,12 @@ from rmjax.reports.runs.blocks import (
 )
 from rmjax.reports.runs.files import RunFiles
 
-FORMAT = "rmjax.report.run/1"
-_LAST = 20  # steps whose mean loss is the final one
+RUN_FORMAT = "rmjax.report.run/1"
+_LAST = 20  # steps that the final loss is the mean of
 
 
 def run_document(run: RunFiles) -> Document:
-    """What is shown of a run."""
+    """The whole report."""
     blocks: list[Block] = [Headline(_headline(run)), *map(Warning, notes(run))]
     if run.best:
         blocks += result_blocks(run.best)
@@ -61,10 +53,10 @@ def run_document(run: RunFiles) -> Document:
 
 
 def run_data(run: RunFiles) -> dict[str, Any]:
-    """A run's numbers, as `report.json` holds them."""
+    """The numbers of a run, as in `report.json`."""
     best = run.best
     return {
-        "format": FORMAT,
+        "format": RUN_FORMAT,
         "run": str(run.directory),
         "state": {
             "going_on": run.going_on,
@@ -99,25 +91,25 @@ def run_data(run: RunFiles) -> dict[str, Any]:
 
 
 def notes(run: RunFiles) -> list[str]:
-    """What a reader must know of this run before the numbers."""
-    found = []
+    """What a reader must know before the numbers."""
+    texts = []
     if not run.steps:
-        found.append("The run has not finished a step yet.")
+        texts.append("The run has not finished a step yet.")
     elif not run.evaluations:
-        found.append(
-            "There is no evaluation yet: it comes every eval.every steps and after the last one, "
-            "if the run has validation data."
+        texts.append(
+            "There is no evaluation yet. Runs with validation data are evaluated every eval.every "
+            "steps and after the last one."
         )
     if run.unread:
-        lines = "line" if run.unread == 1 else "lines"
-        found.append(
-            f"{run.unread} {lines} of metrics.jsonl cannot be read, as when a run was killed "
-            "while it wrote one; left out here."
+        lines, is_ = ("line", "is") if run.unread == 1 else ("lines", "are")
+        texts.append(
+            f"{run.unread} {lines} of metrics.jsonl cannot be read and {is_} left out. A run "
+            "that is killed while it writes leaves such a line."
         )
     broken = [step for step, loss in zip(run.steps, run.numbers["loss"]) if not math.isfinite(loss)]
     if broken:
-        found.append(f"The loss is not finite at step {broken[0]}.")
-    return found
+        texts.append(f"The loss is not finite at step {broken[0]}.")
+    return texts
 
 
 def _state(run: RunFiles) -> str:
@@ -154,18 +146,12 @@ def _headline(run: RunFiles) -> tuple[tuple[str, str, str], ...]:
     if best:
         items.append(("Validation loss", decimal(best.loss, 4), f"the best, step {best.step}"))
         if best.pairs:
-            low, high = best.pairs.get("low", math.nan), best.pairs.get("high", math.nan)
-            accuracy = best.pairs.get("accuracy", math.nan)
-            items.append(
-                (
-                    "Pair accuracy",
-                    decimal(accuracy),
-                    f"95 %: {interval(low, high)}, step {best.step}",
-                )
-            )
+            shown = f"95 %: {interval(best.pairs.get('low'), best.pairs.get('high'))}"
+            accuracy = decimal(best.pairs.get("accuracy"))
+            items.append(("Pair accuracy", accuracy, f"{shown}, step {best.step}"))
         elif best.attributes:
             name, row = next(iter(best.attributes.items()))
-            shown = decimal(row.get("pearson", math.nan))
+            shown = decimal(row.get("pearson"))
             items.append((f"Pearson, {name}", shown, f"step {best.step}"))
     items.append(("Speed", decimal(median_speed(run), 0), "tokens/s, median"))
     return tuple(items)

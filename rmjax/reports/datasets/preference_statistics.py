@@ -1,4 +1,4 @@
-"""The numbers of preference pairs, and whether they agree with ratings of the same responses."""
+"""Statistics of preference pairs, and whether ratings of the same responses agree with them."""
 
 import collections
 import math
@@ -10,37 +10,37 @@ from jaxtyping import Bool, Float
 
 from rmjax.data.records import Sample
 from rmjax.data.tokenizer import Tokenizer
-from rmjax.evaluation.metrics import wilson_interval
+from rmjax.evaluation.metrics import mean_ratings, wilson_interval
 from rmjax.reports.datasets.lengths import (
     prompt_characters,
     prompt_key,
     response_characters,
     response_tokens,
-    spread,
+    summary_statistics,
     turn_counts,
 )
-from rmjax.reports.datasets.ratings import Ratings
+from rmjax.reports.datasets.rating_statistics import RatedResponses
 
-Pair = tuple[Sample, Sample]  # the preferred response and the other one
+Pair = tuple[Sample, Sample]  # the chosen and the rejected response
 
 
 def measure_preferences(
     source: str, pairs: Sequence[Pair], tokenizer: Tokenizer | None = None
 ) -> dict[str, Any]:
-    """All numbers of the report, under the names of its JSON."""
+    """The statistics of pairs, under the names of `report.json`."""
     chosen, rejected = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     strengths = np.array([sample.strength for sample in chosen], float)
-    decided = strengths != 0  # where nobody said how much, too
+    decided = strengths != 0  # also where the strength is unknown
     a, b = response_characters(chosen), response_characters(rejected)
     lengths = {
-        "prompt_characters": spread(prompt_characters(chosen)),
-        "chosen_characters": spread(a[decided]),
-        "rejected_characters": spread(b[decided]),
+        "prompt_characters": summary_statistics(prompt_characters(chosen)),
+        "chosen_characters": summary_statistics(a[decided]),
+        "rejected_characters": summary_statistics(b[decided]),
     }
     if tokenizer is not None:
         for name, samples in (("chosen", chosen), ("rejected", rejected)):
             tokens = response_tokens(samples, tokenizer)
-            lengths[f"{name}_tokens"] = spread(tokens[decided])
+            lengths[f"{name}_tokens"] = summary_statistics(tokens[decided])
     known = np.unique(strengths[decided & ~np.isnan(strengths)])
     return {
         "source": source,
@@ -61,31 +61,31 @@ def measure_preferences(
 
 
 def count_strengths(pairs: Sequence[Pair]) -> dict[str, int]:
-    """Pairs of each strength: negative where response 1 is better, if it is known which was.
+    """How many pairs have each strength; `unknown` counts those whose strength is not known.
 
-    Where it is not, strengths are not negative. `unknown` counts pairs of which nobody said.
+    If the data say which response came first, strengths are negative where that one is chosen.
     """
     signed = any(sample.place for sample, _ in pairs)
-    found: collections.Counter[float] = collections.Counter()
+    known: collections.Counter[float] = collections.Counter()
     unknown = 0
     for sample, _ in pairs:
         if math.isnan(sample.strength):
             unknown += 1
         else:
-            found[-sample.strength if signed and sample.place == 1 else sample.strength] += 1
-    counts = {f"{strength + 0.0:g}": found[strength] for strength in sorted(found)}
+            known[-sample.strength if signed and sample.place == 1 else sample.strength] += 1
+    counts = {f"{strength + 0.0:g}": known[strength] for strength in sorted(known)}
     return counts | ({"unknown": unknown} if unknown else {})
 
 
 def longer_chosen(
     chosen: Float[np.ndarray, "P"], rejected: Float[np.ndarray, "P"], which: Bool[np.ndarray, "P"]
 ) -> dict[str, float]:
-    """Share of pairs whose chosen response is the longer one, of those with different lengths."""
+    """Share of the pairs with different lengths whose chosen response is the longer one."""
     longer = int((chosen > rejected)[which].sum())
-    return share(longer, int((chosen != rejected)[which].sum()))
+    return share_with_interval(longer, int((chosen != rejected)[which].sum()))
 
 
-def share(successes: int, count: int) -> dict[str, float]:
+def share_with_interval(successes: int, count: int) -> dict[str, float]:
     """A share with its 95 % interval (Wilson's)."""
     low, high = wilson_interval(successes, count)
     return {
@@ -97,18 +97,18 @@ def share(successes: int, count: int) -> dict[str, float]:
 
 
 def _position(chosen: Sequence[Sample], decided: Bool[np.ndarray, "P"]) -> dict[str, float] | None:
-    """Share of the second response among those chosen; None if the order is not known."""
+    """Share of pairs whose second response is chosen; None if the order is not known."""
     places = np.array([sample.place for sample in chosen])[decided]
     places = places[places > 0]
-    return share(int((places == 2).sum()), len(places)) if len(places) else None
+    return share_with_interval(int((places == 2).sum()), len(places)) if len(places) else None
 
 
 def repeats(pairs: Sequence[Pair]) -> dict[str, int]:
-    """Pairs that stand there more than once.
+    """Counts pairs that occur more than once.
 
     Returns:
-      repeated: rows whose prompt and two responses an earlier row has, in either order.
-      contradictions: such pairs of which each response is preferred somewhere.
+      repeated: rows with the prompt and the two responses of an earlier row, in either order.
+      contradictions: repeated pairs in which each response is preferred somewhere.
       identical: rows whose two responses are the same text.
     """
     winners: dict[tuple[str, frozenset[str]], set[str]] = {}
@@ -130,10 +130,10 @@ def repeats(pairs: Sequence[Pair]) -> dict[str, int]:
 # ---- with ratings -------------------------------------------------------------------------------
 
 
-def measure_agreement(pairs: Sequence[Pair], ratings: Ratings) -> dict[str, Any]:
-    """Whether the preferred response has the higher rating, for pairs whose responses are rated.
+def measure_agreement(pairs: Sequence[Pair], ratings: RatedResponses) -> dict[str, Any]:
+    """Whether chosen responses have the higher rating, in pairs whose responses are both rated.
 
-    Responses are found by prompt and text; of several ratings of one, their mean counts.
+    Responses are matched by prompt and text; several ratings of one response are averaged.
     """
     rated: dict[tuple[str, str], list[int]] = {}
     for number, sample in enumerate(ratings.samples):
@@ -143,25 +143,19 @@ def measure_agreement(pairs: Sequence[Pair], ratings: Ratings) -> dict[str, Any]
         key = prompt_key(better)
         first, second = rated.get((key, better.response)), rated.get((key, other.response))
         if first is not None and second is not None:
-            differences.append(_mean(ratings.labels[first]) - _mean(ratings.labels[second]))
+            chosen, rejected = (mean_ratings(ratings.labels[rows]) for rows in (first, second))
+            differences.append(chosen - rejected)
             strengths.append(better.strength)
-    found = np.array(differences, float).reshape(-1, len(ratings.attributes))
+    table = np.array(differences, float).reshape(-1, len(ratings.attributes))
     strength = np.array(strengths, float)
     return {
         "ratings": ratings.source,
         "pairs": len(pairs),
-        "matched": len(found),
+        "matched": len(table),
         "attributes": {
-            name: _agreement(column, strength) for name, column in zip(ratings.attributes, found.T)
+            name: _agreement(column, strength) for name, column in zip(ratings.attributes, table.T)
         },
     }
-
-
-def _mean(labels: Float[np.ndarray, "K A"]) -> Float[np.ndarray, "A"]:
-    present = ~np.isnan(labels)
-    counts = present.sum(axis=0)
-    sums = np.where(present, labels, 0.0).sum(axis=0)
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def _agreement(
@@ -183,17 +177,17 @@ def _agreement(
 
 
 def _compare(differences: Float[np.ndarray, "P"]) -> dict[str, float]:
-    """Of rating differences, chosen minus rejected: how many agree, are equal, contradict."""
-    found = differences[~np.isnan(differences)]
-    agree, opposite = int((found > 0).sum()), int((found < 0).sum())
-    shares = share(agree, agree + opposite)
+    """How many rating differences, chosen minus rejected, are positive, zero and negative."""
+    known = differences[~np.isnan(differences)]
+    agree, opposite = int((known > 0).sum()), int((known < 0).sum())
+    shares = share_with_interval(agree, agree + opposite)
     return {
-        "pairs": len(found),
+        "pairs": len(known),
         "agree": agree,
-        "equal": len(found) - agree - opposite,
+        "equal": len(known) - agree - opposite,
         "opposite": opposite,
         "agreement": shares["share"],
         "low": shares["low"],
         "high": shares["high"],
-        "mean_difference": float(found.mean()) if len(found) else math.nan,
+        "mean_difference": float(known.mean()) if len(known) else math.nan,
     }

@@ -1,0 +1,45 @@
+"""How sure a score is: bootstrap intervals, and a test of the difference of two models."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+from rmjax.evaluation.scoring_rules import Credits, weighted_mean
+
+DRAWS = 2000
+_PERCENTILES = (2.5, 97.5)
+
+
+def bootstrap_scores(credits: Credits, seed: Sequence[int]) -> Float[np.ndarray, "B"]:
+    """Scores of a subset whose units are drawn again, with replacement (Efron, 1979).
+
+    The same seed draws the same units, so that differences between models are paired.
+    """
+    count = len(credits.table)
+    if not count:
+        return np.full(DRAWS, np.nan)
+    random = np.random.default_rng(list(seed))
+    scores = []
+    for start in range(0, DRAWS, 100):  # a few megabytes at a time
+        drawn = random.integers(0, count, (min(100, DRAWS - start), count))
+        scores.append(weighted_mean(credits.table[drawn], credits.weights))
+    return np.concatenate(scores)
+
+
+def percentile_interval(drawn: Float[np.ndarray, "B"]) -> tuple[float, float]:
+    """The 95 % interval, by percentiles of the bootstrap."""
+    low, high = np.percentile(drawn, _PERCENTILES)
+    return float(low), float(high)
+
+
+def sign_test(first: Float[np.ndarray, "U"], second: Float[np.ndarray, "U"]) -> dict[str, float]:
+    """Exact two-sided test on the units where the models' credits differ (McNemar, 1947).
+
+    Returns:
+      `wins` of the first model, its `losses`, and `p`, which is 1 if no unit differs.
+    """
+    wins, losses = int((first > second).sum()), int((first < second).sum())
+    p = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    return {"wins": wins, "losses": losses, "p": float(p)}

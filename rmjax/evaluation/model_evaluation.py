@@ -1,0 +1,119 @@
+"""The evaluation of a model on benchmarks, alone or against another model."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rmjax.errors import UserError
+from rmjax.evaluation.benchmark_metrics import ScoredBenchmark, model_comparison
+from rmjax.evaluation.benchmark_results import benchmark_results
+from rmjax.evaluation.fit_weights import FittedWeights, fit_weights, write_weights
+from rmjax.evaluation.items import BenchmarkData
+from rmjax.evaluation.model_scores import ModelScores, ScoringSettings, score_model
+from rmjax.models.rewards.aggregation import PUBLISHED, Rule, ScalarRule, scalar_rule
+
+
+class ModelEvaluation(NamedTuple):
+    """A model on several benchmarks.
+
+    Attributes:
+      scores: the model's scores, and their rule.
+      fitted: weights that were fitted, now or before; None without any.
+      benchmarks: the items of each benchmark that count, with their scores.
+      results: what `benchmark_results` returns for each of them.
+      against: the name of the other model; empty without one.
+      comparisons: what `model_comparison` returns, by the benchmark's label.
+    """
+
+    scores: ModelScores
+    fitted: FittedWeights | None
+    benchmarks: list[ScoredBenchmark]
+    results: list[dict[str, Any]]
+    against: str
+    comparisons: dict[str, dict[str, Any]]
+
+
+def evaluate_model(
+    model: str,
+    data: Sequence[BenchmarkData],
+    out: Path,
+    *,
+    settings: ScoringSettings,
+    value: str | Mapping[str, float] | None = None,
+    known: FittedWeights | None = None,
+    against: str = "",
+    fit: BenchmarkData | None = None,
+) -> ModelEvaluation:
+    """Scores benchmarks with a model and computes all results.
+
+    Args:
+      model: see `score_model`.
+      data: the benchmarks.
+      out: directory for the scores and for `weights.json`, the fitted weights.
+      settings: of the computation.
+      value: a scalar rule; None for the model's own.
+      known: if `value` comes from a file, what its weights were fitted on.
+      against: another model; empty for none.
+      fit: pairs to fit weights of the attributes on; None for none.
+
+    Raises:
+      UserError: a model or an option is bad.
+    """
+    scores = score_model(model, [*data, fit] if fit else data, settings, out, value)
+    if fit and not isinstance(scores.rule, ScalarRule):
+        raise UserError(f"--fit={fit.source}: the model's value is no weighted sum of attributes")
+    fitted = fit_weights(fit, scores.items[-1], scores.attributes) if fit else known
+    if fit and fitted:
+        write_weights(out / "weights.json", fitted)
+    rules = all_rules(scores, fitted if fit else None)
+    benchmarks = _scored_benchmarks(scores, data, settings)
+    results = [benchmark_results(part, scores.rule, rules, fitted) for part in benchmarks]
+    comparisons = {}
+    if against:
+        other = score_model(against, data, settings, out)
+        for mine, theirs in zip(benchmarks, _scored_benchmarks(other, data, settings)):
+            difference = model_comparison(mine, scores.rule, theirs, other.rule)
+            comparisons[mine.data.label] = difference
+    return ModelEvaluation(scores, fitted, benchmarks, results, against, comparisons)
+
+
+def all_rules(scores: ModelScores, fitted: FittedWeights | None) -> dict[str, Rule]:
+    """All rules that the scores can be read by, by name; the model's own comes first."""
+    rules: dict[str, Rule] = {scores.rule.name: scores.rule}
+    if not isinstance(scores.rule, ScalarRule):  # a single number means nothing by itself
+        return rules
+    for name in (*scores.attributes, *PUBLISHED):
+        weights = PUBLISHED.get(name, {})
+        if name in scores.attributes or set(weights) <= set(scores.attributes):
+            rules.setdefault(name, scalar_rule(name, scores.attributes))
+    if fitted:
+        rules["fitted"] = scalar_rule(fitted.weights, scores.attributes)._replace(name="fitted")
+    return rules
+
+
+def _scored_benchmarks(
+    scores: ModelScores, data: Sequence[BenchmarkData], settings: ScoringSettings
+) -> list[ScoredBenchmark]:
+    return [
+        ScoredBenchmark.of(part, scores.attributes, items, settings.over_long)
+        for part, items in zip(data, scores.items)
+    ]
+
+
+def write_samples(path: Path, benchmarks: Sequence[ScoredBenchmark], rule: Rule) -> None:
+    """Writes a line for each item: what `read_scores` reads, with values and lengths."""
+    with open(path, "w", encoding="utf-8") as file:
+        for part in benchmarks:
+            for item, scores, value in zip(part.items, part.scores, part.values(rule)):
+                row = {
+                    "benchmark": part.data.label,
+                    "subset": item.subset,
+                    "id": item.id,
+                    "scores": [dict(zip(part.attributes, map(float, s))) for s in scores.scores],
+                    "value": value.tolist(),
+                    "good": item.good,
+                    "tokens": scores.tokens.tolist(),
+                    "cut": scores.cut.tolist(),
+                }
+                file.write(json.dumps(row) + "\n")
