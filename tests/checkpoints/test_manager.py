@@ -93,6 +93,7 @@ def test_layers_are_stored_apart_and_an_embedding_is_not_cut_into_rows(three):
         assert array.chunk_layout.read_chunk.shape == expected, path
 
 
+@pytest.mark.slow
 def test_moments_in_bfloat16_continue_to_the_same_bits(tmp_path):
     """What is rounded at random is rounded alike: by the step's number."""
     change = dict(optimizer__moments="bfloat16", eval__every=0, checkpoint__every=0)
@@ -157,6 +158,7 @@ def test_a_changed_config_is_refused_with_the_difference(copy, changes, differen
     assert contents(copy) == before
 
 
+@pytest.mark.slow
 def test_changed_data_are_refused(tmp_path):
     file = tmp_path / "ratings.jsonl"
     lines = [json.dumps(row) + "\n" for row in generate(64, "train")]

@@ -297,6 +297,7 @@ def test_nothing_is_read_twice_in_a_plan():
     assert set(counts) == {2}
 
 
+@pytest.mark.slow
 def test_another_attention_is_the_same_run(tmp_path, monkeypatch, capsys):
     """The TPUs' kernel, interpreted here: rows are aligned for it, and the run says so."""
     watched = ("loss", "grad_norm", "validation_loss")

@@ -77,6 +77,7 @@ def pick(scores):
 # ---- what is computed ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "targets", [TARGETS, ("q", "v"), ("down",), ("o", "up")], ids=lambda t: "_".join(t)
 )
@@ -143,6 +144,7 @@ def without_adapters(params):
     return {path: leaf for path, leaf in params.items() if "_lora_" not in path}
 
 
+@pytest.mark.slow
 def test_at_first_nothing_is_added(rng):
     """B is zero, A normal with a variance of one over what it sums over."""
     model = adapted(LoraConfig(rank=64))
@@ -207,6 +209,7 @@ def one_device_step(lora: LoraConfig):
     return one_step(lora, one_device())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [r for r in REMAT if r != "none"])
 def test_what_is_computed_again_drops_the_same(remat):
     lora = LoraConfig(rank=2, dropout=0.3)
@@ -230,6 +233,7 @@ def test_what_is_dropped_by_hand():
     assert (found != np.asarray(drop(jnp.asarray(x), 0.25, jax.random.key(4)))).mean() > 0.3
 
 
+@pytest.mark.slow
 def test_it_drops_the_adapters_input_and_in_training_only(rng, monkeypatch):
     lora = LoraConfig(rank=2, dropout=0.3)
     model, plain = adapted(lora), adapted(dataclasses.replace(lora, dropout=0.0))
@@ -277,6 +281,7 @@ def state_of(config, step):
     return make_model(stated, None, one_device()), restore(stated, step)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_base_stays_to_the_bit_and_only_the_rest_has_state(dtype, tmp_path):
     targets = ("q", "o", "down")
@@ -332,6 +337,7 @@ def loaded(path) -> np.ndarray:
     return np.asarray([list(s.attributes.values()) for s in scorer.score_many(TALK)])
 
 
+@pytest.mark.slow
 def test_merged_scores_are_the_unmerged_ones(trained, tmp_path):
     """Loaded from the run onto eight devices, and exported; both have no adapters left."""
     expected = unmerged(trained)

@@ -78,6 +78,7 @@ def test_by_hand():
     assert loss_of(2.0, 4) == pytest.approx(-math.log(0.6224593), rel=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     number=st.floats(-8, 8),
