@@ -197,6 +197,7 @@ def test_the_best_and_the_last_are_kept_and_nothing_else(tmp_path):
     assert found == {2: 1.0, 6: 5.0}
 
 
+@pytest.mark.slow
 def test_the_best_survives_a_restart(tmp_path):
     workdir = tmp_path / "run"
     config = tiny_config(workdir, eval__every=1, checkpoint__every=3, steps=3)
@@ -550,6 +551,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 60_000], ids=["none", "some"])
 @pytest.mark.filterwarnings("ignore:coroutine", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_destroys_nothing(small_disk, copy, six, room):

@@ -223,6 +223,7 @@ def test_the_step_compiles_once():
     assert step._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_micro_batches_do_not_change_the_step():
     """One micro-batch of eight rows, or three of two: the same gradient."""
     config = tiny_config("unused")

@@ -300,6 +300,7 @@ def test_the_base_stays_to_the_bit_and_only_the_rest_has_state(dtype, tmp_path):
     assert sorted(moments) == sorted(2 * [after[path].shape for path in free])
 
 
+@pytest.mark.slow
 def test_two_and_two_steps_are_four(tmp_path):
     """With dropout, to the bit: what is dropped goes by the step."""
     for steps in (2, 4):
@@ -311,6 +312,7 @@ def test_two_and_two_steps_are_four(tmp_path):
     assert_same_bits(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_trains(tmp_path, capsys):
     config = tiny_config(tmp_path / "run", steps=1, eval__every=0, **RUN)
     run(config)
@@ -370,6 +372,7 @@ def test_merged_scores_are_the_unmerged_ones(trained, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_run_can_begin_from_a_run_with_lora(trained):
     """Whose adapters are then part of the weights, beside fresh ones."""
     source = open_pretrained(trained.workdir)
@@ -385,6 +388,7 @@ def test_a_run_can_begin_from_a_run_with_lora(trained):
     np.testing.assert_array_equal(params["layers/k_lora_a"], fresh["layers/k_lora_a"])
 
 
+@pytest.mark.slow
 def test_peft_gives_the_same_scores(base, trained, tmp_path):
     peft = pytest.importorskip("peft", reason="the other side: pip install --no-deps peft==0.21.2")
     exported = tmp_path / "peft"
