@@ -13,7 +13,8 @@ SETTINGS = {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUMPY_RANK_PROMOTION": "raise",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    # All processes and all runs of the suite share what was compiled.
+    # All processes and all runs of the suite share what was compiled. On a fresh machine it is
+    # empty, and the suite takes longer.
     "JAX_COMPILATION_CACHE_DIR": str(Path.home() / ".cache" / "rmjax-tests" / "compiled"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "HF_HUB_OFFLINE": "1",

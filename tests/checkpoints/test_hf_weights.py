@@ -216,6 +216,7 @@ def test_gguf_tensors_must_be_those_of_the_model(change, causal_state, tmp_path)
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0, 20, 1 << 10, 1 << 20, -1], ids=str)
 def test_truncated_gguf_is_one_message(kept, smollm2, tmp_path):
     file = tmp_path / "part.gguf"
@@ -237,6 +238,7 @@ def test_what_is_no_gguf_is_one_message(content, tmp_path):
         GGUFWeights(tmp_path / "m.gguf")
 
 
+@pytest.mark.slow
 def test_real_gguf_config_is_what_transformers_reads(smollm2):
     ours = llama_config_from_hf(GGUFWeights(smollm2).config, str(smollm2))
     theirs = transformers.AutoConfig.from_pretrained(smollm2.parent, gguf_file=smollm2.name)

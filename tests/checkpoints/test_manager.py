@@ -93,6 +93,7 @@ def test_layers_are_stored_apart_and_an_embedding_is_not_cut_into_rows(three):
         assert array.chunk_layout.read_chunk.shape == expected, path
 
 
+@pytest.mark.slow
 def test_moments_in_bfloat16_continue_to_the_same_bits(tmp_path):
     """What is rounded at random is rounded alike: by the step's number."""
     change = dict(optimizer__moments="bfloat16", eval__every=0, checkpoint__every=0)
@@ -157,6 +158,7 @@ def test_a_changed_config_is_refused_with_the_difference(copy, changes, differen
     assert contents(copy) == before
 
 
+@pytest.mark.slow
 def test_changed_data_are_refused(tmp_path):
     file = tmp_path / "ratings.jsonl"
     lines = [json.dumps(row) + "\n" for row in generate(64, "train")]
@@ -195,6 +197,7 @@ def test_the_best_and_the_last_are_kept_and_nothing_else(tmp_path):
     assert found == {2: 1.0, 6: 5.0}
 
 
+@pytest.mark.slow
 def test_the_best_survives_a_restart(tmp_path):
     workdir = tmp_path / "run"
     config = tiny_config(workdir, eval__every=1, checkpoint__every=3, steps=3)
@@ -548,6 +551,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 60_000], ids=["none", "some"])
 @pytest.mark.filterwarnings("ignore:coroutine", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_destroys_nothing(small_disk, copy, six, room):

@@ -33,6 +33,7 @@ def models(request, tmp_path_factory) -> dict[str, Path]:
     return {"hf": hf, "orbax": base / "orbax"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["hf", "orbax"])
 @pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"fsdp": 2, "context": 2, "tensor": 2}], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -153,6 +153,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FORMS)
 @pytest.mark.parametrize("alpha", [1.52, -0.25, 0.4])
 def test_models_of_every_form_by_hand(case, alpha, parents, tmp_path):
@@ -533,6 +534,7 @@ def command(monkeypatch, capsys, *arguments: object) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_search_finds_the_alpha_that_made_the_pairs(searched, tmp_path, monkeypatch, capsys):
     weak, strong, pairs, margins = searched
     accuracy = {alpha: float((m > 0).mean()) for alpha, m in margins.items()}

@@ -123,6 +123,7 @@ def test_features_are_transformers_hidden_states(base, tmp_path, own_features, m
 # ---- fits ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_head_is_that_of_a_run(objective, base, tmp_path):
     """`rmjax.train` of the head alone: same losses step for step, same head, same choice."""

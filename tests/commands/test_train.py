@@ -223,6 +223,7 @@ def test_the_step_compiles_once():
     assert step._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_micro_batches_do_not_change_the_step():
     """One micro-batch of eight rows, or three of two: the same gradient."""
     config = tiny_config("unused")
@@ -297,6 +298,7 @@ def test_nothing_is_read_twice_in_a_plan():
     assert set(counts) == {2}
 
 
+@pytest.mark.slow
 def test_another_attention_is_the_same_run(tmp_path, monkeypatch, capsys):
     """The TPUs' kernel, interpreted here: rows are aligned for it, and the run says so."""
     watched = ("loss", "grad_norm", "validation_loss")

@@ -202,6 +202,7 @@ def as_pairs(data):
     return dataclasses.replace(data, chosen=np.arange(len(data)) % 2 == 0)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 5), min_size=2, max_size=6),
@@ -227,6 +228,7 @@ def unshared(kind):
     return computed(data, RowShape(24, 32, 1), regression, share=False, packing=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ratings", "pairs"])
 @pytest.mark.parametrize(
     ("shape", "options"),
@@ -245,6 +247,7 @@ def test_sharing_changes_nothing_on_any_mesh(kind, shape, options):
     assert_same(computed(data, shape, objective, share=True, **options), unshared(kind))
 
 
+@pytest.mark.slow
 def test_in_bfloat16_sharing_costs_nothing_beyond_bfloat16():
     """Scores of size 1 in 8 bits: 0.02 from the unshared ones, both 0.03 from float32's (rms)."""
     data, half = with_labels(*FIXED), "bfloat16"

@@ -118,6 +118,7 @@ def test_bfloat16_scores_are_near(hf, scorer):
     np.testing.assert_allclose(found, expected, atol=0.1 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_score_many_keeps_the_order(scorer):
     rng = np.random.default_rng(0)
     conversations = [

@@ -59,7 +59,11 @@ VARIANTS = {
 @pytest.mark.parametrize(
     "variant",
     [
-        pytest.param(name, marks=pytest.mark.optimized if name == "rope_llama3" else ())
+        pytest.param(
+            name,
+            marks=[pytest.mark.optimized] * (name == "rope_llama3")
+            + [pytest.mark.slow] * (name not in ("rope_default", "biases")),
+        )
         for name in VARIANTS
     ],
 )
@@ -103,6 +107,7 @@ def test_scores_and_gradients_equal_transformers(variant, rng):
         assert error < 1e-3, (key, error)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_frequent_token_is_summed_in_float32():
     """Of 1,024 times the same token, computed in bfloat16, within a few of its 2^-8 of float32's.
 
@@ -142,6 +147,7 @@ def test_real_weights_equal_transformers(smollm2, rng):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6),
@@ -186,6 +192,7 @@ def test_padding_is_known_by_mask_not_by_token(rng):
     np.testing.assert_array_equal(_SCORE(_PARAMS, rows), _SCORE(_PARAMS, filled))
 
 
+@pytest.mark.slow
 def test_long_rows_equal_short_ones(rng):
     """Rows of 2,560 take the path that recomputes its blocks; the score of a sample is the same."""
     tokens = sequences(rng, [600, 900])
@@ -196,6 +203,7 @@ def test_long_rows_equal_short_ones(rng):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", REMAT)
 def test_remat_changes_no_gradient(remat, rng):
     llama = tiny_llama()
@@ -210,6 +218,7 @@ def test_remat_changes_no_gradient(remat, rng):
         assert np.linalg.norm(ours - plain) < 1e-5 * np.linalg.norm(plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh",
     [

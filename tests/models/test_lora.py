@@ -77,6 +77,7 @@ def pick(scores):
 # ---- what is computed ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "targets", [TARGETS, ("q", "v"), ("down",), ("o", "up")], ids=lambda t: "_".join(t)
 )
@@ -143,6 +144,7 @@ def without_adapters(params):
     return {path: leaf for path, leaf in params.items() if "_lora_" not in path}
 
 
+@pytest.mark.slow
 def test_at_first_nothing_is_added(rng):
     """B is zero, A normal with a variance of one over what it sums over."""
     model = adapted(LoraConfig(rank=64))
@@ -207,6 +209,7 @@ def one_device_step(lora: LoraConfig):
     return one_step(lora, one_device())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [r for r in REMAT if r != "none"])
 def test_what_is_computed_again_drops_the_same(remat):
     lora = LoraConfig(rank=2, dropout=0.3)
@@ -230,6 +233,7 @@ def test_what_is_dropped_by_hand():
     assert (found != np.asarray(drop(jnp.asarray(x), 0.25, jax.random.key(4)))).mean() > 0.3
 
 
+@pytest.mark.slow
 def test_it_drops_the_adapters_input_and_in_training_only(rng, monkeypatch):
     lora = LoraConfig(rank=2, dropout=0.3)
     model, plain = adapted(lora), adapted(dataclasses.replace(lora, dropout=0.0))
@@ -277,6 +281,7 @@ def state_of(config, step):
     return make_model(stated, None, one_device()), restore(stated, step)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_base_stays_to_the_bit_and_only_the_rest_has_state(dtype, tmp_path):
     targets = ("q", "o", "down")
@@ -295,6 +300,7 @@ def test_the_base_stays_to_the_bit_and_only_the_rest_has_state(dtype, tmp_path):
     assert sorted(moments) == sorted(2 * [after[path].shape for path in free])
 
 
+@pytest.mark.slow
 def test_two_and_two_steps_are_four(tmp_path):
     """With dropout, to the bit: what is dropped goes by the step."""
     for steps in (2, 4):
@@ -306,6 +312,7 @@ def test_two_and_two_steps_are_four(tmp_path):
     assert_same_bits(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_trains(tmp_path, capsys):
     config = tiny_config(tmp_path / "run", steps=1, eval__every=0, **RUN)
     run(config)
@@ -332,6 +339,7 @@ def loaded(path) -> np.ndarray:
     return np.asarray([list(s.attributes.values()) for s in scorer.score_many(TALK)])
 
 
+@pytest.mark.slow
 def test_merged_scores_are_the_unmerged_ones(trained, tmp_path):
     """Loaded from the run onto eight devices, and exported; both have no adapters left."""
     expected = unmerged(trained)
@@ -364,6 +372,7 @@ def test_merged_scores_are_the_unmerged_ones(trained, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_run_can_begin_from_a_run_with_lora(trained):
     """Whose adapters are then part of the weights, beside fresh ones."""
     source = open_pretrained(trained.workdir)
@@ -379,6 +388,7 @@ def test_a_run_can_begin_from_a_run_with_lora(trained):
     np.testing.assert_array_equal(params["layers/k_lora_a"], fresh["layers/k_lora_a"])
 
 
+@pytest.mark.slow
 def test_peft_gives_the_same_scores(base, trained, tmp_path):
     peft = pytest.importorskip("peft", reason="the other side: pip install --no-deps peft==0.21.2")
     exported = tmp_path / "peft"

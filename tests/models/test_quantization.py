@@ -102,6 +102,7 @@ def test_a_product_equals_numpys(path, equation, summed, kind, native, rng, monk
     assert np.abs(expected - exact).max() > 1e-3 * np.abs(exact).max()  # it did round
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_near_and_the_same_emulated_and_sharded(kind, rows, monkeypatch):
     model, plain = parameters(one_device())
@@ -147,6 +148,7 @@ def test_the_weights_given_are_freed():
 # ---- loading ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_load_scores_in_8_bits_and_off_by_default(tmp_path):
     path = save_hf(tmp_path, tiny_llama(max_position_embeddings=256))
     plain = rmjax.load(str(path))

@@ -154,6 +154,7 @@ def write_run(directory):
                 print(json.dumps(line | values), file=file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", ["data", "run", "evaluation", "plain", "hostile", "long"])

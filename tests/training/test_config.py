@@ -29,6 +29,7 @@ def documented(path) -> list[tuple]:
     return [(path, None), *((path, arg) for arg in sorted(args))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "arg"),
     [case for path in CONFIGS for case in documented(path)],

@@ -25,8 +25,14 @@ MESHES = {
     "replicas": MeshConfig(data=2, fsdp=4),
     "all axes": MeshConfig(data=2, fsdp=1, context=2, tensor=2),
 }
+QUICK = ("4x2", "context 2")
 CASES = [
-    pytest.param(mesh, id=name, marks=pytest.mark.optimized if name == "all axes" else ())
+    pytest.param(
+        mesh,
+        id=name,
+        marks=[pytest.mark.optimized] * (name == "all axes")
+        + [pytest.mark.slow] * (name not in QUICK),
+    )
     for name, mesh in MESHES.items()
 ]
 

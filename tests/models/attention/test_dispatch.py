@@ -105,6 +105,7 @@ def test_cudnns_mask_means_the_layout(mesh, rng):
         np.testing.assert_allclose(ours, theirs, atol=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [96, 300, 2304])
 @pytest.mark.parametrize("name", ["xla", "cpu_flash"])
 def test_xlas_ways_equal_dense_attention_and_its_gradients(name, length, rng):
@@ -183,6 +184,7 @@ def test_tiles_skip_what_nobody_sees(rng):
         assert np.isfinite(found[0, 128:]).all() and np.isfinite(found[1, 192:]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "remat"),
     [({"fsdp": 1}, "none"), ({"fsdp": 2, "context": 2, "tensor": 2}, "full")],

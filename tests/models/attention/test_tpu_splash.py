@@ -75,6 +75,7 @@ def test_random_rows_equal_dense_attention_and_its_gradients(seed, block):
     check(rows, 256, one_device(), block, rng)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("length", "count", "block", "mesh"),
     [

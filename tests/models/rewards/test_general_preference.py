@@ -205,6 +205,7 @@ def test_a_run_learns_a_cycle(forms):
     assert spec["general_preference"] == {"beta": 0.1} and spec["scalar"] == {}
 
 
+@pytest.mark.slow
 def test_rewards_of_the_same_model_do_not(games, tmp_path):
     changes = games | dict(objective="bradley_terry", data__attributes=("r",), batch_size=6)
     config = tiny_config(tmp_path / "run", **changes)

@@ -78,6 +78,7 @@ def test_by_hand():
     assert loss_of(2.0, 4) == pytest.approx(-math.log(0.6224593), rel=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     number=st.floats(-8, 8),
@@ -209,6 +210,7 @@ def forms(trained, tmp_path_factory):
     return [trained.workdir, root / "hf", root / "orbax", root / "again"]
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_a_run_learns_ratings_and_where_their_levels_part(trained, tmp_path):
     """It continues as if it had never stopped; metrics are of expected ratings."""
@@ -224,6 +226,7 @@ def test_a_run_learns_ratings_and_where_their_levels_part(trained, tmp_path):
     assert raw.shape == (4, 2) and raw.dtype == np.float32 and (np.abs(raw) > 0.05).any()
 
 
+@pytest.mark.slow
 def test_every_form_of_the_model_gives_the_expected_rating(forms):
     expected = scores_of(forms[0])
     assert ((expected > 0) & (expected < 4)).all()
@@ -248,6 +251,7 @@ def test_the_spec_has_the_thresholds_and_transformers_the_number_they_divide(for
     np.testing.assert_array_equal(np.argsort(numbers, axis=0), np.argsort(found, axis=0))
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_nothing(tmp_path):
     """Two runs of six steps: on one device, and on eight of all kinds."""
     mesh = MeshConfig(data=2, fsdp=2, tensor=2)
@@ -273,6 +277,7 @@ def test_a_run_that_begins_from_an_ordinal_model_keeps_its_thresholds(forms):
         np.testing.assert_array_equal(fresh["thresholds"], 0)
 
 
+@pytest.mark.slow
 def test_lora_trains_thresholds_too(tmp_path):
     changes = ORDINAL | dict(data__train="generated:64", lora__rank=2, checkpoint__every=3)
     run(tiny_config(tmp_path / "run", **changes))

@@ -27,6 +27,7 @@ MIXED = PAIRS | dict(
 )
 
 
+@pytest.mark.slow
 def test_ratings_and_pairs_in_one_run(tmp_path, capsys):
     """Both are learned, evaluated by kind, told of at the end; in two parts the same."""
     config = tiny_config(tmp_path / "whole", **MIXED)
@@ -93,6 +94,7 @@ def test_pairs_are_judged_by_the_column_they_train():
     assert found.loss == pytest.approx(squared + 0.5 * scaled, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_on_pairs_alone(tmp_path):
     run(tiny_config(tmp_path / "run", **PAIRS))
     last = numbers(tmp_path / "run")[-1]
