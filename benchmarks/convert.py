@@ -40,10 +40,11 @@ from rmjax.checkpoints.safetensors_file import (
     write_range,
 )
 from rmjax.checkpoints.tensor_slices import cut
+from rmjax.config import HELPSTEER2
 from rmjax.data.tokenizer import byte_tokenizer
 from rmjax.models.config import LlamaConfig
 from rmjax.models.heads import RewardHead, model_parameters, model_sizes
-from rmjax.models.rewards.spec import HELPSTEER2, RewardSpec
+from rmjax.models.rewards.spec import RewardSpec
 
 _BUFFER = 64 << 20
 _FILE_BYTES = 5_000_000_000

@@ -26,10 +26,9 @@ from rich.console import Console
 from timing import Piece, Side, load_average
 from trainers import torch_steps, trainer_arguments
 
+from rmjax.config import Config, DataConfig, OptimizerConfig
 from rmjax.evaluation.metrics import wilson_interval
 from rmjax.models.presets import smollm2_135m
-from rmjax.training.config import Config, DataConfig
-from rmjax.training.optimizer import OptimizerConfig
 
 # Of the loss, which begins near log 2: over the first ten steps, and over all.
 TOLERANCES = (1e-5, 1e-4)

@@ -107,8 +107,8 @@ def climb(gguf: str, ratings: Path, out: Path) -> None:
         "data__validation": out / "select.jsonl",
         "data__row_length": 2048,
         "batch_size": 32,
-        "eval__every": 0,
-        "checkpoint__every": 25,
+        "eval_every": 0,
+        "checkpoint_every": 25,
         "optimizer__learning_rate": 5e-5,
         "optimizer__warmup_steps": 5,
     }
@@ -120,7 +120,7 @@ def climb(gguf: str, ratings: Path, out: Path) -> None:
         **rated,
         batch_size=24,
         epochs=3,
-        eval__every=10,
+        eval_every=10,
         optimizer__learning_rate=1e-4,
     )
     train("smollm2_135m_scaled_bt", out, "bt", init=out / "regression", **pairs)
@@ -135,7 +135,7 @@ def climb(gguf: str, ratings: Path, out: Path) -> None:
             data__compare="overall",
             data__row_length=2048,
             batch_size=64,
-            eval__every=4,
+            eval_every=4,
             optimizer__learning_rate=3e-5,
         )
     if not (out / "expo").exists():

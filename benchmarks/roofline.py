@@ -23,6 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from rmjax.config import OptimizerConfig, PreferenceConfig
 from rmjax.data.batch import BATCH_AXES
 from rmjax.data.batches import training_batches
 from rmjax.data.planning import row_shape
@@ -40,8 +41,7 @@ from rmjax.models.model import Model, compute_dtype
 from rmjax.runtime.memory import keep_freed_memory
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh, put
 from rmjax.training.objectives.objective import make_objective
-from rmjax.training.objectives.pairs import PreferenceConfig
-from rmjax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from rmjax.training.optimizer import make_optimizer, make_schedule
 from rmjax.training.step import abstract_state, init_state, make_train_step
 
 # vocabulary, embed, mlp, layers, heads, kv heads, head_dim

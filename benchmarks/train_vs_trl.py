@@ -25,7 +25,7 @@ from rich.table import Table
 from timing import CLOCKS, Piece, Side, in_turn, load_average, rate, speedup
 from trainers import torch_side, torch_steps
 
-from rmjax.training.config import Config, DataConfig, EveryConfig
+from rmjax.config import Config, DataConfig
 
 CONFIG = Path(__file__).parent.parent / "configs" / "smollm2_135m_regression.py"
 
@@ -59,7 +59,7 @@ def make_config(task: str, model: Path, data: Path, steps: int, batch: int) -> C
         row_length=told.row,
     )
     config.objective, config.batch_size = told.objective, batch or told.batch
-    config.eval, config.checkpoint = EveryConfig(), EveryConfig()
+    config.eval_every = config.checkpoint_every = 0
     config.optimizer.learning_rate, config.optimizer.schedule = 1e-5, "constant"
     config.optimizer.warmup_steps = 0
     return config

@@ -7,7 +7,7 @@ from typing import Any
 
 from timing import CLOCKS, Piece
 
-from rmjax.training.optimizer import OptimizerConfig
+from rmjax.config import OptimizerConfig
 
 
 def torch_steps(task: str, data: Any, plan: Any) -> list[list[dict[str, Any]]]:

@@ -12,11 +12,10 @@ Hardware: float32 weights, moments and gradients are 6.5 TB, so 128 chips of 95 
 for them, see docs/scale.md; not run by us.
 """
 
+from rmjax.config import Config, DataConfig, OptimizerConfig
 from rmjax.models.config import LlamaConfig
 from rmjax.models.presets import llama31_405b
 from rmjax.runtime.sharding import MeshConfig
-from rmjax.training.config import Config, DataConfig, EveryConfig
-from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -43,8 +42,8 @@ def get_config(arg: str | None = None) -> Config:
             weight_decay=0.1,
             clip_norm=1.0,
         ),
-        eval=EveryConfig(20),
-        checkpoint=EveryConfig(20),
+        eval_every=20,
+        checkpoint_every=20,
     )
     if arg == "340b":
         config.workdir, config.init, config.tokenizer = "runs/340b_shape", "", "bytes"

@@ -7,10 +7,9 @@ Recipe (arXiv 2410.01257): as `llama70b_regression`, with one attribute. Stage t
 safety, 95.8 reasoning. Compiled for 64 chips, see docs/scale.md; not run by us.
 """
 
+from rmjax.config import Config, DataConfig, OptimizerConfig
 from rmjax.models.presets import llama31_70b
 from rmjax.runtime.sharding import MeshConfig
-from rmjax.training.config import Config, DataConfig, EveryConfig
-from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -31,6 +30,6 @@ def get_config(arg: str | None = None) -> Config:
         optimizer=OptimizerConfig(
             learning_rate=2e-6, warmup_steps=10, b1=0.9, b2=0.98, weight_decay=0.1, clip_norm=1.0
         ),
-        eval=EveryConfig(20),
-        checkpoint=EveryConfig(20),
+        eval_every=20,
+        checkpoint_every=20,
     )

@@ -13,10 +13,9 @@ Hardware: float32 weights, moments and gradients are 1.13 TB, so 64 chips of 95 
 (H100). Compiled for them, see docs/scale.md; not run by us.
 """
 
+from rmjax.config import Config, DataConfig, OptimizerConfig
 from rmjax.models.presets import llama31_70b
 from rmjax.runtime.sharding import MeshConfig
-from rmjax.training.config import Config, DataConfig, EveryConfig
-from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -43,6 +42,6 @@ def get_config(arg: str | None = None) -> Config:
             weight_decay=0.1,
             clip_norm=1.0,
         ),
-        eval=EveryConfig(20),
-        checkpoint=EveryConfig(20),
+        eval_every=20,
+        checkpoint_every=20,
     )

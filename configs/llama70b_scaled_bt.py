@@ -10,10 +10,9 @@ reasoning; `python -m rmjax.extrapolate` takes it from there to 94.1. The other 
 its own. Compiled for 64 chips, see docs/scale.md; not run by us.
 """
 
+from rmjax.config import Config, DataConfig, OptimizerConfig
 from rmjax.models.presets import llama31_70b
 from rmjax.runtime.sharding import MeshConfig
-from rmjax.training.config import Config, DataConfig, EveryConfig
-from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -36,6 +35,6 @@ def get_config(arg: str | None = None) -> Config:
         optimizer=OptimizerConfig(
             learning_rate=1e-6, warmup_steps=10, b1=0.9, b2=0.98, weight_decay=0.1, clip_norm=1.0
         ),
-        eval=EveryConfig(20),
-        checkpoint=EveryConfig(20),
+        eval_every=20,
+        checkpoint_every=20,
     )

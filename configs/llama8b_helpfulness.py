@@ -5,9 +5,8 @@
 The twin of `llama70b_helpfulness`, with the hardware and the learning rate of `llama8b_regression`.
 """
 
+from rmjax.config import Config, DataConfig, OptimizerConfig
 from rmjax.models.presets import llama31_8b
-from rmjax.training.config import Config, DataConfig, EveryConfig
-from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -24,6 +23,6 @@ def get_config(arg: str | None = None) -> Config:
         batch_size=128,
         steps=317,
         optimizer=OptimizerConfig(learning_rate=5e-6, warmup_steps=10),
-        eval=EveryConfig(50),
-        checkpoint=EveryConfig(50),
+        eval_every=50,
+        checkpoint_every=50,
     )

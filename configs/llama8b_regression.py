@@ -7,9 +7,8 @@ for example 8 H100, or 16 v5e. Compiled for them, see docs/scale.md; not run by 
 the 70B one with the larger learning rate that a smaller model takes.
 """
 
+from rmjax.config import Config, DataConfig, OptimizerConfig
 from rmjax.models.presets import llama31_8b
-from rmjax.training.config import Config, DataConfig, EveryConfig
-from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -25,6 +24,6 @@ def get_config(arg: str | None = None) -> Config:
         batch_size=128,
         steps=317,
         optimizer=OptimizerConfig(learning_rate=5e-6, warmup_steps=10),
-        eval=EveryConfig(50),
-        checkpoint=EveryConfig(50),
+        eval_every=50,
+        checkpoint_every=50,
     )

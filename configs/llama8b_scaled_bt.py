@@ -5,9 +5,8 @@
 The twin of `llama70b_scaled_bt`: half of stage one's learning rate, its head kept.
 """
 
+from rmjax.config import Config, DataConfig, OptimizerConfig
 from rmjax.models.presets import llama31_8b
-from rmjax.training.config import Config, DataConfig, EveryConfig
-from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -26,6 +25,6 @@ def get_config(arg: str | None = None) -> Config:
         batch_size=128,
         epochs=1,
         optimizer=OptimizerConfig(learning_rate=2.5e-6, warmup_steps=10),
-        eval=EveryConfig(20),
-        checkpoint=EveryConfig(20),
+        eval_every=20,
+        checkpoint_every=20,
     )

@@ -6,9 +6,8 @@ The data are generated (rmjax/data/generated.py): sentences whose attributes fol
 simple rules. Nothing is downloaded. The code is that of the 70B config.
 """
 
+from rmjax.config import Config, DataConfig, OptimizerConfig
 from rmjax.models.config import LlamaConfig
-from rmjax.training.config import Config, DataConfig, EveryConfig
-from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -39,6 +38,6 @@ def get_config(arg: str | None = None) -> Config:
         optimizer=OptimizerConfig(
             learning_rate=2e-3, schedule="cosine", warmup_steps=20, clip_norm=1.0
         ),
-        eval=EveryConfig(100),
-        checkpoint=EveryConfig(100),
+        eval_every=100,
+        checkpoint_every=100,
     )

@@ -9,9 +9,8 @@ messages or as hh-rlhf writes them. A tenth of the prompts is held out. The loss
 the chosen response's reward less the rejected one's.
 """
 
+from rmjax.config import Config, DataConfig, OptimizerConfig
 from rmjax.models.presets import smollm2_135m
-from rmjax.training.config import Config, DataConfig, EveryConfig
-from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -31,6 +30,6 @@ def get_config(arg: str | None = None) -> Config:
         epochs=1,
         remat="dots",
         optimizer=OptimizerConfig(learning_rate=2e-5, schedule="cosine", warmup_steps=10),
-        eval=EveryConfig(100),
-        checkpoint=EveryConfig(100),
+        eval_every=100,
+        checkpoint_every=100,
     )

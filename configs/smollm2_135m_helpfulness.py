@@ -6,9 +6,8 @@ The twin of `llama70b_helpfulness`. `--config.data.train=FILE` and `--config.dat
 other ratings.
 """
 
+from rmjax.config import Config, DataConfig, OptimizerConfig
 from rmjax.models.presets import smollm2_135m
-from rmjax.training.config import Config, DataConfig, EveryConfig
-from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -26,6 +25,6 @@ def get_config(arg: str | None = None) -> Config:
         epochs=1,
         remat="dots",
         optimizer=OptimizerConfig(learning_rate=2e-5, schedule="cosine", warmup_steps=10),
-        eval=EveryConfig(50),
-        checkpoint=EveryConfig(50),
+        eval_every=50,
+        checkpoint_every=50,
     )

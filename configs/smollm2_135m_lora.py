@@ -18,11 +18,10 @@ Then the whole model, or the adapters and the head for PEFT:
 The rates are not tuned. docs/lora.md says what is computed.
 """
 
+from rmjax.config import Config, DataConfig, OptimizerConfig
 from rmjax.errors import UserError
 from rmjax.models.lora import LoraConfig
 from rmjax.models.presets import smollm2_135m
-from rmjax.training.config import Config, DataConfig, EveryConfig
-from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -42,8 +41,8 @@ def get_config(arg: str | None = None) -> Config:
         optimizer=OptimizerConfig(
             learning_rate=5e-4, schedule="cosine", warmup_steps=20, weight_decay=0.0
         ),
-        eval=EveryConfig(100),
-        checkpoint=EveryConfig(100),
+        eval_every=100,
+        checkpoint_every=100,
     )
     if arg == "dialogues":
         config.workdir += "_dialogues"
@@ -62,7 +61,7 @@ def get_config(arg: str | None = None) -> Config:
         )
         config.batch_size, config.epochs = 24, 3
         config.optimizer.warmup_steps = 5
-        config.eval, config.checkpoint = EveryConfig(12), EveryConfig(12)
+        config.eval_every = config.checkpoint_every = 12
     elif arg:
         raise UserError(f"smollm2_135m_lora.py:{arg}: there is only :dialogues")
     return config

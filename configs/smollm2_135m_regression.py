@@ -15,10 +15,9 @@ docs/appendix.md has the table, the time and the machine of the second. A fifth 
 held out, by dialogue.
 """
 
+from rmjax.config import Config, DataConfig, OptimizerConfig
 from rmjax.errors import UserError
 from rmjax.models.presets import smollm2_135m
-from rmjax.training.config import Config, DataConfig, EveryConfig
-from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -35,8 +34,8 @@ def get_config(arg: str | None = None) -> Config:
         epochs=2,
         remat="dots",
         optimizer=OptimizerConfig(learning_rate=5e-5, schedule="cosine", warmup_steps=20),
-        eval=EveryConfig(100),
-        checkpoint=EveryConfig(100),
+        eval_every=100,
+        checkpoint_every=100,
     )
     if arg == "dialogues":
         config.workdir += "_dialogues"
@@ -55,7 +54,7 @@ def get_config(arg: str | None = None) -> Config:
         )
         config.batch_size, config.epochs = 24, 3
         config.optimizer = OptimizerConfig(learning_rate=1e-4, schedule="cosine", warmup_steps=5)
-        config.eval, config.checkpoint = EveryConfig(12), EveryConfig(12)
+        config.eval_every = config.checkpoint_every = 12
     elif arg:
         raise UserError(f"smollm2_135m_regression.py:{arg}: there is only :dialogues")
     return config

@@ -6,9 +6,8 @@ The twin of `llama70b_scaled_bt`: from `smollm2_135m_helpfulness`, half of its l
 head kept. `--config.objective=bradley_terry` needs no strengths, and so takes any pairs.
 """
 
+from rmjax.config import Config, DataConfig, OptimizerConfig
 from rmjax.models.presets import smollm2_135m
-from rmjax.training.config import Config, DataConfig, EveryConfig
-from rmjax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -28,6 +27,6 @@ def get_config(arg: str | None = None) -> Config:
         epochs=1,
         remat="dots",
         optimizer=OptimizerConfig(learning_rate=1e-5, schedule="cosine", warmup_steps=10),
-        eval=EveryConfig(20),
-        checkpoint=EveryConfig(20),
+        eval_every=20,
+        checkpoint_every=20,
     )

@@ -19,10 +19,11 @@ from rich.console import Console
 from rmjax.aot.output import as_json, show, show_ranking
 from rmjax.aot.program import Workload, check, topology_devices
 from rmjax.aot.search import search
+from rmjax.config import Config
 from rmjax.errors import UserError
 from rmjax.runtime.sharding import make_mesh
 from rmjax.training.command_line import run_with_config
-from rmjax.training.config import Config, validate
+from rmjax.training.validate_config import validate
 
 # Without these the compiler asks a cloud that is not there, and talks about it.
 _ENVIRONMENT = {

@@ -27,10 +27,11 @@ from rmjax.checkpoints.hf_weights import check_tensors
 from rmjax.checkpoints.model_files import CAUSAL, write_adapter_config, write_model_files
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained, public_name
 from rmjax.checkpoints.safetensors_file import DTYPES
+from rmjax.config import HELPSTEER2
 from rmjax.errors import UserError, exit_with_message
 from rmjax.models.config import NO_LORA, LlamaConfig
 from rmjax.models.heads import RewardHead
-from rmjax.models.rewards.spec import HELPSTEER2, RewardSpec
+from rmjax.models.rewards.spec import RewardSpec
 from rmjax.runtime.memory import keep_freed_memory
 
 _SHARD_BYTES = 5_000_000_000

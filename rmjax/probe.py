@@ -33,6 +33,7 @@ from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.model_files import write_model_files
 from rmjax.checkpoints.orbax_weights import named_weights
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained
+from rmjax.config import Config
 from rmjax.data.batches import Batches
 from rmjax.data.planning import row_shape
 from rmjax.data.tokenized import TokenizedData
@@ -50,7 +51,6 @@ from rmjax.runtime.compilation import enable_compilation_cache
 from rmjax.runtime.memory import keep_freed_memory
 from rmjax.runtime.sharding import Sharding, check_divisible, make_mesh, put
 from rmjax.training.command_line import run_with_config
-from rmjax.training.config import Config, validate
 from rmjax.training.console import attribute_table, pair_table
 from rmjax.training.datasets import load_data
 from rmjax.training.experiment import config_objective, make_model, pick_tokenizer, with_first_head
@@ -62,6 +62,7 @@ from rmjax.training.probing.features import (
     fingerprint_weights,
 )
 from rmjax.training.probing.ridge import Ridge, fit_ridge
+from rmjax.training.validate_config import validate
 from rmjax.training.validation import ValidationMetrics, validation_metrics
 from rmjax.training.workdir import run_spec
 

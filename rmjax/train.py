@@ -14,6 +14,7 @@ from rich.console import Console
 
 from rmjax.checkpoints.manager import Checkpoints
 from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.config import Config, as_flat_dict
 from rmjax.data.batches import Batches, iterate, training_batches
 from rmjax.data.planning import plan_steps, row_shape
 from rmjax.errors import UserError
@@ -26,12 +27,12 @@ from rmjax.runtime.memory import keep_freed_memory
 from rmjax.runtime.processes import Preemption, check_agreement
 from rmjax.runtime.sharding import Sharding, check_divisible, make_mesh
 from rmjax.training.command_line import run_with_config
-from rmjax.training.config import Config, as_flat_dict, validate
 from rmjax.training.console import announce, conclude
 from rmjax.training.datasets import check_position, data_position, load_data
 from rmjax.training.experiment import config_objective, first_params, make_model, pick_tokenizer
 from rmjax.training.logger import MetricsLogger
 from rmjax.training.step import Metrics, TrainState, make_program
+from rmjax.training.validate_config import validate
 from rmjax.training.validation import evaluate
 from rmjax.training.workdir import open_workdir, package_versions, record_run
 
@@ -135,8 +136,8 @@ def train_in(workdir: Path, config: Config) -> None:
             unseen = (step, metrics)
 
             stopped = preemption.requested(step)
-            evaluating = held_out if is_due(step, config.eval.every, total) else None
-            saving = stopped or is_due(step, config.checkpoint.every, total)
+            evaluating = held_out if is_due(step, config.eval_every, total) else None
+            saving = stopped or is_due(step, config.checkpoint_every, total)
             if not (evaluating or saving):
                 continue
             finish_step(*unseen, batches, report)

@@ -16,6 +16,7 @@ from rmjax.aot.costs import work
 from rmjax.aot.hardware import CHIPS, Chip, gpu_target
 from rmjax.aot.roofline import Prediction, predict
 from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.config import Config
 from rmjax.data.batch import BATCH_AXES, Batch, Pairs, Ratings, Targets
 from rmjax.data.planning import slots_for
 from rmjax.errors import UserError
@@ -25,7 +26,6 @@ from rmjax.models.flops import model_flops
 from rmjax.models.inputs import Rows
 from rmjax.models.layers import ModelOptions
 from rmjax.runtime.sharding import Sharding, check_divisible
-from rmjax.training.config import Config
 from rmjax.training.experiment import config_objective, new_model
 from rmjax.training.optimizer import partition
 from rmjax.training.step import TrainState, make_program

@@ -10,10 +10,10 @@ from rmjax.aot.estimate import estimate
 from rmjax.aot.hardware import Chip
 from rmjax.aot.output import line
 from rmjax.aot.program import Report, Workload, abstract_program, architecture, check, state_bytes
+from rmjax.config import Config
 from rmjax.errors import UserError
 from rmjax.models.decoder import REMAT
 from rmjax.runtime.sharding import MeshConfig, Sharding, abstract_mesh, make_mesh, mesh_shape
-from rmjax.training.config import Config
 
 
 def search(

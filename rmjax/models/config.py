@@ -70,3 +70,7 @@ class LoraConfig:
 
 
 NO_LORA = LoraConfig()
+
+
+# What LoRA trains: nothing else has gradients or optimizer state.
+ADAPTED = (r"layers/\w+_lora_[ab]", "head|thresholds")

@@ -153,8 +153,6 @@ def _adapters(row: Parameter) -> tuple[Parameter, Parameter]:
 # The products of the layers, and LoRA's A and B of each.
 PRODUCTS = tuple(row for row in DECODER if row.stacked and row.summed)
 ADAPTERS = {row.path: _adapters(row) for row in PRODUCTS}
-# What LoRA trains: nothing else has gradients or optimizer state.
-ADAPTED = (r"layers/\w+_lora_[ab]", "head|thresholds")
 
 _ADAPTER_ROWS = [row for pair in ADAPTERS.values() for row in pair]
 TABLE = {row.path: row for row in (*PARAMETERS, THRESHOLDS, *_ADAPTER_ROWS)}

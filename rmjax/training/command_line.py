@@ -10,10 +10,10 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
+from rmjax.config import Config
 from rmjax.errors import UserError, exit_with_message
 from rmjax.runtime.cluster import initialize
 from rmjax.runtime.processes import run_together
-from rmjax.training.config import Config
 
 # Not needed on a TPU pod, nor below srun or mpirun.
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
@@ -56,9 +56,7 @@ def run_with_config(
         _hush()
         config = flag.value
         if not isinstance(config, Config):
-            raise UserError(
-                "get_config() of the config file must return an rmjax.training.config.Config"
-            )
+            raise UserError("get_config() of the config file must return an rmjax.config.Config")
         if together:
             initialize(
                 coordinator=_COORDINATOR.value, processes=_PROCESSES.value, process=_PROCESS.value

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from rmjax.config import Config
 from rmjax.data.batches import Batches
 from rmjax.data.planning import group_length
 from rmjax.data.tokenize import load_tokenized
 from rmjax.data.tokenized import TokenizedData, hold_out, join, subset
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
-from rmjax.training.config import Config
 from rmjax.training.experiment import config_objective
 
 

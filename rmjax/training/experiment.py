@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import Pretrained
+from rmjax.config import Config
 from rmjax.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
 from rmjax.errors import UserError, differing
 from rmjax.models.attention.dispatch import choose
@@ -16,7 +17,6 @@ from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model, compute_dtype
 from rmjax.models.parameters import Params
 from rmjax.runtime.sharding import Sharding
-from rmjax.training.config import Config
 from rmjax.training.objectives.objective import Objective, make_objective
 
 

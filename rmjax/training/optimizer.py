@@ -1,6 +1,5 @@
 """AdamW, its schedule, what decays and what is trained at all."""
 
-import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
@@ -10,32 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, BFloat16, Float32
 
+from rmjax.config import OptimizerConfig
 from rmjax.errors import UserError
 from rmjax.models.parameters import TABLE, Parameter, Params, flatten, nest
-
-SCHEDULES = ("constant", "cosine", "linear")
-MOMENTS = ("float32", "bfloat16")
-
-
-@dataclasses.dataclass
-class OptimizerConfig:
-    """AdamW and its learning rate.
-
-    The rate rises linearly over `warmup_steps`, reaching its value at the last of them, then
-    follows the schedule; `cosine` and `linear` end at `final_fraction` of it. `moments` is the
-    dtype in which AdamW's two moments are kept: `float32` or, in half the bytes, `bfloat16`.
-    """
-
-    learning_rate: float
-    schedule: str = "constant"
-    warmup_steps: int = 10
-    final_fraction: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.98
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-    moments: str = "float32"
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], jax.Array]:

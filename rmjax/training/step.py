@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float32, Int32
 
+from rmjax.config import OptimizerConfig
 from rmjax.data.batch import Batch
 from rmjax.models.init import abstract_model
 from rmjax.models.model import Model
@@ -15,7 +16,6 @@ from rmjax.models.parameters import Params
 from rmjax.runtime.compilation import compiler_options
 from rmjax.training.objectives.objective import Objective
 from rmjax.training.optimizer import (
-    OptimizerConfig,
     abstract_opt_state,
     make_optimizer,
     make_schedule,

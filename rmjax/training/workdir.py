@@ -16,6 +16,7 @@ import numpy as np
 from rmjax.checkpoints import manager
 from rmjax.checkpoints.model_files import FORMAT_VERSION, SPEC_FILE, write_model_files
 from rmjax.checkpoints.pretrained import public_name
+from rmjax.config import Config, as_flat_dict
 from rmjax.data.tokenized import TokenizedData
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError, disk_errors
@@ -25,8 +26,8 @@ from rmjax.models.rewards.ordinal import OrdinalScale
 from rmjax.models.rewards.spec import RewardSpec
 from rmjax.runtime.files import PARTIAL, lock_file, read_json, replace_file
 from rmjax.runtime.processes import barrier, broadcast
-from rmjax.training.config import Config, as_flat_dict, check_continues
 from rmjax.training.experiment import config_objective
+from rmjax.training.validate_config import check_continues
 
 MODEL_DIRECTORY = "model"
 RECORD = "config.json"

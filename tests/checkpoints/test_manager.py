@@ -30,16 +30,15 @@ from helpers.runs import (
 from helpers.targets import regression
 from rmjax.checkpoints.manager import Checkpoints, best_checkpoint
 from rmjax.checkpoints.orbax_arrays import open_array
+from rmjax.config import HELPSTEER2, as_flat_dict
 from rmjax.data.batch import BATCH_AXES
 from rmjax.data.batches import training_batches
 from rmjax.data.generated import generate
 from rmjax.data.planning import plan_steps
 from rmjax.data.row_layout import RowShape
 from rmjax.errors import UserError
-from rmjax.models.rewards.spec import HELPSTEER2
 from rmjax.runtime.processes import Preemption
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh, put
-from rmjax.training.config import as_flat_dict
 from rmjax.training.optimizer import make_optimizer, make_schedule
 from rmjax.training.step import TrainState, abstract_state, make_train_step
 
@@ -71,13 +70,13 @@ def copy(three, tmp_path):
 
 def test_three_and_three_steps_are_six(six, copy):
     """With other evaluations, another saving and another directory; nothing of it is a number."""
-    run(tiny_config(copy, eval__every=2, checkpoint__every=1))
+    run(tiny_config(copy, eval_every=2, checkpoint_every=1))
     ours, stored = restore(tiny_config(copy))
     theirs, expected = restore(tiny_config(six))
     assert int(ours.step) == 6
     assert_same_bits(ours, theirs)
     assert stored["position"] == expected["position"]
-    assert stored["config"] == as_flat_dict(tiny_config(copy, eval__every=2, checkpoint__every=1))
+    assert stored["config"] == as_flat_dict(tiny_config(copy, eval_every=2, checkpoint_every=1))
     lines = [line for line in numbers(copy) if "loss" in line]
     assert lines == [line for line in numbers(six) if "loss" in line]
 
@@ -96,7 +95,7 @@ def test_layers_are_stored_apart_and_an_embedding_is_not_cut_into_rows(three):
 @pytest.mark.slow
 def test_moments_in_bfloat16_continue_to_the_same_bits(tmp_path):
     """What is rounded at random is rounded alike: by the step's number."""
-    change = dict(optimizer__moments="bfloat16", eval__every=0, checkpoint__every=0)
+    change = dict(optimizer__moments="bfloat16", eval_every=0, checkpoint_every=0)
     for steps in (2, 4):
         run(tiny_config(tmp_path / "two", steps=steps, **change))
     run(tiny_config(tmp_path / "four", steps=4, **change))
@@ -118,7 +117,7 @@ def test_a_continued_run_sees_the_other_samples(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
 
     def train_on():
-        config = tiny_config(tmp_path / "run", steps=8, eval__every=0, checkpoint__every=0)
+        config = tiny_config(tmp_path / "run", steps=8, eval_every=0, checkpoint_every=0)
         run(config, iterate=seen_samples(samples), finish_step=stop_at_three)
 
     train_on()
@@ -187,7 +186,7 @@ def test_a_run_may_move(copy, tmp_path, six):
 def test_the_best_and_the_last_are_kept_and_nothing_else(tmp_path):
     """Validation is worst at the end here: the loss of each evaluation is made up."""
     workdir = tmp_path / "run"
-    config = tiny_config(workdir, eval__every=1, checkpoint__every=2)
+    config = tiny_config(workdir, eval_every=1, checkpoint_every=2)
     run(config, evaluate=made_up([3.0, 1.0, 2.0, 1.5, 4.0, 5.0]))
     assert steps_kept(workdir) == ["2", "6"]
     assert best_checkpoint(workdir)[0].name == "2"
@@ -200,7 +199,7 @@ def test_the_best_and_the_last_are_kept_and_nothing_else(tmp_path):
 @pytest.mark.slow
 def test_the_best_survives_a_restart(tmp_path):
     workdir = tmp_path / "run"
-    config = tiny_config(workdir, eval__every=1, checkpoint__every=3, steps=3)
+    config = tiny_config(workdir, eval_every=1, checkpoint_every=3, steps=3)
     run(config, evaluate=made_up([2.0, 1.0, 3.0]))
     assert steps_kept(workdir) == ["2", "3"]
     run(dataclasses.replace(config, steps=6), evaluate=made_up([1.5, 0.5, 4.0]))
@@ -209,7 +208,7 @@ def test_the_best_survives_a_restart(tmp_path):
 
 def test_without_validation_the_last_is_kept(tmp_path, capsys):
     workdir = tmp_path / "run"
-    run(tiny_config(workdir, data__validation="", checkpoint__every=2, steps=5))
+    run(tiny_config(workdir, data__validation="", checkpoint_every=2, steps=5))
     assert steps_kept(workdir) == ["5"]
     assert best_checkpoint(workdir)[0].name == "5"
     assert "validation_loss" not in (workdir / "metrics.jsonl").read_text()
@@ -304,7 +303,7 @@ def test_a_damaged_checkpoint_is_refused_and_left(copy, what):
 
 def test_without_the_damaged_one_the_run_goes_on_from_the_one_before(tmp_path):
     workdir = tmp_path / "run"
-    config = tiny_config(workdir, eval__every=2, checkpoint__every=2, steps=4)
+    config = tiny_config(workdir, eval_every=2, checkpoint_every=2, steps=4)
     run(config, evaluate=made_up([1.0, 2.0]))
     whole = numbers(workdir)
     assert steps_kept(workdir) == ["2", "4"]
@@ -511,7 +510,7 @@ def test_a_command_that_fails_says_why_in_one_line(three, tmp_path):
     """Damage and numbers that are not finite: no traceback, neither ours nor Orbax's."""
     damaged = shutil.copytree(three, tmp_path / "damaged")
     shutil.rmtree(damaged / "checkpoints" / "3" / "optimizer" / "d")
-    broken = tiny_config(tmp_path / "infinite", optimizer__learning_rate=1e38, checkpoint__every=1)
+    broken = tiny_config(tmp_path / "infinite", optimizer__learning_rate=1e38, checkpoint_every=1)
     for config, reason in (
         (tiny_config(damaged), "incomplete or damaged"),
         (broken, "finite|loss"),
@@ -570,7 +569,7 @@ def test_a_full_disk_destroys_nothing(small_disk, copy, six, room):
 
     for attempt in (fill_up, finish):
         with pytest.raises(UserError, match="the disk is full while writing"):
-            run(tiny_config(workdir, eval__every=1), finish_step=attempt)
+            run(tiny_config(workdir, eval_every=1), finish_step=attempt)
         after = {k: v[0] for k, v in contents(workdir).items()}
         for name, content in before.items():
             # A continued run writes its new config down first, and adds to its metrics.
@@ -581,7 +580,7 @@ def test_a_full_disk_destroys_nothing(small_disk, copy, six, room):
     gc.collect()
 
     (small_disk / "filler").unlink()
-    run(tiny_config(workdir, eval__every=1))
+    run(tiny_config(workdir, eval_every=1))
     assert_same_bits(restore(tiny_config(workdir))[0], restore(tiny_config(six))[0])
     lines = [line for line in numbers(workdir) if "loss" in line]
     assert lines == [line for line in numbers(six) if "loss" in line]

@@ -22,7 +22,7 @@ needs_compiler = pytest.mark.skipif(
 )
 
 TINY = """
-from rmjax.training.config import Config, DataConfig
+from rmjax.config import Config, DataConfig
 from rmjax.models.hf_config import LlamaConfig
 from rmjax.training.optimizer import OptimizerConfig
 

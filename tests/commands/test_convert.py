@@ -34,19 +34,17 @@ from rmjax.checkpoints.conversion.to_orbax import ToOrbax
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.orbax_arrays import read_array
 from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.config import HELPSTEER2, Config, DataConfig, OptimizerConfig
 from rmjax.convert import hf_to_orbax, orbax_to_hf
 from rmjax.data.row_layout import RowShape, Segment, make_rows
 from rmjax.data.tokenizer import byte_tokenizer, encode
 from rmjax.errors import UserError
 from rmjax.inference.score_step import make_score
 from rmjax.models.heads import RewardHead, model_parameters
-from rmjax.models.rewards.spec import HELPSTEER2
 from rmjax.runtime.files import read_json
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.training.config import Config, DataConfig
 from rmjax.training.experiment import first_params
 from rmjax.training.experiment import make_model as make_trained_model
-from rmjax.training.optimizer import OptimizerConfig
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,7 @@ from rmjax.checkpoints.manager import Checkpoints
 from rmjax.checkpoints.model_files import read_spec
 from rmjax.checkpoints.orbax_weights import OrbaxWeights
 from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.config import Config, DataConfig, OptimizerConfig
 from rmjax.convert import hf_to_orbax, orbax_to_hf
 from rmjax.data.tokenizer import byte_tokenizer
 from rmjax.errors import UserError
@@ -46,9 +47,7 @@ from rmjax.models.config import LoraConfig
 from rmjax.models.parameters import flatten
 from rmjax.models.rewards.aggregation import scalar_rule
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.training.config import Config, DataConfig
 from rmjax.training.experiment import first_params
-from rmjax.training.optimizer import OptimizerConfig
 from rmjax.training.step import TrainState
 
 LLAMA = tiny_llama(attention_bias=True, mlp_bias=True, max_position_embeddings=256)
@@ -429,7 +428,7 @@ def test_a_killed_one_is_continued_by_the_same_command(parents, tmp_path):
 def test_orbax_reads_like_safetensors(form, parents):
     source = open_pretrained(str(parents[f"weak {form}"]))
     assert isinstance(source.weights, Path)
-    ours = OrbaxWeights(source.weights, LLAMA, len(NAMES))
+    ours = OrbaxWeights(source.weights, LLAMA, source.head)
     theirs = SafetensorsWeights(parents[f"weak hf {form.split()[1]}"])
     assert ours.keys() == theirs.keys() and len(ours.keys()) == TENSORS
     for key in ours.keys():  # noqa: SIM118  (not a mapping)
@@ -448,7 +447,7 @@ def test_a_run_that_is_read_in_bands_keeps_its_chunks(parents):
 
     source = open_pretrained(str(parents["weak run float32"]))
     assert isinstance(source.weights, Path)
-    weights = OrbaxWeights(source.weights, LLAMA, len(NAMES))
+    weights = OrbaxWeights(source.weights, LLAMA, source.head)
     key = "model.layers.1.mlp.up_proj.weight"
     assert weights._arrays["layers/up"].chunk_layout.read_chunk.shape == (1, 4, 64)
 

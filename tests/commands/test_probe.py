@@ -21,9 +21,9 @@ from rmjax import probe
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.model_files import read_spec
 from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.config import Config
 from rmjax.convert import orbax_to_hf
 from rmjax.errors import UserError
-from rmjax.training.config import Config
 from rmjax.training.experiment import make_model
 from rmjax.training.probing import features as cache
 from rmjax.training.probing.adamw import head_scores
@@ -127,7 +127,7 @@ def test_features_are_transformers_hidden_states(base, tmp_path, own_features, m
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_head_is_that_of_a_run(objective, base, tmp_path):
     """`rmjax.train` of the head alone: same losses step for step, same head, same choice."""
-    told = {"objective": objective, "eval__every": 2, "optimizer__learning_rate": 0.05}
+    told = {"objective": objective, "eval_every": 2, "optimizer__learning_rate": 0.05}
     told |= OBJECTIVES[objective]
     run(make_config(base, tmp_path / "run", trainable=("head",), **told))
     lines = metrics(tmp_path / "run")
@@ -147,7 +147,7 @@ def test_the_head_is_that_of_a_run(objective, base, tmp_path):
 
 def test_the_gradient_is_that_of_the_whole_model(base, tmp_path):
     """At the very first step; in the limit of small steps nothing else decides where they go."""
-    told = {"steps": 1, "eval__every": 0, "optimizer__learning_rate": 1e-3}
+    told = {"steps": 1, "eval_every": 0, "optimizer__learning_rate": 1e-3}
     run(make_config(base, tmp_path / "run", trainable=("head",), **told))
     norms = []
     with pytest.MonkeyPatch.context() as patch:

@@ -41,7 +41,7 @@ def finished(tmp_path_factory):
     """A run from its first to its last step: 60 samples in eight steps, the last of four."""
     workdir = tmp_path_factory.mktemp("finished")
     samples: list = []
-    config = tiny_config(workdir, steps=0, epochs=1.0, data__train="generated:60", eval__every=2)
+    config = tiny_config(workdir, steps=0, epochs=1.0, data__train="generated:60", eval_every=2)
     run(config, iterate=seen_samples(samples))
     return config, workdir, samples
 
@@ -191,7 +191,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(at, tmp_path):
 
 def test_a_learning_rate_too_large_saves_no_broken_weights(tmp_path):
     workdir = tmp_path / "run"
-    config = tiny_config(workdir, optimizer__learning_rate=1e38, checkpoint__every=1)
+    config = tiny_config(workdir, optimizer__learning_rate=1e38, checkpoint_every=1)
     with pytest.raises(UserError, match=r"not finite|step \d+: loss"):
         run(config)
     for step in steps_kept(workdir):
@@ -302,7 +302,7 @@ def test_nothing_is_read_twice_in_a_plan():
 def test_another_attention_is_the_same_run(tmp_path, monkeypatch, capsys):
     """The TPUs' kernel, interpreted here: rows are aligned for it, and the run says so."""
     watched = ("loss", "grad_norm", "validation_loss")
-    changes = dict(steps=2, eval__every=0, checkpoint__every=0, data__max_length=256)
+    changes = dict(steps=2, eval_every=0, checkpoint_every=0, data__max_length=256)
     run(tiny_config(tmp_path / "cpu_flash", **changes))
     assert "attention cpu_flash" in capsys.readouterr().out
     monkeypatch.setattr(rmjax.training.experiment, "choose", lambda *unused: "splash")

@@ -175,7 +175,7 @@ def ended_by_loss_of(process: int, ended) -> bool:
 def test_a_broken_run_ends_where_a_whole_one_does(tmp_path, two):
     """Process 1 killed, then process 0, then SIGTERM to process 1; then the end."""
     workdir = tmp_path / "run"
-    config = config_of(workdir, checkpoint__every=2)
+    config = config_of(workdir, checkpoint_every=2)
 
     def go(plan: str):
         environment = {"SABOTEUR": plan, "SABOTEUR_HEARTBEAT": "20"}

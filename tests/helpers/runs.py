@@ -13,8 +13,8 @@ import rmjax.training.experiment
 from helpers.checks import known
 from helpers.paths import ROOT
 from rmjax.checkpoints.manager import Checkpoints
+from rmjax.config import Config, as_flat_dict
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.training.config import Config, as_flat_dict
 from rmjax.training.datasets import load_data
 from rmjax.training.experiment import make_model, pick_tokenizer
 from rmjax.training.optimizer import make_optimizer, make_schedule
@@ -45,8 +45,8 @@ def tiny_config(workdir, **changes) -> Config:
         rows_per_device=2,
         optimizer__schedule="constant",
         optimizer__warmup_steps=2,
-        eval__every=3,
-        checkpoint__every=3,
+        eval_every=3,
+        checkpoint_every=3,
     )
     for field, value in (defaults | {"workdir": str(workdir)} | changes).items():
         *parents, name = field.split("__")

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from rmjax.config import PreferenceConfig
 from rmjax.data.batch import Pairs, Ratings, Targets
 from rmjax.training.objectives.objective import make_objective
-from rmjax.training.objectives.pairs import PreferenceConfig
 
 regression = make_objective("regression", (), PreferenceConfig())
 bradley_terry = make_objective("bradley_terry", (), PreferenceConfig())

@@ -20,6 +20,7 @@ from rmjax.checkpoints import hub
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.orbax_arrays import read_array
 from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.config import Config, DataConfig, OptimizerConfig
 from rmjax.convert import hf_to_orbax, orbax_to_hf
 from rmjax.data.tokenized import in_memory
 from rmjax.data.tokenizer import encode
@@ -30,8 +31,6 @@ from rmjax.inference.scores import Comparison, Score
 from rmjax.models.parameters import flatten
 from rmjax.models.rewards.aggregation import PUBLISHED
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.training.config import Config, DataConfig, EveryConfig
-from rmjax.training.optimizer import OptimizerConfig
 
 LLAMA = tiny_llama(max_position_embeddings=256)
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -476,8 +475,8 @@ def run(tmp_path_factory) -> Path:
         steps=3,
         remat="none",
         optimizer=OptimizerConfig(learning_rate=0.01),
-        eval=EveryConfig(1),
-        checkpoint=EveryConfig(1),
+        eval_every=1,
+        checkpoint_every=1,
     )
     losses = iter([3.0, 1.0, 2.0])
     real = train.evaluate

@@ -21,7 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from helpers.paths import ROOT
-from rmjax.training.config import validate
+from rmjax.training.validate_config import validate
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])

@@ -30,8 +30,8 @@ RUN = (
     "--config.rows_per_device=1",
     "--config.epochs=0.0",
     f"--config.steps={STEPS}",
-    "--config.eval.every=0",
-    "--config.checkpoint.every=0",
+    "--config.eval_every=0",
+    "--config.checkpoint_every=0",
 )
 
 

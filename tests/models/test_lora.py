@@ -27,7 +27,7 @@ from rmjax.data.row_layout import RowShape, Segment, make_rows
 from rmjax.data.tokenizer import byte_tokenizer, encode
 from rmjax.errors import UserError
 from rmjax.inference.score_step import make_score
-from rmjax.models.config import TARGETS, LoraConfig
+from rmjax.models.config import ADAPTED, TARGETS, LoraConfig
 from rmjax.models.decoder import REMAT
 from rmjax.models.flops import model_flops
 from rmjax.models.heads import RewardHead
@@ -35,12 +35,12 @@ from rmjax.models.init import random_params
 from rmjax.models.layers import ModelOptions
 from rmjax.models.lora import drop
 from rmjax.models.model import Model
-from rmjax.models.parameters import ADAPTED, ADAPTERS, flatten, nest
+from rmjax.models.parameters import ADAPTERS, flatten, nest
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh, put
-from rmjax.training.config import validate
 from rmjax.training.experiment import make_model
 from rmjax.training.optimizer import decay_mask, partition
 from rmjax.training.step import abstract_state, init_state, make_train_step
+from rmjax.training.validate_config import validate
 
 LLAMA = tiny_llama()
 # Where Hugging Face has each product.
@@ -314,7 +314,7 @@ def test_two_and_two_steps_are_four(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_says_what_it_trains(tmp_path, capsys):
-    config = tiny_config(tmp_path / "run", steps=1, eval__every=0, **RUN)
+    config = tiny_config(tmp_path / "run", steps=1, eval_every=0, **RUN)
     run(config)
     shown = capsys.readouterr().out
     assert "adapters of rank 4 for q, k, v, o, gate, up, down; the rest float32" in shown

@@ -9,11 +9,11 @@ import pytest
 
 from helpers.browser import CHROMIUM, Browser
 from helpers.reports import PAIRS, RATED, everything, write_lines
+from rmjax.config import HELPSTEER2
 from rmjax.evaluate import report_evaluation
 from rmjax.evaluation.benchmarks import BENCHMARKS
 from rmjax.evaluation.items import read_benchmarks
 from rmjax.evaluation.model_scores import ScoringSettings
-from rmjax.models.rewards.spec import HELPSTEER2
 from rmjax.report import report_data, report_run
 from rmjax.reports.writer import write_report
 from rmjax.runtime.sharding import MeshConfig

@@ -17,7 +17,7 @@ from rmjax.reports.runs.files import read_run
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("report") / "tiny<run>"
-    run(tiny_config(workdir, steps=6, eval__every=2))
+    run(tiny_config(workdir, steps=6, eval_every=2))
     return workdir
 
 

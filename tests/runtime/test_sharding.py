@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from helpers.models import LLAMA_70B, make_model, one_device, tiny_llama
+from rmjax.config import OptimizerConfig
 from rmjax.data.batch import BATCH_AXES
 from rmjax.errors import UserError
 from rmjax.models.inputs import ROWS_AXES
@@ -20,7 +21,7 @@ from rmjax.runtime.sharding import (
     make_mesh,
     mesh_shape,
 )
-from rmjax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from rmjax.training.optimizer import make_optimizer, make_schedule
 from rmjax.training.step import abstract_state
 
 

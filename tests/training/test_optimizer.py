@@ -9,6 +9,7 @@ import pytest
 
 from helpers.models import make_model, one_device, tiny_llama
 from helpers.targets import regression
+from rmjax.config import OptimizerConfig
 from rmjax.data.batch import BATCH_AXES
 from rmjax.data.batches import training_batches
 from rmjax.data.planning import plan_steps
@@ -19,7 +20,6 @@ from rmjax.errors import UserError
 from rmjax.models.parameters import PARAMETERS, flatten, nest
 from rmjax.runtime.sharding import put
 from rmjax.training.optimizer import (
-    OptimizerConfig,
     decay_mask,
     make_optimizer,
     make_schedule,

@@ -49,6 +49,3 @@ class RewardSpec:
     ordinal: OrdinalScale | None = None
     general_preference: GeneralPreference | None = None
     temperature: Temperature | None = None
-
-
-HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")

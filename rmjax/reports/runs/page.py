@@ -97,7 +97,7 @@ def notes(run: RunFiles) -> list[str]:
         texts.append("The run has not finished a step yet.")
     elif not run.evaluations:
         texts.append(
-            "There is no evaluation yet. Runs with validation data are evaluated every eval.every "
+            "There is no evaluation yet. Runs with validation data are evaluated every eval_every "
             "steps and after the last one."
         )
     if run.unread:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32
 
+from rmjax.config import PreferenceConfig
 from rmjax.data.batch import Targets
 from rmjax.errors import UserError
 from rmjax.models.parameters import THRESHOLDS, Parameter, Params, abstract_params
@@ -25,13 +26,7 @@ from rmjax.models.rewards.ordinal import levels
 from rmjax.models.rewards.spec import RewardSpec
 from rmjax.runtime.sharding import Sharding
 from rmjax.training.objectives.base import Scores, Term
-from rmjax.training.objectives.pairs import (
-    OF_MARGINS,
-    PreferenceConfig,
-    general_term,
-    pair_column,
-    pair_term,
-)
+from rmjax.training.objectives.pairs import OF_MARGINS, general_term, pair_column, pair_term
 from rmjax.training.objectives.ratings import ordinal, squared_error, sum_of_ratings
 
 

@@ -1,38 +1,14 @@
 """Terms that learn from pairs."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
+from rmjax.config import PreferenceConfig
 from rmjax.data.batch import Pairs, Targets
 from rmjax.errors import UserError
 from rmjax.models.parameters import Params
 from rmjax.models.rewards.general_preference import GeneralPreference
 from rmjax.training.objectives.base import Rewards, Scores, Term
-
-TIES = ("drop", "half", "zero_weight")
-
-
-@dataclasses.dataclass
-class PreferenceConfig:
-    """How preference pairs are learned from; regression takes no notice of it.
-
-    Attributes:
-      attribute: the column of the head that pairs train; empty for the first. It may be one that
-        nobody rated.
-      label_smoothing: the probability that a pair's label is wrong, less than .5.
-      center_rewards_coefficient: of the mean of (reward of chosen + reward of rejected) squared,
-        which keeps rewards near 0; 0 for none.
-      ties: what becomes of pairs without a preference: `drop` leaves them out of the data, `half`
-        takes them as preferred one half each way, `zero_weight` computes them but learns nothing
-        from them.
-    """
-
-    attribute: str = ""
-    label_smoothing: float = 0.0
-    center_rewards_coefficient: float = 0.0
-    ties: str = "drop"
 
 
 def _rewards(scores: Scores, pairs: Pairs, column: int) -> tuple[Rewards, Rewards]:

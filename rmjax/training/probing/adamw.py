@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from rmjax.config import EVERYTHING, Config
 from rmjax.data.batch import Batch
 from rmjax.data.batches import make_targets
 from rmjax.data.planning import plan_steps
@@ -18,7 +19,6 @@ from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model
 from rmjax.models.parameters import Parameter, Params
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
-from rmjax.training.config import EVERYTHING, Config
 from rmjax.training.experiment import config_objective
 from rmjax.training.step import make_program
 
@@ -50,7 +50,7 @@ def train_head(
     """What `rmjax.train` with `trainable=("head",)` makes of the head: same steps, same numbers.
 
     Args:
-      config: its optimizer, batch size, steps, objective and seed are taken, and `eval.every`.
+      config: its optimizer, batch size, steps, objective and seed are taken, and `eval_every`.
       model: whose head it is.
       head: the first one.
       features: of the training samples.
@@ -81,7 +81,7 @@ def train_head(
         state, metrics = program.step(state, _batch(features, data, samples, slots))
         losses.append(metrics.loss)
         last = step == len(plan)
-        if not (last or (config.eval.every and validate and step % config.eval.every == 0)):
+        if not (last or (config.eval_every and validate and step % config.eval_every == 0)):
             continue
         finite = np.isfinite(np.asarray(losses))
         if not finite.all():

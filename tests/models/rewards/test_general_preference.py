@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import rmjax
 from helpers.runs import numbers, parts, run, tiny_config
 from helpers.targets import bradley_terry, only_pairs
+from rmjax.config import PreferenceConfig
 from rmjax.convert import hf_to_orbax, orbax_to_hf
 from rmjax.data.batch import Pairs
 from rmjax.data.planning import row_shape
@@ -23,10 +24,9 @@ from rmjax.inference.score_step import make_score, score_data
 from rmjax.inference.scores import Comparison, Score
 from rmjax.models.init import random_params
 from rmjax.models.rewards.general_preference import GeneralPreference
-from rmjax.training.config import validate
 from rmjax.training.experiment import config_objective
 from rmjax.training.objectives.objective import make_objective
-from rmjax.training.objectives.pairs import PreferenceConfig
+from rmjax.training.validate_config import validate
 from rmjax.training.validation import evaluate
 
 RULE = GeneralPreference()
@@ -177,7 +177,7 @@ def games(tmp_path_factory):
     file = tmp_path_factory.mktemp("games") / "games.jsonl"
     rows = [{"prompt": "Your hand?", "chosen": a, "rejected": b} for a, b in GAMES]
     file.write_text("\n".join(map(json.dumps, rows)))
-    last = dict(eval__every=0, checkpoint__every=0)  # only the last step
+    last = dict(eval_every=0, checkpoint_every=0)  # only the last step
     return dict(data__train=str(file), data__validation=str(file), steps=60) | last
 
 

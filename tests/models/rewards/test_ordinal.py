@@ -25,17 +25,17 @@ from rmjax.checkpoints.conversion.extrapolation import open_parents
 from rmjax.checkpoints.manager import best_checkpoint
 from rmjax.checkpoints.orbax_arrays import read_array
 from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.config import OptimizerConfig, PreferenceConfig
 from rmjax.convert import hf_to_orbax, orbax_to_hf
 from rmjax.data.batch import Pairs, Ratings, Targets
 from rmjax.data.tokenizer import encode
 from rmjax.errors import UserError
 from rmjax.models.rewards.ordinal import OrdinalScale, negative_log_likelihood, ordered
 from rmjax.runtime.sharding import MeshConfig, make_mesh
-from rmjax.training.config import validate
 from rmjax.training.experiment import first_params
 from rmjax.training.objectives.objective import make_objective
-from rmjax.training.objectives.pairs import PreferenceConfig
-from rmjax.training.optimizer import OptimizerConfig, make_optimizer
+from rmjax.training.optimizer import make_optimizer
+from rmjax.training.validate_config import validate
 
 ZEROS = jnp.zeros((4, 1))  # thresholds -1.5, -.5, .5, 1.5
 NAMES = ("helpfulness", "verbosity")
@@ -44,8 +44,8 @@ ORDINAL = dict(
     data__attributes=NAMES,
     data__train="generated:400",
     data__validation="generated:60",
-    eval__every=0,
-    checkpoint__every=80,
+    eval_every=0,
+    checkpoint_every=80,
 )
 
 
@@ -279,7 +279,7 @@ def test_a_run_that_begins_from_an_ordinal_model_keeps_its_thresholds(forms):
 
 @pytest.mark.slow
 def test_lora_trains_thresholds_too(tmp_path):
-    changes = ORDINAL | dict(data__train="generated:64", lora__rank=2, checkpoint__every=3)
+    changes = ORDINAL | dict(data__train="generated:64", lora__rank=2, checkpoint_every=3)
     run(tiny_config(tmp_path / "run", **changes))
     raw = read_array(best_checkpoint(tmp_path / "run")[0] / "params", "thresholds")
     assert (raw != 0).all()

@@ -28,8 +28,8 @@ def forms(tmp_path_factory):
         data__train="generated:200",
         data__validation="generated:100",
         steps=20,
-        eval__every=10,
-        checkpoint__every=10,
+        eval_every=10,
+        checkpoint_every=10,
     )
     run(config)
     orbax_to_hf(config.workdir, str(root / "hf"))

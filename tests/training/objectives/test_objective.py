@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.targets import only_pairs, regression
+from rmjax.config import PreferenceConfig
 from rmjax.data.batch import Pairs, Ratings, Targets
 from rmjax.errors import UserError
 from rmjax.training.objectives.objective import make_objective, parse_objective
-from rmjax.training.objectives.pairs import PreferenceConfig
 
 ATTRIBUTES = ("helpfulness", "verbosity", "reward")
 

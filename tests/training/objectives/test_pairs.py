@@ -13,8 +13,8 @@ from rmjax.errors import UserError
 from rmjax.inference.batching import evaluation_batches
 from rmjax.inference.score_step import make_score, score_data
 from rmjax.models.init import random_params
-from rmjax.training.config import validate
 from rmjax.training.experiment import config_objective
+from rmjax.training.validate_config import validate
 from rmjax.training.validation import evaluate
 
 PAIRS = dict(objective="scaled_bradley_terry", data__compare="helpfulness")

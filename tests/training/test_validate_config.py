@@ -11,14 +11,15 @@ from helpers import forked
 from helpers.checks import known
 from helpers.paths import ROOT
 from helpers.runs import QUICKSTART, load_config
+from rmjax.config import as_flat_dict
 from rmjax.data.batch import Batch, Pairs, Ratings, Targets
 from rmjax.errors import UserError
 from rmjax.models.config import Rope
 from rmjax.models.inputs import Rows
 from rmjax.runtime.sharding import MeshConfig, Sharding, abstract_mesh
-from rmjax.training.config import EveryConfig, as_flat_dict, check_continues, validate
 from rmjax.training.experiment import config_objective, make_model
 from rmjax.training.step import make_program
+from rmjax.training.validate_config import check_continues, validate
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
@@ -100,7 +101,7 @@ BAD = {
     "b2": (dict(optimizer__b2=1.0), "config.optimizer.b2 = 1.0"),
     "warmup_steps": (dict(optimizer__warmup_steps=-1), "config.optimizer.warmup_steps = -1"),
     "weight_decay": (dict(optimizer__weight_decay=-0.1), "config.optimizer.weight_decay = -0.1"),
-    "every": (dict(eval=EveryConfig(-1)), "config.eval.every = -1"),
+    "every": (dict(eval_every=-1), "config.eval_every = -1"),
     "seed": (dict(seed=-1), "config.seed = -1"),
     "schedule": (dict(optimizer__schedule="sqrt"), "config.optimizer.schedule = 'sqrt'"),
     "over_long": (dict(data__over_long="cut"), "config.data.over_long = 'cut'"),
@@ -112,7 +113,7 @@ BAD = {
     "str": (dict(init=None), "config.init = None: expected str"),
     "tuple": (dict(data__attributes=["a"]), "config.data.attributes = ['a']: expected tuple"),
     "pair": (dict(data__label_range=(0.0, 1.0, 2.0)), "config.data.label_range"),
-    "part": (dict(eval=MeshConfig()), "config.eval = MeshConfig"),
+    "part": (dict(preference=MeshConfig()), "config.preference = MeshConfig"),
     "attributes": (dict(data__attributes=()), "config.data.attributes = ()"),
     "twice": (dict(data__attributes=("a", "a")), "config.data.attributes = ('a', 'a')"),
     "label_range": (dict(data__label_range=(4.0, 0.0)), "config.data.label_range = (4.0, 0.0)"),
@@ -154,7 +155,7 @@ def test_flat_dict_is_the_configs_json():
 def test_a_run_continues_with_its_own_numbers_only():
     before = json.loads(json.dumps(as_flat_dict(tiny())))
     check_continues(before, tiny())
-    free = dict(workdir="elsewhere", eval__every=7, checkpoint__every=9, wandb="x", remat="full")
+    free = dict(workdir="elsewhere", eval_every=7, checkpoint_every=9, wandb="x", remat="full")
     check_continues(before, tiny(**free, mesh=MeshConfig(fsdp=2, tensor=4)))
     fixed = dict(
         optimizer__learning_rate=1.0,

@@ -1,8 +1,4 @@
-"""The experiment as plain typed dataclasses, in the order of the flow.
-
-A config file defines `get_config(arg=None) -> Config`. Any field can be overridden on the command
-line: `--config.optimizer.learning_rate=1e-6`.
-"""
+"""Checks a config: every field by itself, the relations between them, and what a run may change."""
 
 import dataclasses
 import re
@@ -10,129 +6,23 @@ import types
 import typing
 from typing import Any, get_args, get_origin, get_type_hints
 
+from rmjax.config import (
+    EVERYTHING,
+    MOMENTS,
+    SCHEDULES,
+    TIES,
+    Config,
+    DataConfig,
+    OptimizerConfig,
+    as_flat_dict,
+)
 from rmjax.data.tokenize import OVER_LONG
 from rmjax.errors import UserError, differing
 from rmjax.models.attention.dispatch import ATTENTION
-from rmjax.models.config import TARGETS, LlamaConfig, LoraConfig
+from rmjax.models.config import TARGETS
 from rmjax.models.decoder import REMAT
 from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
-from rmjax.models.parameters import ADAPTED
-from rmjax.models.rewards.spec import HELPSTEER2
-from rmjax.runtime.sharding import MeshConfig
 from rmjax.training.objectives.objective import make_objective
-from rmjax.training.objectives.pairs import TIES, PreferenceConfig
-from rmjax.training.optimizer import MOMENTS, SCHEDULES, OptimizerConfig
-
-EVERYTHING = (".*",)
-
-
-@dataclasses.dataclass
-class DataConfig:
-    """Where ratings or preference pairs come from and what becomes a sample.
-
-    Attributes:
-      train: a hub id, a directory, a file, or `generated:COUNT`; see `data/sources.py`.
-      validation: likewise; empty if `hold_out` is set, or for no validation.
-      pairs: where pairs come from, for an objective that learns from ratings, in `train`, and from
-        pairs. With pairs alone they are in `train`.
-      validation_pairs: likewise, beside `validation`.
-      compare: a rating whose differences make pairs of the responses to a prompt; empty if the
-        sources of pairs hold pairs.
-      hold_out: share of the training prompts held out for validation.
-      attributes: rating columns. The first is the headline: a model's scalar reward unless told
-        otherwise, and what preference pairs train.
-      label_range: the lowest and highest rating; anything else is an error.
-      max_length: most tokens of a sample.
-      over_long: what happens to a longer one: `drop`, `truncate_left` or `error`.
-      row_length: token places of a row, at least `max_length`; 0 takes `max_length`.
-      packing: several prompts a row, or one.
-      share_prompts: whether the tokens that all responses to a prompt begin with are computed once,
-        in one row, instead of once a response. The numbers are the same.
-    """
-
-    train: str
-    validation: str = ""
-    pairs: str = ""
-    validation_pairs: str = ""
-    compare: str = ""
-    hold_out: float = 0.0
-    attributes: tuple[str, ...] = HELPSTEER2
-    label_range: tuple[float, float] = (0.0, 4.0)
-    max_length: int = 4096
-    over_long: str = "drop"
-    row_length: int = 0
-    packing: bool = True
-    share_prompts: bool = True
-
-
-@dataclasses.dataclass
-class EveryConfig:
-    """How often, in steps; the last step counts too. 0: only then."""
-
-    every: int = 0
-
-
-@dataclasses.dataclass
-class Config:
-    """One run.
-
-    Attributes:
-      workdir: where the run lives; running the same command again continues it.
-      data: see `DataConfig`.
-      init: weights to start from: a Hugging Face directory or hub id, a GGUF file, an Orbax model
-        or a run; empty for random weights.
-      model: the architecture. Needed without `init`; with it, a statement that is checked.
-      tokenizer: a directory, or `bytes`; empty takes the one of `init`.
-      objective: a name in `objectives.OBJECTIVES`, or a sum of several with coefficients, such as
-        `regression + 0.5 * bradley_terry`.
-      preference: how pairs are learned from.
-      trainable: patterns that must match a parameter's whole path for it to be trained.
-      lora: adapters to train with the head, instead of the weights; see `lora.LoraConfig`.
-      batch_size: responses a step.
-      steps: how many, or
-      epochs: how often to see the training data; one of the two is set, the other 0.
-      rows_per_device: rows computed at once on each row shard of the mesh; a step accumulates
-        over as many micro-batches as its samples need.
-      dtype: of the computation; `auto` is bfloat16 on accelerators and float32 on CPUs.
-      remat: what is computed again in the backward pass; see `model.ModelOptions`.
-      attention: what computes it: `auto`, or one of `kernels.KERNELS`.
-      seed: of the head or all weights, and of the data's order.
-      wandb: project to report to; empty for none.
-    """
-
-    workdir: str
-    data: DataConfig
-    optimizer: OptimizerConfig
-    batch_size: int
-    init: str = ""
-    model: LlamaConfig | None = None
-    tokenizer: str = ""
-    objective: str = "regression"
-    preference: PreferenceConfig = dataclasses.field(default_factory=PreferenceConfig)
-    trainable: tuple[str, ...] = EVERYTHING
-    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
-    steps: int = 0
-    epochs: float = 0.0
-    rows_per_device: int = 1
-    dtype: str = "auto"
-    remat: str = "full"
-    attention: str = "auto"
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    eval: EveryConfig = dataclasses.field(default_factory=EveryConfig)
-    checkpoint: EveryConfig = dataclasses.field(default_factory=EveryConfig)
-    seed: int = 0
-    wandb: str = ""
-
-    @property
-    def row_length(self) -> int:
-        """Token places of a row."""
-        return self.data.row_length or self.data.max_length
-
-    @property
-    def trained(self) -> tuple[str, ...]:
-        """Patterns of what is trained: with LoRA adapters and head, else `trainable`."""
-        return ADAPTED if self.lora.rank else self.trainable
-
 
 # Fields that name one of a few things. (Config overrides cannot be typed as `Literal`.)
 _CHOICES = {
@@ -157,8 +47,8 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "optimizer.warmup_steps",
     "optimizer.weight_decay",
-    "eval.every",
-    "checkpoint.every",
+    "eval_every",
+    "checkpoint_every",
     "seed",
     "preference.center_rewards_coefficient",
     "lora.rank",
@@ -171,8 +61,8 @@ _RANGES = (
 )
 
 # What a run may change when it is continued: none of these changes its numbers so far.
-_MAY_CHANGE = ("workdir", "eval.", "checkpoint.", "mesh.", "wandb", "steps", "epochs", "remat")
-_MAY_CHANGE += ("attention",)
+_MAY_CHANGE = ("workdir", "eval", "checkpoint", "mesh.", "wandb", "steps", "epochs")
+_MAY_CHANGE += ("remat", "attention")
 
 
 def validate(config: Config) -> Config:
@@ -294,21 +184,6 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
-
-
-def as_flat_dict(config: Config) -> dict[str, Any]:
-    """`{"optimizer.learning_rate": 1e-6, ...}` in JSON's types, for files and comparisons."""
-
-    def flat(value: Any, path: str) -> dict[str, Any]:
-        if isinstance(value, dict) and value:
-            return {
-                k: v
-                for name, item in value.items()
-                for k, v in flat(item, f"{path}.{name}").items()
-            }
-        return {path[1:]: list(value) if isinstance(value, tuple) else value}
-
-    return flat(dataclasses.asdict(config), "")
 
 
 def check_continues(before: dict[str, Any], now: Config) -> None:

@@ -1,0 +1,177 @@
+"""An experiment as plain typed dataclasses, in the order of the flow.
+
+A config file defines `get_config(arg=None) -> Config`. Any field can be overridden on the command
+line: `--config.optimizer.learning_rate=1e-6`. Importing this is quick: it loads no library but JAX.
+"""
+
+import dataclasses
+from typing import Any
+
+from rmjax.models.config import ADAPTED, LlamaConfig, LoraConfig
+from rmjax.runtime.sharding import MeshConfig
+
+EVERYTHING = (".*",)
+HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+TIES = ("drop", "half", "zero_weight")
+SCHEDULES = ("constant", "cosine", "linear")
+MOMENTS = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Where ratings or preference pairs come from and what becomes a sample.
+
+    Attributes:
+      train: a hub id, a directory, a file, or `generated:COUNT`; see `data/records.py`.
+      validation: likewise; empty if `hold_out` is set, or for no validation.
+      pairs: where pairs come from, for an objective that learns from ratings, in `train`, and from
+        pairs. With pairs alone they are in `train`.
+      validation_pairs: likewise, beside `validation`.
+      compare: a rating whose differences make pairs of the responses to a prompt; empty if the
+        sources of pairs hold pairs.
+      hold_out: share of the training prompts held out for validation.
+      attributes: rating columns. The first is the headline: a model's scalar reward unless told
+        otherwise, and what preference pairs train.
+      label_range: the lowest and highest rating; anything else is an error.
+      max_length: most tokens of a sample.
+      over_long: what happens to a longer one: `drop`, `truncate_left` or `error`.
+      row_length: token positions of a row, at least `max_length`; 0 takes `max_length`.
+      packing: several prompts a row, or one.
+      share_prompts: whether the tokens that all responses to a prompt begin with are computed once,
+        in one row, instead of once a response. The numbers are the same.
+    """
+
+    train: str
+    validation: str = ""
+    pairs: str = ""
+    validation_pairs: str = ""
+    compare: str = ""
+    hold_out: float = 0.0
+    attributes: tuple[str, ...] = HELPSTEER2
+    label_range: tuple[float, float] = (0.0, 4.0)
+    max_length: int = 4096
+    over_long: str = "drop"
+    row_length: int = 0
+    packing: bool = True
+    share_prompts: bool = True
+
+
+@dataclasses.dataclass
+class PreferenceConfig:
+    """How preference pairs are learned from; regression takes no notice of it.
+
+    Attributes:
+      attribute: the column of the head that pairs train; empty for the first. It may be one that
+        nobody rated.
+      label_smoothing: the probability that a pair's label is wrong, less than .5.
+      center_rewards_coefficient: of the mean of (reward of chosen + reward of rejected) squared,
+        which keeps rewards near 0; 0 for none.
+      ties: what becomes of pairs without a preference: `drop` leaves them out of the data, `half`
+        takes them as preferred one half each way, `zero_weight` computes them but learns nothing
+        from them.
+    """
+
+    attribute: str = ""
+    label_smoothing: float = 0.0
+    center_rewards_coefficient: float = 0.0
+    ties: str = "drop"
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    """AdamW and its learning rate.
+
+    The rate rises linearly over `warmup_steps`, reaching its value at the last of them, then
+    follows the schedule; `cosine` and `linear` end at `final_fraction` of it. `moments` is the
+    dtype in which AdamW's two moments are kept: `float32` or, in half the bytes, `bfloat16`.
+    """
+
+    learning_rate: float
+    schedule: str = "constant"
+    warmup_steps: int = 10
+    final_fraction: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    moments: str = "float32"
+
+
+@dataclasses.dataclass
+class Config:
+    """One run.
+
+    Attributes:
+      workdir: where the run lives; running the same command again continues it.
+      data: see `DataConfig`.
+      init: weights to start from: a Hugging Face directory or hub id, a GGUF file, an Orbax model
+        or a run; empty for random weights.
+      model: the architecture. Needed without `init`; with it, a statement that is checked.
+      tokenizer: a directory, or `bytes`; empty takes the one of `init`.
+      objective: a name in `objectives.OBJECTIVES`, or a sum of several with coefficients, such as
+        `regression + 0.5 * bradley_terry`.
+      preference: how pairs are learned from.
+      trainable: patterns that must match a parameter's whole path for it to be trained.
+      lora: adapters to train with the head, instead of the weights; see `lora.LoraConfig`.
+      batch_size: responses a step.
+      steps: how many, or
+      epochs: how often to see the training data; one of the two is set, the other 0.
+      rows_per_device: rows computed at once on each row shard of the mesh; a step accumulates
+        over as many micro-batches as its samples need.
+      dtype: of the computation; `auto` is bfloat16 on accelerators and float32 on CPUs.
+      remat: what is computed again in the backward pass; see `layers.ModelOptions`.
+      attention: what computes it: `auto`, or one of `dispatch.KERNELS`.
+      eval_every: steps between evaluations of the held-out data; the last step has one too.
+      checkpoint_every: likewise, between checkpoints.
+      seed: of the head or all weights, and of the data's order.
+      wandb: project to report to; empty for none.
+    """
+
+    workdir: str
+    data: DataConfig
+    optimizer: OptimizerConfig
+    batch_size: int
+    init: str = ""
+    model: LlamaConfig | None = None
+    tokenizer: str = ""
+    objective: str = "regression"
+    preference: PreferenceConfig = dataclasses.field(default_factory=PreferenceConfig)
+    trainable: tuple[str, ...] = EVERYTHING
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    steps: int = 0
+    epochs: float = 0.0
+    rows_per_device: int = 1
+    dtype: str = "auto"
+    remat: str = "full"
+    attention: str = "auto"
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    eval_every: int = 0
+    checkpoint_every: int = 0
+    seed: int = 0
+    wandb: str = ""
+
+    @property
+    def row_length(self) -> int:
+        """Token places of a row."""
+        return self.data.row_length or self.data.max_length
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Patterns of what is trained: with LoRA adapters and head, else `trainable`."""
+        return ADAPTED if self.lora.rank else self.trainable
+
+
+def as_flat_dict(config: Config) -> dict[str, Any]:
+    """`{"optimizer.learning_rate": 1e-6, ...}` in JSON's types, for files and comparisons."""
+
+    def flat(value: Any, path: str) -> dict[str, Any]:
+        if isinstance(value, dict) and value:
+            return {
+                k: v
+                for name, item in value.items()
+                for k, v in flat(item, f"{path}.{name}").items()
+            }
+        return {path[1:]: list(value) if isinstance(value, tuple) else value}
+
+    return flat(dataclasses.asdict(config), "")
