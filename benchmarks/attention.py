@@ -19,7 +19,7 @@ import numpy as np
 from rmjax.models.attention import dispatch
 from rmjax.models.attention.dispatch import attention
 from rmjax.models.attention.mask import Layout, sees
-from rmjax.models.config import LlamaConfig
+from rmjax.models.decoder_config import LlamaConfig
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 

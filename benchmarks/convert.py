@@ -42,7 +42,7 @@ from rmjax.checkpoints.safetensors_file import (
 from rmjax.checkpoints.tensor_slices import cut
 from rmjax.config import HELPSTEER2
 from rmjax.data.tokenizer import byte_tokenizer
-from rmjax.models.config import LlamaConfig
+from rmjax.models.decoder_config import LlamaConfig
 from rmjax.models.heads import RewardHead, model_parameters, model_sizes
 from rmjax.models.rewards.spec import RewardSpec
 

@@ -30,8 +30,8 @@ from rmjax.data.planning import row_shape
 from rmjax.data.tokenized import in_memory
 from rmjax.inference.score_step import make_score
 from rmjax.models.attention.dispatch import alignment, choose
-from rmjax.models.config import LlamaConfig, Rope
 from rmjax.models.decoder import REMAT
+from rmjax.models.decoder_config import LlamaConfig, Rope
 from rmjax.models.flops import model_flops
 from rmjax.models.heads import RewardHead
 from rmjax.models.init import random_params

@@ -13,7 +13,7 @@ for them, see docs/scale.md; not run by us.
 """
 
 from rmjax.config import Config, DataConfig, OptimizerConfig
-from rmjax.models.config import LlamaConfig
+from rmjax.models.decoder_config import LlamaConfig
 from rmjax.models.presets import llama31_405b
 from rmjax.runtime.sharding import MeshConfig
 

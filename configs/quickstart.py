@@ -7,7 +7,7 @@ simple rules. Nothing is downloaded. The code is that of the 70B config.
 """
 
 from rmjax.config import Config, DataConfig, OptimizerConfig
-from rmjax.models.config import LlamaConfig
+from rmjax.models.decoder_config import LlamaConfig
 
 
 def get_config(arg: str | None = None) -> Config:

@@ -17,8 +17,8 @@ from absl import flags
 from rich.console import Console
 
 from rmjax.aot.output import as_json, show, show_ranking
-from rmjax.aot.program import Workload, check, topology_devices
-from rmjax.aot.search import search
+from rmjax.aot.program import Workload, check_program, topology_devices
+from rmjax.aot.search import search_meshes
 from rmjax.config import Config
 from rmjax.errors import UserError
 from rmjax.runtime.sharding import make_mesh
@@ -71,11 +71,11 @@ def run(config: Config) -> None:
     name = _TOPOLOGY.value + (f" x {_SLICES.value} slices" if _SLICES.value > 1 else "")
     console = Console(highlight=False)
     if _SEARCH.value:
-        reports, fitting = search(config, name, devices, chip, load, _MINUTES.value)
+        reports, fitting = search_meshes(config, name, devices, chip, load, _MINUTES.value)
         if not _JSON.value:
             show_ranking(reports, chip, fitting, console)
     else:
-        reports = [check(config, name, make_mesh(config.mesh, devices), chip, load)]
+        reports = [check_program(config, name, make_mesh(config.mesh, devices), chip, load)]
         if not _JSON.value:
             show(reports[0], chip, load, config.row_length, console)
     if _JSON.value:

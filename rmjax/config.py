@@ -7,7 +7,7 @@ line: `--config.optimizer.learning_rate=1e-6`. Importing this is quick: it loads
 import dataclasses
 from typing import Any
 
-from rmjax.models.config import ADAPTED, LlamaConfig, LoraConfig
+from rmjax.models.decoder_config import ADAPTED, LlamaConfig, LoraConfig
 from rmjax.runtime.sharding import MeshConfig
 
 EVERYTHING = (".*",)

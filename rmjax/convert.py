@@ -29,7 +29,7 @@ from rmjax.checkpoints.pretrained import Pretrained, open_pretrained, public_nam
 from rmjax.checkpoints.safetensors_file import DTYPES
 from rmjax.config import HELPSTEER2
 from rmjax.errors import UserError, exit_with_message
-from rmjax.models.config import NO_LORA, LlamaConfig
+from rmjax.models.decoder_config import NO_LORA, LlamaConfig
 from rmjax.models.heads import RewardHead
 from rmjax.models.rewards.spec import RewardSpec
 from rmjax.runtime.memory import keep_freed_memory

@@ -66,10 +66,10 @@ def extrapolate(weak: str, strong: str, dst: str, *, alpha: float) -> list[str]:
         the target is not empty.
     """
     check_alpha(alpha)
-    return write(open_parents(weak, strong), dst, alpha)
+    return write_extrapolated(open_parents(weak, strong), dst, alpha)
 
 
-def write(parents: Parents, dst: str, alpha: float, chosen_on: str = "") -> list[str]:
+def write_extrapolated(parents: Parents, dst: str, alpha: float, chosen_on: str = "") -> list[str]:
     """As `extrapolate`, of opened models; `chosen_on` names the pairs `alpha` was chosen on."""
     weak, strong, spec = parents.weak, parents.strong, parents.child(alpha, chosen_on)
     weights = ExtrapolatedWeights(named_weights(weak), named_weights(strong), alpha)
@@ -84,7 +84,7 @@ def write(parents: Parents, dst: str, alpha: float, chosen_on: str = "") -> list
     return [*notes, _EQUAL] if weights.compared and not weights.differ else notes
 
 
-def search(
+def search_alpha(
     parents: Parents, alphas: Sequence[float], pairs: str, *, max_length: int = 0
 ) -> "Trial":
     """Tries `alphas`, and 0 and 1, on preference pairs, prints a table and returns the best.
@@ -170,9 +170,9 @@ def _main() -> None:
         if args.dst is not None:
             check_target(args.dst)  # before the search, not after it
         parents, notes = open_parents(args.weak, args.strong), []
-        best = search(parents, alphas, args.pairs, max_length=args.max_length)
+        best = search_alpha(parents, alphas, args.pairs, max_length=args.max_length)
         if args.dst is not None:
-            notes = write(parents, args.dst, best.alpha, chosen_on=args.pairs)
+            notes = write_extrapolated(parents, args.dst, best.alpha, chosen_on=args.pairs)
     if args.dst is not None:
         notes.append(f"written: {args.dst}")
     print("\n".join(notes))

@@ -51,8 +51,8 @@ def report_run(run: str, out: str = "") -> tuple[Document, list[Path]]:
     Raises:
       UserError: it is not a run, or the report cannot be written.
     """
-    from rmjax.reports.runs.files import read_run
     from rmjax.reports.runs.page import run_data, run_document
+    from rmjax.reports.runs.run_directory import read_run
 
     directory = Path(run).expanduser()
     files = read_run(directory)

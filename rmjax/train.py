@@ -16,19 +16,18 @@ from rmjax.checkpoints.manager import Checkpoints
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.config import Config, as_flat_dict
 from rmjax.data.batches import Batches, iterate, training_batches
-from rmjax.data.planning import plan_steps, row_shape
+from rmjax.data.planning import plan_steps
 from rmjax.errors import UserError
 from rmjax.evaluation.metrics import mean_ratings
 from rmjax.inference.batching import evaluation_batches
 from rmjax.inference.score_step import make_score
-from rmjax.models.attention.dispatch import alignment
 from rmjax.runtime.compilation import enable_compilation_cache
 from rmjax.runtime.memory import keep_freed_memory
 from rmjax.runtime.processes import Preemption, check_agreement
-from rmjax.runtime.sharding import Sharding, check_divisible, make_mesh
+from rmjax.runtime.sharding import Sharding, make_mesh
 from rmjax.training.command_line import run_with_config
 from rmjax.training.console import announce, conclude
-from rmjax.training.datasets import check_position, data_position, load_data
+from rmjax.training.datasets import check_position, data_position, load_rows
 from rmjax.training.experiment import config_objective, first_params, make_model, pick_tokenizer
 from rmjax.training.logger import MetricsLogger
 from rmjax.training.step import Metrics, TrainState, make_program
@@ -62,14 +61,7 @@ def train_in(workdir: Path, config: Config) -> None:
 
     # ---- data --------------------------------------------------------------------------------
     share, packing = config.data.share_prompts, config.data.packing
-    align = alignment(model.options.attention, config.row_length)
-    data, validation = load_data(config, tokenizer, share, align)
-    rows = config.rows_per_device * sharding.row_shards
-    places = sharding.activation(("row", "length"))
-    check_divisible("rows of config.data.row_length", (rows, config.row_length), places)
-    shape = row_shape(
-        data, rows=rows, length=config.row_length, packing=packing, share=share, align=align
-    )
+    data, validation, shape = load_rows(config, model, tokenizer)
     plan = plan_steps(
         data,
         batch_size=config.batch_size,

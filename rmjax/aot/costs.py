@@ -231,7 +231,7 @@ def _taken(body: Computation, position: int) -> tuple[float | None, bool]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class StepWork:
     """What one instruction costs one device, and how often it runs.
 
     Attributes:
@@ -253,7 +253,7 @@ class Work:
 
 def work(
     text: str, devices: int, unknown_trips: int = 1, attention: Steps | None = None
-) -> Iterator[Work]:
+) -> Iterator[StepWork]:
     """Everything of a program that costs something.
 
     Args:
@@ -281,7 +281,7 @@ def work(
             if kernel:
                 flops, size, cycles = kernel.flops, kernel.bytes, kernel.cycles
             if flops or size or first or cycles:
-                yield Work(name, times, flops, size, cycles, first)
+                yield StepWork(name, times, flops, size, cycles, first)
 
 
 def _inside(

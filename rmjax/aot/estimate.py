@@ -7,7 +7,7 @@ import dataclasses
 import math
 
 from rmjax.aot.hardware import Chip
-from rmjax.models.config import LlamaConfig
+from rmjax.models.decoder_config import LlamaConfig
 from rmjax.models.flops import model_flops
 from rmjax.models.heads import RewardHead, model_parameters, model_sizes
 

@@ -21,7 +21,7 @@ from rmjax.data.batch import BATCH_AXES, Batch, Pairs, Ratings, Targets
 from rmjax.data.planning import slots_for
 from rmjax.errors import UserError
 from rmjax.models.attention.dispatch import choose
-from rmjax.models.config import LlamaConfig
+from rmjax.models.decoder_config import LlamaConfig
 from rmjax.models.flops import model_flops
 from rmjax.models.inputs import Rows
 from rmjax.models.layers import ModelOptions
@@ -171,7 +171,7 @@ def architecture(config: Config) -> LlamaConfig:
     return config.model or open_pretrained(config.init).llama
 
 
-def check(config: Config, topology: str, mesh: Mesh, chip: Chip, load: Workload) -> Report:
+def check_program(config: Config, topology: str, mesh: Mesh, chip: Chip, load: Workload) -> Report:
     """Compiles the training step of `config` for `mesh` and counts what it does.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from rmjax.aot.costs import Collective, Work
+from rmjax.aot.costs import Collective, StepWork
 from rmjax.aot.hardware import Chip
 
 
@@ -86,7 +86,7 @@ class Prediction:
         return max(self.floor, self.operations + sum(self.networks.values()))
 
 
-def predict(work: Iterable[Work], mesh: Mesh, chip: Chip) -> Prediction:
+def predict(work: Iterable[StepWork], mesh: Mesh, chip: Chip) -> Prediction:
     """The time of one step from the program's work.
 
     An operation takes the cycles the TPU compiler estimates for it, which include reading and
@@ -139,7 +139,7 @@ def predict(work: Iterable[Work], mesh: Mesh, chip: Chip) -> Prediction:
     return dataclasses.replace(found, step=max(step, found.floor))
 
 
-def operation_seconds(item: Work, chip: Chip) -> float:
+def operation_seconds(item: StepWork, chip: Chip) -> float:
     """Time of one operation: the compiler's estimate, or its roofline if there is none."""
     if chip.clock:
         return item.cycles / chip.clock

@@ -9,14 +9,21 @@ from typing import Any
 from rmjax.aot.estimate import estimate
 from rmjax.aot.hardware import Chip
 from rmjax.aot.output import line
-from rmjax.aot.program import Report, Workload, abstract_program, architecture, check, state_bytes
+from rmjax.aot.program import (
+    Report,
+    Workload,
+    abstract_program,
+    architecture,
+    check_program,
+    state_bytes,
+)
 from rmjax.config import Config
 from rmjax.errors import UserError
 from rmjax.models.decoder import REMAT
 from rmjax.runtime.sharding import MeshConfig, Sharding, abstract_mesh, make_mesh, mesh_shape
 
 
-def search(
+def search_meshes(
     config: Config, topology: str, devices: list[Any], chip: Chip, load: Workload, minutes: float
 ) -> tuple[list[Report], int]:
     """Compiles what arithmetic ranks best, the config as it is first, until the time is up.
@@ -42,7 +49,7 @@ def search(
         if len(reports) >= 2 and time.monotonic() + longest > end:
             break
         mesh = make_mesh(candidate.mesh, devices)
-        report = check(candidate, topology, mesh, chip, load)
+        report = check_program(candidate, topology, mesh, chip, load)
         longest = max(longest, report.compile_seconds)
         reports.append(report)
         print(line(report, chip), file=sys.stderr)

@@ -8,7 +8,7 @@ import numpy as np
 from einops import rearrange
 
 from rmjax.checkpoints.contiguous import contiguous
-from rmjax.models.config import LlamaConfig
+from rmjax.models.decoder_config import LlamaConfig
 from rmjax.models.parameters import Parameter
 
 

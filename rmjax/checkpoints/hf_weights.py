@@ -14,7 +14,7 @@ import numpy as np
 from rmjax.checkpoints.hf_mapping import hf_keys, hf_shape
 from rmjax.checkpoints.safetensors_file import SafetensorsFile
 from rmjax.errors import UserError
-from rmjax.models.config import LlamaConfig
+from rmjax.models.decoder_config import LlamaConfig
 from rmjax.models.heads import Head, model_parameters, model_sizes
 from rmjax.models.parameters import HEAD
 from rmjax.runtime.files import read_json

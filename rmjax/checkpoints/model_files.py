@@ -11,7 +11,7 @@ from typing import Any
 
 from rmjax.data.tokenizer import Tokenizer, pad_token_id
 from rmjax.errors import UserError
-from rmjax.models.config import LlamaConfig, LoraConfig
+from rmjax.models.decoder_config import LlamaConfig, LoraConfig
 from rmjax.models.hf_config import llama_config_to_hf
 from rmjax.models.rewards.general_preference import GeneralPreference
 from rmjax.models.rewards.ordinal import OrdinalScale

@@ -12,7 +12,7 @@ from rmjax.checkpoints.hf_weights import Weights
 from rmjax.checkpoints.orbax_arrays import open_array, read_block, written_by_orbax
 from rmjax.checkpoints.pretrained import Pretrained
 from rmjax.checkpoints.tensor_slices import SLICE_BYTES
-from rmjax.models.config import LlamaConfig
+from rmjax.models.decoder_config import LlamaConfig
 from rmjax.models.heads import Head, model_parameters, model_sizes
 from rmjax.models.parameters import Parameter
 

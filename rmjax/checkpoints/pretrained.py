@@ -28,7 +28,7 @@ from rmjax.checkpoints.model_files import (
 from rmjax.checkpoints.orbax_arrays import array_paths, read_array
 from rmjax.data.tokenizer import Tokenizer, load_tokenizer
 from rmjax.errors import UserError
-from rmjax.models.config import NO_LORA, LlamaConfig, LoraConfig
+from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
 from rmjax.models.heads import Head, LanguageModelHead, RewardHead, model_parameters
 from rmjax.models.hf_config import llama_config_from_hf
 from rmjax.models.parameters import THRESHOLDS

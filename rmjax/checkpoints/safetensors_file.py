@@ -112,7 +112,7 @@ class SafetensorsFile:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """A file to be written: its header's bytes, and where each tensor will start.
 
     Attributes:
@@ -126,7 +126,7 @@ class Layout:
     size: int
 
 
-def file_layout(tensors: Sequence[tuple[str, tuple[int, ...], np.dtype]]) -> Layout:
+def file_layout(tensors: Sequence[tuple[str, tuple[int, ...], np.dtype]]) -> FileLayout:
     """Lays out a file of tensors, each given by key, shape and dtype, in that order."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offsets, offset = {}, 0
@@ -142,16 +142,16 @@ def file_layout(tensors: Sequence[tuple[str, tuple[int, ...], np.dtype]]) -> Lay
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
     absolute = {key: start + offset for key, offset in offsets.items()}
-    return Layout(len(text).to_bytes(8, "little") + text, absolute, start + offset)
+    return FileLayout(len(text).to_bytes(8, "little") + text, absolute, start + offset)
 
 
-def create_file(path: Path, layout: Layout) -> None:
+def create_file(path: Path, layout: FileLayout) -> None:
     """Makes a file of its final length; without a header nothing takes it for a model's."""
     with open(path, "wb") as file:
         file.truncate(layout.size)
 
 
-def write_header(path: Path, layout: Layout) -> None:
+def write_header(path: Path, layout: FileLayout) -> None:
     """Writes the header, after all tensors, and reads it back."""
     header = np.frombuffer(layout.header, np.uint8)
     write_range(path, 0, header)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from rmjax.models.config import NO_LORA, LlamaConfig, LoraConfig
+from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
 from rmjax.models.parameters import PRODUCTS, Parameter, adapter_parameters, axis_sizes
 
 

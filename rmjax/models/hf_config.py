@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any
 
 from rmjax.errors import UserError
-from rmjax.models.config import LlamaConfig, Rope
+from rmjax.models.decoder_config import LlamaConfig, Rope
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
 _ARCHITECTURES = ("LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rmjax.models.config import NO_LORA, LlamaConfig, LoraConfig
+from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
 from rmjax.models.lora import drop
 from rmjax.models.parameters import TABLE, axis_sizes, initializer
 from rmjax.models.quantization import product

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from rmjax.models.config import LoraConfig
+from rmjax.models.decoder_config import LoraConfig
 
 
 def drop(x: Float[Array, "..."], share: float, key: jax.Array) -> jax.Array:

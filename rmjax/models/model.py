@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rmjax.models.config import NO_LORA, LlamaConfig, LoraConfig
 from rmjax.models.decoder import Decoder
+from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
 from rmjax.models.heads import Head, model_parameters, model_sizes
 from rmjax.models.inputs import Rows
 from rmjax.models.layers import ModelOptions

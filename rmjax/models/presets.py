@@ -1,6 +1,6 @@
 """The Llamas that config files name, as their makers' `config.json` states them."""
 
-from rmjax.models.config import LlamaConfig, Rope
+from rmjax.models.decoder_config import LlamaConfig, Rope
 
 
 def llama31_8b() -> LlamaConfig:

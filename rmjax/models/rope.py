@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
-from rmjax.models.config import Rope
+from rmjax.models.decoder_config import Rope
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> Float32[np.ndarray, "H/2"]:

@@ -8,12 +8,35 @@ import numpy as np
 
 from rmjax.config import Config
 from rmjax.data.batches import Batches
-from rmjax.data.planning import group_length
+from rmjax.data.planning import group_length, row_shape
+from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenize import load_tokenized
 from rmjax.data.tokenized import TokenizedData, hold_out, join, subset
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
+from rmjax.models.attention.dispatch import alignment
+from rmjax.models.model import Model
+from rmjax.runtime.sharding import check_divisible
 from rmjax.training.experiment import config_objective
+
+
+def load_rows(
+    config: Config, model: Model, tokenizer: Tokenizer
+) -> tuple[TokenizedData, TokenizedData | None, RowShape]:
+    """Training and validation samples, see `load_data`, and the rows that a run puts them in.
+
+    Raises:
+      UserError: bad data, or rows that do not divide over the mesh.
+    """
+    share, sharding = config.data.share_prompts, model.options.sharding
+    align = alignment(model.options.attention, config.row_length)
+    data, validation = load_data(config, tokenizer, share, align)
+    rows, length = config.rows_per_device * sharding.row_shards, config.row_length
+    placed = sharding.activation(("row", "length"))
+    check_divisible("rows of config.data.row_length", (rows, length), placed)
+    packing = config.data.packing
+    shape = row_shape(data, rows=rows, length=length, packing=packing, share=share, align=align)
+    return data, validation, shape
 
 
 def load_data(

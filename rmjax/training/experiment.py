@@ -10,7 +10,7 @@ from rmjax.config import Config
 from rmjax.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
 from rmjax.errors import UserError, differing
 from rmjax.models.attention.dispatch import choose
-from rmjax.models.config import LlamaConfig
+from rmjax.models.decoder_config import LlamaConfig
 from rmjax.models.heads import RewardHead
 from rmjax.models.init import random_params
 from rmjax.models.layers import ModelOptions

@@ -19,8 +19,8 @@ from rmjax.config import (
 from rmjax.data.tokenize import OVER_LONG
 from rmjax.errors import UserError, differing
 from rmjax.models.attention.dispatch import ATTENTION
-from rmjax.models.config import TARGETS
 from rmjax.models.decoder import REMAT
+from rmjax.models.decoder_config import TARGETS
 from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
 from rmjax.training.objectives.objective import make_objective
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.models import make_model, one_device, tiny_llama
-from rmjax.aot.costs import Collective, Work
+from rmjax.aot.costs import Collective, StepWork
 from rmjax.aot.costs import work as work_of
 from rmjax.aot.estimate import estimate
 from rmjax.aot.hardware import CHIPS, gpu_target
@@ -134,11 +134,11 @@ def test_a_prediction_by_hand():
         return (Collective("all-gather", size, (0, 1, 2, 3), asynchronous),)
 
     work = [
-        Work("loop", 10, 200.0, 30.0, 8, ()),  # 4 s each
-        Work("loop", 10, 0.0, 0.0, 99, moved(2.0, False)),  # 1 s on two links, in the way
-        Work("loop", 10, 0.0, 0.0, 0, moved(14.0, True)),  # 7 s, of which 4 are hidden
-        Work("main", 1, 0.0, 0.0, 6, ()),  # 3 s
-        Work("main", 1, 0.0, 0.0, 0, moved(4.0, True)),  # 2 s, hidden
+        StepWork("loop", 10, 200.0, 30.0, 8, ()),  # 4 s each
+        StepWork("loop", 10, 0.0, 0.0, 99, moved(2.0, False)),  # 1 s on two links, in the way
+        StepWork("loop", 10, 0.0, 0.0, 0, moved(14.0, True)),  # 7 s, of which 4 are hidden
+        StepWork("main", 1, 0.0, 0.0, 6, ()),  # 3 s
+        StepWork("main", 1, 0.0, 0.0, 0, moved(4.0, True)),  # 2 s, hidden
     ]
     found = predict(work, where, chip)  # type: ignore[arg-type]
     assert found.compute == 10 * 200 / 100
@@ -156,7 +156,7 @@ def test_a_prediction_by_hand():
 def test_without_the_compilers_cycles_an_operation_is_a_roofline():
     chip = dataclasses.replace(CHIPS["h100"], flops=100.0, memory_bandwidth=10.0)
     where = torus((1,), MeshConfig())
-    work = [Work("main", 2, 300.0, 20.0, 0, ()), Work("main", 1, 100.0, 20.0, 0, ())]
+    work = [StepWork("main", 2, 300.0, 20.0, 0, ()), StepWork("main", 1, 100.0, 20.0, 0, ())]
     assert predict(work, where, chip).operations == 2 * 3 + 2  # type: ignore[arg-type]
 
 

@@ -6,7 +6,7 @@ import pytest
 from helpers.hf_models import save_hf
 from helpers.models import tiny_llama
 from rmjax.checkpoints.hf_weights import SafetensorsWeights
-from rmjax.models.config import LlamaConfig
+from rmjax.models.decoder_config import LlamaConfig
 
 
 @pytest.fixture(scope="module")

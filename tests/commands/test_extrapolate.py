@@ -43,7 +43,7 @@ from rmjax.errors import UserError
 from rmjax.evaluation import alpha_search
 from rmjax.evaluation.alpha_search import AlphaSearch, Trial, best_trial
 from rmjax.evaluation.metrics import wilson_interval
-from rmjax.models.config import LoraConfig
+from rmjax.models.decoder_config import LoraConfig
 from rmjax.models.parameters import flatten
 from rmjax.models.rewards.aggregation import scalar_rule
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
@@ -691,6 +691,6 @@ def test_options_that_do_not_fit_are_refused(options, searched, monkeypatch, cap
 
 def test_a_target_that_exists_is_refused_before_the_search(searched, monkeypatch, capsys):
     weak, strong, pairs, _ = searched
-    monkeypatch.setattr(extrapolate, "search", None)
+    monkeypatch.setattr(extrapolate, "search_alpha", None)
     with pytest.raises(UserError, match="already exists and is not empty"):
         command(monkeypatch, capsys, weak, strong, weak, "--search=1.5", f"--pairs={pairs}")

@@ -26,6 +26,7 @@ from rmjax.convert import orbax_to_hf
 from rmjax.errors import UserError
 from rmjax.training.experiment import make_model
 from rmjax.training.probing import features as cache
+from rmjax.training.probing import fit as head_fit
 from rmjax.training.probing.adamw import head_scores
 
 LLAMA = tiny_llama(max_position_embeddings=256)
@@ -78,16 +79,16 @@ def make_config(base: Path, workdir: Path, **changes) -> Config:
     return tiny_config(workdir, **(told | changes))
 
 
-def seen(monkeypatch) -> list[probe.Samples]:
+def seen(monkeypatch) -> list[head_fit.Samples]:
     """What the next probe knows of its training and its held-out samples."""
-    found: list[probe.Samples] = []
+    found: list[head_fit.Samples] = []
 
     def remember(data, features):
         found.append(original(data, features))
         return found[-1]
 
-    original = probe.Samples
-    monkeypatch.setattr(probe, "Samples", remember)
+    original = head_fit.Samples
+    monkeypatch.setattr(head_fit, "Samples", remember)
     return found
 
 
@@ -134,8 +135,10 @@ def test_the_head_is_that_of_a_run(objective, base, tmp_path):
     config = make_config(base, tmp_path / "unused", **told)
     with pytest.MonkeyPatch.context() as patch:
         trained = []
-        original = probe.train_head
-        patch.setattr(probe, "train_head", lambda *a: trained.append(original(*a)) or trained[-1])
+        original = head_fit.train_head
+        patch.setattr(
+            head_fit, "train_head", lambda *a: trained.append(original(*a)) or trained[-1]
+        )
         probe.probe(config, str(tmp_path / "model"), "adamw")
     expected = [line["loss"] for line in lines if "loss" in line]
     np.testing.assert_allclose(trained[0].losses, expected, rtol=1e-5)
@@ -151,7 +154,7 @@ def test_the_gradient_is_that_of_the_whole_model(base, tmp_path):
     run(make_config(base, tmp_path / "run", trainable=("head",), **told))
     norms = []
     with pytest.MonkeyPatch.context() as patch:
-        original = probe.train_head.__globals__["make_program"]
+        original = head_fit.train_head.__globals__["make_program"]
 
         def making(*arguments, **options):
             program = original(*arguments, **options)
@@ -238,7 +241,7 @@ def test_features_are_computed_once(base, tmp_path, own_features, calls):
     config.objective, config.data.label_range = "regression", (0.0, 4.0)
     config.seed, config.optimizer.learning_rate = 3, 0.5
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe, "load_params", None)  # the weights are not even read
+        patch.setattr(head_fit, "load_params", None)  # the weights are not even read
         probe.probe(config, str(tmp_path / "second"), "adamw")
         probe.probe(config, str(tmp_path / "third"), "ridge")
     assert len(calls) == count

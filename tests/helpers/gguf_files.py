@@ -5,7 +5,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from rmjax.models.config import LlamaConfig
+from rmjax.models.decoder_config import LlamaConfig
 
 
 def write_gguf(

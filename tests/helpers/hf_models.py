@@ -13,7 +13,7 @@ from helpers.models import make_model, tiny_llama
 from rmjax.checkpoints.hf_mapping import from_hf, hf_keys
 from rmjax.checkpoints.hf_weights import SafetensorsWeights
 from rmjax.data.tokenizer import byte_tokenizer
-from rmjax.models.config import LlamaConfig
+from rmjax.models.decoder_config import LlamaConfig
 from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
 from rmjax.runtime.files import read_json
 

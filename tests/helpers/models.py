@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from rmjax.inference.scores import Score
-from rmjax.models.config import LlamaConfig, Rope
+from rmjax.models.decoder_config import LlamaConfig, Rope
 from rmjax.models.heads import RewardHead
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model

@@ -9,7 +9,7 @@ import transformers
 
 from helpers.models import make_model
 from rmjax.checkpoints.hf_mapping import hf_keys, to_hf
-from rmjax.models.config import LlamaConfig
+from rmjax.models.decoder_config import LlamaConfig
 from rmjax.models.hf_config import llama_config_to_hf
 from rmjax.models.parameters import flatten
 

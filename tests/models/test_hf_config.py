@@ -6,7 +6,7 @@ import transformers
 
 from helpers.models import ROPES, tiny_llama
 from rmjax.errors import UserError
-from rmjax.models.config import LlamaConfig, Rope
+from rmjax.models.decoder_config import LlamaConfig, Rope
 from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
 
 # As Meta published it, in the spelling of transformers 4.

@@ -27,8 +27,8 @@ from rmjax.data.row_layout import RowShape, Segment, make_rows
 from rmjax.data.tokenizer import byte_tokenizer, encode
 from rmjax.errors import UserError
 from rmjax.inference.score_step import make_score
-from rmjax.models.config import ADAPTED, TARGETS, LoraConfig
 from rmjax.models.decoder import REMAT
+from rmjax.models.decoder_config import ADAPTED, TARGETS, LoraConfig
 from rmjax.models.flops import model_flops
 from rmjax.models.heads import RewardHead
 from rmjax.models.init import random_params

@@ -11,7 +11,7 @@ from helpers import forked
 from helpers.runs import metrics, run, tiny_config
 from rmjax.errors import UserError
 from rmjax.report import report_run
-from rmjax.reports.runs.files import read_run
+from rmjax.reports.runs.run_directory import read_run
 
 
 @pytest.fixture(scope="module")

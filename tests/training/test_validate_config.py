@@ -14,7 +14,7 @@ from helpers.runs import QUICKSTART, load_config
 from rmjax.config import as_flat_dict
 from rmjax.data.batch import Batch, Pairs, Ratings, Targets
 from rmjax.errors import UserError
-from rmjax.models.config import Rope
+from rmjax.models.decoder_config import Rope
 from rmjax.models.inputs import Rows
 from rmjax.runtime.sharding import MeshConfig, Sharding, abstract_mesh
 from rmjax.training.experiment import config_objective, make_model

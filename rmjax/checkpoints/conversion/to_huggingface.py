@@ -17,7 +17,7 @@ import tensorstore as ts
 from rmjax.checkpoints.hf_mapping import hf_keys, hf_shape
 from rmjax.checkpoints.orbax_arrays import open_array, read_block
 from rmjax.checkpoints.safetensors_file import (
-    Layout,
+    FileLayout,
     create_file,
     file_layout,
     read_range,
@@ -25,7 +25,7 @@ from rmjax.checkpoints.safetensors_file import (
     write_range,
 )
 from rmjax.checkpoints.tensor_slices import SLICE_BYTES, TensorSlice, band_axis, cut
-from rmjax.models.config import NO_LORA, LlamaConfig, LoraConfig
+from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
 from rmjax.models.heads import Head, model_parameters, model_sizes
 from rmjax.models.lora import merge_block
 from rmjax.models.parameters import (
@@ -102,7 +102,7 @@ class ToHuggingFace:
         shards = _shards(tensors, limit)
         self.files = len(shards)
         self._total = sum(tensor.nbytes for tensor in tensors)
-        self._layouts: dict[str, Layout] = {}
+        self._layouts: dict[str, FileLayout] = {}
         self._file_of: dict[str, str] = {}
         self.slices: list[TensorSlice] = []
         for number, shard in enumerate(shards, start=1):

@@ -17,7 +17,7 @@ from rmjax.checkpoints.orbax_arrays import (
 )
 from rmjax.checkpoints.pretrained import WEIGHTS
 from rmjax.checkpoints.tensor_slices import TensorSlice, band_axis, cut
-from rmjax.models.config import LlamaConfig
+from rmjax.models.decoder_config import LlamaConfig
 from rmjax.models.heads import Head, model_parameters, model_sizes
 from rmjax.models.parameters import HEAD, Parameter
 

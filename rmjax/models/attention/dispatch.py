@@ -13,7 +13,7 @@ from rmjax.errors import UserError
 from rmjax.models.attention import cpu_flash, gpu_cudnn, tpu_splash
 from rmjax.models.attention.mask import Layout
 from rmjax.models.attention.xla import in_blocks
-from rmjax.models.config import LlamaConfig
+from rmjax.models.decoder_config import LlamaConfig
 from rmjax.runtime.sharding import Sharding
 
 # `xla` is plain XLA and computes everything everywhere; the others need their hardware.

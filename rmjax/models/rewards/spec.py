@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from rmjax.models.config import NO_LORA, LoraConfig
+from rmjax.models.decoder_config import NO_LORA, LoraConfig
 from rmjax.models.rewards.general_preference import GeneralPreference
 from rmjax.models.rewards.ordinal import OrdinalScale
 

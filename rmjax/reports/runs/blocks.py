@@ -12,7 +12,7 @@ from rmjax.reports import plots
 from rmjax.reports.document import Block, Facts, Figure, Heading, Paragraph, Table
 from rmjax.reports.numbers import DASH, count, decimal, interval, percent, short
 from rmjax.reports.plots import Curve
-from rmjax.reports.runs.files import LoggedEvaluation, RunFiles
+from rmjax.reports.runs.run_directory import LoggedEvaluation, RunFiles
 
 _STRENGTH = "accuracy_at_strength_"
 

@@ -15,7 +15,7 @@ from rmjax.reports.runs.blocks import (
     result_blocks,
     training_blocks,
 )
-from rmjax.reports.runs.files import RunFiles
+from rmjax.reports.runs.run_directory import RunFiles
 
 RUN_FORMAT = "rmjax.report.run/1"
 _LAST = 20  # steps that the final loss is the mean of
