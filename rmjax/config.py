@@ -153,7 +153,7 @@ class Config:
 
     @property
     def row_length(self) -> int:
-        """Token places of a row."""
+        """Token positions of a row."""
         return self.data.row_length or self.data.max_length
 
     @property

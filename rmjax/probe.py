@@ -58,7 +58,7 @@ def probe(config: Config, dst: str, fit: str = "") -> None:
       fit: one of `FITS`; empty for the objective's default.
 
     Raises:
-      UserError: something that the user can mend.
+      UserError: something that the user can fix.
     """
     fit = check_probe(config, dst, fit)
     enable_compilation_cache()

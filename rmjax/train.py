@@ -40,7 +40,7 @@ def train(config: Config) -> None:
     """Runs the experiment from where it is to its end; every process of it calls this.
 
     Raises:
-      UserError: something that the user can mend.
+      UserError: something that the user can fix.
     """
     check_agreement("config", as_flat_dict(validate(config)) | package_versions())
     enable_compilation_cache()

@@ -62,7 +62,7 @@ def estimate(
         for chips without a torus.
       rows: rows computed at once on a row shard.
       microbatches: of a step.
-      length: places of a row.
+      length: positions of a row.
       group: what rows are filled with, as `flops.model_flops` wants it.
       remat: policy.
     """
@@ -75,14 +75,14 @@ def estimate(
     layers, embed = llama.num_hidden_layers, llama.hidden_size
     heads = llama.num_attention_heads * llama.head_dim
     wide = heads + 2 * llama.num_key_value_heads * llama.head_dim + 2 * llama.intermediate_size
-    places = rows * length / context  # of one device
+    positions = rows * length / context  # of one device
 
     # ---- bytes: what each layer keeps, and what one layer and the embeddings need while they run
     attended = 2 * heads + 2 * llama.num_key_value_heads * llama.head_dim  # and what it is made of
     stored = {"full": 0.0, "attention": attended / tensor}
-    kept = 2 * places * (embed + stored.get(remat, (wide + heads) / tensor + 2 * embed))
+    kept = 2 * positions * (embed + stored.get(remat, (wide + heads) / tensor + 2 * embed))
     gathered = 2 * (count - llama.vocab_size * embed) / layers / tensor
-    running = 2 * gathered + 2 * 3 * places * wide / tensor + 4 * 4 * places * embed
+    running = 2 * gathered + 2 * 3 * positions * wide / tensor + 4 * 4 * positions * embed
     embeddings = 2 * llama.vocab_size * embed / tensor
 
     # ---- seconds
@@ -100,10 +100,10 @@ def estimate(
     sharded = 3 * microbatches * weights
     # Four sums of the residual stream a layer, two more where the forward pass runs twice.
     sums = (4 if remat == "dots" else 6) * layers * microbatches
-    exchanged = sums * 2 * (tensor - 1) / tensor * 2 * places * embed
+    exchanged = sums * 2 * (tensor - 1) / tensor * 2 * positions * embed
     # Keys and values of the other parts of the row, forward and backward.
     keys = 2 * 2 * llama.num_key_value_heads * llama.head_dim / tensor
-    passed = 3 * layers * microbatches * keys * places * (context - 1)
+    passed = 3 * layers * microbatches * keys * positions * (context - 1)
     replicas = 2 * 4 * count / (tensor * shards) * (data - 1) / data
     moved = {"tensor": exchanged, "context": passed, "fsdp": sharded, "data": replicas}
     networks, inner = {}, 1

@@ -76,7 +76,7 @@ class Decoder(Layer):
 
         Args:
           rows: the tokens, and which of them see which.
-          positions: places in the row of the tokens that are wanted; None for all of them.
+          positions: in the row, of the tokens that are wanted; None for all of them.
 
         Returns:
           Their states, in the dtype of the computation; arbitrary finite numbers in padding.

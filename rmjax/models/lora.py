@@ -1,4 +1,4 @@
-"""LoRA: a model's own weights stand still, and beside some products two thin matrices are trained.
+"""LoRA: a model's own weights are frozen, and two thin matrices beside some products are trained.
 
 Where a product was x W, it is
 

@@ -85,8 +85,8 @@ def keep_in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTransf
     """`optax.scale_by_adam`, computed in float32, with its moments kept in bfloat16.
 
     The first moment is rounded to the nearest. The second changes by less than half of bfloat16's
-    last place a step where b2 is near 1, and would stand still: it is rounded up or down at random,
-    so that it is right on average. The randomness is a function of the step's number.
+    last place a step where b2 is near 1, and would never change: it is rounded up or down at
+    random, so that it is right on average. The randomness is a function of the step's number.
     """
 
     def init(params: Any) -> optax.ScaleByAdamState:

@@ -24,7 +24,7 @@ _TILE = 64  # queries, and keys; from 32 to 128 measured, see docs/appendix.md
 _UNSEEN = -1e30  # in place of a logit
 
 _ROWS, _LENGTH, _HEADS = ("data", "fsdp"), "context", "tensor"  # as sharding.ACTIVATION_AXES says
-_PLACES = P(_ROWS, _LENGTH)
+_POSITIONS = P(_ROWS, _LENGTH)
 _ACTIVATION = P(_ROWS, _LENGTH, _HEADS)
 _TILES = P((*_ROWS, _LENGTH))  # every device has its own
 
@@ -58,7 +58,7 @@ class FlashPlan:
         return jax.shard_map(
             _attend,
             mesh=self.sharding.mesh,
-            in_specs=(_ACTIVATION, _ACTIVATION, _ACTIVATION, _PLACES, P(_ROWS), _TILES, _TILES),
+            in_specs=(_ACTIVATION, _ACTIVATION, _ACTIVATION, _POSITIONS, P(_ROWS), _TILES, _TILES),
             out_specs=_ACTIVATION,
             check_vma=False,
         )(q, k, v, self.layout, self.layout.segment_ids, self.needed, self.count)
@@ -68,8 +68,8 @@ def make_plan(layout: Layout, sharding: Sharding) -> FlashPlan:
     """Derives from a layout which tiles are needed, each device for its own rows and queries."""
 
     def local(mine: Layout, segment_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-        places = _start(mine) + jnp.arange(mine.segment_ids.shape[1])
-        seen = sees(mine, places, segment_ids, jnp.arange(segment_ids.shape[1]))
+        positions = _start(mine) + jnp.arange(mine.segment_ids.shape[1])
+        seen = sees(mine, positions, segment_ids, jnp.arange(segment_ids.shape[1]))
         whole = jnp.pad(seen, [(0, 0)] + [(0, -size % _TILE) for size in seen.shape[1:]])
         tiles = rearrange(whole, "B (i a) (j b) -> B i j a b", a=_TILE, b=_TILE).any(axis=(3, 4))
         needed = (
@@ -80,7 +80,7 @@ def make_plan(layout: Layout, sharding: Sharding) -> FlashPlan:
     needed, count = jax.shard_map(
         local,
         mesh=sharding.mesh,
-        in_specs=(_PLACES, P(_ROWS)),
+        in_specs=(_POSITIONS, P(_ROWS)),
         out_specs=(_TILES, _TILES),
         check_vma=False,
     )(layout, layout.segment_ids)
@@ -88,7 +88,7 @@ def make_plan(layout: Layout, sharding: Sharding) -> FlashPlan:
 
 
 def _start(mine: Layout) -> jax.Array:
-    """The place of a device's first query."""
+    """The position of a device's first query."""
     return jax.lax.axis_index(_LENGTH) * mine.segment_ids.shape[1]
 
 
@@ -98,10 +98,10 @@ def _attend(
     if k.shape[1] < segment_ids.shape[1]:
         k, v = (jax.lax.all_gather(x, _LENGTH, axis=1, tiled=True) for x in (k, v))
     rows, length = mine.segment_ids.shape
-    places = _start(mine) + jnp.arange(length)
+    positions = _start(mine) + jnp.arange(length)
     seen = _Seen(
         jax.tree.map(_tiles, mine),
-        _tiles(jnp.broadcast_to(places, (rows, length))),
+        _tiles(jnp.broadcast_to(positions, (rows, length))),
         _tiles(segment_ids),
         _tiles(jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)),
         needed,
@@ -117,7 +117,7 @@ def _attend(
 
 
 def _tiles(x: jax.Array) -> jax.Array:
-    """Rows cut into tiles, with places of zeros, which are nobody's, to make the last one whole."""
+    """Rows cut into tiles; zeros, which no sample has, make the last one whole."""
     whole = jnp.pad(x, [(0, 0), (0, -x.shape[1] % _TILE)] + [(0, 0)] * (x.ndim - 2))
     return rearrange(whole, "B (t q) ... -> (B t) q ...", q=_TILE)
 
@@ -129,7 +129,7 @@ def _tiles(x: jax.Array) -> jax.Array:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["layout", "places", "segment_ids", "key_places", "needed", "count"],
+    data_fields=["layout", "positions", "segment_ids", "key_positions", "needed", "count"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -137,16 +137,16 @@ class _Seen:
     """What a device needs to know who sees whom, by tiles; see `FlashPlan`."""
 
     layout: Layout
-    places: jax.Array
+    positions: jax.Array
     segment_ids: jax.Array
-    key_places: jax.Array
+    key_positions: jax.Array
     needed: jax.Array
     count: jax.Array
 
     def logits(self, mine: jax.Array, k: jax.Array, i: Any, j: Any) -> jax.Array:
         """Of tile `i` of queries against tile `j` of keys."""
         queries = Layout(*(x[i][None] for x in self.layout))
-        seen = sees(queries, self.places[i], self.segment_ids[j][None], self.key_places[j])
+        seen = sees(queries, self.positions[i], self.segment_ids[j][None], self.key_positions[j])
         products = _product("Kqh,Klh->Kql", mine, k[j])
         shape = (*products.shape[:1], products.shape[1] // _TILE, _TILE, _TILE)
         seen = jnp.broadcast_to(seen[:, None], shape).reshape(products.shape)

@@ -75,7 +75,7 @@ def choose(
       llama: the architecture.
       sharding: the mesh.
       dtype: of the computation.
-      row_length: token places of a row; 0 if rows are made to fit, see `row_multiple`.
+      row_length: token positions of a row; 0 if rows are made to fit, see `row_multiple`.
 
     Raises:
       UserError: a kernel is wanted that cannot compute this model here.
@@ -118,11 +118,11 @@ def prepare(name: str, layout: Layout, sharding: Sharding) -> Layout | Attention
 
 
 def row_multiple(name: str, sharding: Sharding) -> int:
-    """Rows must be a multiple of so many places."""
+    """Rows must be a multiple of so many positions."""
     context = sharding.mesh.shape["context"]
     return tpu_splash.SMALLEST_BLOCK * context if name == "splash" else context
 
 
 def alignment(name: str, row_length: int) -> int:
-    """The places of which the starts of a group's parts must be multiples: `RowShape.align`."""
+    """The positions of which the starts of a group's parts must be multiples: `RowShape.align`."""
     return tpu_splash.alignment(row_length) if name == "splash" else 1

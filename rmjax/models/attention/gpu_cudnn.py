@@ -1,7 +1,7 @@
 """The attention kernel for NVIDIA's GPUs: cuDNN's, through `jax.nn.dot_product_attention`.
 
-It knows causality, and everything else of a layout as a mask of all pairs of places, made once for
-all layers. It skips what causality hides, nothing else. JAX 0.10 has it compute the mask's gradient
+It knows causality, and everything else of a layout as a mask of all pairs of positions, made once
+for all layers. It skips what causality hides, nothing else. JAX 0.10 has it compute the mask's gradient
 as well, which nobody uses; JAX 0.12 does not.
 """
 
@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 from rmjax.models.attention.mask import RESULT, Layout, sees
 from rmjax.runtime.sharding import Sharding
 
-_LONGEST = 16384  # places of a row, whose mask then takes 256 MiB, and twice that in a layer
+_LONGEST = 16384  # positions of a row, whose mask then takes 256 MiB, and twice that in a layer
 _WIDEST = 128  # on every GPU that has the kernel; some take more
 
 _ROWS, _LENGTH, _HEADS = ("data", "fsdp"), "context", "tensor"  # as sharding.ACTIVATION_AXES says
@@ -76,9 +76,9 @@ def unsupported(row_length: int, head_dim: int, dtype: Any) -> str:
     if head_dim % 8 or head_dim > _WIDEST:
         return f"head_dim = {head_dim} is not a multiple of 8 up to {_WIDEST}"
     if row_length > _LONGEST:
-        return f"rows of {row_length} places are longer than {_LONGEST}"
+        return f"rows of {row_length} positions are longer than {_LONGEST}"
     if row_length % 2:
-        return f"rows of {row_length} places are of odd length"
+        return f"rows of {row_length} positions are of odd length"
     return ""
 
 
@@ -87,8 +87,8 @@ def make_plan(layout: Layout, sharding: Sharding, *, implementation: str = "cudn
 
     Padding sees itself, so that no query sees nothing.
     """
-    places = jnp.arange(layout.segment_ids.shape[1])
-    seen = sees(layout, places, layout.segment_ids, places)
-    mask = (seen | (places[:, None] == places[None, :])[None])[:, None]
+    positions = jnp.arange(layout.segment_ids.shape[1])
+    seen = sees(layout, positions, layout.segment_ids, positions)
+    mask = (seen | (positions[:, None] == positions[None, :])[None])[:, None]
     mask = jax.lax.with_sharding_constraint(mask, NamedSharding(sharding.mesh, _MASK))
     return CudnnPlan(mask, sharding, implementation)

@@ -1,9 +1,9 @@
 """The attention kernel for TPUs: JAX's splash attention, told what rows hide.
 
-The kernel takes a function of a query's number and a key's place that says whether the one may see
-the other, and for every block of queries the blocks of keys to visit. Both come from the layout
-here, on the device, once for all layers: a query's number holds its place and the interval hidden
-from it, and blocks in which nobody sees anything are neither fetched nor computed.
+The kernel takes a function of a query's number and a key's position that says whether the query
+may see the key, and for every block of queries the blocks of keys to visit. Both come from the
+layout here, on the device, once for all layers: a query's number holds its position and the
+interval hidden from it, and blocks in which nothing is seen are neither fetched nor computed.
 
 The rows of a device are laid end to end, so that one call of the kernel does all of them. Over the
 mesh, rows and heads are divided; where `context` divides a row, each device has the queries of its
@@ -36,9 +36,9 @@ _BITS = 32
 _MOST_PARTS = 8  # of the gradients by queries
 
 _ROWS, _LENGTH, _HEADS = ("data", "fsdp"), "context", "tensor"  # as sharding.ACTIVATION_AXES says
-_PLACES = P((*_ROWS, _LENGTH))  # an axis on which the places of all rows follow each other
+_POSITIONS = P((*_ROWS, _LENGTH))  # an axis on which the positions of all rows follow each other
 _ARRAYS = ("steps", "keys_next", "queries_next", "numbers", "queries", "keys", "one")
-_SPECS = (_PLACES, _PLACES, P(_LENGTH, _ROWS), _PLACES, _PLACES, P(_ROWS), _PLACES)
+_SPECS = (_POSITIONS, _POSITIONS, P(_LENGTH, _ROWS), _POSITIONS, _POSITIONS, P(_ROWS), _POSITIONS)
 _STATIC = ("sharding", "length", "block", "interpret")
 
 
@@ -47,7 +47,7 @@ _STATIC = ("sharding", "length", "block", "interpret")
 class SplashPlan:
     """What the kernel needs of a layout. Every device has its part; the whole has no meaning.
 
-    On a device there are R rows of L places, of which it has the queries of Q = L / context, in
+    On a device there are R rows of L positions, of which it has the queries of Q = L / context, in
     blocks of b. Blocks of rows laid end to end are counted through.
 
     Attributes:
@@ -63,7 +63,7 @@ class SplashPlan:
       one: 1, or NaN where the layout is not aligned as `alignment` says: a wrong result is not
         given silently.
       sharding: of the rows.
-      length: places of a row.
+      length: positions of a row.
       block: queries and keys of a block.
       interpret: whether the kernel is interpreted, as tests do on CPUs.
     """
@@ -96,12 +96,12 @@ class SplashPlan:
 
 
 def alignment(row_length: int) -> int:
-    """The places a multiple of which `masked_start` and `masked_end` must be in rows so long.
+    """The positions a multiple of which `masked_start` and `masked_end` must be in rows so long.
 
-    A power of two, such that a place and two multiples fit together in 32 bits.
+    A power of two, such that a position and two multiples fit together in 32 bits.
     """
-    place = (row_length - 1).bit_length()
-    return 2 ** max(0, -(-(3 * place - _BITS) // 2))
+    position = (row_length - 1).bit_length()
+    return 2 ** max(0, -(-(3 * position - _BITS) // 2))
 
 
 def unsupported(row_length: int, head_dim: int, sharding: Sharding) -> str:
@@ -109,9 +109,9 @@ def unsupported(row_length: int, head_dim: int, sharding: Sharding) -> str:
     context = sharding.mesh.shape["context"]
     if row_length % (context * SMALLEST_BLOCK):
         parts = f" on each of {context} devices (mesh axis context)" if context > 1 else ""
-        return f"a row of {row_length} places is not a multiple of {SMALLEST_BLOCK}{parts}"
+        return f"a row of {row_length} positions is not a multiple of {SMALLEST_BLOCK}{parts}"
     if row_length % alignment(row_length):
-        return f"a row of {row_length} places is not a multiple of {alignment(row_length)}"
+        return f"a row of {row_length} positions is not a multiple of {alignment(row_length)}"
     if head_dim % 8:
         return f"head_dim = {head_dim} is not a multiple of 8"
     return ""
@@ -144,8 +144,8 @@ def _local_plan(layout: Layout, *, part: int, block: int) -> tuple[jax.Array, ..
     rows, length = layout.segment_ids.shape
     start = jax.lax.axis_index(_LENGTH) * part
     mine = Layout(*(jax.lax.dynamic_slice_in_dim(x, start, part, axis=1) for x in layout))
-    places = start + jnp.arange(part)
-    steps = _steps(mine, places, layout.segment_ids, block)
+    positions = start + jnp.arange(part)
+    steps = _steps(mine, positions, layout.segment_ids, block)
     row = jnp.arange(rows)[:, None] * (length + 1)
     bounds = jnp.stack([mine.masked_start, mine.masked_end])
     hides = (mine.masked_start < mine.masked_end)[None]
@@ -154,7 +154,7 @@ def _local_plan(layout: Layout, *, part: int, block: int) -> tuple[jax.Array, ..
         rearrange(steps, "R q k -> (R q) k"),
         _keys_next(steps),
         _queries_next(steps),
-        _number(mine, places, length).ravel(),
+        _number(mine, positions, length).ravel(),
         jnp.where(mine.segment_ids > 0, mine.segment_ids + row, 0).ravel(),
         jnp.where(layout.segment_ids > 0, layout.segment_ids + row, -1).ravel(),
         jnp.where(aligned, 1.0, jnp.nan)[None],
@@ -207,7 +207,7 @@ def _kernel(plan: SplashPlan, rows: int) -> SplashAttentionKernel:
 
 
 def _fields(length: int) -> tuple[int, int]:
-    """Where a place begins in a number, above two bounds, and the upper bound above the lower."""
+    """Where in a number a position begins, above two bounds, the upper above the lower."""
     bound = (length - 1).bit_length() - _shift(length)
     return 2 * bound, bound
 
@@ -216,20 +216,20 @@ def _shift(length: int) -> int:
     return alignment(length).bit_length() - 1
 
 
-def _number(layout: Layout, places: Int32[Array, "Q"], length: int) -> Int32[Array, "R Q"]:
-    """A query's place in its row and the bounds of what is hidden from it, in one number."""
-    place, bound = _fields(length)
+def _number(layout: Layout, positions: Int32[Array, "Q"], length: int) -> Int32[Array, "R Q"]:
+    """A query's position in its row and the bounds of what is hidden from it, in one number."""
+    position, bound = _fields(length)
     start, end = layout.masked_start >> _shift(length), layout.masked_end >> _shift(length)
-    return (places[None, :] << place) | (end << bound) | start
+    return (positions[None, :] << position) | (end << bound) | start
 
 
 @functools.lru_cache
 def _mask_function(length: int, rows: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """What the kernel asks of a query's number and a key's place; one object for each argument.
+    """What the kernel asks of a query's number and a key's position; one object for each argument.
 
     What depends on the query alone, or on the key alone, the compiler does once for many pairs.
     """
-    place, bound = _fields(length)
+    position, bound = _fields(length)
     largest = 2**bound - 1
 
     def sees(number: jax.Array, key: jax.Array) -> jax.Array:
@@ -237,7 +237,7 @@ def _mask_function(length: int, rows: int) -> Callable[[jax.Array, jax.Array], j
             key = jax.lax.rem(key, length)
         unit = key >> _shift(length)
         start, end = number & largest, (number >> bound) & largest
-        query = jax.lax.shift_right_logical(number, place)
+        query = jax.lax.shift_right_logical(number, position)
         return (key <= query) & ((unit < start) | (unit >= end))
 
     return sees
@@ -247,17 +247,17 @@ def _mask_function(length: int, rows: int) -> Callable[[jax.Array, jax.Array], j
 
 
 def _steps(
-    mine: Layout, places: Int32[Array, "Q"], keys: Int32[Array, "R L"], block: int
+    mine: Layout, positions: Int32[Array, "Q"], keys: Int32[Array, "R L"], block: int
 ) -> Bool[Array, "R Q/b L/b"]:
     """Whether any query of a block sees any key of a block.
 
     A query of padding sees nothing, and the kernel gives it the mean of what it visits. So that it
-    visits something, the keys at the same places as a block of queries always count as seen.
+    visits something, the keys at the same positions as a block of queries always count as seen.
     """
     length = keys.shape[1]
-    seen = sees(mine, places, keys, jnp.arange(length))
+    seen = sees(mine, positions, keys, jnp.arange(length))
     steps = rearrange(seen, "R (q a) (k b) -> R q k a b", a=block, b=block).any(axis=(-1, -2))
-    same = places[::block, None] // block == jnp.arange(length // block)[None]
+    same = positions[::block, None] // block == jnp.arange(length // block)[None]
     return steps | same[None]
 
 
@@ -284,12 +284,12 @@ def _queries_next(steps: Bool[Array, "R q k"]) -> Int[Array, "q R*k"]:
 
 
 def _next(taken: Bool[Array, "S"], value: Int32[Array, "S"]) -> Int32[Array, "S"]:
-    """`value` at the first place from here on that is taken, going round; itself if none is."""
+    """`value` at the first position from here on that is taken, going round; itself if none is."""
     count = taken.shape[0]
-    place = jnp.arange(count)
-    ahead = jax.lax.cummin(jnp.where(taken, place, count), reverse=True)
+    position = jnp.arange(count)
+    ahead = jax.lax.cummin(jnp.where(taken, position, count), reverse=True)
     ahead = jnp.where(ahead < count, ahead, ahead[0])
-    return value[jnp.where(ahead < count, ahead, place)]
+    return value[jnp.where(ahead < count, ahead, position)]
 
 
 def _smallest(values: int) -> jnp.dtype:

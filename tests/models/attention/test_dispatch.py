@@ -45,11 +45,11 @@ def test_hardware_decides(on, caplog):
 @pytest.mark.parametrize(
     ("kind", "changes", "reason"),
     [
-        ("tpu", {"length": 1000}, "1000 places is not a multiple of 128"),
+        ("tpu", {"length": 1000}, "1000 positions is not a multiple of 128"),
         ("tpu", {"head_dim": 12}, "head_dim = 12"),
         ("gpu", {"dtype": jnp.float32}, "dtype is float32"),
         ("gpu", {"head_dim": 256}, "head_dim = 256"),
-        ("gpu", {"length": 32768}, "32768 places are longer than 16384"),
+        ("gpu", {"length": 32768}, "32768 positions are longer than 16384"),
         ("gpu", {"length": 511}, "odd"),
     ],
 )

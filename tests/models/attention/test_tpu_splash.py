@@ -204,7 +204,9 @@ def test_alignment_is_the_smallest_that_fits():
 
 def test_what_it_cannot_do_it_says():
     assert not tpu_splash.unsupported(4096, 128, one_device())
-    assert "1000 places is not a multiple of 128" in tpu_splash.unsupported(1000, 128, one_device())
+    assert "1000 positions is not a multiple of 128" in tpu_splash.unsupported(
+        1000, 128, one_device()
+    )
     assert "head_dim = 12" in tpu_splash.unsupported(4096, 12, one_device())
     split = tpu_splash.unsupported(384, 64, sharding_of(fsdp=1, context=2))
     assert "2 devices (mesh axis context)" in split
