@@ -1,8 +1,8 @@
 """The attention kernel for NVIDIA's GPUs: cuDNN's, through `jax.nn.dot_product_attention`.
 
 It knows causality, and everything else of a layout as a mask of all pairs of positions, made once
-for all layers. It skips what causality hides, nothing else. JAX 0.10 has it compute the mask's gradient
-as well, which nobody uses; JAX 0.12 does not.
+for all layers. It skips what causality hides, nothing else. JAX 0.10 has it compute the mask's
+gradient as well, which nobody uses; JAX 0.12 does not.
 """
 
 import dataclasses
