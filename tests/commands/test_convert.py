@@ -518,14 +518,16 @@ def test_command_line_parses_its_options(tmp_path, monkeypatch):
     for line in (
         "hf-to-orbax a b",
         "hf-to-orbax c d --attributes=x,y --seed=3",
+        "hf-to-orbax i j --language-model",
         "orbax-to-hf e f",
         "orbax-to-hf --dtype bfloat16 g h",
     ):
         monkeypatch.setattr(sys, "argv", ["convert", *line.split()])
         convert._main()
     assert asked == {
-        ("a", "b"): {"attributes": HELPSTEER2, "seed": 0},
-        ("c", "d"): {"attributes": ("x", "y"), "seed": 3},
+        ("a", "b"): {"attributes": HELPSTEER2, "seed": 0, "language_model": False},
+        ("c", "d"): {"attributes": ("x", "y"), "seed": 3, "language_model": False},
+        ("i", "j"): {"attributes": HELPSTEER2, "seed": 0, "language_model": True},
         ("e", "f"): {"dtype": None},
         ("g", "h"): {"dtype": "bfloat16"},
     }
