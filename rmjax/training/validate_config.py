@@ -190,11 +190,13 @@ def check_continues(before: dict[str, Any], now: Config) -> None:
     """Raises a `UserError` with the difference unless `now` can continue the run of `before`.
 
     More or fewer steps are fine where the learning rate does not depend on their number. A run
-    that began before there was a field is as if it had its default.
+    that began before there was a field is as if it had its default. A field that is gone since
+    then changed nothing if it was off: 0, False or empty.
     """
     after = as_flat_dict(now)
     defaults = as_flat_dict(Config("", DataConfig(""), OptimizerConfig(0.0), 0))
     before = {field: defaults[field] for field in after if field in defaults} | before
+    before = {field: value for field, value in before.items() if field in after or value}
     fixed = ("steps", "epochs") if now.optimizer.schedule != "constant" else ()
     changed = [
         f"  {field}: was {old!r}, now {new!r}"

@@ -172,6 +172,13 @@ def test_a_run_continues_with_its_own_numbers_only():
             check_continues(before, tiny(**{field: value}))
 
 
+def test_a_field_that_is_gone_matters_only_if_it_was_on():
+    before = as_flat_dict(tiny())
+    check_continues(before | {"preference.gone": 0.0, "gone": ""}, tiny())
+    with pytest.raises(UserError, match=r"preference.gone: was 0.1, now None"):
+        check_continues(before | {"preference.gone": 0.1}, tiny())
+
+
 def test_a_field_that_a_run_began_without_counts_as_its_default():
     before = as_flat_dict(tiny())
     for field in (
