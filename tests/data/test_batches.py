@@ -11,39 +11,16 @@ from hypothesis import strategies as st
 
 from helpers.models import make_model, one_device, tiny_llama
 from helpers.targets import regression
+from helpers.tokenized import make_data
 from rmjax.data.batches import iterate, make_batch, training_batches
 from rmjax.data.planning import plan_steps, row_shape
 from rmjax.data.row_layout import RowShape
-from rmjax.data.tokenized import TokenizedData, shared_prefixes
 from rmjax.inference.batching import evaluation_batches
 from rmjax.inference.score_step import make_score
 from rmjax.models.init import random_params
 from rmjax.models.parameters import flatten
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.training.step import abstract_state, init_state, make_train_step
-
-
-def make_data(lengths, groups=None, attributes=2, seed=0):
-    """Samples of the given lengths with ratings, some of them missing."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 5, (len(lengths), attributes)).astype(np.float32)
-    labels[rng.random(labels.shape) < 0.3] = np.nan
-    tokens = rng.integers(1, 262, sum(lengths)).astype(np.int32)
-    groups = np.asarray(range(len(lengths)) if groups is None else groups, np.int32)
-    return TokenizedData(
-        attributes=tuple("abcdefgh"[:attributes]),
-        tokens=tokens,
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        labels=labels,
-        prompt_ids=groups,
-        shared=shared_prefixes(np.split(tokens, np.cumsum(lengths)[:-1]), groups),
-        rows=np.arange(1, len(lengths) + 1, dtype=np.int32),
-        chosen=np.zeros(len(lengths), bool),
-        strengths=np.full(len(lengths), np.nan, np.float32),
-        counts={},
-        source="memory",
-        key="key",
-    )
 
 
 def grouped(sizes):
