@@ -292,7 +292,8 @@ def test_messages_about_a_hub_data_set_name_the_split():
 def test_generated_rows_are_pairs_and_always_the_same():
     train = read("generated:30", "train", HELPSTEER2)
     assert len(train) == 30
-    assert train == read("generated:30", "train", HELPSTEER2)
+    # By their texts: from Python 3.13 on, a NaN makes a dataclass unequal to itself.
+    assert repr(train) == repr(read("generated:30", "train", HELPSTEER2))
     assert all(a.prompt == b.prompt for a, b in zip(train[::2], train[1::2]))
     assert len({s.prompt[0]["content"] for s in train}) == 15
     other = read("generated:30", "validation", HELPSTEER2)
