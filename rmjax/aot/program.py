@@ -46,7 +46,7 @@ class Report:
       topology: name of the topology.
       mesh: sizes of the axes.
       remat: policy.
-      attention: what computes it, see `kernels.KERNELS`.
+      attention: what computes it, see `dispatch.KERNELS`.
       steps_taken: the share of its steps that a kernel takes; 0 if it is none of ours.
       rows: rows computed at once, over all chips.
       microbatches: of a step.
@@ -239,7 +239,7 @@ def abstract_program(
 ) -> tuple[Any, TrainState]:
     """The training step of `config`, not yet traced, and the shapes of its state.
 
-    Attention is computed as `attention` says, a key of `kernels.KERNELS`.
+    Attention is computed as `attention` says, a key of `dispatch.KERNELS`.
 
     Raises:
       UserError: something does not divide over the mesh.

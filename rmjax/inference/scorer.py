@@ -176,15 +176,21 @@ class Scorer:
             tokens = encode(self.tokenizer, messages)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
+        length = len(tokens)
         if len(tokens) > self.max_length:
             if self.over_long != "truncate_left":
                 raise UserError(
                     f"{where}: {len(tokens)} tokens, the model was trained with up to "
                     f"{self.max_length}; shorten it, or load with over_long='truncate_left'"
                 )
-            kept = truncate_left(tokens, self.max_length, self.tokenizer.bos_token_id)
-            return kept, len(tokens) - len(kept)
-        return tokens, 0
+            tokens = truncate_left(tokens, self.max_length, self.tokenizer.bos_token_id)
+        config = self.model.config
+        if config.rope.type == "dynamic" and len(tokens) > config.max_position_embeddings:
+            raise UserError(
+                f"{where}: {len(tokens)} tokens, and RoPE of the type 'dynamic' is computed up to "
+                f"max_position_embeddings = {config.max_position_embeddings} here; shorten it"
+            )
+        return tokens, length - len(tokens)
 
 
 def load(

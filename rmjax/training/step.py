@@ -57,13 +57,11 @@ class Program(NamedTuple):
     """What a run computes with.
 
     Attributes:
-      schedule: the learning rate of each step, from step 0.
       abstract: shapes, dtypes and shardings of the state, without any array.
       step: one optimizer step, compiled once; see `make_train_step`.
       start: from parameters, which are donated with it, to the state before the first step.
     """
 
-    schedule: Callable[[jax.Array], jax.Array]
     abstract: TrainState
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     start: Callable[[Params], TrainState]
@@ -93,9 +91,8 @@ def make_program(
     own = objective.abstract(model.sizes, model.options.sharding)
     abstract = abstract_state(model, optimizer, trainable, own)
     step = make_train_step(model, objective, optimizer, schedule, trainable, abstract, seed)
-
     return Program(
-        schedule, abstract, step, lambda params: init_state(params, optimizer, trainable, abstract)
+        abstract, step, lambda params: init_state(params, optimizer, trainable, abstract)
     )
 
 

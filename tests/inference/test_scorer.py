@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import rmjax
 from helpers.checks import known
 from helpers.hf_models import NAMES, TALK, edit_json, save_hf
-from helpers.models import make_model, score_array, tiny_llama
+from helpers.models import ROPES, make_model, score_array, tiny_llama
 from helpers.reference import torch_scores
 from rmjax.checkpoints import hub
 from rmjax.checkpoints.loading import load_params
@@ -527,3 +527,12 @@ def test_a_damaged_run_is_one_message(part, run, tmp_path):
     shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
     with pytest.raises(UserError, match=str(copy)):
         rmjax.load(str(copy))
+
+
+def test_dynamic_rope_is_scored_up_to_its_own_limit(tmp_path):
+    """Beyond, it would stretch by the sample's length, which is not computed here."""
+    rm = rmjax.load(str(save_hf(tmp_path / "hf", tiny_llama(rope=ROPES["dynamic"]))))
+    rm.max_length = 1000  # as a model trained on longer samples has it
+    talk = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y" * 80}]
+    with pytest.raises(UserError, match=r"'dynamic' is computed up to max_position_embeddings"):
+        rm.score(talk)

@@ -33,7 +33,7 @@ def sees(
     Args:
       layout: of the queries.
       positions: of the queries in their rows.
-      keys: the segment_ids of the keys.
+      keys: segment ids of the keys.
       key_positions: of the keys in their rows.
     """
     causal = key_positions[None, :] <= positions[:, None]

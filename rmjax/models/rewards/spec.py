@@ -13,7 +13,7 @@ class Temperature:
 
     Attributes:
       value: T.
-      rule: name of the rule whose margins it is for; see `scalar.Rule`.
+      rule: name of the rule whose margins it is for; see `aggregation.Rule`.
       pairs: on how many it was fitted.
     """
 
