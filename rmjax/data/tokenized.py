@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Int64
@@ -25,6 +25,8 @@ class TokenizedData:
       rows: the sample's row in its source, from 1.
       counts: samples by what became of them: read, kept, and reasons.
       source: where they came from.
+      notes: what of the source was not used, for people.
+      whole: whether the source gives the same rows whatever split is asked for.
       key: fingerprint of everything that made them.
       chosen: whether the sample is the preferred one of a pair; the next one is then the other.
       strengths: how much better the preferred one of the sample's pair is; 0 in a tie, NaN where
@@ -43,6 +45,8 @@ class TokenizedData:
     counts: dict[str, int]
     source: str
     key: str
+    notes: tuple[str, ...] = ()
+    whole: bool = False
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -67,7 +71,7 @@ class TokenizedData:
 
 
 def in_memory(
-    tokens: Sequence[np.ndarray], prompts: Sequence[str]
+    tokens: Sequence[np.ndarray], prompts: Sequence[Hashable]
 ) -> tuple[TokenizedData, Int64[np.ndarray, "N"]]:
     """Samples without labels, ordered by prompt, and which of `tokens` each of them is.
 
@@ -75,7 +79,7 @@ def in_memory(
       tokens: of each sample.
       prompts: of each sample.
     """
-    numbers: dict[str, int] = {}
+    numbers: dict[Hashable, int] = {}
     ids = np.asarray([numbers.setdefault(prompt, len(numbers)) for prompt in prompts], np.int32)
     order = np.argsort(ids, kind="stable")
     sequences = [tokens[i] for i in order]
@@ -157,6 +161,7 @@ def join(rated: TokenizedData, pairs: TokenizedData) -> TokenizedData:
         | {f"pairs {name}": count for name, count in pairs.counts.items()},
         source=f"{rated.source} and {pairs.source}",
         key=digest.hexdigest()[:32],
+        notes=tuple(f"{part.source}: {note}" for part in (rated, pairs) for note in part.notes),
     )
 
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from rmjax.data.records import EQUAL
 from rmjax.evaluation.benchmarks import Section, Subset
 from rmjax.evaluation.bootstrap import bootstrap_scores, percentile_interval, sign_test
 from rmjax.evaluation.items import BenchmarkData, Item
@@ -16,6 +18,7 @@ from rmjax.evaluation.score_cache import ItemScores
 from rmjax.evaluation.scoring_rules import SCORING_RULES, Credits, column_means
 from rmjax.models.rewards.aggregation import Rule
 
+TOO_LONG = "a response is too long"
 SEED = 0  # of the bootstrap
 
 
@@ -29,7 +32,7 @@ class ScoredBenchmark:
       items: those that count.
       scores: of each of them.
       cut: how many of all items had a response that was too long.
-      dropped: how many of these do not count.
+      dropped: how many items do not count, by reason.
     """
 
     data: BenchmarkData
@@ -37,7 +40,7 @@ class ScoredBenchmark:
     items: list[Item]
     scores: list[ItemScores]
     cut: int
-    dropped: int
+    dropped: Counter[str]
 
     @classmethod
     def of(
@@ -47,20 +50,34 @@ class ScoredBenchmark:
         scores: Sequence[ItemScores],
         over_long: str,
     ) -> "ScoredBenchmark":
-        """All items, or with `over_long="drop"` those whose responses are not too long."""
-        kept = [not (over_long == "drop" and s.cut.any()) for s in scores]
+        """The items that count, of which the others are counted as training counts them.
+
+        Args:
+          data: the benchmark.
+          attributes: the columns of the scores.
+          scores: of each item.
+          over_long: `drop` leaves out items with a response that is too long.
+        """
+        reasons = [_reason_to_drop(data, s, over_long) for s in scores]
+        kept = [not reason for reason in reasons]
         return cls(
             data,
             attributes,
             list(itertools.compress(data.items, kept)),
             list(itertools.compress(scores, kept)),
             cut=sum(bool(s.cut.any()) for s in scores),
-            dropped=len(kept) - sum(kept),
+            dropped=Counter(filter(None, reasons)),
         )
 
     def values(self, rule: Rule) -> list[Float[np.ndarray, "n"]]:
         """The values of each item's responses; 0 for a response that none can be compared with."""
         return [np.nan_to_num(rule.values(s.scores)) for s in self.scores]
+
+
+def _reason_to_drop(data: BenchmarkData, scores: ItemScores, over_long: str) -> str:
+    if data.benchmark.row_format == "pairs" and len(set(scores.keys)) == 1:
+        return EQUAL  # two texts that the template makes one
+    return TOO_LONG if over_long == "drop" and scores.cut.any() else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,11 +234,11 @@ def model_comparison(
     units = [np.concatenate([s.credits[name].by_unit for name in first.credits]) for s in sides]
     scores = [side.total(side.scores()) for side in sides]
     return {
-        "score": scores[0],
-        "other": scores[1],
-        "difference": scores[0] - scores[1],
-        "low": low,
-        "high": high,
+        "score": number_or_none(scores[0]),
+        "other": number_or_none(scores[1]),
+        "difference": number_or_none(scores[0] - scores[1]),
+        "low": number_or_none(low),
+        "high": number_or_none(high),
         "units": len(units[0]),
         **sign_test(*units),
     }

@@ -63,19 +63,19 @@ def evaluate_model(
     scores = score_model(model, [*data, fit] if fit else data, settings, out, value)
     if fit and not isinstance(scores.rule, ScalarRule):
         raise UserError(f"--fit={fit.source}: the model's value is no weighted sum of attributes")
-    fitted = fit_weights(fit, scores.items[-1], scores.attributes) if fit else known
+    parts = _scored_benchmarks(scores, [*data, fit] if fit else data, settings)
+    fitted = fit_weights(parts.pop()) if fit else known
     if fit and fitted:
         write_weights(out / "weights.json", fitted)
     rules = all_rules(scores, fitted if fit else None)
-    benchmarks = _scored_benchmarks(scores, data, settings)
-    results = [benchmark_results(part, scores.rule, rules, fitted) for part in benchmarks]
+    results = [benchmark_results(part, scores.rule, rules, fitted) for part in parts]
     comparisons = {}
     if against:
         other = score_model(against, data, settings, out)
-        for mine, theirs in zip(benchmarks, _scored_benchmarks(other, data, settings)):
+        for mine, theirs in zip(parts, _scored_benchmarks(other, data, settings)):
             difference = model_comparison(mine, scores.rule, theirs, other.rule)
             comparisons[mine.data.label] = difference
-    return ModelEvaluation(scores, fitted, benchmarks, results, against, comparisons)
+    return ModelEvaluation(scores, fitted, parts, results, against, comparisons)
 
 
 def all_rules(scores: ModelScores, fitted: FittedWeights | None) -> dict[str, Rule]:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rmjax.data.tokenize import unread_notes
 from rmjax.errors import UserError
 from rmjax.evaluation.items import BenchmarkData, Item
 from rmjax.evaluation.score_cache import ItemScores, ScoreCache, score_items
@@ -99,6 +100,7 @@ def score_model(
         "dtype": settings.quantize or dtype,
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "source": scorer.spec.source,
+        "unread": unread_notes(scorer.unread),
     }
     work = {
         "conversations": scorer.work.conversations,

@@ -1,20 +1,23 @@
 """The Python API: `rm = rmjax.load(path)`, `rm.score(messages)`, `rm.compare(prompt, a, b)`."""
 
-import json
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 from rich.progress import track
 
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import open_pretrained
-from rmjax.data.conversation import parse_prompt
+from rmjax.data.conversation import Conversation, parse_conversation, parse_response
+from rmjax.data.prefix_groups import prefix_groups
+from rmjax.data.tokenize import unread_notes
 from rmjax.data.tokenized import in_memory
-from rmjax.data.tokenizer import Message, Tokenizer, encode, truncate_left
+from rmjax.data.tokenizer import Tokenizer, encode, truncate_left, unread_fields
 from rmjax.errors import UserError
 from rmjax.inference.batching import scoring_batches
 from rmjax.inference.score_step import make_score, score_batch
@@ -34,12 +37,27 @@ _DTYPES = ("auto", "float32", "bfloat16")
 _BAR_FROM = 8  # batches from which on there is a progress bar
 
 
+class Encoded(NamedTuple):
+    """A conversation as tokens.
+
+    Attributes:
+      tokens: int32.
+      cut: how many were cut away in front of them.
+      where: what messages call it.
+    """
+
+    tokens: Int32[np.ndarray, "L"]
+    cut: int
+    where: str
+
+
 class Scorer:
     """A loaded reward model; make one with `rmjax.load`.
 
     Attributes:
       state: changes when a file of the model does.
       work: what has been computed so far.
+      unread: of how many conversations the chat template did not read a field, by its name.
     """
 
     def __init__(
@@ -57,36 +75,44 @@ class Scorer:
         self.rule, self.over_long, self.share_prompts = rule, over_long, share_prompts
         self.max_length = spec.max_length or model.config.max_position_embeddings
         self.state, self.work = state, Work()
-        self._score = make_score(model)
+        self.unread: Counter[str] = Counter()
+        self._score_rows = make_score(model)
 
     @property
     def attributes(self) -> tuple[str, ...]:
         """Names of the outputs, in order."""
         return self.spec.attributes
 
-    def score(self, messages: Sequence[Message]) -> Score:
+    def score(self, conversation: Any) -> Score:
         """Scores a conversation that ends with the assistant's response.
 
-        Raises:
-          UserError: it does not, or is too long.
-        """
-        return self.score_many([messages])[0]
+        Args:
+          conversation: messages, or a mapping of `messages` and `tools`.
 
-    def compare(self, prompt: str | Sequence[Message], a: str, b: str) -> Comparison:
+        Raises:
+          UserError: it is none, or is too long.
+        """
+        return self.score_many([conversation])[0]
+
+    def compare(self, prompt: Any, a: Any, b: Any) -> Comparison:
         """Scores two responses to one prompt.
 
         Args:
-          prompt: a string (HelpSteer2's turn markers are understood) or messages.
-          a: one response.
+          prompt: a text (HelpSteer2's and hh-rlhf's marks of turns are understood), messages, or a
+            mapping of `messages` and `tools`.
+          a: one response: a text, a message, or the messages that follow the prompt.
           b: the other.
+
+        Raises:
+          UserError: they are no conversations, or are too long.
         """
-        try:
-            messages = parse_prompt(list(prompt) if isinstance(prompt, tuple) else prompt)
-        except ValueError as error:
-            raise UserError(f"the prompt {error}") from error
-        first, second = self.score_many(
-            [[*messages, {"role": "assistant", "content": text}] for text in (a, b)]
-        )
+        conversations = []
+        for name, response in (("a", a), ("b", b)):
+            try:
+                conversations.append(parse_response(prompt, response))
+            except ValueError as error:
+                raise UserError(f"response {name} {error}") from error
+        first, second = self._score(conversations, ("response a", "response b"))
         scores = np.asarray([list(score.attributes.values()) for score in (first, second)])
         values = self.rule.values(scores)
         temperature = self.spec.temperature
@@ -94,29 +120,84 @@ class Scorer:
             temperature = None
         return Comparison(first, second, float(values[0] - values[1]), temperature)
 
-    def score_many(self, conversations: Sequence[Sequence[Message]]) -> list[Score]:
+    def score_many(self, conversations: Sequence[Any]) -> list[Score]:
         """Scores conversations, in their order.
 
-        The prefix that responses to one prompt share is computed once for as many of them as fit
-        in a row.
+        What conversations begin with is computed once for as many of them as fit in a row.
+
+        Args:
+          conversations: see `score`.
 
         Raises:
-          UserError: one of them is not a conversation, or too long; it says which.
+          UserError: one of them is no conversation, or is too long; it says which.
         """
-        if not conversations:
+        parsed, names = [], [f"conversation {number}" for number in range(len(conversations))]
+        for name, value in zip(names, conversations):
+            try:
+                parsed.append(parse_conversation(value))
+            except ValueError as error:
+                raise UserError(f"{name} {error}") from error
+        return self._score(parsed, names)
+
+    def _score(self, conversations: Sequence[Conversation], names: Sequence[str]) -> list[Score]:
+        encoded = []
+        for name, conversation in zip(names, conversations):
+            if conversation.is_empty:
+                raise UserError(f"{name}: the response is empty")
+            encoded.append(self.encode(conversation, name))
+        for note in unread_notes(self.unread):
+            warnings.warn(note, stacklevel=3)  # Python says each once
+        return self.score_encoded(encoded)
+
+    def encode(self, conversation: Conversation, where: str) -> Encoded:
+        """The tokens of a conversation, cut on the left if they are too many and may be.
+
+        Args:
+          conversation: any; an empty response too.
+          where: what messages call it.
+
+        Raises:
+          UserError: the template refuses it, or it is too long.
+        """
+        try:
+            tokens = encode(self.tokenizer, conversation)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        self.unread.update(unread_fields(self.tokenizer, conversation))
+        length = len(tokens)
+        if length > self.max_length:
+            if self.over_long != "truncate_left":
+                raise UserError(
+                    f"{where}: {length} tokens, the model was trained with up to "
+                    f"{self.max_length}; shorten it, or load with over_long='truncate_left'"
+                )
+            tokens = truncate_left(tokens, self.max_length, self.tokenizer.bos_token_id)
+        config = self.model.config
+        if config.rope.type == "dynamic" and len(tokens) > config.max_position_embeddings:
+            raise UserError(
+                f"{where}: {len(tokens)} tokens, and RoPE of the type 'dynamic' is computed up to "
+                f"max_position_embeddings = {config.max_position_embeddings} here; shorten it"
+            )
+        return Encoded(tokens, length - len(tokens), where)
+
+    def score_encoded(self, encoded: Sequence[Encoded]) -> list[Score]:
+        """Scores what `encode` returned, in its order.
+
+        Raises:
+          UserError: a score is not finite; it says whose.
+        """
+        if not encoded:
             return []
-        tokens, cuts = zip(*(self._encode(c, number) for number, c in enumerate(conversations)))
-        prompts = [json.dumps([(m["role"], m["content"]) for m in c[:-1]]) for c in conversations]
         # Equal conversations are computed once, so that their scores are equal to the last bit.
         number_of: dict[bytes, int] = {}
-        same = [number_of.setdefault(t.tobytes(), len(number_of)) for t in tokens]
+        same = [number_of.setdefault(e.tokens.tobytes(), len(number_of)) for e in encoded]
         first = np.unique(same, return_index=True)[1]
-        scores = self._compute([tokens[i] for i in first], [prompts[i] for i in first])[same]
+        scores = self._compute([encoded[i].tokens for i in first])[same]
         bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
         if len(bad):
             raise UserError(
-                f"conversation {bad[0]}: its scores are {scores[bad[0]].tolist()}; the weights are "
-                f"damaged, or {self.model.options.dtype} is too small for them"
+                f"{encoded[bad[0]].where}: its scores are {scores[bad[0]].tolist()}; the weights "
+                f"are damaged, or {self.model.options.dtype} is too small for them"
             )
         if self.spec.ordinal:
             scores = self.spec.ordinal.read(scores, self.attributes)
@@ -126,19 +207,19 @@ class Scorer:
                 dict(zip(self.attributes, map(float, row))),
                 float(value),
                 self.rule.name,
-                len(t),
-                cut,
+                len(e.tokens),
+                e.cut,
             )
-            for row, value, t, cut in zip(scores, values, tokens, cuts)
+            for row, value, e in zip(scores, values, encoded)
         ]
 
-    def _compute(
-        self, tokens: Sequence[np.ndarray], prompts: Sequence[str]
-    ) -> Float32[np.ndarray, "N A"]:
-        """Scores of token sequences."""
+    def _compute(self, tokens: Sequence[np.ndarray]) -> Float32[np.ndarray, "N A"]:
+        """Scores of token sequences, all different."""
         self.work.conversations += len(tokens)
         self.work.tokens += sum(map(len, tokens))
-        data, order = in_memory(tokens, prompts)
+        groups = prefix_groups(tokens) if self.share_prompts else [[i] for i in range(len(tokens))]
+        prompts = {i: number for number, group in enumerate(groups) for i in group}
+        data, order = in_memory(tokens, [prompts[i] for i in range(len(tokens))])
         scores = np.empty((len(tokens), len(self.attributes)), np.float32)
         planned = scoring_batches(data, self.model, self.share_prompts)
         steps = [(batches, step) for batches in planned for step in range(len(batches))]
@@ -149,48 +230,10 @@ class Scorer:
             self.work.computed += int((batch.rows.segment_ids > 0).sum())
             self.work.padded_tokens += batch.rows.segment_ids.size
             samples, values = score_batch(
-                self._score, self.params, batch, self.model.options.sharding
+                self._score_rows, self.params, batch, self.model.options.sharding
             )
             scores[order[samples]] = values
         return scores
-
-    def _encode(self, messages: Sequence[Message], number: int) -> tuple[np.ndarray, int]:
-        """The tokens of a conversation, and how many were cut away in front of them."""
-        where = f"conversation {number}"
-        if not isinstance(messages, list | tuple) or not all(isinstance(m, dict) for m in messages):
-            raise UserError(
-                f"{where}: expected a list of messages {{'role': ..., 'content': ...}}, found "
-                f"{str(messages)[:100]!r}"
-            )
-        messages = list(messages)
-        if not messages or messages[-1].get("role") != "assistant":
-            raise UserError(f"{where}: must end with a message of the role 'assistant'")
-        try:
-            parse_prompt(messages[:-1])
-        except ValueError as error:
-            raise UserError(f"{where}: the prompt {error}") from error
-        response = messages[-1].get("content")
-        if not isinstance(response, str) or not response.strip():
-            raise UserError(f"{where}: the response is empty")
-        try:
-            tokens = encode(self.tokenizer, messages)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
-        length = len(tokens)
-        if len(tokens) > self.max_length:
-            if self.over_long != "truncate_left":
-                raise UserError(
-                    f"{where}: {len(tokens)} tokens, the model was trained with up to "
-                    f"{self.max_length}; shorten it, or load with over_long='truncate_left'"
-                )
-            tokens = truncate_left(tokens, self.max_length, self.tokenizer.bos_token_id)
-        config = self.model.config
-        if config.rope.type == "dynamic" and len(tokens) > config.max_position_embeddings:
-            raise UserError(
-                f"{where}: {len(tokens)} tokens, and RoPE of the type 'dynamic' is computed up to "
-                f"max_position_embeddings = {config.max_position_embeddings} here; shorten it"
-            )
-        return tokens, length - len(tokens)
 
 
 def load(

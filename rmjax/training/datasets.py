@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -68,9 +69,22 @@ def load_data(
             if source:
                 pairs = _load(config, tokenizer, source, split, pairs=True)
                 parts.append(fit_pairs(pairs, config, share, align))
+    _check_apart(trained, held)
     if data.hold_out:
         trained, held = map(list, zip(*(hold_out(part, data.hold_out) for part in trained)))
     return functools.reduce(join, trained), functools.reduce(join, held) if held else None
+
+
+def _check_apart(trained: Sequence[TokenizedData], held: Sequence[TokenizedData]) -> None:
+    """Raises a `UserError` if the same rows are trained on and held out."""
+    whole = {part.source for part in trained if part.whole}
+    for part in held:
+        if part.whole and part.source in whole:
+            raise UserError(
+                f"{part.source}: it is there for training and for validation, and its rows do not "
+                "say which is which in a column 'split'; let config.data.hold_out be a share of "
+                "the prompts instead"
+            )
 
 
 def _load(

@@ -183,6 +183,7 @@ def describe_data(data: TokenizedData) -> dict[str, Any]:
         "source": data.source,
         "fingerprint": data.key,
         "samples": data.counts,
+        "notes": list(data.notes),
         "tokens": {
             "mean": float(data.lengths.mean()),
             "max": int(data.lengths.max()),
