@@ -1,5 +1,6 @@
 """Which sequences of tokens should share what they begin with."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ def prefix_groups(tokens: Sequence[np.ndarray]) -> list[list[int]]:
 
     Sequences are sorted, so that those with a long common prefix are neighbours. The best division
     of the first n of them follows from the best divisions of fewer, for every possible last group.
-    What is short, such as a template's first tokens, is not shared: smaller groups fill rows better.
+    A short prefix, such as a template's first tokens, is not shared: small groups fill rows better.
 
     Args:
       tokens: each int32 [length], all different.
@@ -27,7 +28,7 @@ def prefix_groups(tokens: Sequence[np.ndarray]) -> list[list[int]]:
       The numbers of the sequences of each group.
     """
     order = sorted(range(len(tokens)), key=lambda i: tokens[i].astype(">i4").tobytes())
-    shared = [_worth_sharing(tokens[a], tokens[b]) for a, b in zip(order, order[1:])]
+    shared = [_worth_sharing(tokens[a], tokens[b]) for a, b in itertools.pairwise(order)]
     saved, begins = [0], [0]  # by the first n sequences, and where their last group begins
     for end in range(1, len(order) + 1):
         best, begin, prefix = saved[end - 1], end - 1, None

@@ -165,24 +165,24 @@ class RowReader:
         """All pairs of a ranked list: each response with every one that is worse."""
         (field,) = layout.responses
         responses, ranks = _ranked(layout, row)
+        samples = []
+        for number, response in enumerate(responses, start=1):
+            where = f"{row.where}, {field} {number}"
+            found = self.conversation(row.fields, field, where, layout.prompt, response)
+            samples.append(Sample(found, (), row.where, row.number))
+        scored = row.fields.get(layout.scores) is not None
         pairs = []
-        conversations = [
-            self.conversation(
-                row.fields, field, f"{row.where}, response {number}", layout.prompt, r
-            )
-            for number, r in enumerate(responses, start=1)
-        ]
-        for one, two in itertools.combinations(range(len(responses)), 2):
+        for one, two in itertools.combinations(range(len(samples)), 2):
             better, worse = (one, two) if ranks[one] <= ranks[two] else (two, one)
-            known = layout.element or row.fields.get(layout.scores) is not None
-            strength = float(ranks[worse] - ranks[better]) if known else math.nan
-            where = f"{row.where}, responses {better + 1} and {worse + 1}"
-            pairs.append(
-                tuple(
-                    Sample(conversations[i], (), where, row.number, strength)
-                    for i in (better, worse)
-                )
+            apart = float(ranks[worse] - ranks[better])
+            # Ranks say which is better, or neither, but not how much.
+            strength = apart if scored or not apart else math.nan
+            where = f"{row.where}, {field} {better + 1} and {worse + 1}"
+            chosen, rejected = (
+                dataclasses.replace(samples[i], where=where, strength=strength)
+                for i in (better, worse)
             )
+            pairs.append((chosen, rejected))
         return pairs
 
 
@@ -193,17 +193,16 @@ def _ranked(layout: Layout, row: Row) -> tuple[list[Any], list[float]]:
     if not isinstance(values, list) or len(values) < 2:
         raise UserError(f"{row.where}: field {field!r} is no list of two responses or more")
     if layout.element:
-        for number, value in enumerate(values, start=1):
-            check_fields(
-                value if isinstance(value, dict) else {},
-                layout.element,
-                f"{row.where}, {field} {number}",
-            )
         response, rank = layout.element
-        return [v[response] for v in values], [number_field(v, rank, row.where) for v in values]
+        ranks = []
+        for number, value in enumerate(values, start=1):
+            where = f"{row.where}, {field} {number}"
+            check_fields(value if isinstance(value, dict) else {}, layout.element, where)
+            ranks.append(number_field(value, rank, where))
+        return [value[response] for value in values], ranks
     scores = row.fields.get(layout.scores)
     if scores is None:
-        return values, list(map(float, range(len(values))))
+        return values, [float(number) for number in range(len(values))]
     if not isinstance(scores, list) or len(scores) != len(values):
         raise UserError(
             f"{row.where}: field {layout.scores!r} is not a list of {len(values)} numbers, one for "

@@ -1,7 +1,7 @@
 """Texts in which marks separate the turns, as hh-rlhf and HelpSteer2 write conversations.
 
-\\n\\nHuman: ...\\n\\nAssistant: ...                      hh-rlhf
-...\\n<extra_id_1>Assistant\\n...\\n<extra_id_1>User\\n    HelpSteer2, which begins with the user
+hh-rlhf:     \\n\\nHuman: hi\\n\\nAssistant: hello
+HelpSteer2:  hi\\n<extra_id_1>Assistant\\nhello\\n<extra_id_1>User\\nwhy?
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The items of a benchmark: conversations that answer one prompt, some of them better than others."""
+"""The items of a benchmark: conversations that are compared, some of them better than others."""
 
 import dataclasses
 import hashlib
@@ -55,6 +55,11 @@ class Item:
     def prompt(self) -> list[Message]:
         """The messages that all conversations begin with."""
         return self.conversations[0].messages[: shared_messages(self.conversations)]
+
+    @property
+    def is_same(self) -> bool:
+        """Whether all conversations say the same."""
+        return len(set(map(conversation_key, self.conversations))) == 1
 
     @property
     def responses(self) -> tuple[str, ...]:
@@ -122,10 +127,7 @@ class BenchmarkData:
             reason = EMPTY
         elif item.strength == 0:
             reason = TIE
-        elif (
-            self.benchmark.row_format == "pairs"
-            and len(set(map(conversation_key, item.conversations))) == 1
-        ):
+        elif self.benchmark.row_format == "pairs" and item.is_same:
             reason = EQUAL
         self.dropped.update([reason] if reason else [])
         return bool(reason)

@@ -41,7 +41,7 @@ class ItemScores:
 
 
 class ScoreCache:
-    """Scores by the conversation's tokens, in a file of JSON lines to which whole lines are appended.
+    """Scores by tokens, in a file of JSON lines to which whole lines are appended.
 
     If the process is killed while it writes, the last line is incomplete; it is dropped, and its
     conversation is scored again.
@@ -103,7 +103,7 @@ def score_items(
 
     The longest come first: if memory is too small, that shows at once.
     """
-    encoded: dict[str, "Encoded"] = {}
+    encoded: dict[str, Encoded] = {}
     keys: list[list[list[str]]] = []
     for part in data:
         keys.append([])
