@@ -15,6 +15,10 @@ from rmjax.data.turn_marks import has_marks, is_open_dialogue, split_turns
 _MESSAGES = ("messages", "conversations", "conversation")  # what a mapping may call them
 
 
+class PromptError(ValueError):
+    """What is wrong with the prompt of a conversation whose prompt and response stand apart."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Conversation:
     """Messages, of which the last is the response.
@@ -84,7 +88,8 @@ def parse_response(
       tools: likewise.
 
     Raises:
-      ValueError: what is wrong with them, in words that follow "field 'response' ".
+      PromptError: what is wrong with the prompt, in words that follow "field 'prompt' ".
+      ValueError: what is wrong with the response, in words that follow "field 'response' ".
     """
     response, tools = _unwrapped(response, tools)
     prompt, tools = _unwrapped(prompt, tools)
@@ -94,7 +99,7 @@ def parse_response(
     try:
         before = _with_system(parse_prompt(prompt), system)
     except ValueError as error:
-        raise ValueError(f"has a prompt that {error}") from error
+        raise PromptError(*error.args) from error
     if isinstance(response, str):
         after = [{"role": "assistant", "content": response}]
     else:

@@ -12,14 +12,14 @@ _WORTH = 4  # a prefix is shared if it is at least this part of the shorter sequ
 
 
 def prefix_groups(tokens: Sequence[np.ndarray]) -> list[list[int]]:
-    """Divides sequences into groups so that the fewest tokens are computed.
+    """Divides sequences into groups so that few tokens are computed.
 
     A group computes what all of its sequences begin with once. Only tokens decide: neither does it
     matter where a prompt ends, nor in which order the sequences come.
 
-    Sequences are sorted, so that those with a long common prefix are neighbours. The best division
-    of the first n of them follows from the best divisions of fewer, for every possible last group.
-    A short prefix, such as a template's first tokens, is not shared: small groups fill rows better.
+    Sequences are sorted, so that those with a long common prefix are neighbours, and groups are
+    runs of neighbours. The best division of the first n of them follows from the best divisions of
+    fewer, for every possible last group. A short prefix, such as a template's first tokens, is not shared: small groups fill rows better.
 
     Args:
       tokens: each int32 [length], all different.

@@ -162,8 +162,8 @@ def _generated_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
     return generate(int(count), split)
 
 
-from collections import Counter
 import dataclasses
+from collections import Counter
 from typing import NamedTuple
 
 

@@ -8,7 +8,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rmjax.data.conversation import Conversation, parse_conversation, parse_response, prompt_key
+from rmjax.data.conversation import (
+    Conversation,
+    PromptError,
+    parse_conversation,
+    parse_response,
+    prompt_key,
+)
 from rmjax.data.layouts import Layout, find_layout
 from rmjax.data.readers import GENERATED, Row, open_source
 from rmjax.errors import UserError
@@ -102,7 +108,8 @@ class RowReader:
             else:
                 found = parse_conversation(value, *beside)
         except ValueError as error:
-            raise UserError(f"{where}: field {field!r} {error}") from error
+            wrong = prompt if isinstance(error, PromptError) else field
+            raise UserError(f"{where}: field {wrong!r} {error}") from error
         if found.has_marks:
             self._marked.append(where)
         return found

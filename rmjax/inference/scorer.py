@@ -8,12 +8,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, Int64
 from rich.progress import track
 
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import open_pretrained
-from rmjax.data.conversation import Conversation, parse_conversation, parse_response
+from rmjax.data.batches import Batches
+from rmjax.data.conversation import (
+    Conversation,
+    PromptError,
+    parse_conversation,
+    parse_response,
+)
 from rmjax.data.prefix_groups import prefix_groups
 from rmjax.data.tokenize import unread_notes
 from rmjax.data.tokenized import in_memory
@@ -111,7 +117,8 @@ class Scorer:
             try:
                 conversations.append(parse_response(prompt, response))
             except ValueError as error:
-                raise UserError(f"response {name} {error}") from error
+                wrong = "the prompt" if isinstance(error, PromptError) else f"response {name}"
+                raise UserError(f"{wrong} {error}") from error
         first, second = self._score(conversations, ("response a", "response b"))
         scores = np.asarray([list(score.attributes.values()) for score in (first, second)])
         values = self.rule.values(scores)
@@ -136,7 +143,7 @@ class Scorer:
             try:
                 parsed.append(parse_conversation(value))
             except ValueError as error:
-                raise UserError(f"{name} {error}") from error
+                raise UserError(f"{name}: {error}") from error
         return self._score(parsed, names)
 
     def _score(self, conversations: Sequence[Conversation], names: Sequence[str]) -> list[Score]:
@@ -213,15 +220,19 @@ class Scorer:
             for row, value, e in zip(scores, values, encoded)
         ]
 
+    def _plan(self, tokens: Sequence[np.ndarray]) -> tuple[list[Batches], Int64[np.ndarray, "N"]]:
+        """Batches that hold each sequence once, and which of `tokens` each of their samples is."""
+        groups = prefix_groups(tokens) if self.share_prompts else [[i] for i in range(len(tokens))]
+        group_of = {i: number for number, group in enumerate(groups) for i in group}
+        data, order = in_memory(tokens, [group_of[i] for i in range(len(tokens))])
+        return scoring_batches(data, self.model, self.share_prompts), order
+
     def _compute(self, tokens: Sequence[np.ndarray]) -> Float32[np.ndarray, "N A"]:
         """Scores of token sequences, all different."""
         self.work.conversations += len(tokens)
         self.work.tokens += sum(map(len, tokens))
-        groups = prefix_groups(tokens) if self.share_prompts else [[i] for i in range(len(tokens))]
-        prompts = {i: number for number, group in enumerate(groups) for i in group}
-        data, order = in_memory(tokens, [prompts[i] for i in range(len(tokens))])
         scores = np.empty((len(tokens), len(self.attributes)), np.float32)
-        planned = scoring_batches(data, self.model, self.share_prompts)
+        planned, order = self._plan(tokens)
         steps = [(batches, step) for batches in planned for step in range(len(batches))]
         for batches, step in track(
             steps, description="scoring", disable=len(steps) < _BAR_FROM, transient=True

@@ -67,13 +67,13 @@ class Counting(Scorer):
 
     def __init__(self, scorer, limit=10**9):
         self.scorer, self.limit, self.asked = scorer, limit, []
-        self.model = scorer.model
+        self.model, self.encode = scorer.model, scorer.encode
 
-    def score_many(self, conversations):
+    def score_encoded(self, encoded):
         if len(self.asked) >= self.limit:
             raise KeyboardInterrupt
-        self.asked += [json.dumps(c) for c in conversations]
-        return self.scorer.score_many(conversations)
+        self.asked += [e.tokens.tobytes() for e in encoded]
+        return self.scorer.score_encoded(encoded)
 
 
 def test_no_text_is_scored_twice(scorer, tmp_path):
@@ -88,7 +88,7 @@ def test_no_text_is_scored_twice(scorer, tmp_path):
     assert len(counting.asked) == len(set(counting.asked)) == 13
     np.testing.assert_array_equal(found[0][0].scores, found[0][6].scores)
     np.testing.assert_array_equal(found[0][1].scores, found[1][1].scores)
-    direct = scorer.score_many(both[0].items[2].conversations())
+    direct = scorer.score_many([c.messages for c in both[0].items[2].conversations])
     expected = [list(score.attributes.values()) for score in direct]
     np.testing.assert_allclose(found[0][2].scores, expected, atol=1e-5)
 
@@ -191,7 +191,7 @@ def made_scores(rng, count: int, weights) -> tuple[list[ItemScores], np.ndarray]
 def test_fitted_weights_are_the_maximum_of_the_likelihood(rng, tmp_path):
     data = read("pairs", write(tmp_path / "a.jsonl", pairs(400)))
     scored, differences = made_scores(rng, len(data.items), np.asarray([1.0, -0.5, 0.0]))
-    fitted = fit_weights(data, scored, ("a", "b", "c"))
+    fitted = fit_weights(ScoredBenchmark.of(data, ("a", "b", "c"), scored, "drop"))
     scale = np.mean(differences**2, axis=0)
     expected = optimize.minimize(
         lambda w: np.logaddexp(0, -differences @ w).mean() + 1e-3 * scale @ w**2,
@@ -240,7 +240,7 @@ def test_one_pass_gives_every_rule(model, scorer, tmp_path):
     report = report_evaluation(model, data, tmp_path / "out", settings=SETTINGS)
     (found,) = report["benchmarks"]
     assert set(found["rules"]) == {*HELPSTEER2, *PUBLISHED}
-    both = [scorer.score_many(item.conversations()) for item in data[0].items]
+    both = [scorer.score_many([c.messages for c in item.conversations]) for item in data[0].items]
     for name, rule in all_rules(score_model(model, data, SETTINGS, tmp_path / "out"), None).items():
         assert isinstance(rule, ScalarRule)
         weights = rule.weights
@@ -324,7 +324,7 @@ def test_ratings_are_correlated_with_every_attribute(model, scorer, tmp_path, rn
     ]
     data = read_benchmarks([f"ratings={write(tmp_path / 'r.jsonl', rows)}"])
     (found,) = report_evaluation(model, data, tmp_path / "out", settings=SETTINGS)["benchmarks"]
-    texts = [c for item in data[0].items for c in item.conversations()]
+    texts = [c.messages for item in data[0].items for c in item.conversations]
     scores = np.asarray([list(s.attributes.values()) for s in scorer.score_many(texts)])
     labels = [r["verbosity"] for item in data[0].items for r in item.ratings]
     expected = [np.corrcoef(x, labels)[0, 1] for x in scores.T]

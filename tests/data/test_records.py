@@ -26,7 +26,14 @@ def lines(*rows):
 
 
 def read(path, split="train", attributes=("helpful",), label_range=(0.0, 4.0)):
-    return read_samples(str(path), split, attributes, label_range)
+    """The samples of a source of ratings."""
+    records = read_samples(str(path), split, attributes, label_range)
+    return [sample for (sample,) in records.entries]
+
+
+def pairs_in(source, split="train"):
+    """The pairs of a source."""
+    return read_pairs(str(source), split).entries
 
 
 def labels(samples):
@@ -55,8 +62,8 @@ def test_every_format_reads_the_same(suffix, tmp_path):
     ]
     path = write(tmp_path / f"data{suffix}", rows)
     first, second, third = read(path)
-    assert [m["content"] for m in first.prompt] == ["a", "b", "c"]
-    assert first.response == "é\u2028 x\n"
+    assert [m["content"] for m in first.conversation.prompt] == ["a", "b", "c"]
+    assert first.conversation.response == "é\u2028 x\n"
     assert (first.labels, second.labels) == ((1.0,), (2.5,))
     assert math.isnan(third.labels[0])
     assert [s.where for s in (first, third)] == [f"{path} row 1", f"{path} row 3"]
@@ -65,7 +72,10 @@ def test_every_format_reads_the_same(suffix, tmp_path):
 @SUFFIXES
 def test_messages_as_prompts_read_the_same(suffix, tmp_path):
     messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
-    assert read(write(tmp_path / f"x{suffix}", [row(prompt=messages)]))[0].prompt == messages
+    assert (
+        read(write(tmp_path / f"x{suffix}", [row(prompt=messages)]))[0].conversation.prompt
+        == messages
+    )
 
 
 def test_a_directory_as_helpsteer2_has_it(tmp_path):
@@ -80,8 +90,8 @@ def test_a_directory_as_helpsteer2_has_it(tmp_path):
 
     train = read(tmp_path, "train", HELPSTEER2)
     validation = read(tmp_path, "validation", HELPSTEER2)
-    assert [s.response for s in train] == [f"train {i}" for i in range(4)]
-    assert [s.response for s in validation] == ["validation 0", "validation 1"]
+    assert [s.conversation.response for s in train] == [f"train {i}" for i in range(4)]
+    assert [s.conversation.response for s in validation] == ["validation 0", "validation 1"]
     assert validation[0].labels == (3.0,) * 5
     assert validation[1].where == f"{tmp_path / 'validation.jsonl.gz'} row 2"
 
@@ -124,8 +134,8 @@ def test_attributes_come_in_the_order_asked_for(tmp_path):
 def test_text_that_looks_like_a_date_stays_text(tmp_path):
     dates = ["2020-01-01", "2020-01-01 10:00:00", "2020-01-01T10:00:00Z"]
     path = write(tmp_path / "x.jsonl", [row(prompt=d, response=d) for d in dates])
-    assert [s.response for s in read(path)] == dates
-    assert [s.prompt[0]["content"] for s in read(path)] == dates
+    assert [s.conversation.response for s in read(path)] == dates
+    assert [s.conversation.prompt[0]["content"] for s in read(path)] == dates
 
 
 def test_a_value_far_down_the_file_may_be_the_first_of_its_kind(tmp_path):
@@ -147,7 +157,7 @@ def test_a_rewritten_file_is_read_anew_whatever_its_time(tmp_path):
 def test_prompts_may_be_text_in_one_row_and_messages_in_the_next(tmp_path):
     rows = [row(), row(prompt=[{"role": "user", "content": "p"}])]
     first, second = read(write(tmp_path / "x.jsonl", rows))
-    assert first.prompt == second.prompt
+    assert first.conversation.prompt == second.conversation.prompt
 
 
 def test_a_byte_order_mark_blank_lines_and_windows_ends_do_no_harm(tmp_path):
@@ -167,10 +177,8 @@ ROW_ERRORS = {
     "no rating column": ({"prompt": "p", "response": "r"}, "field 'helpful' is missing"),
     "no response column": ({"prompt": "p", "helpful": 1}, "field 'response' is missing"),
     "no prompt column": ({"response": "p", "helpful": 1}, "field 'prompt' is missing"),
-    "empty response": (row(response=""), "field 'response' is empty"),
-    "blank response": (row(response=" \n\t"), "field 'response' is empty"),
     "no response": (row(response=None), "field 'response' is NoneType"),
-    "response as list": (row(response=["x"]), "field 'response' is list"),
+    "response as number": (row(response=3), "field 'response' is int"),
     "no prompt": (row(prompt=None), "field 'prompt' is NoneType"),
     "prompt ends wrongly": (row(prompt="a\n<extra_id_1>Assistant\nb"), "field 'prompt' ends"),
 }
@@ -237,7 +245,7 @@ FILE_ERRORS = {
 def test_a_json_file_is_a_list_of_rows(tmp_path):
     (tmp_path / "data.json").write_bytes(b"[" + lines(row()).strip() + b"]")
     (sample,) = read(tmp_path / "data.json")
-    assert sample.response == row()["response"]
+    assert sample.conversation.response == row()["response"]
 
 
 @pytest.mark.parametrize("name", FILE_ERRORS)
@@ -294,17 +302,19 @@ def test_generated_rows_are_pairs_and_always_the_same():
     assert len(train) == 30
     # By their texts: from Python 3.13 on, a NaN makes a dataclass unequal to itself.
     assert repr(train) == repr(read("generated:30", "train", HELPSTEER2))
-    assert all(a.prompt == b.prompt for a, b in zip(train[::2], train[1::2]))
-    assert len({s.prompt[0]["content"] for s in train}) == 15
+    assert all(
+        a.conversation.prompt == b.conversation.prompt for a, b in zip(train[::2], train[1::2])
+    )
+    assert len({s.conversation.prompt[0]["content"] for s in train}) == 15
     other = read("generated:30", "validation", HELPSTEER2)
-    assert [s.response for s in train] != [s.response for s in other]
+    assert [s.conversation.response for s in train] != [s.conversation.response for s in other]
 
 
 def test_generated_ratings_follow_from_the_text():
     """By the rules in its documentation, read back from the text here."""
     samples = read("generated:400", "train", HELPSTEER2)
     for sample in samples:
-        text = sample.response
+        text = sample.conversation.response
         wrong = sum(text.count(s) for s in ("it is a lie!", "2+2=5!", "pigs fly!"))
         hard = sum(text.count(s) for s in ("ergo", "per quantum", "via zygotic"))
         muddled = sum(text.count(s) for s in ("uh um uh", "er um hm", "um so er"))
@@ -331,8 +341,8 @@ def test_real_ratings(shared_data):
     samples = read(path, attributes=names, label_range=(0.0, 5.0))
     raw = [json.loads(line) for line in path.open(encoding="utf-8")]
     assert labels(samples) == [tuple(r[n] for n in names) for r in raw]
-    assert [s.prompt for s in samples] == [r["prompt"] for r in raw]
-    assert [s.response for s in samples] == [r["response"] for r in raw]
+    assert [s.conversation.prompt for s in samples] == [r["prompt"] for r in raw]
+    assert [s.conversation.response for s in samples] == [r["response"] for r in raw]
     with pytest.raises(UserError, match=r"field 'overall' is .*, outside 1 to 3"):
         read(path, attributes=names, label_range=(1.0, 3.0))
 
@@ -346,9 +356,7 @@ def test_a_hub_data_set_is_read_by_split_and_known_by_its_contents(monkeypatch):
         return datasets.Dataset.from_list(rows)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    (sample,) = read_samples(
-        "nvidia/HelpSteer2", "validation", ("helpfulness", "verbosity"), (0, 4)
-    )
+    (sample,) = read("nvidia/HelpSteer2", "validation", ("helpfulness", "verbosity"))
     assert asked == [("nvidia/HelpSteer2", "validation")]
     assert sample.labels[0] == 3 and math.isnan(sample.labels[1])
     before = fingerprint("nvidia/HelpSteer2", "train")
@@ -364,10 +372,16 @@ def test_a_hub_data_set_is_read_by_split_and_known_by_its_contents(monkeypatch):
 def test_pairs_are_read_from_every_format(suffix, tmp_path):
     rows = [{"prompt": "p", "chosen": "good", "rejected": "bad"}] * 2
     rows += [{"prompt": "q", "chosen": "", "rejected": "r"}]
-    pairs = read_pairs(str(write(tmp_path / f"data{suffix}", rows)), "train")
-    assert [[s.response for s in pair] for pair in pairs] == [["good", "bad"]] * 2 + [["", "r"]]
+    pairs = pairs_in(write(tmp_path / f"data{suffix}", rows), "train")
+    assert [[s.conversation.response for s in pair] for pair in pairs] == [["good", "bad"]] * 2 + [
+        ["", "r"]
+    ]
     assert [s.row for pair in pairs for s in pair] == [1, 1, 2, 2, 3, 3]
-    assert pairs[0][0].prompt == pairs[0][1].prompt == [{"role": "user", "content": "p"}]
+    assert (
+        pairs[0][0].conversation.prompt
+        == pairs[0][1].conversation.prompt
+        == [{"role": "user", "content": "p"}]
+    )
 
 
 @pytest.mark.parametrize(
@@ -379,14 +393,14 @@ def test_pairs_are_read_from_every_format(suffix, tmp_path):
         ),
         ({"prompt": "p", "chosen": "a", "rejected": 3}, "row 2: field 'rejected' is int"),
         ({"chosen": "a", "rejected": "b"}, "row 2: field 'chosen' does not begin with"),
-        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "field 'chosen' has a prompt that is int"),
+        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "field 'prompt' is int"),
     ],
 )
 def test_a_broken_pair_names_file_row_and_field(bad, said, tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(lines({"prompt": "p", "chosen": "a", "rejected": "b"}, bad))
     with pytest.raises(UserError, match=said) as error:
-        read_pairs(str(path), "train")
+        pairs_in(path, "train")
     assert str(path) in str(error.value)
 
 
@@ -406,11 +420,18 @@ def test_helpsteer2_preference_has_sign_strength_and_split(tmp_path):
     directory = tmp_path / "HelpSteer2" / "preference"
     directory.mkdir(parents=True)
     write(directory / "preference.jsonl.gz", rows)
-    found = read_pairs(str(directory), "train")
-    said = [(a.response, b.response, a.strength, b.strength, a.row) for a, b in found]
+    found = pairs_in(directory, "train")
+    said = [
+        (a.conversation.response, b.conversation.response, a.strength, b.strength, a.row)
+        for a, b in found
+    ]
     assert said == [("one", "two", 3, 3, 1), ("two", "one", 2, 2, 2), ("one", "two", 0, 0, 3)]
-    ((chosen, rejected),) = read_pairs(str(directory), "validation")
-    assert (chosen.response, rejected.response, chosen.strength) == ("two", "one", 1)
+    ((chosen, rejected),) = pairs_in(directory, "validation")
+    assert (chosen.conversation.response, rejected.conversation.response, chosen.strength) == (
+        "two",
+        "one",
+        1,
+    )
     # The same layout as datasets reads it from the hub, where it is one directory of a repository.
     loaded = datasets.load_dataset(str(directory.parent), data_dir="preference", split="train")
     assert list(loaded) == rows
@@ -424,8 +445,8 @@ def test_a_directory_of_a_hub_repository(monkeypatch):
         return datasets.Dataset.from_list([preference(1), preference(-1, "validation")])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    ((chosen, _),) = read_pairs("nvidia/HelpSteer2/preference", "validation")
-    assert chosen.response == "one"
+    ((chosen, _),) = pairs_in("nvidia/HelpSteer2/preference", "validation")
+    assert chosen.conversation.response == "one"
     assert asked == [("nvidia/HelpSteer2", "preference", "train")]
     assert fingerprint("nvidia/HelpSteer2/preference", "train") != fingerprint(
         "nvidia/HelpSteer2/preference", "validation"
@@ -436,18 +457,18 @@ def test_a_directory_of_a_hub_repository(monkeypatch):
 def test_chosen_and_rejected_may_say_how_much(field, tmp_path):
     pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
     path = write(tmp_path / "x.jsonl", [pair | {field: 1.5}, pair, pair | {field: None}])
-    strengths = [chosen.strength for chosen, _ in read_pairs(str(path), "train")]
+    strengths = [chosen.strength for chosen, _ in pairs_in(path, "train")]
     assert strengths[0] == 1.5 and all(map(math.isnan, strengths[1:]))
     path = write(tmp_path / "y.jsonl", [pair | {field: -1}])
     with pytest.raises(UserError, match=rf"row 1: field '{field}' is -1: it says that 'rejected'"):
-        read_pairs(str(path), "train")
+        pairs_in(path, "train")
 
 
 @pytest.mark.parametrize("strength", ["2", None, math.nan, True])
 def test_a_strength_is_a_number(strength, tmp_path):
     path = write(tmp_path / "x.jsonl", [preference(strength)])
     with pytest.raises(UserError, match=r"row 1: field 'preference_strength' is .*expected a num"):
-        read_pairs(str(path), "train")
+        pairs_in(path, "train")
 
 
 def test_ratings_become_pairs_by_their_difference(tmp_path):
@@ -463,7 +484,7 @@ def test_ratings_become_pairs_by_their_difference(tmp_path):
     ]
     samples = read(write(tmp_path / "x.jsonl", rows))
     found = pairs_of_ratings(samples, "helpful")
-    said = [(a.response, b.response, a.strength) for a, b in found]
+    said = [(a.conversation.response, b.conversation.response, a.strength) for a, b in found]
     assert said == [("3", "1", 2), ("3 too", "1", 2), ("3", "3 too", 0)]
     with pytest.raises(UserError, match="no prompt has two responses with a rating of 'helpful'"):
         pairs_of_ratings(samples[2:3], "helpful")

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmjax.data import tokenize
+from rmjax.data.conversation import Conversation
 from rmjax.data.tokenize import load_tokenized
 from rmjax.data.tokenized import hold_out, join
 from rmjax.data.tokenizer import byte_tokenizer, encode, truncate_left
@@ -115,7 +116,7 @@ def test_the_key_does_not_depend_on_what_the_tokenizer_did_before(tmp_path):
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.enable_truncation(8)
     before = load(source, tokenizer).key
-    encode(tokenizer, [{"role": "user", "content": "hi"}])
+    encode(tokenizer, Conversation([{"role": "user", "content": "hi"}]))
     assert load(source, tokenizer).key == before == load(source).key
 
 
@@ -350,7 +351,7 @@ def test_a_pair_is_its_chosen_and_its_rejected_sample(tmp_path):
             {"role": "user", "content": prompt},
             {"role": "assistant", "content": response},
         ]
-        np.testing.assert_array_equal(data.sequence(i), encode(BYTES, messages))
+        np.testing.assert_array_equal(data.sequence(i), encode(BYTES, Conversation(messages)))
     np.testing.assert_array_equal(data.prompt_ids, [0, 0, 0, 0, 1, 1])
     np.testing.assert_array_equal(data.rows, [1, 1, 3, 3, 2, 2])
     np.testing.assert_array_equal(data.chosen, [True, False] * 3)

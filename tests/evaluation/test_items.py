@@ -7,7 +7,7 @@ from rmjax.errors import UserError
 from rmjax.evaluation.benchmarks import BENCHMARKS
 from rmjax.evaluation.items import BenchmarkData
 
-ASK = ({"role": "user", "content": "Why?"},)
+ASK = [{"role": "user", "content": "Why?"}]
 
 
 def write(path, rows):
@@ -88,7 +88,7 @@ def test_pairs_in_every_form_of_training(tmp_path):
     assert [item.responses for item in data.items] == [("b", "a"), ("e", "f")]
     assert (data.items[0].strength, data.items[1].subset, data.items[1].id) == (2.0, "mine", "q")
     assert data.dropped == {
-        "a tie of the people who judged": 1,
+        "a tie": 1,
         "an empty response": 1,
         "chosen equals rejected": 1,
     }
