@@ -160,35 +160,3 @@ def _generated_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
     if not count.isdecimal() or int(count) < 2:
         raise UserError(f"{source}: expected generated:COUNT with COUNT at least 2")
     return generate(int(count), split)
-
-
-import dataclasses
-from collections import Counter
-from typing import NamedTuple
-
-
-class Row(NamedTuple):
-    where: str
-    number: int
-    fields: dict[str, Any]
-
-
-@dataclasses.dataclass
-class Source:
-    name: str
-    _source: str
-    _split: str
-    skipped: Counter[str] = dataclasses.field(default_factory=Counter)
-    whole: bool = False
-
-    def __iter__(self):
-        _, rows = read_rows(self._source, self._split)
-        for number, fields in enumerate(rows, 1):
-            yield Row(f"{self.name} row {number}", number, fields)
-
-    def fingerprint(self):
-        return fingerprint(self._source, self._split)
-
-
-def open_source(source: str, split: str, pairs: bool | None = None) -> Source:
-    return Source(origin(source, split), source, split)
