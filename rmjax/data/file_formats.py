@@ -1,0 +1,267 @@
+"""Files of rows, by their suffix: JSON, CSV, parquet and Arrow, each row as it is written.
+
+datasets and pyarrow take seconds to import and most files need neither, so pyarrow is imported
+where it is used.
+"""
+
+import codecs
+import contextlib
+import csv
+import gzip
+import io
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rmjax.errors import UserError
+
+Fields = dict[str, Any]
+
+# Columns of a CSV file that hold text even where all of it looks like numbers.
+_TEXT = re.compile(
+    r"(id|prompt|instruction|question|query|context|system|input|response|answer|completion|output"
+    r"|chosen|rejected|text|messages|conversation|subset|source|domain)(_?[0-9a-z])?",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?|NaN|nan", re.ASCII)
+_INDEX = re.compile(r"__index_level_\d+__")  # pandas' row numbers
+
+
+def suffix_of(path: Path) -> str:
+    """Which of `SUFFIXES` a file has, such as `.jsonl.gz`; empty for none of them."""
+    return next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
+
+
+def read_file(path: Path) -> Iterator[Fields]:
+    """The rows of a file; its suffix is one of `SUFFIXES`.
+
+    Raises:
+      UserError: naming the file, and the row if there is one to blame.
+    """
+    kind, _, compression = suffix_of(path)[1:].partition(".")
+    if kind in _BINARY:
+        return _BINARY[kind](path)
+    return _TEXTS[kind](path, _Lines(path, compression))
+
+
+def arrow_rows(batches: Iterable[Any]) -> Iterator[Fields]:
+    """The rows of Arrow's record batches.
+
+    A struct has all the keys that any row has, and null where a row lacks one: a tool call would
+    get the arguments of all the others. So nulls of structs are left out, except in JSON texts,
+    where they were written.
+    """
+    for batch in batches:
+        columns = {
+            field.name: _decoded_values(column.to_pylist(), _decoder(field))
+            for field, column in zip(batch.schema, batch.columns)
+            if not _INDEX.fullmatch(field.name)
+        }
+        for row in zip(*columns.values()):
+            yield dict(zip(columns, row))
+
+
+def _decoded_values(values: list[Any], decode: Callable[[Any], Any] | None) -> list[Any]:
+    return values if decode is None else [None if v is None else decode(v) for v in values]
+
+
+def _decoder(field: Any) -> Callable[[Any], Any] | None:
+    """What has to be done to a value that is not null; None for nothing."""
+    import pyarrow.types as kinds
+
+    metadata = field.metadata or {}
+    named = getattr(field.type, "extension_name", "") or metadata.get(b"ARROW:extension:name", b"")
+    if named in ("arrow.json", b"arrow.json"):  # how datasets keeps values of several types
+        return json.loads
+    if kinds.is_struct(field.type):
+        inner = {part.name: _decoder(part) for part in field.type}
+        return lambda value: {
+            key: decode(v) if (decode := inner[key]) else v
+            for key, v in value.items()
+            if v is not None
+        }
+    if kinds.is_list(field.type) or kinds.is_large_list(field.type):
+        decode = _decoder(field.type.value_field)
+        if decode is not None:
+            return lambda values: _decoded_values(values, decode)
+    return None
+
+
+def _parquet_rows(path: Path) -> Iterator[Fields]:
+    from pyarrow import parquet
+
+    with _arrow_errors(path), parquet.ParquetFile(path) as table:
+        yield from arrow_rows(table.iter_batches())
+
+
+def _arrow_file_rows(path: Path) -> Iterator[Fields]:
+    import pyarrow
+
+    with _arrow_errors(path), pyarrow.memory_map(str(path)) as stream:
+        magic = stream.read(6)
+        stream.seek(0)
+        if magic == b"ARROW1":
+            reader = pyarrow.ipc.open_file(stream)
+            yield from arrow_rows(map(reader.get_batch, range(reader.num_record_batches)))
+        else:  # the streaming format, which datasets writes
+            yield from arrow_rows(pyarrow.ipc.open_stream(stream))
+
+
+@contextlib.contextmanager
+def _arrow_errors(path: Path) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+class _Lines:
+    """The lines of a text file, as often as they are asked for."""
+
+    def __init__(self, path: Path, compression: str):
+        self.path, self.compression = path, compression
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            with _opened(self.path, self.compression) as stream:
+                yield from stream
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{self.path}: cannot be read ({error})") from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path, compression: str) -> Iterator[Iterable[bytes]]:
+    if compression == "zst":
+        import pyarrow
+
+        with (
+            pyarrow.OSFile(str(path)) as file,
+            pyarrow.CompressedInputStream(file, "zstd") as stream,
+        ):
+            yield io.BufferedReader(stream)  # pyright: ignore[reportArgumentType]
+    else:
+        with (gzip.open if compression else open)(path, "rb") as stream:
+            yield stream
+
+
+# ---- JSON ----------------------------------------------------------------------------------------
+
+
+def _json_lines(path: Path, lines: Iterable[bytes]) -> Iterator[Fields]:
+    # Line by line, each value as it is written. pyarrow and datasets guess a column's type from
+    # its first block: a date-like text becomes a date, a 2.5 after 10 MB of whole numbers an error.
+    for number, line in enumerate(filter(bytes.strip, lines), start=1):
+        yield _parse_line(line, f"{path} row {number}")
+
+
+def _parse_line(line: bytes, where: str) -> Fields:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 (byte {error.start} of the line)") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: broken JSON ({error})") from error
+    return _object(row, where)
+
+
+def _object(row: Any, where: str) -> Fields:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def _json_rows(path: Path, lines: Iterable[bytes]) -> Iterator[Fields]:
+    """A list of objects, or JSON lines, which many programs call `.json` too."""
+    rest = iter(lines)
+    first = next((line for line in rest if line.removeprefix(codecs.BOM_UTF8).strip()), b"{}")
+    if not first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        try:
+            json.loads(first.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{path}: expected a list of JSON objects, or one object a line ({error})"
+            ) from error
+        yield from _json_lines(path, lines)
+        return
+    try:
+        rows = json.loads(b"".join([first, *rest]).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    for number, row in enumerate(rows, start=1):
+        yield _object(row, f"{path} row {number}")
+
+
+# ---- CSV -----------------------------------------------------------------------------------------
+
+
+def _csv_rows(path: Path, lines: Iterable[bytes]) -> Iterator[Fields]:
+    """The rows behind a header. An empty cell is None.
+
+    CSV does not say what is a number. A column holds numbers if every cell that is not empty is
+    one, as JSON writes it; so it takes two readings. A column that is text by its name, such as
+    `response`, stays text: answers may all be numbers.
+    """
+    numeric: dict[str, bool] = {}
+    for cells in _csv_cells(path, lines):
+        for name, cell in cells.items():
+            if cell:
+                number = numeric.get(name, not _TEXT.fullmatch(name))
+                numeric[name] = number and bool(_NUMBER.fullmatch(cell))
+    for cells in _csv_cells(path, lines):
+        yield {
+            name: None if not cell else _number(cell) if numeric[name] else cell
+            for name, cell in cells.items()
+        }
+
+
+def _number(cell: str) -> float:
+    return int(cell) if cell.lstrip("-").isdecimal() and len(cell) < 20 else float(cell)
+
+
+def _csv_cells(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, str]]:
+    csv.field_size_limit(2**31 - 1)  # else 128 KB, less than a long conversation
+    reader = csv.reader(_decoded(path, lines), strict=True)
+    header: list[str] = []
+    for number in itertools.count():  # the header is no row
+        where = f"{path} row {number}"
+        try:
+            cells = next(reader, None)
+            while cells == []:  # a blank line
+                cells = next(reader, None)
+        except csv.Error as error:
+            raise UserError(f"{where}: broken CSV ({error})") from error
+        if cells is None:
+            return
+        if not number:
+            header = cells
+            if len(set(header)) < len(header):
+                raise UserError(f"{path}: two columns of the header have the same name: {header}")
+        elif len(cells) != len(header):
+            raise UserError(f"{where}: {len(cells)} cells, but the header has {len(header)}")
+        else:
+            # pandas writes its row numbers in a first column without a name.
+            yield dict(zip(header, cells) if header[0] else zip(header[1:], cells[1:]))
+
+
+def _decoded(path: Path, lines: Iterable[bytes]) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path} line {number}: not UTF-8 (byte {error.start} of the line)"
+            ) from error
+
+
+_TEXTS = {"jsonl": _json_lines, "json": _json_rows, "csv": _csv_rows}
+_BINARY = {"parquet": _parquet_rows, "arrow": _arrow_file_rows}
+SUFFIXES = (
+    *(f".{name}{compression}" for name in _TEXTS for compression in ("", ".gz", ".zst")),
+    *(f".{name}" for name in _BINARY),
+)
