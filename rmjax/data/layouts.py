@@ -50,6 +50,8 @@ class Layout:
 _CHOSEN = ("chosen", "rejected")
 # The first that fits is taken.
 LAYOUTS = (
+    # HelpSteer2
+    Layout("ratings", "prompt", ("response",)),
     # HelpSteer2-Preference
     Layout("pairs", "prompt", ("response_1", "response_2"), preference="preference_strength"),
     # HelpSteer3-Preference
@@ -62,8 +64,7 @@ LAYOUTS = (
     Layout("ranking", "prompt", ("responses",), scores="scores"),
     Layout("ranking", "prompt", ("answers",), element=("answer", "rank")),  # Nectar
     Layout("ranking", "context", ("completions",), element=("completion", "rank")),  # NeMo-RL
-    # HelpSteer2
-    Layout("ratings", "prompt", ("response",)),
+    # Whole conversations with ratings: last, since rows of pairs may have them as well.
     Layout("ratings", "", ("messages",)),
     Layout("ratings", "", ("conversations",)),
 )

@@ -133,9 +133,10 @@ def _portions(encoded: Mapping[str, "Encoded"], at_once: int) -> Iterator[list[s
     portion: list[str] = []
     groups = prefix_groups(tokens)
     for group in sorted(groups, key=lambda group: max(len(tokens[i]) for i in group), reverse=True):
-        portion += [keys[i] for i in group]
-        if len(portion) >= at_once:
-            yield portion
-            portion = []
+        for start in range(0, len(group), at_once):
+            portion += [keys[i] for i in group[start : start + at_once]]
+            if len(portion) >= at_once:
+                yield portion
+                portion = []
     if portion:
         yield portion

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 import math
@@ -482,9 +483,10 @@ def test_ratings_become_pairs_by_their_difference(tmp_path):
             ("a", "?", None),
         )
     ]
-    samples = read(write(tmp_path / "x.jsonl", rows))
-    found = pairs_of_ratings(samples, "helpful")
+    path = write(tmp_path / "x.jsonl", rows)
+    records = read_samples(str(path), "train", ["helpful"], (0, 4))
+    found = pairs_of_ratings(records, "helpful").entries
     said = [(a.conversation.response, b.conversation.response, a.strength) for a, b in found]
     assert said == [("3", "1", 2), ("3 too", "1", 2), ("3", "3 too", 0)]
     with pytest.raises(UserError, match="no prompt has two responses with a rating of 'helpful'"):
-        pairs_of_ratings(samples[2:3], "helpful")
+        pairs_of_ratings(dataclasses.replace(records, entries=records.entries[2:3]), "helpful")

@@ -134,9 +134,9 @@ def test_bad_rows_are_named(tmp_path, row, message):
         read("reward-bench", write(tmp_path / "filtered.jsonl", [row]))
 
 
-def test_a_json_file_must_be_a_list(tmp_path):
+def test_a_file_of_something_else_is_named(tmp_path):
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(UserError, match="expected a list of JSON objects"):
+    with pytest.raises(UserError, match=r"x\.json row 1: field 'prompt' is missing"):
         read("best-of-n", tmp_path / "x.json")
 
 
