@@ -13,6 +13,7 @@ import itertools
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def _decoder(field: Any) -> Callable[[Any], Any] | None:
     """What has to be done to a value that is not null; None for nothing."""
     import pyarrow.types as kinds
 
+    lists = (kinds.is_list, kinds.is_large_list, kinds.is_fixed_size_list)
     metadata = field.metadata or {}
     named = getattr(field.type, "extension_name", "") or metadata.get(b"ARROW:extension:name", b"")
     if named in ("arrow.json", b"arrow.json"):  # how datasets keeps values of several types
@@ -84,7 +86,7 @@ def _decoder(field: Any) -> Callable[[Any], Any] | None:
             for key, v in value.items()
             if v is not None
         }
-    if kinds.is_list(field.type) or kinds.is_large_list(field.type):
+    if any(is_list(field.type) for is_list in lists):
         decode = _decoder(field.type.value_field)
         if decode is not None:
             return lambda values: _decoded_values(values, decode)
@@ -203,24 +205,24 @@ def _json_rows(path: Path, lines: Iterable[bytes]) -> Iterator[Fields]:
 def _csv_rows(path: Path, lines: Iterable[bytes]) -> Iterator[Fields]:
     """The rows behind a header. An empty cell is None.
 
-    CSV does not say what is a number. A column holds numbers if every cell that is not empty is
-    one, as JSON writes it; so it takes two readings. A column that is text by its name, such as
-    `response`, stays text: answers may all be numbers.
+    CSV does not say what is a number. A column holds numbers if most of its cells are numbers, as
+    JSON writes them; its other cells stay text, so that an error can name them. In a column of text
+    all cells stay text, and so they do in columns that are text by their name, such as `response`:
+    answers may all be numbers. All cells count, so it takes two readings.
     """
-    numeric: dict[str, bool] = {}
+    numbers: Counter[str] = Counter()  # by column, cells that are numbers less those that are not
     for cells in _csv_cells(path, lines):
         for name, cell in cells.items():
             if cell:
-                number = numeric.get(name, not _TEXT.fullmatch(name))
-                numeric[name] = number and bool(_NUMBER.fullmatch(cell))
+                numbers[name] += 1 if _NUMBER.fullmatch(cell) else -1
+    numeric = {name for name, more in numbers.items() if more > 0 and not _TEXT.fullmatch(name)}
     for cells in _csv_cells(path, lines):
-        yield {
-            name: None if not cell else _number(cell) if numeric[name] else cell
-            for name, cell in cells.items()
-        }
+        yield {name: _value(cell, name in numeric) for name, cell in cells.items()}
 
 
-def _number(cell: str) -> float:
+def _value(cell: str, numeric: bool) -> str | float | None:
+    if not (numeric and _NUMBER.fullmatch(cell)):
+        return cell or None
     return int(cell) if cell.lstrip("-").isdecimal() and len(cell) < 20 else float(cell)
 
 

@@ -103,6 +103,8 @@ def find_place(wanted: Wanted, places: Mapping[str, str], source: str) -> tuple[
 def split_of(row: Mapping[str, Any], column: str) -> str:
     """The name that a column gives a row's split; empty if it is null or missing."""
     value = row.get(column)
+    if isinstance(value, list | dict):
+        return type(value).__name__
     return "" if value is None else str(value).strip()
 
 
@@ -182,18 +184,23 @@ def _split_column(seen: SplitNames, wanted: Wanted, source: str) -> str:
     """The column that names the split; empty if there is none."""
     if COLUMN in seen.columns:
         return COLUMN
-    asked = wanted.name.lower() if wanted.named and not wanted.found else ""
-    columns = [
-        column
-        for column in OTHER_COLUMNS
-        if any(standard_name(name) or name.lower() == asked for name in seen.values[column] if name)
-    ]
+    columns = [column for column in OTHER_COLUMNS if _is_split(seen.values[column], wanted)]
     if len(columns) > 1:
         raise UserError(
             f"{source}: the columns {' and '.join(map(repr, columns))} both look like the split; "
             f"call the right one {COLUMN!r}"
         )
     return columns[0] if columns else ""
+
+
+def _is_split(counts: Iterable[str], wanted: Wanted) -> bool:
+    """Whether values are names of splits. Of a benchmark, "test" may be one subject of many."""
+    names = [name.lower() for name in counts if name]
+    known = [name for name in names if standard_name(name)]
+    if standard_name(wanted.name):
+        return bool(known)
+    asked = wanted.named and not wanted.found and wanted.name.lower() in names
+    return asked or (bool(known) and known == names)
 
 
 def _meaning(wanted: str, names: Iterable[str]) -> list[str]:
