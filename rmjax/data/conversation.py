@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rmjax.data.messages import Message, message_text, parse_messages
+from rmjax.data.messages import SAYS, Message, message_text, parse_messages
 from rmjax.data.turn_marks import has_marks, is_open_dialogue, split_turns
 
 _MESSAGES = ("messages", "conversations", "conversation")  # what a mapping may call them
@@ -141,7 +141,7 @@ def shared_messages(conversations: Sequence[Conversation]) -> int:
 def prompt_key(conversations: Sequence[Conversation]) -> str:
     """A text that is equal for conversations that answer one prompt: what all of them begin with.
 
-    It holds roles, contents and calls alone: a message's number or date makes no other prompt.
+    It holds what is said and by whom: a message's number or date makes no other prompt.
     Conversations that do not share a user's turn are a prompt by themselves.
     """
     parts = [conversations[0].messages[: shared_messages(conversations)]]
@@ -157,7 +157,7 @@ def conversation_key(conversation: Conversation) -> str:
 
 
 def _said(message: Message) -> tuple[Any, ...]:
-    return message["role"], message.get("content"), message.get("tool_calls")
+    return tuple(map(message.get, ("role", "content", *SAYS)))
 
 
 def _unwrapped(value: Any, tools: Any) -> tuple[Any, Any]:

@@ -21,7 +21,7 @@ _SHAREGPT = {
     "tool": "tool",
     "function_call": "assistant",
 }
-_SAYS = ("reasoning_content", "tool_calls", "function_call")  # fields that are said, as content is
+SAYS = ("reasoning_content", "tool_calls", "function_call")  # fields that are said, as content is
 _TEXTS = ("text", "input_text", "output_text")  # types of a content's parts
 
 
@@ -40,7 +40,7 @@ def message_text(message: Message) -> str:
     """What a message says, for people: its content, and calls and the like by name, as JSON."""
     content = message.get("content")
     lines = [content] if content else []
-    for name in filter(message.get, _SAYS):
+    for name in filter(message.get, SAYS):
         said = message[name]
         text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
         lines.append(f"{name}: {text}")
@@ -57,7 +57,7 @@ def _message(item: Any, where: str) -> Message:
     content = message.get("content")
     if isinstance(content, list | tuple):
         content = message["content"] = "".join(_part(part, where) for part in content)
-    if content is None and not any(map(message.get, _SAYS)):
+    if content is None and not any(map(message.get, SAYS)):
         raise ValueError(f"{where} of {item['role']!r} without content")
     if content is not None and not isinstance(content, str):
         raise ValueError(f"{where} whose content is {type(content).__name__}, expected a text")

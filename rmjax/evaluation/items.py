@@ -58,8 +58,8 @@ class Item:
 
     @property
     def is_same(self) -> bool:
-        """Whether all conversations say the same."""
-        return len(set(map(conversation_key, self.conversations))) == 1
+        """Whether all conversations are the same, message by message and field by field."""
+        return all(other == self.conversations[0] for other in self.conversations)
 
     @property
     def responses(self) -> tuple[str, ...]:

@@ -197,7 +197,7 @@ def test_errors_name_what_is_wrong(rows, options, said, tmp_path):
 
 
 def test_a_directory_without_either(tmp_path):
-    with pytest.raises(UserError, match="neither train nor preference"):
+    with pytest.raises(UserError, match="there is no file of data in it"):
         report_data(str(tmp_path))
 
 
