@@ -185,7 +185,7 @@ def joined(messages):
     return [m | {"content": content} for m, content in zip(messages, contents)]
 
 
-# ---- rows of every layout -------------------------------------------------------------------------
+# ---- rows of every layout ------------------------------------------------------------------------
 
 
 def turns(*said):

@@ -220,7 +220,7 @@ def _reason_to_drop(entry: Sequence[Sample], drop_ties: bool) -> str:
 
 def _equal(tokens: Sequence[np.ndarray]) -> str:
     """A reason to drop a pair whose two conversations are the same to a model."""
-    return EQUAL if len(tokens) == 2 and np.array_equal(*tokens) else ""
+    return EQUAL if len(tokens) == 2 and np.array_equal(tokens[0], tokens[1]) else ""
 
 
 def _write(entry: Path, arrays: dict[str, np.ndarray], summary: dict[str, Any]) -> None:

@@ -380,3 +380,22 @@ def test_the_command(tmp_path):
     assert report["format"] == "rmjax.report.evaluation/1"
     failed = forked.run([*command[:2], "nowhere", f"pairs={rows}"])
     assert failed.returncode == 1 and failed.stderr.startswith("error: nowhere")
+
+
+def test_a_score_that_is_not_defined_is_none(model, tmp_path):
+    """Every prompt has one response: there is nothing to order."""
+    rows = [{"prompt": f"Why {i}?", "response": "so", "score": i} for i in range(3)]
+    data = read_benchmarks([f"ratings={write(tmp_path / 'r.jsonl', rows)}"])
+    out = tmp_path / "out"
+    (found,) = report_evaluation(model, data, out, settings=SETTINGS)["benchmarks"]
+    assert found["overall"] == {"score": None, "low": None, "high": None}
+    assert any("not defined" in text for text in found["warnings"])
+    assert "0.0 %" not in (out / "report.md").read_text()
+
+
+def test_an_error_of_evaluation_names_file_and_row(model, tmp_path):
+    rows = [*pairs(1), {"prompt": "p", "chosen": "\ud800", "rejected": "b"}]
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"p\.jsonl row 2: the conversation is not valid Unicode"):
+        score_model(model, [read("pairs", str(path))], SETTINGS, tmp_path)

@@ -288,3 +288,55 @@ def test_ratings_become_pairs_by_their_difference(tmp_path):
     assert said == [("3", "1", 2), ("3 too", "1", 2), ("3", "3 too", 0)]
     with pytest.raises(UserError, match="no prompt has two responses with a rating of 'helpful'"):
         pairs_of_ratings(dataclasses.replace(records, entries=records.entries[2:3]), "helpful")
+
+
+def test_what_is_not_used_is_said(tmp_path):
+    marked = "see\n\nHuman: x\n\nAssistant: y\n\nthere"
+    rows = [
+        {"prompt": "p", "chosen": "a", "rejected": "b", "source": "s", "margin": 1},
+        {"prompt": marked, "chosen": "a", "rejected": marked, "id": 7},
+    ]
+    records = read_pairs(str(write(tmp_path / "x.jsonl", rows)), "train")
+    unused, marks = records.notes
+    assert unused == "columns that are not used: id, source"
+    assert "'\\n\\nHuman:'" in marks and "2 conversations; the first: x.jsonl row 2" in marks
+    rated = read_samples(
+        str(write(tmp_path / "y.jsonl", [row(system="s", other=1)])), "train", ["helpful"], (0, 4)
+    )
+    assert rated.notes == ("columns that are not used: other",)
+
+
+RANKED = {"prompt": "p", "responses": ["a", "b", "c"]}
+
+
+def test_a_ranked_list_makes_all_its_pairs(tmp_path):
+    rows = [RANKED, RANKED | {"scores": [1, 3, 3]}]
+    pairs = pairs_in(write(tmp_path / "x.jsonl", rows))
+    said = [(a.conversation.response, b.conversation.response, a.strength) for a, b in pairs]
+    assert [pair[:2] for pair in said[:3]] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert all(math.isnan(strength) for *_, strength in said[:3])
+    assert said[3:] == [("b", "a", 2), ("c", "a", 2), ("b", "c", 0)]
+    assert pairs[3][0].where.endswith("x.jsonl row 2, responses 2 and 1")
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (RANKED | {"responses": ["a"]}, "row 1: field 'responses' is no list of two"),
+        (RANKED | {"scores": [1, 2]}, "row 1: field 'scores' is not a list of 3 numbers"),
+        (RANKED | {"scores": [1, 2, "3"]}, "row 1: field 'scores' is '3', expected a number"),
+        (RANKED | {"responses": ["a", "b", 3]}, "row 1, responses 3: field 'responses' is int"),
+        ({"prompt": "p", "answers": [{"rank": 1}] * 2}, "row 1, answers 1: field 'answer' is miss"),
+    ],
+)
+def test_a_broken_ranked_list_is_named(bad, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        pairs_in(write(tmp_path / "x.jsonl", [bad]))
+
+
+def test_a_row_of_no_layout_names_the_nearest(tmp_path):
+    path = write(tmp_path / "x.jsonl", [{"context": "c", "response1": "a", "response2": "b"}])
+    with pytest.raises(UserError, match=r"'overall_preference' is missing; .* Nearest|nearest"):
+        pairs_in(path)
+    with pytest.raises(UserError, match=r"row 1: expected ratings, found pairs \(prompt, chosen"):
+        read(write(tmp_path / "y.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}]))

@@ -452,3 +452,36 @@ def test_ratings_and_pairs_are_joined(tmp_path):
         part, index = (rated, i) if i < 2 else (pairs, i - 2)
         np.testing.assert_array_equal(data.sequence(i), part.sequence(index))
     assert data.counts["pairs kept"] == 1 and data.counts["ratings kept"] == 2
+
+
+def test_what_the_template_does_not_read_is_said(tmp_path):
+    messages = [
+        {"role": "user", "content": "p", "name": "Ann"},
+        {"role": "assistant", "content": "r", "reasoning_content": "so"},
+    ]
+    rows = [{"messages": messages, "tools": [{}], "a": 1, "b": 2}, row()]
+    data = load(write(tmp_path / "x.jsonl", rows))
+    assert data.notes == tuple(
+        f"the chat template does not read {field!r}, which 1 conversations have"
+        for field in ("name", "reasoning_content", "tools")
+    )
+    assert load(str(tmp_path / "x.jsonl")).notes == data.notes  # from the cache
+    rows = [
+        pair(chosen=[messages[1]], rejected=[messages[1] | {"reasoning_content": "no"}]),
+        pair(),
+    ]
+    counts = load(write(tmp_path / "y.jsonl", rows), pairs=True).counts
+    assert counts["dropped: chosen equals rejected"] == 1
+
+
+def test_rows_of_another_split_are_counted(tmp_path):
+    rows = [row(split="train"), row(split="test"), row(split="train", response="s")]
+    data = load(write(tmp_path / "x.jsonl", rows))
+    assert data.counts == {
+        "read": 2,
+        "skipped: of another split (test)": 1,
+        "kept": 2,
+        "prompts": 1,
+    }
+    assert data.rows.tolist() == [1, 3] and not data.whole
+    assert load(write(tmp_path / "y.jsonl", [row()])).whole

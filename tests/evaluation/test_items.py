@@ -153,3 +153,40 @@ def test_real_data(shared_data):
     assert [len(item.responses) for item in ratings.items] == [6] * 60
     pairs = read("pairs", shared_data / "hh_harmless_base_test.jsonl.gz")
     assert len(pairs.items) + sum(pairs.dropped.values()) == 2312
+
+
+def test_which_of_several_ratings_decides_is_asked(tmp_path):
+    rows = [
+        {"prompt": "Why?", "response": r, "turn": 1, "prompt_id": 3, "score": n}
+        for n, r in enumerate("ab")
+    ]
+    path = write(tmp_path / "r.jsonl", rows)
+    with pytest.raises(UserError, match="--gold=NAME, one of turn, prompt_id, score"):
+        read("ratings", path)
+    assert read("ratings", path, gold="score").items[0].gold == (0.0, 1.0)
+    alone = [{name: r[name] for name in ("prompt", "response", "score")} for r in rows]
+    assert read("ratings", write(tmp_path / "s.jsonl", alone)).gold == "score"
+
+
+def test_a_ranked_list_is_several_items(tmp_path):
+    rows = [{"prompt": "Why?", "responses": ["a", "b", "c"], "id": "x", "note": 1}]
+    data = read("pairs", write(tmp_path / "r.jsonl", rows))
+    assert [(i.id, i.responses) for i in data.items] == [
+        ("x.1", ("a", "b")),
+        ("x.2", ("a", "c")),
+        ("x.3", ("b", "c")),
+    ]
+    assert len({item.where for item in data.items}) == 3
+    assert data.notes == ("columns that are not used: note",)
+
+
+def test_conversations_that_part_early_are_shown_from_there(tmp_path):
+    said = [["hi", "Paris.", "more?", "Yes"], ["hi", "Rome.", "more?", "Well"]]
+    sides = [
+        [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(texts)]
+        for texts in said
+    ]
+    rows = [{"chosen": sides[0], "rejected": sides[1]}]
+    (item,) = read("pairs", write(tmp_path / "p.jsonl", rows)).items
+    assert item.prompt == sides[0][:1]
+    assert item.responses[1] == "assistant: Rome.\n\nuser: more?\n\nassistant: Well"

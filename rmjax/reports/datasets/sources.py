@@ -1,7 +1,6 @@
 """Finds the ratings and the pairs of a data set, and the columns that are ratings."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from rmjax.data.file_formats import SUFFIXES
