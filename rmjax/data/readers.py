@@ -108,8 +108,10 @@ class Source:
 
     def fingerprint(self) -> str:
         """Changes when the bytes behind the source change, or the split does."""
-        name = standard_name(self.wanted.name) or self.wanted.name
-        parts = [repr((name, self.wanted.found)), *(part.digest() for part in self.parts)]
+        parts = [
+            repr((self.wanted.name, self.wanted.found)),
+            *(part.digest() for part in self.parts),
+        ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _all_rows(self) -> Iterator[Row]:

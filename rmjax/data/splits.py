@@ -148,10 +148,12 @@ def choose(seen: SplitNames, wanted: Wanted, source: str) -> Choice | None:
     column = _split_column(seen, wanted, source)
     if not column:
         if wanted.elsewhere or (wanted.named and not wanted.found):
-            there = f"only {wanted.elsewhere!r} is there, and " if wanted.elsewhere else ""
+            place = wanted.elsewhere
+            there = f"only {place!r} is there, and " if place else ""
+            ask = f"; if it is the one that you want, name it as {source}:{place}" if place else ""
             raise UserError(
                 f"{source}: there is no split {wanted.name!r}: {there}no column says that a row is "
-                f"of it ({', '.join((COLUMN, *OTHER_COLUMNS))})"
+                f"of it ({', '.join((COLUMN, *OTHER_COLUMNS))}){ask}"
             )
         return None
     counts = seen.values[column]
