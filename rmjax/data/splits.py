@@ -218,9 +218,8 @@ def _check_names(seen: SplitNames, column: str, wanted: Wanted, source: str) -> 
         if standard_name(name):
             continue
         said = f"is {name!r}, which is none of {', '.join(_STANDARD)}" if name else "says nothing"
-        ask = wanted.name if wanted.found else name
-        asked = f"name the split that you want, as {source}:{ask}, or " if ask else ""
+        ask = name if name and not wanted.found else wanted.name
         raise UserError(
-            f"{seen.first[column, name]}: field {column!r} {said}; {asked}rename the column if it "
-            "is not the split"
+            f"{seen.first[column, name]}: field {column!r} {said}; name the split that you want, "
+            f"as {source}:{ask}, or rename the column if it is not the split"
         )

@@ -628,7 +628,7 @@ def test_a_file_without_a_column_is_whole(tmp_path):
             r"row 3: field 'split' is 'held', which is none of .* as .*x.jsonl:held, or rename",
         ),
         (7, "row 3: field 'split' is '7', which is none of"),
-        (None, "row 3: field 'split' says nothing; rename the column"),
+        (None, "row 3: field 'split' says nothing; name .*:train, or rename the column"),
         ("", "row 3: field 'split' says nothing"),
     ],
 )
