@@ -738,6 +738,15 @@ def test_a_fingerprint_follows_the_bytes(tmp_path):
     assert texts(path) == ["c"]
 
 
+def test_a_file_that_went_away_is_named(tmp_path):
+    path = write(tmp_path / "x.jsonl", [{"response": "a"}])
+    source = open_source(str(path), "train")
+    path.unlink()
+    for use in (source.fingerprint, lambda: list(source)):
+        with pytest.raises(UserError, match=r"x\.jsonl: cannot be read"):
+            use()
+
+
 def test_a_fingerprint_has_every_shard(tmp_path):
     paths = [write(tmp_path / f"train-{i}-of-2.jsonl", [{"response": str(i)}]) for i in (0, 1)]
     first = open_source(str(tmp_path), "train").fingerprint()
