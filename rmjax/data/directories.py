@@ -39,7 +39,7 @@ def find_files(directory: Path, wanted: Wanted, pairs: bool | None) -> tuple[Fil
     if not groups:
         raise UserError(f"{directory}: there is no file of data in it ({', '.join(SUFFIXES)})")
     places = {name: _described(directory, name, files) for name, (files, *_) in groups.items()}
-    if PREFERENCE in groups and wanted.name != PREFERENCE:
+    if PREFERENCE in groups:
         found = find_split(wanted.name, groups)
         if pairs is False:
             if len(groups) == 1:

@@ -107,9 +107,15 @@ class Source:
         return self._choice is None and not self.wanted.found
 
     def fingerprint(self) -> str:
-        """Changes when the bytes behind the source change, or the split does."""
-        name = standard_name(self.wanted.name) or self.wanted.name
-        parts = [repr((name, self.wanted.found)), *(part.digest() for part in self.parts)]
+        """Changes when the bytes behind the source change, or the split does.
+
+        Raises:
+          UserError: a file cannot be read.
+        """
+        parts = [
+            repr((self.wanted.name, self.wanted.found)),
+            *(part.digest() for part in self.parts),
+        ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _all_rows(self) -> Iterator[Row]:
@@ -178,8 +184,11 @@ def _divided(source: str) -> tuple[str, str]:
 
 def _file_part(path: Path) -> Part:
     def digest() -> str:
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        try:
+            with open(path, "rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error})") from error
 
     return Part(str(path), functools.partial(read_file, path), digest)
 

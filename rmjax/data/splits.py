@@ -148,10 +148,12 @@ def choose(seen: SplitNames, wanted: Wanted, source: str) -> Choice | None:
     column = _split_column(seen, wanted, source)
     if not column:
         if wanted.elsewhere or (wanted.named and not wanted.found):
-            there = f"only {wanted.elsewhere!r} is there, and " if wanted.elsewhere else ""
+            place = wanted.elsewhere
+            there = f"only {place!r} is there, and " if place else ""
+            ask = f"; if it is the one that you want, name it as {source}:{place}" if place else ""
             raise UserError(
                 f"{source}: there is no split {wanted.name!r}: {there}no column says that a row is "
-                f"of it ({', '.join((COLUMN, *OTHER_COLUMNS))})"
+                f"of it ({', '.join((COLUMN, *OTHER_COLUMNS))}){ask}"
             )
         return None
     counts = seen.values[column]
@@ -216,9 +218,8 @@ def _check_names(seen: SplitNames, column: str, wanted: Wanted, source: str) -> 
         if standard_name(name):
             continue
         said = f"is {name!r}, which is none of {', '.join(_STANDARD)}" if name else "says nothing"
-        ask = wanted.name if wanted.found else name
-        asked = f"name the split that you want, as {source}:{ask}, or " if ask else ""
+        ask = name if name and not wanted.found else wanted.name
         raise UserError(
-            f"{seen.first[column, name]}: field {column!r} {said}; {asked}rename the column if it "
-            "is not the split"
+            f"{seen.first[column, name]}: field {column!r} {said}; name the split that you want, "
+            f"as {source}:{ask}, or rename the column if it is not the split"
         )

@@ -220,13 +220,17 @@ def test_a_csv_column_is_numbers_if_most_of_it_is(tmp_path):
         (["", "", ""], [None] * 3),
         (["1", "1_000", "2"], [1, "1_000", 2]),
         (["1", "٣", "2"], [1, "٣", 2]),
+        (["1", "x", ""], ["1", "x", None]),
+        (["1" + "0" * 400, "-1", "10000000000000000001"], [math.inf, -1, 1e19]),
         (["1", "inf", "-inf"], ["1", "inf", "-inf"]),
         (["1", " 2", "03"], ["1", " 2", "03"]),
     ],
 )
 def test_what_a_number_is_in_csv(cells, numbers, tmp_path):
     path = tmp_path / "x.csv"
-    path.write_text("score,other\n" + "".join(f"{cell},x\n" for cell in cells), encoding="utf-8")
+    path.write_text(
+        "\ufeffscore,other\n" + "".join(f"{cell},x\n" for cell in cells), encoding="utf-8"
+    )
     assert repr([fields["score"] for fields in read(path)]) == repr(numbers)
 
 
@@ -437,6 +441,9 @@ def test_two_files_of_one_split_are_named(tmp_path):
     (tmp_path / "train.jsonl").unlink()
     write(tmp_path / "data" / "train-00000-of-00001.parquet", [{"response": "c"}])
     refused(r"train.parquet\) and train \(data/train-00000-of-00001.parquet\)", tmp_path)
+    write(tmp_path / "dev.jsonl", [{"response": "a"}])
+    write(tmp_path / "data" / "dev.jsonl", [{"response": "b"}])
+    refused(r"dev \(dev.jsonl\) and dev \(data/dev.jsonl\) are both there", tmp_path, "dev")
 
 
 def test_a_directory_without_data_says_so(tmp_path):
@@ -446,8 +453,10 @@ def test_a_directory_without_data_says_so(tmp_path):
 
 def test_other_files_are_listed_and_can_be_named(tmp_path):
     write(tmp_path / "mine.jsonl", [{"response": "m"}])
-    assert f"mine (mine.jsonl); name one as {tmp_path}:mine" in refused("no split", tmp_path)
-    assert texts(f"{tmp_path}:mine") == ["m"]
+    write(tmp_path / "._mine.jsonl", [{"response": "of a Mac"}])
+    message = refused("no split", tmp_path)
+    assert f"there are mine (mine.jsonl); name one as {tmp_path}:mine" in message
+    assert texts(f"{tmp_path}:mine") == texts(tmp_path, "") == ["m"]
 
 
 @pytest.mark.parametrize("folder", ["", "data"])
@@ -469,10 +478,10 @@ def test_shards_are_read_in_order(suffix, folder, tmp_path):
 
 
 def test_more_ways_to_number_shards(tmp_path):
-    for number in (1, 2):  # from one
-        write(tmp_path / f"train-{number}-of-2.jsonl", [{"response": str(number)}])
+    for number in range(1, 13):  # from one, without zeros in front
+        write(tmp_path / f"train-{number}-of-12.jsonl", [{"response": str(number)}])
     write(tmp_path / "test-00000-of-00001-6ef7d3c8a3b0aa11.jsonl", [{"response": "hash"}])
-    assert texts(tmp_path) == ["1", "2"]
+    assert texts(tmp_path) == [str(number) for number in range(1, 13)]
     assert texts(tmp_path, "test") == ["hash"]
     write(tmp_path / "test-00000-of-00001-0000000000000000.jsonl", [{"response": "other"}])
     refused("are the same shard; keep one", tmp_path, "test")
@@ -551,6 +560,19 @@ def test_a_directory_of_preferences(tmp_path):
     assert list(loaded["train"]) == PAIRS
 
 
+def test_a_file_that_the_source_names_comes_before_preferences(tmp_path):
+    write(tmp_path / "preference.jsonl", PAIRS)
+    write(tmp_path / "train_prefs.jsonl", [{"response": "named"}])
+    assert texts(f"{tmp_path}:train_prefs", pairs=True) == ["named"]
+    assert texts(f"{tmp_path}:train", pairs=True) == ["pair 1"]
+
+
+def test_ratings_beside_preferences_are_of_train_alone(tmp_path):
+    write(tmp_path / "preference.jsonl", PAIRS)
+    write(tmp_path / "train.jsonl", [{"response": "a"}])
+    refused("no split 'validation': only 'train' is there", tmp_path, "validation", pairs=False)
+
+
 def test_pairs_may_be_in_the_files_of_the_splits(helpsteer2):
     assert texts(helpsteer2, "validation", pairs=True) == ["validation"]
 
@@ -606,7 +628,7 @@ def test_a_file_without_a_column_is_whole(tmp_path):
             r"row 3: field 'split' is 'held', which is none of .* as .*x.jsonl:held, or rename",
         ),
         (7, "row 3: field 'split' is '7', which is none of"),
-        (None, "row 3: field 'split' says nothing; rename the column"),
+        (None, "row 3: field 'split' says nothing; name .*:train, or rename the column"),
         ("", "row 3: field 'split' says nothing"),
     ],
 )
@@ -634,6 +656,11 @@ def test_another_column_holds_splits_or_something_else(tmp_path):
     refused("the columns 'fold' and 'set' both look like the split; call the right one", path)
     path = write(tmp_path / "z.jsonl", [{"response": "a", "split": "test", "set": "train"}])
     assert texts(path, "test") == ["a"]
+    path = write(
+        tmp_path / "held.jsonl", of("Dev", "a", column="set") + of("held", "b", column="set")
+    )
+    assert texts(f"{path}:held") == ["b"]
+    assert texts(f"{path}:validation") == ["a"]
 
 
 def test_no_row_of_the_split_lists_what_there_is(tmp_path):
@@ -673,7 +700,8 @@ def test_a_split_named_by_the_source(tmp_path):
 
 def test_a_train_file_is_never_validation(tmp_path):
     write(tmp_path / "train.jsonl", [{"response": "a"}])
-    refused("no split 'validation': only 'train' is there", tmp_path, "validation")
+    refused("no split 'validation': only 'train' is there.*:train$", tmp_path, "validation")
+    assert texts(f"{tmp_path}:train", "validation") == ["a"]  # if the user insists
     write(tmp_path / "train.jsonl", of("train", "a"))
     refused("no row is of the split 'validation'", tmp_path, "validation")
 
@@ -698,6 +726,9 @@ def test_a_fingerprint_follows_the_bytes(tmp_path):
     first = open_source(str(path), "train").fingerprint()
     assert first == open_source(f"{path}:train", "validation").fingerprint()
     assert first != open_source(str(path), "test").fingerprint()  # other rows
+    write(tmp_path / "z.jsonl", of("val", "a") + of("validation", "b"))
+    named = [open_source(f"{tmp_path / 'z.jsonl'}:{x}", "") for x in ("val", "validation")]
+    assert named[0].fingerprint() != named[1].fingerprint()
     moved = shutil.copy(path, tmp_path / "y.jsonl")
     assert open_source(str(moved), "train").fingerprint() == first
     before = path.stat()
@@ -705,6 +736,15 @@ def test_a_fingerprint_follows_the_bytes(tmp_path):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert open_source(str(path), "train").fingerprint() != first
     assert texts(path) == ["c"]
+
+
+def test_a_file_that_went_away_is_named(tmp_path):
+    path = write(tmp_path / "x.jsonl", [{"response": "a"}])
+    source = open_source(str(path), "train")
+    path.unlink()
+    for use in (source.fingerprint, lambda: list(source)):
+        with pytest.raises(UserError, match=r"x\.jsonl: cannot be read"):
+            use()
 
 
 def test_a_fingerprint_has_every_shard(tmp_path):
