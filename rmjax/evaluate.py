@@ -7,8 +7,8 @@
 
 MODEL is a run (its best checkpoint), an Orbax model, a Hugging Face directory or hub id of a
 LlamaForSequenceClassification, a .jsonl file of scores (such as the samples.jsonl of another
-evaluation), or baseline:length, which prefers the longer response. FILE may be a file (.jsonl,
-.jsonl.gz, .json, .parquet), a directory in the hub's layout, or a hub id.
+evaluation), or baseline:length, which prefers the longer response. FILE is any source of data
+(docs/data.md): a file, a directory or a hub id, perhaps with :SPLIT behind it.
 
 OUT gets report.html, report.md, report.json, and samples.jsonl with every score. Scores are kept in
 OUT/scores as they are computed: a killed evaluation continues where it was, and no text is scored

@@ -19,7 +19,8 @@ def prefix_groups(tokens: Sequence[np.ndarray]) -> list[list[int]]:
 
     Sequences are sorted, so that those with a long common prefix are neighbours, and groups are
     runs of neighbours. The best division of the first n of them follows from the best divisions of
-    fewer, for every possible last group. A short prefix, such as a template's first tokens, is not shared: small groups fill rows better.
+    fewer, for every possible last group. A short prefix, such as a template's first tokens, is not
+    shared: small groups fill rows better.
 
     Args:
       tokens: each int32 [length], all different.

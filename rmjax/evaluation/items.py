@@ -93,8 +93,7 @@ class BenchmarkData:
 
         Args:
           benchmark: a row of the table.
-          source: a file (`.jsonl`, `.jsonl.gz`, `.json`, `.parquet`), a directory in the hub's
-            layout or a hub id; empty for the benchmark's own source.
+          source: see `open_source`; empty for the benchmark's own.
           label: see above; empty for the benchmark's name.
           gold: which of several ratings decides; empty for helpfulness, overall, or the first
             column.

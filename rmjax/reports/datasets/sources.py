@@ -23,10 +23,8 @@ def find_sources(source: str, split: str, ratings: str = "") -> tuple[str, str]:
     Raises:
       UserError: there is nothing, or it holds something else.
     """
-    beside = Path(source).expanduser() / "preference"  # as HelpSteer2 has it on the hub
-    pairs = [source, str(beside)] if beside.is_dir() else [source]
     rated = source if _kind(source, split, False) == "ratings" else ""
-    paired = next((part for part in pairs if _kind(part, split, True) == "pairs"), "")
+    paired = source if _kind(source, split, True) == "pairs" else ""
     if not (rated or paired):
         open_source(source, split)  # says what is wrong
         raise UserError(f"{source}: neither ratings nor pairs; name a file, or another --split")
