@@ -10,7 +10,7 @@ from rmjax.training.datasets import load_data
 
 def test_one_file_is_not_train_and_validation_unless_its_rows_say_which(tmp_path):
     path = tmp_path / "pairs.jsonl"
-    pairs = [{"prompt": "p", "chosen": c, "rejected": "no"} for c in ("a", "b", "c")]
+    pairs = [{"prompt": p, "chosen": "yes", "rejected": "no"} for p in ("a", "b", "c")]
     config = tiny_config(tmp_path / "run", objective="bradley_terry", data__attributes=("good",))
     config.data.train = config.data.validation = str(path)
 
