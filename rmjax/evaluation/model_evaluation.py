@@ -1,5 +1,6 @@
 """The evaluation of a model on benchmarks, alone or against another model."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ def evaluate_model(
     results = [benchmark_results(part, scores.rule, rules, fitted) for part in parts]
     comparisons = {}
     if against:
-        other = score_model(against, data, settings, out)
+        other = score_model(against, data, dataclasses.replace(settings, chat_template=""), out)
         for mine, theirs in zip(parts, _scored_benchmarks(other, data, settings)):
             difference = model_comparison(mine, scores.rule, theirs, other.rule)
             comparisons[mine.data.label] = difference

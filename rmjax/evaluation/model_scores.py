@@ -22,13 +22,17 @@ LENGTH_BASELINE = "baseline:length"
 
 @dataclasses.dataclass(frozen=True)
 class ScoringSettings:
-    """How a model is scored; see the options of `rmjax.evaluate`."""
+    """How a model is scored; see the options of `rmjax.evaluate`.
+
+    `chat_template` is of the model alone, not of one that it is compared with.
+    """
 
     max_length: int
     over_long: str
     dtype: str
     quantize: str
     mesh: MeshConfig
+    chat_template: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +88,7 @@ def score_model(
         dtype=settings.dtype,
         over_long="truncate_left",
         quantize=settings.quantize,
+        chat_template=settings.chat_template,
     )
     scorer.max_length = settings.max_length or scorer.max_length
     dtype, devices = str(scorer.model.options.dtype), jax.devices()

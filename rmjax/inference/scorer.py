@@ -206,8 +206,7 @@ class Scorer:
                 f"{encoded[bad[0]].where}: its scores are {scores[bad[0]].tolist()}; the weights "
                 f"are damaged, or {self.model.options.dtype} is too small for them"
             )
-        if self.spec.ordinal:
-            scores = self.spec.ordinal.read(scores, self.attributes)
+        scores = self.spec.read(scores)
         values = self.rule.values(scores[:, None, :])[:, 0]  # of each by itself
         return [
             Score(
@@ -257,6 +256,7 @@ def load(
     attention: str = "auto",
     share_prompts: bool = True,
     quantize: str = "",
+    chat_template: str = "",
 ) -> Scorer:
     """Loads a reward model for scoring.
 
@@ -273,6 +273,7 @@ def load(
       quantize: `int8` or `fp8` keeps the layers' weights and computes the products with them in
         8 bits, where the device can; elsewhere the same scores take longer, and a warning says so.
         Scores differ from the unquantized ones, a small model's by much: see docs/score.md.
+      chat_template: which of the tokenizer's named templates to use; empty for its default.
 
     Raises:
       UserError: there is no such model, it has no reward head, or a file is missing.
@@ -284,19 +285,15 @@ def load(
     ):
         if given not in choices:
             raise UserError(f"{name} = {given!r}: there are {', '.join(choices)}")
-    source = open_pretrained(str(path))
-    if source.spec is None:
-        raise UserError(
-            f"{path}: a causal model without a reward head; train one from it, or give it a fresh "
-            "one with `python -m rmjax.convert hf-to-orbax`"
-        )
+    source = open_pretrained(str(path), chat_template)
+    spec = source.reward_spec()
     computed: Any = compute_dtype(dtype)
     sharding = Sharding(make_mesh(mesh or MeshConfig(), jax.devices()))
     check_quantize(quantize, sharding)
     kernel = choose(attention, source.llama, sharding, computed)
     options = ModelOptions(sharding, dtype=computed, attention=kernel)
-    model = Model(source.llama, options, RewardHead(len(source.spec.attributes)))
-    rule = model_rule(source.spec, value)
+    model = Model(source.llama, options, RewardHead(len(spec.attributes)))
+    rule = model_rule(spec, value)
     params = load_params(source, model, seed=0, dtype=computed)
     if quantize:
         params = quantize_params(params, sharding, quantize)
@@ -304,7 +301,7 @@ def load(
         model,
         params,
         source.tokenizer(),
-        source.spec,
+        spec,
         rule,
         over_long,
         share_prompts,
