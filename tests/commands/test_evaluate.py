@@ -143,7 +143,7 @@ def test_a_named_template_is_of_the_model_and_has_its_own_scores(model, tmp_path
     plain = score_model(str(named), data, SETTINGS, tmp_path)
     found = evaluate_model(str(named), data, tmp_path, settings=short, against=model)
     tokens = [int(scores.items[0][0].tokens[0]) for scores in (plain, found.scores)]
-    first = data[0].items[0].conversations()[0]
+    first = data[0].items[0].conversations[0].messages
     # The default has a role in front of and an end behind each of two messages.
     assert tokens[1] == 1 + sum(len(m["content"].encode()) for m in first) == tokens[0] - 4
     assert found.scores.work["known before"] == 0 and found.comparisons

@@ -287,7 +287,7 @@ def test_of_several_templates_one_is_used(form, tmp_path):
         expected = theirs.apply_chat_template(
             MESSAGES, tokenize=True, return_dict=False, chat_template=name or None
         )
-        assert encode(ours, MESSAGES).tolist() == expected
+        assert encode(ours, Conversation(MESSAGES)).tolist() == expected
     # The one that is used is saved alone, without its date.
     load_tokenizer(tmp_path, 262, "rag").save_pretrained(tmp_path / "again")
     again = AutoTokenizer.from_pretrained(tmp_path / "again")
