@@ -466,10 +466,8 @@ def test_what_the_template_does_not_read_is_said(tmp_path):
         for field in ("name", "reasoning_content", "tools")
     )
     assert load(str(tmp_path / "x.jsonl")).notes == data.notes  # from the cache
-    rows = [
-        pair(chosen=[messages[1]], rejected=[messages[1] | {"reasoning_content": "no"}]),
-        pair(),
-    ]
+    other = messages[1] | {"reasoning_content": "no"}
+    rows = [pair() | {"chosen": [messages[1]], "rejected": [other]}, pair()]
     counts = load(write(tmp_path / "y.jsonl", rows), pairs=True).counts
     assert counts["dropped: chosen equals rejected"] == 1
 
