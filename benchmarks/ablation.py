@@ -108,15 +108,16 @@ def simulated(prompts: int, seed: int = 0, most: int = 4096) -> list[Lengths]:
 
 def tokenised(pairs: Sequence[Answered], tokenizer: Any, most: int) -> list[Lengths]:
     """Lengths of real pairs, less those with a sample of more than `most`."""
+    from rmjax.data.conversation import Conversation
     from rmjax.data.tokenizer import encode
 
     groups = []
     for prompt, responses in pairs:
         whole = [
-            len(encode(tokenizer, [*prompt, {"role": "assistant", "content": text}]))
+            len(encode(tokenizer, Conversation([*prompt, {"role": "assistant", "content": text}])))
             for text in responses
         ]
-        start = len(encode(tokenizer, prompt))
+        start = len(encode(tokenizer, Conversation(prompt)))
         groups.append(Lengths(start, tuple(length - start for length in whole)))
     return [group for group in groups if max(group.samples) <= most]
 

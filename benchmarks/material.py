@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rmjax.convert import hf_to_orbax, orbax_to_hf
-from rmjax.data.tokenizer import Message
+from rmjax.data.messages import Message
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from timing import CLOCKS, Piece, Side, in_turn, load_average, rate, speedup
 
-from rmjax.data.tokenizer import Message
+from rmjax.data.messages import Message
 
 _TOLERANCE = 1e-4
 Conversation = list[Message]

@@ -109,6 +109,8 @@ class Config:
         or a run; empty for random weights.
       model: the architecture. Needed without `init`; with it, a statement that is checked.
       tokenizer: a directory, or `bytes`; empty takes the one of `init`.
+      chat_template: which of the tokenizer's templates to use where it has several with names;
+        empty takes the one called `default`, or the only one.
       objective: a name in `objectives.OBJECTIVES`, or a sum of several with coefficients, such as
         `regression + 0.5 * bradley_terry`.
       preference: how pairs are learned from.
@@ -135,6 +137,7 @@ class Config:
     init: str = ""
     model: LlamaConfig | None = None
     tokenizer: str = ""
+    chat_template: str = ""
     objective: str = "regression"
     preference: PreferenceConfig = dataclasses.field(default_factory=PreferenceConfig)
     trainable: tuple[str, ...] = EVERYTHING

@@ -7,8 +7,8 @@
 
 MODEL is a run (its best checkpoint), an Orbax model, a Hugging Face directory or hub id of a
 LlamaForSequenceClassification, a .jsonl file of scores (such as the samples.jsonl of another
-evaluation), or baseline:length, which prefers the longer response. FILE may be a file (.jsonl,
-.jsonl.gz, .json, .parquet), a directory in the hub's layout, or a hub id.
+evaluation), or baseline:length, which prefers the longer response. FILE is any source of data
+(docs/data.md): a file, a directory or a hub id, perhaps with :SPLIT behind it.
 
 OUT gets report.html, report.md, report.json, and samples.jsonl with every score. Scores are kept in
 OUT/scores as they are computed: a killed evaluation continues where it was, and no text is scored
@@ -17,7 +17,6 @@ twice, in this evaluation or the next.
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from rmjax.evaluation.fit_weights import FittedWeights, read_weights
 from rmjax.evaluation.items import BenchmarkData, read_benchmarks
 from rmjax.evaluation.model_evaluation import evaluate_model, write_samples
 from rmjax.evaluation.model_scores import ScoringSettings
+from rmjax.models.rewards.aggregation import parse_rule
 from rmjax.runtime.compilation import enable_compilation_cache
 from rmjax.runtime.sharding import MeshConfig
 
@@ -71,12 +71,7 @@ def _value(text: str | None) -> tuple[Any, FittedWeights | None]:
     if text.endswith(".json"):
         fitted = read_weights(Path(text))
         return fitted.weights, fitted
-    if text.startswith("{"):
-        try:
-            return json.loads(text), None
-        except ValueError as error:
-            raise UserError(f"--value={text}: broken JSON ({error})") from error
-    return text, None
+    return parse_rule(text), None
 
 
 def _mesh(text: str) -> MeshConfig:
@@ -107,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--over-long", choices=_OVER_LONG, default=_OVER_LONG[0], help="what to do beyond that")
     add("--dtype", default="auto", help="auto, float32 or bfloat16")
     add("--quantize", default="", help="int8 or fp8; see docs/score.md")
+    add("--chat-template", default="", metavar="NAME", help="which of MODEL's, if it has several")
     add("--mesh", default="fsdp:-1", metavar="AXIS:SIZE,...", help="of this host's devices")
     return parser
 
@@ -125,7 +121,12 @@ def _main() -> None:
     fit = BenchmarkData(BENCHMARKS["pairs"], args.fit, "fit") if args.fit else None
     out = Path(args.out or Path("evaluations") / Path(args.model).name.replace(":", "-"))
     settings = ScoringSettings(
-        args.max_length, args.over_long, args.dtype, args.quantize, _mesh(args.mesh)
+        args.max_length,
+        args.over_long,
+        args.dtype,
+        args.quantize,
+        _mesh(args.mesh),
+        args.chat_template,
     )
     report = report_evaluation(
         args.model,

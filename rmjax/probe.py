@@ -66,7 +66,10 @@ def probe(config: Config, dst: str, fit: str = "") -> None:
     console = Console(highlight=False, soft_wrap=True)
 
     # ---- mesh, model, tokenizer, data --------------------------------------------------------
-    sharding, source = Sharding(make_mesh(config.mesh)), open_pretrained(config.init)
+    sharding, source = (
+        Sharding(make_mesh(config.mesh)),
+        open_pretrained(config.init, config.chat_template),
+    )
     if source.lora.rank:
         raise UserError(
             f"{config.init}: trained with LoRA; merge its adapters first, with `python -m "

@@ -95,18 +95,25 @@ def report_data(
         "ratings": None,
         "preferences": None,
         "agreement": None,
+        "notes": [],
     }
     responses = pairs = None
+    notes: list[str] = []
     if rated:
         names = tuple(attributes) or find_attributes(rated, split)
-        samples = read_samples(rated, split, names, _ANY)
+        records = read_samples(rated, split, names, _ANY)
+        samples = [sample for (sample,) in records.entries]
         responses = rated_responses(rated, samples, names, encoder)
+        notes += records.notes
         data["ratings"] = measure_ratings(responses, encoder)
     if paired:
-        pairs = read_pairs(paired, split)
+        records = read_pairs(paired, split)
+        pairs = [(better, other) for better, other in records.entries]
+        notes += records.notes
         data["preferences"] = measure_preferences(paired, pairs, encoder)
     if responses and pairs:
         data["agreement"] = measure_agreement(pairs, responses)
+    data["notes"] = list(dict.fromkeys(notes))
     name = short_name(source)
     document = data_document(name, data, responses, pairs)
     return document, write_report(document, Path(out or f"report-{name}").expanduser(), data)

@@ -55,7 +55,7 @@ def train_in(workdir: Path, config: Config) -> None:
 
     # ---- mesh, model, tokenizer --------------------------------------------------------------
     sharding = Sharding(make_mesh(config.mesh))
-    source = open_pretrained(config.init) if config.init else None
+    source = open_pretrained(config.init, config.chat_template) if config.init else None
     model = make_model(config, source, sharding)
     tokenizer = pick_tokenizer(config, source, model.config.vocab_size)
 

@@ -13,14 +13,18 @@ import numpy as np
 
 from rmjax.checkpoints.hf_mapping import hf_keys, hf_shape
 from rmjax.checkpoints.safetensors_file import SafetensorsFile
+from rmjax.checkpoints.weight_files import weight_files
 from rmjax.errors import UserError
 from rmjax.models.decoder_config import LlamaConfig
 from rmjax.models.heads import Head, model_parameters, model_sizes
 from rmjax.models.parameters import HEAD
-from rmjax.runtime.files import read_json
 
 # Tensors that a Llama checkpoint may have and a reward model does not need.
-_UNUSED = re.compile(r"lm_head\.weight|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+_UNUSED = re.compile(
+    r"lm_head\.weight|v_head\.summary\.(weight|bias)"
+    r"|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+)
+_BARE = re.compile(r"(embed_tokens|layers|norm)\.")  # a decoder's keys without `model.`
 
 
 class Weights(Protocol):
@@ -50,54 +54,49 @@ class Weights(Protocol):
 
 
 class SafetensorsWeights:
-    """One or many `.safetensors` files of a directory, with or without an index."""
+    """The `.safetensors` files of a directory, see `weight_files`.
+
+    A bare decoder, as transformers' `AutoModel` saves it, has keys without `model.` in front; here
+    they have it.
+    """
 
     def __init__(self, directory: Path):
         self.where = directory
-        index = directory / "model.safetensors.index.json"
-        if index.exists():
-            files = read_json(index).get("weight_map")
-            if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
-                raise UserError(f"{index}: field 'weight_map' does not map tensors to files")
-            names = sorted(set(files.values()))
-            missing = [name for name in names if not (directory / name).exists()]
-            if missing:
-                raise UserError(f"{index}: {missing[0]} is named there but is not in the directory")
-        else:
-            names = sorted(path.name for path in directory.glob("*.safetensors"))
-        if not names:
-            pickled = list(directory.glob("*.bin")) + list(directory.glob("*.pth"))
-            raise UserError(
-                f"{directory}: there is no .safetensors file"
-                + (
-                    f"; {pickled[0].name} is a pickle, which can run code when it is read: "
-                    "convert it to safetensors first"
-                    if pickled
-                    else ""
-                )
-            )
-        self._files: dict[str, SafetensorsFile] = {}
-        for name in names:
+        stored: dict[str, SafetensorsFile] = {}
+        for name in weight_files(directory):
             file = SafetensorsFile(directory / name)
             for key in file.entries:
-                if key in self._files:
+                if key in stored:
                     raise UserError(f"{directory / name}: tensor {key!r} is in two files")
-                self._files[key] = file
+                stored[key] = file
+        bare = {key for key in stored if _BARE.match(key)}
+        full = {key for key in stored if key.startswith("model.")}
+        if bare and full:
+            raise UserError(
+                f"{directory}: tensors of two models, with and without 'model.' in front: "
+                f"{min(bare)!r} and {min(full)!r}; delete the files of the one that is not meant"
+            )
+        self._tensors = {
+            (f"model.{key}" if key in bare else key): (file, key) for key, file in stored.items()
+        }
 
     def keys(self) -> set[str]:
-        return set(self._files)
+        return set(self._tensors)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return self._files[key].entries[key].shape
+        file, stored = self._tensors[key]
+        return file.entries[stored].shape
 
     def dtype(self, key: str) -> np.dtype:
-        return self._files[key].dtype(key)
+        file, stored = self._tensors[key]
+        return file.dtype(stored)
 
     def read(self, key: str, index: Sequence[slice] = ()) -> np.ndarray:
-        return self._files[key].read(key, index)
+        file, stored = self._tensors[key]
+        return file.read(stored, index)
 
     def files(self) -> list[Path]:
-        return sorted({file.path for file in self._files.values()})
+        return sorted({file.path for file, _ in self._tensors.values()})
 
 
 def check_tensors(weights: Weights, config: LlamaConfig, head: Head) -> tuple[str, ...]:

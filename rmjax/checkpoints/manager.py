@@ -10,6 +10,7 @@ from rmjax.checkpoints.orbax_arrays import cause
 from rmjax.errors import UserError, disk_errors
 
 DIRECTORY = "checkpoints"
+RUN_FORMAT = "rmjax-run"  # field `format` of a run's config.json
 _CHUNK_BYTES = 16 << 20
 
 

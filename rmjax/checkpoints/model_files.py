@@ -56,7 +56,7 @@ def write_model_files(
     fields = {"format": "rmjax", "format_version": FORMAT_VERSION} | dataclasses.asdict(spec)
     if not spec.lora.rank:
         del fields["lora"]
-    optional = ("ordinal", "general_preference", "temperature")
+    optional = ("offset", "ordinal", "general_preference", "temperature")
     fields = {name: x for name, x in fields.items() if x is not None or name not in optional}
     _write_json(directory / SPEC_FILE, fields)
 
@@ -147,11 +147,21 @@ def _read_scale(raw: dict[str, Any] | None) -> OrdinalScale | None:
     return dataclasses.replace(scale, attributes=tuple(scale.attributes), thresholds=rows)
 
 
-def hf_attributes(raw: dict[str, Any], where: Path) -> tuple[str, ...]:
-    """The names of the labels in a classification model's `config.json`, in order."""
+def hf_attributes(raw: dict[str, Any], where: Path, rows: int = 2) -> tuple[str, ...]:
+    """The names of the labels in a classification model's `config.json`, in order.
+
+    Args:
+      raw: the parsed file.
+      where: its path, for messages.
+      rows: how many labels there are if the file does not say; transformers leaves it out where
+        they are 2.
+
+    Raises:
+      UserError: the names are not one for each label.
+    """
     labels = raw.get("id2label")
     if not isinstance(labels, dict):
-        count = raw.get("num_labels", 2)  # transformers leaves it out where it is 2
+        count = raw.get("num_labels", rows)
         labels = {str(i): f"LABEL_{i}" for i in range(count if isinstance(count, int) else 0)}
     try:
         names = tuple(str(labels[str(i)]) for i in range(len(labels)))
@@ -160,6 +170,17 @@ def hf_attributes(raw: dict[str, Any], where: Path) -> tuple[str, ...]:
     if not names or len(set(names)) < len(names):
         raise UserError(f"{where}: fields 'id2label' and 'num_labels' must give names, each once")
     return names
+
+
+def hf_scalar(raw: dict[str, Any], attributes: tuple[str, ...]) -> dict[str, float]:
+    """The scalar rule of a classification model's `config.json`: the first label, or none.
+
+    With `problem_type: regression` labels are attributes, and so is one label alone. Other labels
+    are classes, such as bad and good, and no field says which of them is the reward.
+    """
+    if len(attributes) == 1 or raw.get("problem_type") == "regression":
+        return {attributes[0]: 1.0}
+    return {}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import xxhash
 
 from rmjax.checkpoints import manager
+from rmjax.checkpoints.causal_heads import find_value_head
 from rmjax.checkpoints.gguf import GGUFWeights
 from rmjax.checkpoints.hf_weights import (
     SafetensorsWeights,
@@ -23,6 +24,7 @@ from rmjax.checkpoints.model_files import (
     JOURNAL,
     SPEC_FILE,
     hf_attributes,
+    hf_scalar,
     read_spec,
 )
 from rmjax.checkpoints.orbax_arrays import array_paths, read_array
@@ -51,6 +53,8 @@ class Pretrained:
       weights: tensors by HF key, or the Orbax checkpoint that holds `params`.
       lora: adapters that are stored beside the weights and belong to the model.
       unused: tensors that a reward model does not need.
+      value_head: where a causal model's value head is; see `causal_heads.find_value_head`.
+      chat_template: which of several named templates to use; see `tokenizer.load_tokenizer`.
     """
 
     name: str
@@ -60,10 +64,12 @@ class Pretrained:
     weights: Weights | Path
     lora: LoraConfig = NO_LORA
     unused: tuple[str, ...] = ()
+    value_head: Path | None = None
+    chat_template: str = ""
 
     def tokenizer(self) -> Tokenizer:
-        """The model's own tokenizer, its date frozen."""
-        return load_tokenizer(self.files, self.llama.vocab_size)
+        """The model's own tokenizer, with one template, its date frozen."""
+        return load_tokenizer(self.files, self.llama.vocab_size, self.chat_template)
 
     @property
     def head(self) -> Head:
@@ -72,10 +78,31 @@ class Pretrained:
             return RewardHead(len(self.spec.attributes))
         return LanguageModelHead(self.llama.tie_word_embeddings)
 
+    def reward_spec(self) -> RewardSpec:
+        """The spec; or a `UserError` that says how a causal model becomes a reward model."""
+        if self.spec:
+            return self.spec
+        convert = "`python -m rmjax.convert hf-to-orbax"
+        if self.value_head:
+            raise UserError(
+                f"{self.name}: a causal model with a value head ({self.value_head}); make a reward "
+                f"model of the two with {convert} --value-head`"
+            )
+        raise UserError(
+            f"{self.name}: a causal model without a reward head; train one from it, or give it a "
+            f"fresh one with {convert}`. If its reward is the logit of a token, as of NVIDIA's "
+            f"Llama-3.1-Nemotron-70B-Reward-HF, make a reward model with {convert} "
+            "--reward-token=ID`"
+        )
+
     def state(self) -> str:
-        """A fingerprint of the files: their names, sizes, times, and headers of weights."""
-        digest = xxhash.xxh3_64()
+        """A fingerprint of the files: their names, sizes, times, and headers of weights.
+
+        The chat template is part of it.
+        """
+        digest = xxhash.xxh3_64(self.chat_template.encode())
         files = [file for file in self.files.glob("*") if file.is_file()]
+        files += self.files.glob("*/*.jinja")
         if isinstance(self.weights, Path):
             files += [file for file in self.weights.rglob("*") if file.is_file()]
         else:
@@ -99,15 +126,22 @@ def public_name(name: str) -> str:
     return path.resolve().name if path.exists() else name
 
 
-def open_pretrained(name: str) -> Pretrained:
+def open_pretrained(name: str, chat_template: str = "") -> Pretrained:
     """Opens a Hugging Face directory or hub id, a GGUF file, an Orbax model or a run.
 
     A run stands for its checkpoint with the lowest validation loss.
 
+    Args:
+      name: see above.
+      chat_template: which of a tokenizer's named templates to use; empty for its default.
+
     Raises:
       UserError: nothing of the kind, or something incomplete; it says what.
     """
-    path = local_path(name)
+    return dataclasses.replace(_open(name, local_path(name)), chat_template=chat_template)
+
+
+def _open(name: str, path: Path) -> Pretrained:
     if path.is_file():
         if path.suffix != ".gguf":
             raise UserError(f"{path}: a file, but not a .gguf one; name the model's directory")
@@ -115,11 +149,11 @@ def open_pretrained(name: str) -> Pretrained:
         llama = llama_config_from_hf(weights.config, str(path))
         unused = check_tensors(weights, llama, RewardHead(1))
         return Pretrained(name, path, llama, None, weights, unused=unused)
-    if (path / manager.DIRECTORY).is_dir():
+    if _is_run(path):
         files = path / "model"
         weights, evaluation = manager.best_checkpoint(path)
         return _open_orbax(name, files, weights, evaluation)
-    if (path / WEIGHTS).is_dir():
+    if _is_orbax(path):
         return _open_orbax(name, path, path / WEIGHTS)
     if (path / JOURNAL).exists():
         raise UserError(f"{path}: an unfinished conversion; give the same command again to end it")
@@ -136,30 +170,64 @@ def open_pretrained(name: str) -> Pretrained:
     return _open_huggingface(name, path)
 
 
+def _is_run(path: Path) -> bool:
+    """Whether a directory is a run: others may have a directory `checkpoints` as well."""
+    if not (path / manager.DIRECTORY).is_dir():
+        return False
+    record = path / "config.json"  # of a run what it was asked to do, not a model's config
+    return not record.exists() or read_json(record).get("format") == manager.RUN_FORMAT
+
+
+def _is_orbax(path: Path) -> bool:
+    """Whether a directory is a converted model: others may have a directory `checkpoint` as well.
+
+    Raises:
+      UserError: it could be one and a Hugging Face model.
+    """
+    if not (path / WEIGHTS).is_dir():
+        return False
+    theirs, ours = any(path.glob("*.safetensors")), (path / WEIGHTS / "params").is_dir()
+    if theirs and ours:
+        raise UserError(
+            f"{path}: two models, an Orbax one in {WEIGHTS}/ and a Hugging Face one in "
+            ".safetensors files; move one of them elsewhere"
+        )
+    return not theirs
+
+
 def _open_huggingface(name: str, path: Path) -> Pretrained:
     raw = read_json(path / "config.json")
     llama = llama_config_from_hf(raw, str(path / "config.json"))
     weights = SafetensorsWeights(path)
-    architectures = raw.get("architectures") or []
-    spec, keys = None, weights.keys()
-    if "LlamaForSequenceClassification" in architectures:
-        attributes = hf_attributes(raw, path / "config.json")
+    architectures, keys = raw.get("architectures") or [], weights.keys()
+    spec, has_head = None, "score.weight" in keys
+    # A decoder alone, of transformers' `AutoModel`, to which somebody added a head.
+    bare = architectures == ["LlamaModel"] and has_head
+    if bare or "LlamaForSequenceClassification" in architectures:
+        rows = weights.shape("score.weight")[0] if bare else 2
+        attributes = hf_attributes(raw, path / "config.json", rows)
         if (path / SPEC_FILE).exists():
             spec = read_spec(path)
             if spec.attributes != attributes:
                 raise UserError(f"{path}: {SPEC_FILE} and config.json name other attributes")
         else:
-            spec = RewardSpec(attributes, {attributes[0]: 1.0}, source=public_name(name))
-    elif "score.weight" in keys:
+            spec = RewardSpec(attributes, hf_scalar(raw, attributes), source=public_name(name))
+    elif has_head:
         raise UserError(
             f"{path}: 'score.weight' is there, but config.json's 'architectures' is "
             f"{architectures}, expected LlamaForSequenceClassification"
         )
     head = RewardHead(len(spec.attributes) if spec else 1)
     unused = check_tensors(weights, llama, head)
-    if spec and "score.weight" not in keys:
+    if spec and not has_head:
         raise UserError(f"{path}: a classification model whose head 'score.weight' is missing")
-    return Pretrained(name, path, llama, spec, weights, unused=unused)
+    value_head = find_value_head(path, keys)
+    if spec and value_head:
+        raise UserError(
+            f"{path}: two heads, 'score.weight' and the value head in {value_head}; remove the one "
+            "that is not meant"
+        )
+    return Pretrained(name, path, llama, spec, weights, unused=unused, value_head=value_head)
 
 
 def _open_orbax(

@@ -1,162 +1,266 @@
 """The rows of a data source: local files, the Hugging Face hub, or generated ones.
 
-datasets and pyarrow take seconds to import and most sources need neither, so they are imported
-where they are used.
+Which rows are of the wanted split is decided from what all of them say, before the first one is
+handed out: a file may name one split or five, and the rows of another one may come last. So rows
+are read twice, which takes little beside making tokens of them.
+
+datasets takes seconds to import and most sources do not need it: it is imported where it is used.
 """
 
-import gzip
+import dataclasses
+import functools
 import hashlib
-import json
-import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from rmjax.data.directories import find_files
+from rmjax.data.file_formats import SUFFIXES, arrow_rows, read_file, suffix_of
 from rmjax.data.generated import generate
-from rmjax.errors import UserError
+from rmjax.data.splits import (
+    Choice,
+    SplitNames,
+    Wanted,
+    choose,
+    find_place,
+    split_of,
+    standard_name,
+)
+from rmjax.errors import UserError, shortened
 
 GENERATED = "generated:"
-SPLITS = {"train": "train", "validation": "validation", "val": "validation"}
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+_REASONS = 8  # a file may name a thousand other splits, and each is a line at the start of a run
 
 
-def read_rows(source: str, split: str) -> tuple[str, Iterator[dict[str, Any]]]:
-    """What messages call a source, and its rows as they are.
+class Row(NamedTuple):
+    """A row of a split.
+
+    Attributes:
+      where: "FILE row 3", for messages; the row is counted in the file.
+      number: in the whole source, from 1; rows of other splits count.
+      fields: as they are written.
+    """
+
+    where: str
+    number: int
+    fields: dict[str, Any]
+
+
+class Part(NamedTuple):
+    """A file of a source, or all there is of another kind of source.
+
+    Attributes:
+      name: what messages call it.
+      rows: gives all its rows, as often as it is called.
+      digest: gives what changes with its bytes.
+    """
+
+    name: str
+    rows: Callable[[], Iterator[dict[str, Any]]]
+    digest: Callable[[], str]
+
+
+@dataclasses.dataclass
+class Source:
+    """The rows of one split of a source, which can be iterated as often as wanted.
+
+    Attributes:
+      name: what messages call it: the file, the directory and the split, or the hub id and the
+        split.
+      skipped: how many rows were left out, by reason; of the last iteration.
+      parts: where the rows stand, in order.
+      wanted: the split.
+      address: what a split is named behind, as ADDRESS:NAME.
+    """
+
+    name: str
+    parts: Sequence[Part]
+    wanted: Wanted
+    address: str
+    skipped: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def __iter__(self) -> Iterator[Row]:
+        """The rows of the split.
+
+        Raises:
+          UserError: a file cannot be read, there is no row of the split, or it cannot be told
+            which rows are; naming file and row.
+        """
+        choice = self._choice
+        self.skipped.clear()
+        others: Counter[str] = Counter()
+        for row in self._all_rows():
+            name = split_of(row.fields, choice.column) if choice else ""
+            if choice is None or name in choice.names:
+                yield row
+            else:
+                others[name] += 1
+        named = others if len(others) <= _REASONS else dict(others.most_common(_REASONS - 1))
+        for name, count in named.items():
+            self.skipped[f"of another split ({shortened(name) or 'none named'})"] += count
+        if more := len(others) - len(named):
+            self.skipped[f"of {more:,} more splits"] = others.total() - sum(named.values())
+
+    @property
+    def split_columns(self) -> tuple[str, ...]:
+        """The column that said which rows are of the split; none if no column did.
+
+        Raises:
+          UserError: as iterating does.
+        """
+        return (self._choice.column,) if self._choice else ()
+
+    def fingerprint(self) -> str:
+        """Changes with all that decides which rows there are: the bytes, and what is asked for.
+
+        Two ways to ask for the same rows may differ in it. Which rows they are would take reading
+        them all, and the tokens of rows that have this fingerprint are there without.
+
+        Raises:
+          UserError: a file cannot be read.
+        """
+        parts = [repr(dataclasses.astuple(self.wanted)), *(part.digest() for part in self.parts)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _all_rows(self) -> Iterator[Row]:
+        count = 0
+        for part in self.parts:
+            for number, fields in enumerate(part.rows(), start=1):
+                count += 1
+                yield Row(f"{part.name} row {number}", count, fields)
+
+    @functools.cached_property
+    def _choice(self) -> Choice | None:
+        seen, count = SplitNames(), 0
+        for row in self._all_rows():
+            seen.add(row.fields, row.where)
+            count = row.number
+        if not count:
+            raise UserError(f"{self.name}: there is no row in it")
+        return choose(seen, self.wanted, self.address)
+
+
+def open_source(source: str, split: str, pairs: bool | None = None) -> Source:
+    """The rows of one split of a source.
 
     Args:
-      source: a `.jsonl`, `.jsonl.gz` or `.parquet` file, or a `.json` file with a list of objects;
-        a directory that holds such a file named `<split>`, or `preference` for both splits; a hub
-        id such as `nvidia/HelpSteer2`, or with one of its directories,
-        `nvidia/HelpSteer2/preference`; or `generated:COUNT`.
-      split: `train`, `validation`, or another that the source has.
+      source: one of
+        - a file with one of `SUFFIXES`;
+        - a directory with files `<split>` of these kinds, in one piece or in shards as
+          `train-00000-of-00003.parquet`, in it or in its `data`; or with one file `preference`
+          whose rows name their split; or what `save_to_disk` of datasets wrote;
+        - a hub id, `owner/name`, or with one of its directories, `owner/name/directory`;
+        - `generated:COUNT`: ratings that follow from the text;
+        and behind all but the last perhaps `:NAME`, the split to take instead of `split`.
+      split: `train`, `validation`, `test`, or another that the source has; empty for all rows,
+        whatever split they name.
+      pairs: whether pairs are wanted, or ratings: a directory in HelpSteer2's layout can hold both.
+        None for the ones that are there.
 
     Raises:
-      UserError: there is no such source, or it cannot be read.
+      UserError: there is no such source, or not this split of it.
     """
-    file = _local_file(source, split)
-    if file is None:
-        generated = source.startswith(GENERATED)
-        rows = _generated_rows(source, split) if generated else iter(_hub_data(source, split))
-    elif file.suffix == ".json":
-        rows = _json_list(file)
-    else:
-        rows = _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file)
-    return origin(source, split), rows
-
-
-def origin(source: str, split: str) -> str:
-    """What messages call the data behind `source`: the file, or the hub id and the split."""
-    return str(_local_file(source, split) or f"{source} {split}")
-
-
-def fingerprint(source: str, split: str) -> str:
-    """Changes when the data behind `source` change: a file's bytes, a hub data set's contents."""
-    file = _local_file(source, split)
-    if file is None:
-        digest = hashlib.sha256(f"{source} {split}".encode())
-        if not source.startswith(GENERATED):
-            for batch in _hub_data(source, split).data.to_batches():
-                digest.update(batch.serialize())
-        return digest.hexdigest()
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _local_file(source: str, split: str) -> Path | None:
-    """The file that holds a split; None for a hub id or generated rows."""
     if source.startswith(GENERATED):
-        return None
-    path = Path(source).expanduser()
+        return _generated(source, split)
+    if not source:
+        raise UserError("the source of data is empty: give a file, a directory or a hub id")
+    path, address, name = _divided(source)
+    wanted = Wanted(name or split, named=bool(name))
+    if path is None:
+        names = map(suffix_of, map(Path, (address, source)))
+        if address.startswith((".", "/", "~")) or any(names) or address.count("/") not in (1, 2):
+            raise UserError(f"{source}: there is no such file or directory")
+        return _from_hub(address, wanted)
     if path.is_dir():
-        whole = [path / f"preference{suffix}" for suffix in _SUFFIXES]  # its rows name their split
-        return next(filter(Path.exists, whole), None) or _split_file(path, split)
-    if path.is_file():
-        if not path.name.endswith(_SUFFIXES):
-            raise UserError(f"{path}: unknown kind of file; supported: {', '.join(_SUFFIXES)}")
-        return path
-    if (
-        source.startswith((".", "/", "~"))
-        or source.endswith(_SUFFIXES)
-        or source.count("/") not in (1, 2)
-    ):
-        raise UserError(f"{source}: there is no such file or directory")
-    return None
+        files, wanted = find_files(path, wanted, pairs)
+        said = str(files[0]) if len(files) == 1 else f"{path} {wanted.name}".rstrip()
+        return Source(said, [*map(_file_part, files)], wanted, str(path))
+    if not path.is_file():
+        raise UserError(f"{path}: neither a file nor a directory; rows are read more than once")
+    if not suffix_of(path):
+        raise UserError(f"{path}: unknown kind of file; supported: {', '.join(SUFFIXES)}")
+    return Source(str(path), [_file_part(path)], wanted, str(path))
 
 
-def _split_file(directory: Path, split: str) -> Path:
-    files = [directory / f"{split}{suffix}" for suffix in _SUFFIXES]
-    files = [file for file in files if file.exists()]
-    if not files:  # as the hub stores a data set whose split is one file
-        files = [*directory.glob(f"{split}-*.parquet"), *directory.glob(f"data/{split}-*.parquet")]
-    if len(files) != 1:
-        names = ", ".join(f"{split}{suffix}" for suffix in _SUFFIXES)
-        raise UserError(f"{directory}: expected one of {names}, found {len(files)} of them")
-    return files[0]
+def _divided(source: str) -> tuple[Path | None, str, str]:
+    """The path of a local source, its address, and the split that it names; empty for none.
+
+    Paths and names of splits may both have colons: the longest path that is there is taken. A hub
+    id has none.
+    """
+    if path := find_path(source):
+        return path, source, ""
+    for end in reversed([place for place, letter in enumerate(source) if letter == ":"]):
+        address, name = source[:end], source[end + 1 :]
+        if name and (path := find_path(address)):
+            return path, address, name
+    address, _, name = source.partition(":")
+    return (None, address, name) if name else (None, source, "")
 
 
-def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
-    # Line by line, each value as it is written. pyarrow and datasets guess a column's type from
-    # its first block: a date-like text becomes a date, a 2.5 after 10 MB of whole numbers an error.
-    opened = gzip.open if file.suffix == ".gz" else open
+def find_path(address: str) -> Path | None:
+    """The local file or directory of this name; None if there is none.
+
+    Raises:
+      UserError: nobody may look.
+    """
     try:
-        with opened(file, "rb") as lines:
-            for number, line in enumerate(filter(bytes.strip, lines), start=1):
-                yield _parse_line(line, f"{file} row {number}")
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{file}: cannot be read ({error})") from error
+        path = Path(address).expanduser()
+        path.stat()
+    except PermissionError as error:
+        raise UserError(f"{address}: cannot be read ({error})") from error
+    except (OSError, RuntimeError, ValueError):  # also no such user, or no name for a file
+        return None
+    return path if address else None
 
 
-def _json_list(file: Path) -> Iterator[dict[str, Any]]:
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: cannot be read ({error})") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{file}: expected a list of JSON objects (or a .jsonl file, one a line)")
-    return iter(rows)
+def _file_part(path: Path) -> Part:
+    def digest() -> str:
+        try:
+            with open(path, "rb") as stream:
+                # The suffix says how the bytes are read.
+                return suffix_of(path) + hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error})") from error
+
+    return Part(str(path), functools.partial(read_file, path), digest)
 
 
-def _parse_line(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 (byte {error.start} of the line)") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: broken JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
-    return row
-
-
-def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches():
-                yield from batch.to_pylist()
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise UserError(f"{file}: cannot be read ({error})") from error
-
-
-def _hub_data(source: str, split: str) -> Any:
+def _from_hub(address: str, wanted: Wanted) -> Source:
     import datasets
 
     datasets.disable_progress_bars()
-    owner, name, *directory = source.split("/")
+    owner, name, *directory = address.split("/")
+    data_dir = directory[0] if directory else None
     try:
-        if directory:  # such as HelpSteer2's preferences, whose rows name their split
-            return datasets.load_dataset(f"{owner}/{name}", data_dir=directory[0], split="train")
-        return datasets.load_dataset(source, split=split)
-    except Exception as error:  # no network, no such data set, no such split: datasets says which
+        # All splits: that is what datasets downloads anyway, and only their names say what is what.
+        splits = datasets.load_dataset(f"{owner}/{name}", data_dir=data_dir)
+    except Exception as error:  # no network, no such data set: datasets says which
         raise UserError(
-            f"{source}: not a local path, and the hub does not give it ({error})"
+            f"{address}: not a local path, and the hub does not give it ({error})"
         ) from error
+    tables = {str(name): split.data for name, split in splits.items()}
+    place, wanted = find_place(wanted, {name: name for name in tables}, address)
+    table = tables[place]
+
+    def digest() -> str:
+        digest = hashlib.sha256(f"{address} {place}".encode())
+        digest.update(table.schema.serialize())  # a batch has values, but not its columns' names
+        for batch in table.to_batches():
+            digest.update(batch.serialize())
+        return digest.hexdigest()
+
+    said = f"{address} {place}"
+    part = Part(said, lambda: arrow_rows(table.to_batches(), said), digest)
+    return Source(said, [part], wanted, address)
 
 
-def _generated_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
+def _generated(source: str, split: str) -> Source:
     count = source.removeprefix(GENERATED)
     if not count.isdecimal() or int(count) < 2:
         raise UserError(f"{source}: expected generated:COUNT with COUNT at least 2")
-    return generate(int(count), split)
+    split = standard_name(split) or split
+    said = f"{source} {split}"
+    part = Part(said, lambda: generate(int(count), split), lambda: said)
+    return Source(said, [part], Wanted(split, found=True), source)

@@ -1,19 +1,30 @@
-"""What a row of a data source means: a rated response, or a pair of which one is preferred."""
+"""What a row of a data source means: a rated response, or pairs of which one is preferred."""
 
 import dataclasses
 import itertools
-import json
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from rmjax.data.conversation import parse_prompt, parse_response
-from rmjax.data.readers import GENERATED, SPLITS, read_rows
-from rmjax.data.tokenizer import Message
+from rmjax.data.conversation import (
+    Conversation,
+    PromptError,
+    parse_conversation,
+    parse_response,
+    prompt_key,
+)
+from rmjax.data.layouts import Layout, find_layout
+from rmjax.data.readers import GENERATED, Row, open_source
 from rmjax.errors import UserError
 
+# Why a sample or a pair is left out; training and evaluation count the same.
+EMPTY, TIE, EQUAL = "an empty response", "a tie", "chosen equals rejected"
 _STRENGTHS = ("margin", "strength")  # fields
-_PLACES = {"response_1": 1, "response_2": 2}
+_PLACES = {"response_1": 1, "response_2": 2, "response1": 1, "response2": 2}
+_BESIDE = ("system", "tools")  # fields that belong to the conversation of any layout
 _MASKED = -100  # what NeMo's files put where a label is missing
 
 
@@ -22,8 +33,7 @@ class Sample:
     """One response.
 
     Attributes:
-      prompt: the conversation up to the response.
-      response: the text that was rated or compared.
+      conversation: that ends with the response that was rated or compared.
       labels: one rating an attribute; NaN where there is none.
       where: file and row, for messages.
       row: its row in the source, from 1.
@@ -32,13 +42,197 @@ class Sample:
       place: which response of its pair it was to the annotators, 1 or 2; 0 if the data do not say.
     """
 
-    prompt: list[Message]
-    response: str
+    conversation: Conversation
     labels: tuple[float, ...]
     where: str
     row: int
     strength: float = math.nan
     place: int = 0
+
+
+Pair = tuple[Sample, Sample]  # the preferred response and the other one
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """All of a source's samples or pairs.
+
+    Attributes:
+      source: what messages call it.
+      entries: each one sample, or the two of a pair.
+      skipped: rows that were left out, by reason.
+      notes: what was not used, for people.
+    """
+
+    source: str
+    entries: list[tuple[Sample, ...]]
+    skipped: Mapping[str, int]
+    notes: tuple[str, ...]
+
+
+class RowReader:
+    """Reads rows, and remembers what it did not use.
+
+    Every reader of rows is made of its methods, in training and in evaluation.
+
+    Attributes:
+      used: columns that the caller reads itself.
+      skipped: rows that make nothing, by reason.
+    """
+
+    def __init__(self, used: Collection[str] = ()):
+        """Starts with nothing seen."""
+        self.used = {*used, *_BESIDE}
+        self.skipped: Counter[str] = Counter()
+        self._unused: Counter[str] = Counter()
+        self._marked: list[str] = []
+
+    def conversation(
+        self, fields: Mapping[str, Any], field: str, where: str, prompt: str = "", *part: Any
+    ) -> Conversation:
+        """The conversation of a response.
+
+        Args:
+          fields: of the row.
+          field: that holds the response.
+          where: file and row, for messages.
+          prompt: the field of the prompt; empty if the response is the whole conversation.
+          part: the response, if it is only a part of the field.
+
+        Raises:
+          UserError: naming file, row and field.
+        """
+        (value,) = part or (fields[field],)
+        beside = map(fields.get, _BESIDE)
+        try:
+            # Tables write null where a row has no prompt.
+            if prompt and fields.get(prompt) is not None:
+                found = parse_response(fields[prompt], value, *beside)
+            else:
+                found = parse_conversation(value, *beside)
+        except ValueError as error:
+            wrong = prompt if isinstance(error, PromptError) else field
+            raise UserError(f"{where}: field {wrong!r} {error}") from error
+        if found.has_marks:
+            self._marked.append(where)
+        return found
+
+    def pairs(self, row: Row) -> list[Pair]:
+        """The pairs of a row: several if it ranks more than two responses, none if it has one.
+
+        Raises:
+          UserError: naming file, row and field.
+        """
+        layout = find_layout(row.fields, row.where, "pairs", "ranking")
+        if layout.kind == "ranking":
+            self.see(row.fields, layout.fields)
+            return self._ranking(layout, row)
+        fields = layout.responses
+        if layout.preference:
+            self.see(row.fields, layout.fields)
+            signed = number_field(row.fields, layout.preference, row.where)
+            fields, strength = fields[:: -1 if signed > 0 else 1], abs(signed)
+        else:
+            self.see(row.fields, {*layout.fields, *_STRENGTHS})
+            strength = _strength(row.fields, row.where)
+        chosen, rejected = (
+            Sample(
+                self.conversation(row.fields, field, row.where, layout.prompt),
+                labels=(),
+                where=row.where,
+                row=row.number,
+                strength=strength,
+                place=_PLACES.get(field, 0),
+            )
+            for field in fields
+        )
+        return [(chosen, rejected)]
+
+    def rated(self, row: Row) -> Conversation:
+        """The conversation of a row with ratings.
+
+        Raises:
+          UserError: naming file, row and field.
+        """
+        layout = find_layout(row.fields, row.where, "ratings")
+        self.see(row.fields, layout.fields)
+        if layout.prompt and row.fields[layout.prompt] is None:
+            raise UserError(f"{row.where}: field {layout.prompt!r} is null, expected a prompt")
+        return self.conversation(row.fields, layout.responses[0], row.where, layout.prompt)
+
+    def see(self, fields: Iterable[str], used: Collection[str]) -> None:
+        """Remembers which fields of a row are not among `used`."""
+        self._unused.update(field for field in fields if field not in used)
+
+    def notes(self) -> tuple[str, ...]:
+        """What was not used, and what may have been misread, in words."""
+        unused = sorted(set(self._unused) - self.used)
+        notes = [f"columns that are not used: {', '.join(unused)}"] if unused else []
+        if self._marked:
+            notes.append(
+                "marks of turns such as '\\n\\nHuman:' are read as text inside a turn of "
+                f"{len(self._marked):,} conversations; the first: {Path(self._marked[0]).name}"
+            )
+        return tuple(notes)
+
+    def _listed(self, layout: Layout, row: Row) -> list[Conversation]:
+        """The conversations of a list of responses."""
+        (field,) = layout.responses
+        values = row.fields[field]
+        if not isinstance(values, list):
+            raise UserError(f"{row.where}: field {field!r} is {type(values).__name__}, not a list")
+        conversations = []
+        for number, value in enumerate(values, start=1):
+            where = f"{row.where}, {field} {number}"
+            if layout.element:
+                check_fields(value if isinstance(value, dict) else {}, layout.element, where)
+                self.see((f"{field}: {name}" for name in value if name not in layout.element), ())
+                value = value[layout.element[0]]
+            conversations.append(self.conversation(row.fields, field, where, layout.prompt, value))
+        return conversations
+
+    def _ranking(self, layout: Layout, row: Row) -> list[Pair]:
+        """All pairs of a ranked list: each response with every one that is worse."""
+        (field,) = layout.responses
+        found = self._listed(layout, row)
+        if len(found) < 2:
+            self.skipped["fewer than two responses"] += 1
+        ranks = _ranks(layout, row, found)
+        scored = row.fields.get(layout.scores) is not None
+        pairs = []
+        for one, two in itertools.combinations(range(len(found)), 2):
+            better, worse = (one, two) if ranks[one] <= ranks[two] else (two, one)
+            apart = 0.0 if ranks[better] == ranks[worse] else ranks[worse] - ranks[better]
+            # Ranks say which is better, or neither, but not how much.
+            strength = apart if scored or not apart else math.nan
+            where = f"{row.where}, {field} {better + 1} and {worse + 1}"
+            chosen, rejected = (
+                Sample(found[i], (), where, row.number, strength) for i in (better, worse)
+            )
+            pairs.append((chosen, rejected))
+        return pairs
+
+
+def _ranks(layout: Layout, row: Row, responses: Sequence[Conversation]) -> list[float]:
+    """A number of each response of a ranked list: the lowest is the best."""
+    (field,) = layout.responses
+    if layout.element:
+        values = enumerate(row.fields[field], start=1)
+        return [number_field(v, layout.element[1], f"{row.where}, {field} {n}") for n, v in values]
+    scores = row.fields.get(layout.scores)
+    if scores is None:
+        return [float(number) for number in range(len(responses))]
+    if not isinstance(scores, list) or len(scores) != len(responses):
+        raise UserError(
+            f"{row.where}: field {layout.scores!r} is not a list of {len(responses)} numbers, one "
+            "for each response"
+        )
+    return [
+        math.inf  # nobody scores an empty response
+        if score is None and response.is_empty
+        else -number_field({layout.scores: score}, layout.scores, row.where)
+        for score, response in zip(scores, responses)
+    ]
 
 
 def read_samples(
@@ -47,11 +241,11 @@ def read_samples(
     attributes: Sequence[str],
     label_range: tuple[float, float],
     unrated: str = "",
-) -> list[Sample]:
+) -> Records:
     """All rated responses of a source, checked.
 
     Args:
-      source: see `read_rows`.
+      source: see `open_source`.
       split: `train` or `validation`.
       attributes: the columns that hold the ratings.
       label_range: the lowest and highest rating there may be.
@@ -60,34 +254,24 @@ def read_samples(
     Raises:
       UserError: naming file, row and field.
     """
-    samples = []
-    name, rows = read_rows(source, split)
-    for number, row in enumerate(rows, start=1):
+    reader = RowReader(used=attributes)
+
+    def read(row: Row) -> list[tuple[Sample, ...]]:
         if unrated:
-            row.setdefault(unrated, None)
-        samples.append(
-            _rated_response(row, attributes, label_range, f"{name} row {number}", number)
-        )
-    if not samples:
-        raise UserError(f"{name}: there is no row in it")
-    return samples
+            row.fields.setdefault(unrated, None)
+        conversation = reader.rated(row)
+        check_fields(row.fields, attributes, row.where)
+        labels = tuple(rating_field(row.fields, a, row.where, label_range) for a in attributes)
+        return [(Sample(conversation, labels, row.where, row.number),)]
+
+    return _read(source, split, False, reader, read)
 
 
-def read_pairs(source: str, split: str) -> list[tuple[Sample, Sample]]:
-    """All preference pairs of a source, checked: the preferred response and the other one.
-
-    A row has one of three forms:
-    - `prompt`, `response_1`, `response_2` and `preference_strength`, as HelpSteer2-Preference:
-      negative where the first response is better, positive where the second is, 0 in a tie. Rows
-      whose field `split` names another split are left to that one.
-    - `prompt`, `chosen` and `rejected`.
-    - `chosen` and `rejected` alone, each a whole conversation that ends with the response.
-    The last two may have a `margin` or a `strength`, 0 or more. A conversation is a list of
-    messages, or a text with `\\n\\nHuman: ` and `\\n\\nAssistant: ` before its turns. A response
-    may be empty.
+def read_pairs(source: str, split: str) -> Records:
+    """All preference pairs of a source, checked, in any layout of pairs or rankings.
 
     Args:
-      source: see `read_rows`; not a generated one.
+      source: see `open_source`; not a generated one.
       split: `train` or `validation`.
 
     Raises:
@@ -98,33 +282,42 @@ def read_pairs(source: str, split: str) -> list[tuple[Sample, Sample]]:
             f"{source}: there are generated ratings only, no pairs; config.data.compare = "
             "'helpfulness' makes pairs of them"
         )
-    name, rows = read_rows(source, split)
-    pairs = [
-        pair_of_row(row, f"{name} row {number}", number, split)
-        for number, row in enumerate(rows, start=1)
-    ]
-    pairs = [pair for pair in pairs if pair is not None]
-    if not pairs:
-        raise UserError(f"{name}: there is no row of the split {split!r} in it")
-    return pairs
+    reader = RowReader()
+    return _read(source, split, True, reader, reader.pairs)
 
 
-def pairs_of_ratings(samples: Sequence[Sample], attribute: str) -> list[tuple[Sample, Sample]]:
+def _read(
+    source: str,
+    split: str,
+    pairs: bool,
+    reader: RowReader,
+    read: Callable[[Row], Sequence[tuple[Sample, ...]]],
+) -> Records:
+    opened = open_source(source, split, pairs)
+    entries = [entry for row in opened for entry in read(row)]
+    if not entries:
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in reader.skipped.items())
+        raise UserError(f"{opened.name}: there is nothing to read in it ({reasons or 'no row'})")
+    reader.used.update(opened.split_columns)
+    return Records(opened.name, entries, opened.skipped + reader.skipped, reader.notes())
+
+
+def pairs_of_ratings(records: Records, attribute: str) -> Records:
     """Every two responses to one prompt, the one with the higher rating first.
 
     Their strength is the difference of the ratings. Responses without the rating make none.
 
     Args:
-      samples: with this rating alone.
+      records: samples with this rating alone.
       attribute: its name, for messages.
 
     Raises:
       UserError: there is no pair.
     """
     prompts: dict[str, list[Sample]] = {}
-    for sample in samples:
+    for (sample,) in records.entries:
         if not math.isnan(sample.labels[0]):
-            prompts.setdefault(json.dumps(sample.prompt, sort_keys=True), []).append(sample)
+            prompts.setdefault(prompt_key([sample.conversation]), []).append(sample)
     pairs = []
     for responses in prompts.values():
         for first, second in itertools.combinations(responses, 2):
@@ -134,14 +327,19 @@ def pairs_of_ratings(samples: Sequence[Sample], attribute: str) -> list[tuple[Sa
             pairs.append(tuple(dataclasses.replace(s, strength=strength) for s in (better, other)))
     if not pairs:
         raise UserError(
-            f"{samples[0].where.rsplit(' row ', 1)[0]}: no prompt has two responses with a rating "
-            f"of {attribute!r} to compare"
+            f"{records.source}: no prompt has two responses with a rating of {attribute!r} to "
+            "compare"
         )
-    return pairs
+    return dataclasses.replace(records, entries=pairs)
 
 
-def describe(source: str, split: str) -> tuple[str, tuple[str, ...]]:
+def describe(source: str, split: str, pairs: bool | None = None) -> tuple[str, tuple[str, ...]]:
     """What a source holds, and the columns that may be ratings.
+
+    Args:
+      source: see `open_source`.
+      split: likewise.
+      pairs: likewise.
 
     Returns:
       `pairs` or `ratings`, by the first row's fields, and of ratings the columns in which every
@@ -152,129 +350,86 @@ def describe(source: str, split: str) -> tuple[str, tuple[str, ...]]:
     """
     numeric: dict[str, bool] = {}  # whether a field ever holds a number
     refused: set[str] = set()  # fields that hold something else
-    name, rows = read_rows(source, split)
-    for index, row in enumerate(rows):
-        if index == 0 and _kind(row, name) == "pairs":
+    opened = open_source(source, split, pairs)
+    for index, row in enumerate(opened):
+        if index == 0 and find_layout(row.fields, row.where).kind != "ratings":
             return "pairs", ()
-        for field, value in row.items():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
+        for field, value in row.fields.items():
+            number = is_number(value)
             numeric[field] = numeric.get(field, False) or number
             if not number and value is not None:
                 refused.add(field)
     if not numeric:
-        raise UserError(f"{name}: there is no row in it")
+        raise UserError(f"{opened.name}: there is no row in it")
     return "ratings", tuple(field for field, n in numeric.items() if n and field not in refused)
 
 
-def pair_of_row(
-    row: dict[str, Any], where: str, number: int, split: str
-) -> tuple[Sample, Sample] | None:
-    """The preferred and the other response of a row, in one of the forms of `read_pairs`.
-
-    Args:
-      row: of the data.
-      where: file and row, for messages.
-      number: of the row, from 1.
-      split: the one that is wanted; None is returned for a row that names another.
-
-    Raises:
-      UserError: naming file, row and field.
-    """
-    if "preference_strength" in row:
-        check_fields(row, ("prompt", "response_1", "response_2"), where)
-        if SPLITS.get(str(row.get("split")), split) != split:
-            return None
-        signed = number_field(row, "preference_strength", where)
-        fields = ("response_2", "response_1") if signed > 0 else ("response_1", "response_2")
-        strength = abs(signed)
-    else:
-        fields = ("chosen", "rejected")
-        check_fields(row, fields, where)
-        strength = _strength(row, where)
-
-    def sample(field: str) -> Sample:
-        try:
-            messages, response = parse_response(row.get("prompt"), row[field])
-        except ValueError as error:
-            raise UserError(f"{where}: field {field!r} {error}") from error
-        return Sample(messages, response, (), where, number, strength, _PLACES.get(field, 0))
-
-    return sample(fields[0]), sample(fields[1])
-
-
-def check_fields(row: Mapping[str, Any], fields: Sequence[str], where: str) -> None:
+def check_fields(row: Mapping[str, Any], fields: Collection[str], where: str) -> None:
     """Raises a `UserError` unless a row has all of these."""
     for field in fields:
         if field not in row:
             raise UserError(
-                f"{where}: field {field!r} is missing; the row has {', '.join(sorted(row))}"
+                f"{where}: field {field!r} is missing; the row has "
+                f"{', '.join(sorted(row)) or 'no field'}"
             )
 
 
 def number_field(row: Mapping[str, Any], field: str, where: str) -> float:
     """A finite number of a row, or a `UserError`."""
     value = row[field]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
-        raise UserError(f"{where}: field {field!r} is {value!r}, expected a number")
+    if not is_number(value) or not abs(value) <= sys.float_info.max:
+        raise UserError(f"{where}: field {field!r} is {_brief(value)}, expected a number")
     return float(value)
 
 
-def _kind(row: dict[str, Any], name: str) -> str:
-    if "preference_strength" in row or {"chosen", "rejected"} <= set(row):
-        return "pairs"
-    if "response" in row:
-        return "ratings"
-    raise UserError(
-        f"{name} row 1: neither a rating ('prompt', 'response') nor a pair ('chosen', 'rejected' "
-        f"or 'preference_strength'); the row has {', '.join(sorted(row))}"
-    )
-
-
-def _strength(row: dict[str, Any], where: str) -> float:
-    """How much better a row says its chosen response is; NaN if it does not say."""
-    for field in _STRENGTHS:
-        if row.get(field) is not None:
-            strength = number_field(row, field, where)
-            if strength < 0:
-                raise UserError(
-                    f"{where}: field {field!r} is {strength:g}: it says that 'rejected' is better; "
-                    "expected 0 or more"
-                )
-            return strength
-    return math.nan
-
-
-def _rated_response(
-    row: dict[str, Any],
-    attributes: Sequence[str],
-    label_range: tuple[float, float],
+def rating_field(
+    row: Mapping[str, Any],
+    field: str,
     where: str,
-    number: int,
-) -> Sample:
-    check_fields(row, ("prompt", "response", *attributes), where)
-    try:
-        prompt = parse_prompt(row["prompt"])
-    except ValueError as error:
-        raise UserError(f"{where}: field 'prompt' {error}") from error
-    response = row["response"]
-    if not isinstance(response, str):
-        raise UserError(f"{where}: field 'response' is {type(response).__name__}, not a string")
-    if not response.strip():
-        raise UserError(f"{where}: field 'response' is empty")
-    labels = tuple(_label(row[name], name, label_range, where) for name in attributes)
-    return Sample(prompt, response, labels, where, number)
+    limits: tuple[float, float] = (-math.inf, math.inf),
+) -> float:
+    """A rating of a row; NaN where it is null, NaN or -100, which all say that there is none.
 
-
-def _label(value: Any, field: str, limits: tuple[float, float], where: str) -> float:
+    Raises:
+      UserError: it is no number, or outside of the limits.
+    """
+    value = row.get(field)
     if value is None:
         return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{where}: field {field!r} is {value!r}, expected a number")
+    if not is_number(value):
+        raise UserError(f"{where}: field {field!r} is {_brief(value)}, expected a number")
     if value != value or value == _MASKED:  # NaN (math.isnan refuses integers too big for a float)
         return math.nan
     if not limits[0] <= value <= limits[1]:
         raise UserError(
-            f"{where}: field {field!r} is {value}, outside {limits[0]:g} to {limits[1]:g} "
+            f"{where}: field {field!r} is {_brief(value)}, outside {limits[0]:g} to {limits[1]:g} "
             "(--config.data.label_range)"
         )
-    return float(value)
+    return number_field(row, field, where)
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def is_number(value: Any) -> bool:
+    """Whether a field's value can be a rating."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _strength(row: Mapping[str, Any], where: str) -> float:
+    """How much better a row says its chosen response is; NaN if it does not say."""
+    found = {
+        field: number_field(row, field, where) for field in _STRENGTHS if row.get(field) is not None
+    }
+    if len(set(found.values())) > 1:
+        raise UserError(f"{where}: {' and '.join(map(repr, found))} differ; keep the one to use")
+    for field, strength in found.items():
+        if strength < 0:
+            raise UserError(
+                f"{where}: field {field!r} is {strength:g}: it says that 'rejected' is better; "
+                "expected 0 or more"
+            )
+        return strength
+    return math.nan

@@ -8,18 +8,31 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from rmjax.data.readers import fingerprint, origin
-from rmjax.data.records import Sample, pairs_of_ratings, read_pairs, read_samples
+from rmjax.data.chat_encoder import ChatEncoder
+from rmjax.data.conversation import prompt_key
+from rmjax.data.readers import open_source
+from rmjax.data.records import (
+    EMPTY,
+    EQUAL,
+    TIE,
+    Records,
+    Sample,
+    pairs_of_ratings,
+    read_pairs,
+    read_samples,
+)
 from rmjax.data.tokenized import TokenizedData, shared_prefixes
-from rmjax.data.tokenizer import Tokenizer, encode, truncate_left
+from rmjax.data.tokenizer import Tokenizer, truncate_left
 from rmjax.errors import UserError
 from rmjax.runtime.cache import cache_errors, cache_root
 
+_SUMMARY = "summary.json"
 OVER_LONG = ("drop", "truncate_left", "error")
-_VERSION = 3  # of this module's result; part of the cache's key, which checkpoints hold too
+_VERSION = 4  # of this module's result; part of the cache's key, which checkpoints hold too
 
 
 def load_tokenized(
@@ -41,7 +54,7 @@ def load_tokenized(
     The cache is `$RMJAX_CACHE`, else `~/.cache/rmjax`; its entries can be deleted at any time.
 
     Args:
-      source: see `read_rows`.
+      source: see `open_source`.
       split: `train` or `validation`.
       tokenizer: of the model.
       attributes: of the head.
@@ -56,9 +69,10 @@ def load_tokenized(
     Raises:
       UserError: bad data, naming file, row and field; or nothing is left after the length policy.
     """
+    opened = open_source(source, split, pairs and not compare)
     made_by = {
         "version": _VERSION,
-        "data": fingerprint(source, split),
+        "data": opened.fingerprint(),
         "tokenizer": _tokenizer_fingerprint(tokenizer),
         "attributes": list(attributes),
         "label_range": list(label_range),
@@ -71,19 +85,25 @@ def load_tokenized(
     }
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
     entry = cache_root() / "tokens" / key
-    if not (entry / "counts.json").exists():
+    if not (entry / _SUMMARY).exists():
         if compare:
-            entries = pairs_of_ratings(read_samples(source, split, [compare], label_range), compare)
+            records = read_samples(source, split, [compare], label_range)
+            records = pairs_of_ratings(records, compare)
         elif pairs:
-            entries = read_pairs(source, split)
+            records = read_pairs(source, split)
         else:
-            entries = [[s] for s in read_samples(source, split, attributes, label_range, unrated)]
-        result = _tokenize(
-            entries, len(attributes), tokenizer, max_length, over_long, drop_ties=ties == "drop"
+            records = read_samples(source, split, attributes, label_range, unrated)
+        encoder = ChatEncoder(tokenizer)
+        arrays, counts = _tokenize(
+            records, len(attributes), encoder, max_length, over_long, drop_ties=ties == "drop"
         )
+        summary = {
+            "counts": counts,
+            "notes": [*records.notes, *encoder.notes()],
+        }
         with cache_errors():
-            _write(entry, *result)
-    return _read(entry, tuple(attributes), origin(source, split), key)
+            _write(entry, arrays, summary)
+    return _read(entry, tuple(attributes), opened.name, key)
 
 
 def _tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
@@ -98,37 +118,48 @@ def _tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def _tokenize(
-    entries: Sequence[Sequence[Sample]],
+    records: Records,
     columns: int,
-    tokenizer: Tokenizer,
+    encoder: ChatEncoder,
     max_length: int,
     over_long: str,
     drop_ties: bool,
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Arrays and counts. An entry is one sample, or the two of a pair, which stay together."""
+    """Arrays and counts. The two samples of a pair stay together."""
+    entries, bos = records.entries, encoder.tokenizer.bos_token_id
     counts: Counter[str] = Counter(read=len(entries))
+    counts.update({f"skipped: {reason}": n for reason, n in records.skipped.items()})
+    encoded: dict[int, np.ndarray] = {}  # ranked lists have a conversation in several pairs
     prompts: dict[str, list[tuple[Sample, np.ndarray]]] = {}
     pairs: Counter[tuple[bytes, bytes]] = Counter()
     for entry in entries:
-        tokens = [_encode(sample, tokenizer) for sample in entry if sample.response]
+        reason = _reason_to_drop(entry, drop_ties)
+        if not reason:
+            for sample in entry:
+                if id(sample.conversation) not in encoded:
+                    tokens = encoder.encode(sample.conversation, sample.where)
+                    encoded[id(sample.conversation)] = tokens
+            if not all(encoder.shows_response(sample.conversation) for sample in entry):
+                reason = EMPTY
+        tokens = [] if reason else [encoded[id(sample.conversation)] for sample in entry]
         longest = max(map(len, tokens), default=0)
-        reason = _reason_to_drop(entry, tokens, drop_ties)
-        if not reason and longest > max_length:
+        if longest > max_length:
             if over_long == "error":
                 raise UserError(
                     f"{entry[0].where}: {longest} tokens, more than data.max_length = "
                     f"{max_length} (and data.over_long is 'error')"
                 )
             if over_long == "drop":
-                reason = "dropped: too long"
+                reason = "too long"
             else:
                 counts["truncated on the left"] += 1
-                tokens = [truncate_left(t, max_length, tokenizer.bos_token_id) for t in tokens]
-                reason = _reason_to_drop(entry, tokens, drop_ties)
+                tokens = [truncate_left(t, max_length, bos) for t in tokens]
+        if not reason and len(tokens) == 2 and np.array_equal(tokens[0], tokens[1]):
+            reason = EQUAL
         if reason:
-            counts[reason] += 1
+            counts[f"dropped: {reason}"] += 1
             continue
-        prompt = json.dumps(entry[0].prompt, sort_keys=True)
+        prompt = prompt_key([sample.conversation for sample in entry])
         prompts.setdefault(prompt, []).extend(zip(entry, tokens))
         if len(entry) == 2:
             pairs[tokens[0].tobytes(), tokens[1].tobytes()] += 1
@@ -139,8 +170,7 @@ def _tokenize(
     counts.update(_repetitions(pairs))
     if not kept:
         raise UserError(
-            f"{entries[0][0].where.rsplit(' row ', 1)[0]}: no {'pair' if paired else 'sample'} is "
-            f"left of {len(entries)} "
+            f"{records.source}: no {'pair' if paired else 'sample'} is left of {len(entries)} "
             f"({', '.join(f'{n} {reason}' for reason, n in counts.items() if n)})"
         )
     samples, sequences = zip(*kept)
@@ -150,7 +180,8 @@ def _tokenize(
         "tokens": np.concatenate(sequences),
         "offsets": np.cumsum([0, *map(len, sequences)], dtype=np.int64),
         "labels": np.asarray(labels, np.float32),
-        "groups": prompt_ids.astype(np.int32),  # the name in files of this version
+        "prompt_ids": prompt_ids.astype(np.int32),
+        "prompt_hashes": np.asarray(list(map(_hash, prompts)), np.int64)[prompt_ids],
         "shared": shared_prefixes(sequences, prompt_ids),
         "rows": np.asarray([sample.row for sample in samples], np.int32),
         "chosen": (np.arange(len(samples)) % 2 == 0) & paired,
@@ -167,36 +198,32 @@ def _repetitions(pairs: Counter[tuple[bytes, bytes]]) -> dict[str, int]:
     return {reason: count for reason, count in counts.items() if count}
 
 
-def _encode(sample: Sample, tokenizer: Tokenizer) -> np.ndarray:
-    messages = [*sample.prompt, {"role": "assistant", "content": sample.response}]
-    try:
-        return encode(tokenizer, messages)
-    except UserError as error:
-        raise UserError(f"{sample.where}: {error}") from error
+def _hash(prompt: str) -> int:
+    return int.from_bytes(
+        hashlib.sha256(prompt.encode(errors="surrogatepass")).digest()[:8], "big", signed=True
+    )
 
 
-def _reason_to_drop(entry: Sequence[Sample], tokens: Sequence[np.ndarray], drop_ties: bool) -> str:
+def _reason_to_drop(entry: Sequence[Sample], drop_ties: bool) -> str:
     """Why nothing can be learned from a sample or a pair; empty if something can."""
-    if len(tokens) < len(entry):
-        return "dropped: an empty response"
+    if any(sample.conversation.is_empty for sample in entry):
+        return EMPTY
     if len(entry) == 1:
-        return "dropped: no label" if all(np.isnan(entry[0].labels)) else ""
-    if np.array_equal(tokens[0], tokens[1]):
-        return "dropped: chosen equals rejected"
-    return "dropped: a tie" if drop_ties and entry[0].strength == 0 else ""
+        return "no label" if all(np.isnan(entry[0].labels)) else ""
+    return TIE if drop_ties and entry[0].strength == 0 else ""
 
 
-def _write(entry: Path, arrays: dict[str, np.ndarray], counts: dict[str, int]) -> None:
+def _write(entry: Path, arrays: dict[str, np.ndarray], summary: dict[str, Any]) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
     # Not named by the process: its number may be the same on another host with the same disk.
     partial = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=".partial", dir=entry.parent))
     for name, array in arrays.items():
         np.save(partial / f"{name}.npy", array, allow_pickle=False)
-    (partial / "counts.json").write_text(json.dumps(counts))
+    (partial / _SUMMARY).write_text(json.dumps(summary))
     try:
         partial.rename(entry)
     except OSError:  # another process was first with the same result
-        if not (entry / "counts.json").exists():
+        if not (entry / _SUMMARY).exists():
             raise
         shutil.rmtree(partial)
 
@@ -207,12 +234,12 @@ def _read(entry: Path, attributes: tuple[str, ...], source: str, key: str) -> To
     }
     tokens = arrays.pop("tokens")  # stays on disk, and is read where it is needed
     small = {name: np.asarray(array) for name, array in arrays.items()}
+    summary = json.loads((entry / _SUMMARY).read_text())
     return TokenizedData(
         attributes=attributes,
         tokens=tokens,
-        prompt_ids=small.pop("groups"),
-        counts=json.loads((entry / "counts.json").read_text()),
         source=source,
         key=key,
         **small,
+        **summary | {"notes": tuple(summary["notes"])},
     )

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from rmjax.data.conversation import Conversation
 from rmjax.errors import UserError
 
-Message = dict[str, str]
 Tokenizer = Any  # transformers has no public type for "a tokenizer, fast or slow"
 
 # Llama 3.1's template falls back to this very day when nobody tells it the date.
@@ -33,15 +33,18 @@ BYTES_TEMPLATE = (
 )
 
 
-def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
-    """Loads the tokenizer of a directory or a GGUF file, with its date frozen.
+def load_tokenizer(path: Path, vocab_size: int | None = None, chat_template: str = "") -> Tokenizer:
+    """Loads the tokenizer of a directory or a GGUF file, with one template, its date frozen.
 
     Args:
       path: a directory with `tokenizer.json` or `tokenizer.model`, or a `.gguf` file.
       vocab_size: rows of the embedding that must hold every token.
+      chat_template: name of the template to use; empty for the one called `default`, or the only
+        one.
 
     Raises:
-      UserError: no tokenizer, no chat template, or a token that has no embedding.
+      UserError: no tokenizer, no chat template or several to choose from, or a token that has no
+        embedding.
     """
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(path)}
     if path.suffix == ".gguf":
@@ -66,9 +69,8 @@ def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
             f"{path}: the tokenizer has no chat template. A reward is defined on a templated "
             "conversation: add chat_template.jinja to the directory, or use an Instruct model's"
         )
-    if not isinstance(tokenizer.chat_template, str):
-        raise UserError(f"{path}: several named chat templates; keep the one to use")
-    tokenizer.chat_template = freeze_date(tokenizer.chat_template)
+    chosen = _pick_template(tokenizer.chat_template, chat_template, path)
+    tokenizer.chat_template = freeze_date(chosen)
     # Ids may have gaps, so it is not their number that counts.
     needed = max(tokenizer.get_vocab().values(), default=-1) + 1
     if vocab_size is not None and needed > vocab_size:
@@ -77,6 +79,23 @@ def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
             f"{vocab_size}; they do not belong together"
         )
     return tokenizer
+
+
+def _pick_template(templates: str | dict[str, str], name: str, path: Path) -> str:
+    """The template of a name; without a name the default. A tokenizer has one, or several named."""
+    named = {"default": templates} if isinstance(templates, str) else templates
+    if not name and len(named) == 1:
+        return next(iter(named.values()))
+    if (name or "default") in named:
+        return named[name or "default"]
+    there = ", ".join(sorted(named))
+    if name:
+        raise UserError(f"{path}: there is no chat template {name!r}; there are: {there}")
+    raise UserError(
+        f"{path}: several chat templates, and none is called 'default': {there}. Say which, with "
+        "config.chat_template for training, chat_template of rmjax.load, or --chat-template of "
+        "rmjax.evaluate and rmjax.convert hf-to-orbax"
+    )
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -121,16 +140,13 @@ def freeze_date(template: str) -> str:
     return frozen
 
 
-def encode(tokenizer: Tokenizer, messages: list[Message]) -> np.ndarray:
-    """Token ids [length] int32 of a conversation that ends with the response to be judged.
+def encode(tokenizer: Tokenizer, conversation: Conversation) -> np.ndarray:
+    """Token ids [length] int32 of a conversation; the reward is read at the last one.
 
     Raises:
       UserError: the template refuses the conversation, or the text is not valid Unicode.
     """
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except Exception as error:  # jinja's and the template's own complaints
-        raise UserError(f"the chat template refuses this conversation ({error})") from error
+    text = render(tokenizer, conversation)
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can hold half a surrogate pair
@@ -146,6 +162,16 @@ def encode(tokenizer: Tokenizer, messages: list[Message]) -> np.ndarray:
                 "than it should"
             )
     return np.asarray(ids, np.int32)
+
+
+def render(tokenizer: Tokenizer, conversation: Conversation) -> str:
+    """The text of a conversation by the chat template; a `UserError` if that refuses it."""
+    try:
+        return tokenizer.apply_chat_template(
+            conversation.messages, tools=conversation.tools or None, tokenize=False
+        )
+    except Exception as error:  # jinja's and the template's own complaints
+        raise UserError(f"the chat template refuses this conversation ({error})") from error
 
 
 def truncate_left(tokens: np.ndarray, max_length: int, bos: int | None) -> np.ndarray:
@@ -216,7 +242,7 @@ def _template_ids(tokenizer: Tokenizer) -> set[int]:
     turn = [user, assistant]
     for messages in (turn, [*turn, *turn], [system, *turn]):
         with contextlib.suppress(UserError):
-            ids.update(encode(tokenizer, messages).tolist())
+            ids.update(encode(tokenizer, Conversation(messages)).tolist())
     return ids
 
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from rmjax.data.records import EQUAL
 from rmjax.evaluation.benchmarks import Section, Subset
 from rmjax.evaluation.bootstrap import bootstrap_scores, percentile_interval, sign_test
 from rmjax.evaluation.items import BenchmarkData, Item
@@ -16,6 +18,7 @@ from rmjax.evaluation.score_cache import ItemScores
 from rmjax.evaluation.scoring_rules import SCORING_RULES, Credits, column_means
 from rmjax.models.rewards.aggregation import Rule
 
+TOO_LONG = "a response is too long"
 SEED = 0  # of the bootstrap
 
 
@@ -29,7 +32,8 @@ class ScoredBenchmark:
       items: those that count.
       scores: of each of them.
       cut: how many of all items had a response that was too long.
-      dropped: how many of these do not count.
+      dropped: how many items, or single responses with ratings, do not count, by reason.
+      everything: the scores of all items, those that do not count too.
     """
 
     data: BenchmarkData
@@ -37,7 +41,8 @@ class ScoredBenchmark:
     items: list[Item]
     scores: list[ItemScores]
     cut: int
-    dropped: int
+    dropped: Counter[str]
+    everything: list[ItemScores]
 
     @classmethod
     def of(
@@ -47,16 +52,32 @@ class ScoredBenchmark:
         scores: Sequence[ItemScores],
         over_long: str,
     ) -> "ScoredBenchmark":
-        """All items, or with `over_long="drop"` those whose responses are not too long."""
-        kept = [not (over_long == "drop" and s.cut.any()) for s in scores]
-        return cls(
-            data,
-            attributes,
-            list(itertools.compress(data.items, kept)),
-            list(itertools.compress(scores, kept)),
-            cut=sum(bool(s.cut.any()) for s in scores),
-            dropped=len(kept) - sum(kept),
-        )
+        """The items that count, of which the others are counted as training counts them.
+
+        Args:
+          data: the benchmark.
+          attributes: the columns of the scores.
+          scores: of each item.
+          over_long: `drop` leaves out items with a response that is too long.
+        """
+        dropped: Counter[str] = Counter()
+        items, kept = [], []
+        for item, score in zip(data.items, scores):
+            too_long = score.cut & (over_long == "drop")
+            if data.benchmark.row_format == "ratings" and too_long.any():
+                # A response by itself, as in training: the others are compared without it.
+                dropped[TOO_LONG] += int(too_long.sum())
+                item, score = item.without(too_long), score.without(too_long)
+                too_long = score.cut & False
+            if too_long.any():
+                dropped[TOO_LONG] += 1
+            elif data.benchmark.row_format == "pairs" and len(set(score.keys)) == 1:
+                dropped[EQUAL] += 1  # two texts of which the template makes one
+            elif item.conversations:
+                items.append(item)
+                kept.append(score)
+        cut = sum(bool(s.cut.any()) for s in scores)
+        return cls(data, attributes, items, kept, cut, dropped, list(scores))
 
     def values(self, rule: Rule) -> list[Float[np.ndarray, "n"]]:
         """The values of each item's responses; 0 for a response that none can be compared with."""
@@ -217,11 +238,11 @@ def model_comparison(
     units = [np.concatenate([s.credits[name].by_unit for name in first.credits]) for s in sides]
     scores = [side.total(side.scores()) for side in sides]
     return {
-        "score": scores[0],
-        "other": scores[1],
-        "difference": scores[0] - scores[1],
-        "low": low,
-        "high": high,
+        "score": number_or_none(scores[0]),
+        "other": number_or_none(scores[1]),
+        "difference": number_or_none(scores[0] - scores[1]),
+        "low": number_or_none(low),
+        "high": number_or_none(high),
         "units": len(units[0]),
         **sign_test(*units),
     }

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from rmjax.data.messages import message_text
 from rmjax.evaluation.benchmark_metrics import (
+    TOO_LONG,
     ScoredBenchmark,
     benchmark_metrics,
     gaps,
@@ -38,9 +40,6 @@ def benchmark_results(
       fitted: fitted weights, to warn of items that they were fitted on.
     """
     data = scored.data
-    dropped = dict(data.dropped)
-    if scored.dropped:
-        dropped["a response is too long"] = scored.dropped
     head = {
         "name": data.label,
         "benchmark": data.benchmark.name,
@@ -49,8 +48,9 @@ def benchmark_results(
         "fingerprint": data.key,
         "items": len(scored.items),
         "responses": sum(len(item.responses) for item in scored.items),
-        "cut": scored.cut - scored.dropped,
-        "dropped": dropped,
+        "cut": scored.cut - scored.dropped[TOO_LONG],
+        "dropped": dict(data.dropped + scored.dropped),
+        "notes": list(data.notes),
         "scoring": _scoring(scored),
         "gold": data.gold or None,
         "warnings": _warnings(scored, rules, fitted),
@@ -93,6 +93,10 @@ def _warnings(
         for name in rules
         if FITTED_ON.get(name) == scored.data.benchmark.name
     ]
+    if scored.items and not any(len(ordered_pairs(item)[0]) for item in scored.items):
+        texts.append(
+            "no prompt has two responses of which one is better, so the score is not defined"
+        )
     seen = fitted.seen(scored.items) if fitted else 0
     if fitted and seen:
         texts.append(
@@ -198,7 +202,9 @@ def _mistake(
         "id": item.id,
         "subset": item.subset,
         "margin": margin,
-        "prompt": [{"role": m["role"], "content": _shortened(m["content"])} for m in item.prompt],
+        "prompt": [
+            {"role": m["role"], "content": _shortened(message_text(m))} for m in item.prompt
+        ],
         "better": side(good),
         "worse": side(bad),
     }

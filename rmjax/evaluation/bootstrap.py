@@ -29,8 +29,10 @@ def bootstrap_scores(credits: Credits, seed: Sequence[int]) -> Float[np.ndarray,
 
 
 def percentile_interval(drawn: Float[np.ndarray, "B"]) -> tuple[float, float]:
-    """The 95 % interval, by percentiles of the bootstrap."""
-    low, high = np.percentile(drawn, _PERCENTILES)
+    """The 95 % interval, by percentiles of the draws in which the score is defined."""
+    if np.isnan(drawn).all():
+        return np.nan, np.nan
+    low, high = np.nanpercentile(drawn, _PERCENTILES)
     return float(low), float(high)
 
 

@@ -1,6 +1,7 @@
 """Weights of the attributes fitted on preference pairs, with a record of the pairs."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from scipy import optimize, special
 
+from rmjax.data.conversation import prompt_key
 from rmjax.errors import UserError
-from rmjax.evaluation.items import BenchmarkData, Item, text_key
-from rmjax.evaluation.score_cache import ItemScores
+from rmjax.evaluation.benchmark_metrics import ScoredBenchmark
+from rmjax.evaluation.items import Item
 
 WEIGHTS_FORMAT = "rmjax.weights/1"
 _RIDGE = 1e-3  # on standardised attributes: a weight that does not matter stays at 0
@@ -37,26 +39,23 @@ class FittedWeights:
         return sum(_prompt_key(item) in self.prompts for item in items)
 
 
-def fit_weights(
-    data: BenchmarkData, scored: Sequence[ItemScores], names: Sequence[str]
-) -> FittedWeights:
+def fit_weights(scored: ScoredBenchmark) -> FittedWeights:
     """Fits a logistic regression of preferences on differences of attributes, without intercept.
 
     It is Bradley-Terry with the attributes as features: sigmoid(weighted difference) is the
     probability of the preference. Every comparison of a good and a bad response counts the same.
 
     Args:
-      data: pairs, or lists of good and bad responses.
-      scored: the scores of its items.
-      names: the attributes.
+      scored: pairs, or lists of good and bad responses, with their scores.
 
     Raises:
       UserError: no two scores differ.
     """
+    data, names = scored.data, scored.attributes
     differences = np.concatenate(
         [
             (s.scores[: item.good, None] - s.scores[None, item.good :]).reshape(-1, len(names))
-            for item, s in zip(data.items, scored)
+            for item, s in zip(scored.items, scored.scores)
             if item.good
         ]
         or [np.zeros((0, len(names)))]
@@ -78,12 +77,12 @@ def fit_weights(
         dict(zip(names, map(float, weights))),
         data.source,
         len(differences),
-        frozenset(map(_prompt_key, data.items)),
+        frozenset(map(_prompt_key, scored.items)),
     )
 
 
 def _prompt_key(item: Item) -> str:
-    return text_key(item.prompt)[:12]
+    return hashlib.sha256(prompt_key(item.conversations).encode()).hexdigest()[:12]
 
 
 def write_weights(path: Path, fitted: FittedWeights) -> None:

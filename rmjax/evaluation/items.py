@@ -1,34 +1,50 @@
-"""The items of a benchmark: responses to one prompt, some of them better than others."""
+"""The items of a benchmark: conversations that are compared, some of them better than others."""
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rmjax.data.conversation import parse_prompt, parse_response
-from rmjax.data.readers import read_rows
-from rmjax.data.records import check_fields, number_field, pair_of_row
-from rmjax.data.tokenizer import Message
+import numpy as np
+from jaxtyping import Bool
+
+from rmjax.data.conversation import (
+    Conversation,
+    conversation_key,
+    prompt_key,
+    shared_messages,
+)
+from rmjax.data.messages import Message, message_text
+from rmjax.data.readers import Row, find_path, open_source
+from rmjax.data.records import EMPTY, EQUAL, TIE, RowReader, check_fields, is_number, rating_field
 from rmjax.errors import UserError
 from rmjax.evaluation.benchmarks import BENCHMARKS, JUDGE_BENCH_SOURCES, Benchmark
 
 _DECIDING = ("helpfulness", "overall")  # which rating decides, if the user does not say
-_NOT_RATINGS = ("id", "row", "index", "seed")  # columns of numbers that are not ratings
+_NOT_RATINGS = (
+    "id",
+    "row",
+    "index",
+    "seed",
+    "split",
+    "fold",
+)  # columns of numbers that are not ratings
+_NAMES = ("id", "subset")  # columns that every reader here uses, if they are there
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A prompt with the responses that are compared.
+    """Conversations that are compared.
 
     Attributes:
       id: from the data, or the row's number.
       subset: from the data, or empty.
-      prompt: the conversation up to the responses.
-      responses: the good ones first.
+      conversations: the good ones first. They may differ anywhere.
       good: how many of them are good; 0 if they have ratings instead.
       where: file and row, for messages.
       strength: of a pair's preference; 0 for a tie, NaN if the data do not say.
@@ -39,17 +55,44 @@ class Item:
 
     id: str
     subset: str
-    prompt: tuple[Message, ...]
-    responses: tuple[str, ...]
+    conversations: tuple[Conversation, ...]
     good: int
     where: str
     strength: float = float("nan")
     gold: tuple[float, ...] = ()
     ratings: tuple[Mapping[str, float], ...] = ()
 
-    def conversations(self) -> list[list[Message]]:
-        """The whole conversation of each response."""
-        return [[*self.prompt, {"role": "assistant", "content": r}] for r in self.responses]
+    @property
+    def prompt(self) -> list[Message]:
+        """The messages that all conversations begin with."""
+        return self.conversations[0].messages[: shared_messages(self.conversations)]
+
+    def without(self, which: Bool[np.ndarray, "n"]) -> "Item":
+        """The item without some of its responses."""
+        kept = np.flatnonzero(~which)
+        parts = {
+            name: tuple(getattr(self, name)[i] for i in kept)
+            for name in ("conversations", "gold", "ratings")
+        }
+        return dataclasses.replace(self, **parts)
+
+    @property
+    def is_same(self) -> bool:
+        """Whether all conversations are the same, message by message and field by field."""
+        return all(other == self.conversations[0] for other in self.conversations)
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """What each conversation says after the prompt."""
+        begin = shared_messages(self.conversations)
+        return tuple(_said(c.messages[begin:]) for c in self.conversations)
+
+
+def _said(messages: Sequence[Message]) -> str:
+    """The text of a response, or of several turns, each with its role."""
+    if len(messages) == 1:
+        return message_text(messages[0])
+    return "\n\n".join(f"{m['role']}: {message_text(m)}" for m in messages)
 
 
 class BenchmarkData:
@@ -61,6 +104,7 @@ class BenchmarkData:
       source: where the rows come from.
       items: in the order of the rows.
       dropped: how many rows were left out, by reason.
+      notes: what of the rows was not used, in words.
       gold: the rating that decides; empty where responses are good or bad.
     """
 
@@ -69,8 +113,7 @@ class BenchmarkData:
 
         Args:
           benchmark: a row of the table.
-          source: a file (`.jsonl`, `.jsonl.gz`, `.json`, `.parquet`), a directory in the hub's
-            layout or a hub id; empty for the benchmark's own source.
+          source: see `open_source`; empty for the benchmark's own.
           label: see above; empty for the benchmark's name.
           gold: which of several ratings decides; empty for helpfulness, overall, or the first
             column.
@@ -81,7 +124,10 @@ class BenchmarkData:
         self.benchmark, self.label = benchmark, label or benchmark.name
         self.source = source or benchmark.source
         self.dropped: Counter[str] = Counter()
-        items = list(_READERS[benchmark.row_format](benchmark, self.source))
+        reader = RowReader(_NAMES)
+        items = list(_READERS[benchmark.row_format](benchmark, self.source, reader, self.dropped))
+        self.dropped.update(reader.skipped)
+        self.notes = reader.notes()
         self.gold = _deciding_rating(items, gold, self.source)
         self.items = [self._with_gold(item) for item in items if not self._drop(item)]
         if not self.items:
@@ -97,12 +143,14 @@ class BenchmarkData:
 
     def _drop(self, item: Item) -> bool:
         reason = ""
-        if not all(text.strip() for text in item.responses):
-            reason = "an empty response"
+        if self.benchmark.row_format == "ratings":
+            return False  # the responses that say nothing are not among them
+        if any(conversation.is_empty for conversation in item.conversations):
+            reason = EMPTY
         elif item.strength == 0:
-            reason = "a tie of the people who judged"
-        elif self.benchmark.row_format == "pairs" and len(set(item.responses)) == 1:
-            reason = "chosen equals rejected"
+            reason = TIE
+        elif self.benchmark.row_format == "pairs" and item.is_same:
+            reason = EQUAL
         self.dropped.update([reason] if reason else [])
         return bool(reason)
 
@@ -111,7 +159,8 @@ class BenchmarkData:
         """A fingerprint of the items."""
         digest = hashlib.sha256()
         for item in self.items:
-            parts = [item.id, item.subset, item.prompt, item.responses, item.good]
+            said = list(map(conversation_key, item.conversations))
+            parts = [item.id, item.subset, said, item.good]
             parts.append([sorted(r.items()) for r in item.ratings])
             digest.update(json.dumps(parts).encode())
         return digest.hexdigest()[:32]
@@ -151,132 +200,160 @@ def _deciding_rating(items: Sequence[Item], wanted: str, source: str) -> str:
     if wanted and names and wanted not in names:
         raise UserError(f"{source}: there is no rating {wanted!r}; there are {', '.join(names)}")
     known = [name for name in (wanted, *_DECIDING) if name in names]
+    if not known and len(names) > 1:
+        raise UserError(f"{source}: which rating decides? --gold=NAME, one of {', '.join(names)}")
     return (known or names or [""])[0]
-
-
-def text_key(messages: Sequence[Message]) -> str:
-    """A fingerprint of a conversation."""
-    said = [(m["role"], m["content"]) for m in messages]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 
 # ---- a reader for each row format ---------------------------------------------------------------
 
+Reader = Callable[[Benchmark, str, RowReader, Counter[str]], Iterator[Item]]
 
-def _choices(benchmark: Benchmark, source: str) -> Iterator[Item]:
+
+def _choices(
+    benchmark: Benchmark, source: str, reader: RowReader, dropped: Counter[str]
+) -> Iterator[Item]:
     """`prompt`, `chosen` and `rejected`; the latter two are a response or a list of responses."""
-    for number, row, where in _rows(benchmark, source):
-        prompt = _prompt(row, "prompt", where)
-        good, bad = (_responses(row, field, prompt, where) for field in ("chosen", "rejected"))
+    for row in _rows(benchmark, source, reader, dropped):
+        fields = ("prompt", "chosen", "rejected")
+        check_fields(row.fields, fields, row.where)
+        reader.see(row.fields, [*fields, "domain"] if benchmark.name == "rm-bench" else fields)
+        good, bad = (_responses(reader, row, field) for field in fields[1:])
         yield Item(
-            id=str(row.get("id", number)),
-            subset=_subset(benchmark, row, where),
-            prompt=prompt,
-            responses=(*good, *bad),
+            id=_id(row),
+            subset=_subset(benchmark, row),
+            conversations=(*good, *bad),
             good=len(good),
-            where=where,
+            where=row.where,
         )
 
 
-def _judgements(benchmark: Benchmark, source: str) -> Iterator[Item]:
+def _judgements(
+    benchmark: Benchmark, source: str, reader: RowReader, dropped: Counter[str]
+) -> Iterator[Item]:
     """JudgeBench: `question`, `response_A`, `response_B`, `label` "A>B" or "B>A", `source`."""
-    for number, row, where in _rows(benchmark, source):
-        responses = _labelled_pair(row, {"A>B": "response_A", "B>A": "response_B"}, where)
-        part = _text(row, "source", where)
+    fields = {"A>B": "response_A", "B>A": "response_B"}
+    reader.used.update(("pair_id", "source"))
+    for row in _rows(benchmark, source, reader, dropped):
+        check_fields(row.fields, ["source"], row.where)
+        part = str(row.fields["source"])
         subsets = [name for start, name in JUDGE_BENCH_SOURCES.items() if part.startswith(start)]
         yield Item(
-            id=str(row.get("pair_id", number)),
+            id=_id(row, "pair_id"),
             subset=subsets[0] if subsets else part,
-            prompt=_prompt(row, "question", where),
-            responses=responses,
+            conversations=_labelled_pair(reader, row, "question", fields),
             good=1,
-            where=where,
+            where=row.where,
         )
 
 
-def _llmbar(benchmark: Benchmark, source: str) -> Iterator[Item]:
+def _llmbar(
+    benchmark: Benchmark, source: str, reader: RowReader, dropped: Counter[str]
+) -> Iterator[Item]:
     """LLMBar: `input`, `output_1`, `output_2`, `label` 1 or 2; each `dataset.json` is a subset."""
-    root = Path(source).expanduser()
-    files = sorted(root.rglob("dataset.json")) if root.is_dir() else [root]
-    if not files or not root.exists():
+    root = find_path(source)
+    files = [root] if root else []
+    if root and root.is_dir():
+        files = sorted(root.rglob("dataset.json"))
+    if not files:
         raise UserError(
             f"{source}: LLMBar is read from the directory Dataset/LLMBar of a clone of its "
             "repository (princeton-nlp/LLMBar); on the hub it is a program, which is not run here"
         )
     for file in files:
-        for number, row, where in _rows(benchmark, str(file)):
-            responses = _labelled_pair(row, {1: "output_1", 2: "output_2"}, where)
+        for row in _rows(benchmark, str(file), reader, dropped):
             yield Item(
-                id=str(number),
+                id=str(row.number),
                 subset=file.parent.name,
-                prompt=_prompt(row, "input", where),
-                responses=responses,
+                conversations=_labelled_pair(reader, row, "input", {1: "output_1", 2: "output_2"}),
                 good=1,
-                where=where,
+                where=row.where,
             )
 
 
 def _labelled_pair(
-    row: Mapping[str, Any], fields: Mapping[Any, str], where: str
-) -> tuple[str, str]:
+    reader: RowReader, row: Row, prompt: str, fields: Mapping[Any, str]
+) -> tuple[Conversation, Conversation]:
     """The response that the label chooses and the other one; `fields` are by the label's value."""
-    first, second = (_text(row, field, where) for field in fields.values())
-    labels, label = [*fields], row.get("label")
+    used = [prompt, *fields.values()]
+    check_fields(row.fields, used, row.where)
+    reader.see(row.fields, [*used, "label"])
+    first, second = (reader.conversation(row.fields, f, row.where, prompt) for f in fields.values())
+    labels, label = [*fields], row.fields.get("label")
     if label not in labels:
         expected = " or ".join(map(repr, labels))
-        raise UserError(f"{where}: field 'label' is {label!r}, expected {expected}")
+        raise UserError(f"{row.where}: field 'label' is {label!r}, expected {expected}")
     return (first, second) if label == labels[0] else (second, first)
 
 
-def _pairs(benchmark: Benchmark, source: str) -> Iterator[Item]:
-    """Preference pairs in any form that training reads."""
-    for number, row, where in _rows(benchmark, source):
-        pair = pair_of_row(row, where, number, benchmark.split)
-        if pair is None:  # of another split
-            continue
-        chosen, rejected = pair
-        yield Item(
-            id=str(row.get("id", number)),
-            subset=_subset(benchmark, row, where),
-            prompt=tuple(chosen.prompt),
-            responses=(chosen.response, rejected.response),
-            good=1,
-            where=where,
-            strength=chosen.strength,
-        )
+def _pairs(
+    benchmark: Benchmark, source: str, reader: RowReader, dropped: Counter[str]
+) -> Iterator[Item]:
+    """Preference pairs in any layout that training reads."""
+    for row in _rows(benchmark, source, reader, dropped):
+        pairs = reader.pairs(row)
+        for number, (chosen, rejected) in enumerate(pairs, start=1):
+            id = _id(row)
+            yield Item(
+                id=f"{id}.{number}" if len(pairs) > 1 else id,
+                subset=_subset(benchmark, row),
+                conversations=(chosen.conversation, rejected.conversation),
+                good=1,
+                where=chosen.where,
+                strength=chosen.strength,
+            )
 
 
-def _ratings(benchmark: Benchmark, source: str) -> Iterator[Item]:
-    """`prompt`, `response` and columns of ratings; the responses to one prompt are one item."""
-    by_prompt: dict[str, list[tuple[tuple[Message, ...], str, dict[str, float], str]]] = {}
-    for _, row, where in _rows(benchmark, source):
-        prompt = _prompt(row, "prompt", where)
-        ratings = {
-            name: number_field(row, name, where)
-            for name, value in row.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-            if name not in _NOT_RATINGS
-        }
-        if not ratings:
-            raise UserError(f"{where}: no rating; expected columns of numbers")
-        key = json.dumps(prompt, sort_keys=True)
-        by_prompt.setdefault(key, []).append(
-            (prompt, _text(row, "response", where), ratings, where)
+def _ratings(
+    benchmark: Benchmark, source: str, reader: RowReader, dropped: Counter[str]
+) -> Iterator[Item]:
+    """A response and columns of ratings; the responses to one prompt are one item."""
+    rows = [(row, reader.rated(row)) for row in _rows(benchmark, source, reader, dropped)]
+    names = _rating_names([row for row, _ in rows])
+    if rows and not names:
+        raise UserError(
+            f"{rows[0][0].where}: no rating; expected columns with numbers, or null, in every row"
         )
+    reader.used.update(names)
+    by_prompt: dict[str, list[tuple[Row, Conversation]]] = {}
+    for row, conversation in rows:
+        if conversation.is_empty:
+            dropped[EMPTY] += 1
+        else:
+            by_prompt.setdefault(prompt_key([conversation]), []).append((row, conversation))
     for number, members in enumerate(by_prompt.values(), start=1):
-        prompts, responses, ratings, wheres = zip(*members)
+        ratings = (
+            {name: rating_field(row.fields, name, row.where) for name in names}
+            for row, _ in members
+        )
         yield Item(
             id=str(number),
             subset="",
-            prompt=prompts[0],
-            responses=responses,
+            conversations=tuple(conversation for _, conversation in members),
             good=0,
-            where=wheres[0],
-            ratings=ratings,
+            where=members[0][0].where,
+            ratings=tuple({k: v for k, v in r.items() if not math.isnan(v)} for r in ratings),
         )
 
 
-_READERS = {
+def _rating_names(rows: Sequence[Row]) -> list[str]:
+    """Columns that hold numbers, or nothing, in every row.
+
+    Raises:
+      UserError: one that decides, if nobody says which, holds something else in a row.
+    """
+    numeric: dict[str, bool] = {}
+    for row in rows:
+        for name, value in row.fields.items():
+            if value is not None:
+                numeric[name] = is_number(value) and numeric.get(name, True)
+    for row, name in itertools.product(rows, _DECIDING):
+        if name in row.fields and numeric.get(name) is False:
+            rating_field(row.fields, name, row.where)  # says in which row it is not
+    return [name for name, ever in numeric.items() if ever and name not in _NOT_RATINGS]
+
+
+_READERS: dict[str, Reader] = {
     "choices": _choices,
     "judgements": _judgements,
     "llmbar": _llmbar,
@@ -285,50 +362,50 @@ _READERS = {
 }
 
 
-def _rows(benchmark: Benchmark, source: str) -> Iterator[tuple[int, dict[str, Any], str]]:
-    """The rows of a source with their numbers; RM-Bench's directory has a file for each domain."""
-    domains = sorted(Path(source).expanduser().glob("*_filtered.json"))
-    for part in map(str, domains) if domains and benchmark.name == "rm-bench" else [source]:
-        name, rows = read_rows(part, benchmark.split)
-        for number, row in enumerate(rows, start=1):
-            yield number, row, f"{name} row {number}"
+def _rows(
+    benchmark: Benchmark, source: str, reader: RowReader, dropped: Counter[str]
+) -> Iterator[Row]:
+    """The rows of a source; RM-Bench's directory has a file for each domain."""
+    root = find_path(source) if benchmark.name == "rm-bench" else None
+    domains = sorted(root.glob("*_filtered.json")) if root else []
+    pairs = {"pairs": True, "ratings": False}.get(benchmark.row_format)
+    for part in map(str, domains) if domains else [source]:
+        opened = open_source(part, benchmark.split, pairs)
+        reader.used.update(opened.split_columns)
+        yield from opened
+        dropped.update(opened.skipped)
 
 
-def _subset(benchmark: Benchmark, row: Mapping[str, Any], where: str) -> str:
+def _subset(benchmark: Benchmark, row: Row) -> str:
     """Of RM-Bench the domain: a field, or the name of the domain's file."""
     if benchmark.name != "rm-bench":
-        return str(row.get("subset") or "")
-    named = str(row.get("domain") or Path(where.rpartition(" row ")[0]).stem)
+        found = row.fields.get("subset")
+        return "" if found is None else str(found)
+    named = str(row.fields.get("domain") or Path(row.where.rpartition(" row ")[0]).stem)
     words = named.removeprefix("rm_bench_").replace("_", "-").split("-")
     return words[0]
 
 
-def _prompt(row: Mapping[str, Any], field: str, where: str) -> tuple[Message, ...]:
-    check_fields(row, [field], where)
-    try:
-        return tuple(parse_prompt(row[field]))
-    except ValueError as error:
-        raise UserError(f"{where}: field {field!r} {error}") from error
+def _responses(reader: RowReader, row: Row, field: str) -> list[Conversation]:
+    """The conversations of a field that holds one response or a list of them."""
+    value = row.fields[field]
+    if isinstance(value, list) and _is_list_of_responses(value):
+        if not value:
+            raise UserError(f"{row.where}: field {field!r} is empty")
+        parts = enumerate(value, start=1)
+        wheres = [(f"{row.where}, {field} {number}", part) for number, part in parts]
+        return [reader.conversation(row.fields, field, w, "prompt", part) for w, part in wheres]
+    return [reader.conversation(row.fields, field, row.where, "prompt")]
 
 
-def _responses(
-    row: Mapping[str, Any], field: str, prompt: Sequence[Message], where: str
-) -> list[str]:
-    check_fields(row, [field], where)
-    value = row[field]
-    texts = value if isinstance(value, list) and all(isinstance(v, str) for v in value) else [value]
-    if not texts:
-        raise UserError(f"{where}: field {field!r} is empty")
-    try:
-        return [parse_response(list(prompt), text)[1] for text in texts]
-    except ValueError as error:
-        raise UserError(f"{where}: field {field!r} {error}") from error
+def _is_list_of_responses(values: list[Any]) -> bool:
+    """Texts, lists of messages, or several of the assistant's; others are one conversation."""
+    if any(isinstance(value, dict) for value in values):
+        roles = {v.get("role", v.get("from")) for v in values if isinstance(v, dict)}
+        return len(values) > 1 and roles <= {"assistant", "gpt"}
+    return True
 
 
-def _text(row: Mapping[str, Any], field: str, where: str) -> str:
-    check_fields(row, [field], where)
-    if not isinstance(row[field], str):
-        raise UserError(
-            f"{where}: field {field!r} is {type(row[field]).__name__}, expected a string"
-        )
-    return row[field]
+def _id(row: Row, field: str = "id") -> str:
+    found = row.fields.get(field)
+    return str(row.number if found is None else found)

@@ -1,9 +1,12 @@
 """The evaluation of a model on benchmarks, alone or against another model."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from rmjax.errors import UserError
 from rmjax.evaluation.benchmark_metrics import ScoredBenchmark, model_comparison
@@ -63,19 +66,19 @@ def evaluate_model(
     scores = score_model(model, [*data, fit] if fit else data, settings, out, value)
     if fit and not isinstance(scores.rule, ScalarRule):
         raise UserError(f"--fit={fit.source}: the model's value is no weighted sum of attributes")
-    fitted = fit_weights(fit, scores.items[-1], scores.attributes) if fit else known
+    parts = _scored_benchmarks(scores, [*data, fit] if fit else data, settings)
+    fitted = fit_weights(parts.pop()) if fit else known
     if fit and fitted:
         write_weights(out / "weights.json", fitted)
     rules = all_rules(scores, fitted if fit else None)
-    benchmarks = _scored_benchmarks(scores, data, settings)
-    results = [benchmark_results(part, scores.rule, rules, fitted) for part in benchmarks]
+    results = [benchmark_results(part, scores.rule, rules, fitted) for part in parts]
     comparisons = {}
     if against:
-        other = score_model(against, data, settings, out)
-        for mine, theirs in zip(benchmarks, _scored_benchmarks(other, data, settings)):
+        other = score_model(against, data, dataclasses.replace(settings, chat_template=""), out)
+        for mine, theirs in zip(parts, _scored_benchmarks(other, data, settings)):
             difference = model_comparison(mine, scores.rule, theirs, other.rule)
             comparisons[mine.data.label] = difference
-    return ModelEvaluation(scores, fitted, benchmarks, results, against, comparisons)
+    return ModelEvaluation(scores, fitted, parts, results, against, comparisons)
 
 
 def all_rules(scores: ModelScores, fitted: FittedWeights | None) -> dict[str, Rule]:
@@ -102,18 +105,19 @@ def _scored_benchmarks(
 
 
 def write_samples(path: Path, benchmarks: Sequence[ScoredBenchmark], rule: Rule) -> None:
-    """Writes a line for each item: what `read_scores` reads, with values and lengths."""
+    """Writes a line for each item, those that do not count too: what `read_scores` reads."""
     with open(path, "w", encoding="utf-8") as file:
         for part in benchmarks:
-            for item, scores, value in zip(part.items, part.scores, part.values(rule)):
+            for item, scores in zip(part.data.items, part.everything):
                 row = {
                     "benchmark": part.data.label,
                     "subset": item.subset,
                     "id": item.id,
                     "scores": [dict(zip(part.attributes, map(float, s))) for s in scores.scores],
-                    "value": value.tolist(),
+                    "value": np.nan_to_num(rule.values(scores.scores)).tolist(),
                     "good": item.good,
                     "tokens": scores.tokens.tolist(),
                     "cut": scores.cut.tolist(),
+                    "keys": list(scores.keys),
                 }
                 file.write(json.dumps(row) + "\n")

@@ -21,13 +21,17 @@ LENGTH_BASELINE = "baseline:length"
 
 @dataclasses.dataclass(frozen=True)
 class ScoringSettings:
-    """How a model is scored; see the options of `rmjax.evaluate`."""
+    """How a model is scored; see the options of `rmjax.evaluate`.
+
+    `chat_template` is of the model alone, not of one that it is compared with.
+    """
 
     max_length: int
     over_long: str
     dtype: str
     quantize: str
     mesh: MeshConfig
+    chat_template: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +87,7 @@ def score_model(
         dtype=settings.dtype,
         over_long="truncate_left",
         quantize=settings.quantize,
+        chat_template=settings.chat_template,
     )
     scorer.max_length = settings.max_length or scorer.max_length
     dtype, devices = str(scorer.model.options.dtype), jax.devices()
@@ -99,6 +104,7 @@ def score_model(
         "dtype": settings.quantize or dtype,
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "source": scorer.spec.source,
+        "unread": scorer.encoder.notes(),
     }
     work = {
         "conversations": scorer.work.conversations,
@@ -206,4 +212,13 @@ def _item_scores(
             f"{path}: id {item.id!r} has {len(scores)} scores of {', '.join(scores[0])}; expected "
             f"{len(item.responses)} of {', '.join(attributes)}"
         )
-    return _without_tokens([[s[name] for name in attributes] for s in scores])
+    found = _without_tokens([[s[name] for name in attributes] for s in scores])
+    known = {name: matches[0].get(name) for name in ("tokens", "cut", "keys")}
+    if any(not isinstance(v, list) or len(v) != len(scores) for v in known.values()):
+        return found  # a file that another program wrote
+    return ItemScores(
+        found.scores,
+        np.asarray(known["tokens"], int),
+        np.asarray(known["cut"], bool),
+        tuple(map(str, known["keys"] or ())),
+    )

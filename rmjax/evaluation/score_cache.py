@@ -1,6 +1,7 @@
-"""Scores of responses, each text scored once and kept on disk."""
+"""Scores of conversations, each scored once and kept on disk."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +12,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from rich.progress import Progress, TimeElapsedColumn
 
-from rmjax.data.tokenizer import Message
+from rmjax.data.prefix_groups import prefix_groups
 from rmjax.errors import UserError
-from rmjax.evaluation.items import BenchmarkData, text_key
+from rmjax.evaluation.items import BenchmarkData
 
 if TYPE_CHECKING:  # heavy to import
-    from rmjax.inference.scorer import Scorer
+    from rmjax.inference.scorer import Encoded, Scorer
     from rmjax.inference.scores import Score
 
 _AT_ONCE = 128  # conversations for each shard of rows, after which their scores are written
@@ -28,6 +29,7 @@ class ItemScores:
 
     Attributes:
       scores: float64, a row for each response, a column for each attribute.
+      keys: fingerprints of the conversations' tokens; empty if they are not known.
       tokens: in each conversation; 0 if that is not known.
       cut: whether tokens were cut off.
     """
@@ -35,13 +37,19 @@ class ItemScores:
     scores: Float[np.ndarray, "n A"]
     tokens: Int[np.ndarray, "n"]
     cut: Bool[np.ndarray, "n"]
+    keys: tuple[str, ...] = ()
+
+    def without(self, which: Bool[np.ndarray, "n"]) -> "ItemScores":
+        """The scores without those of some responses."""
+        keys = tuple(key for key, out in zip(self.keys, which) if not out)
+        return ItemScores(self.scores[~which], self.tokens[~which], self.cut[~which], keys)
 
 
 class ScoreCache:
-    """Scores by text, in a file of JSON lines to which whole lines are appended.
+    """Scores by tokens, in a file of JSON lines to which whole lines are appended.
 
     If the process is killed while it writes, the last line is incomplete; it is dropped, and its
-    text is scored again.
+    conversation is scored again.
     """
 
     def __init__(self, path: Path, attributes: Sequence[str]):
@@ -83,54 +91,57 @@ class ScoreCache:
             os.fsync(file.fileno())
 
     def of(self, keys: Sequence[str]) -> ItemScores:
-        """The scores of the responses with these keys."""
+        """The scores of the conversations with these keys."""
         scores, tokens, cut = zip(*(self.known[key] for key in keys))
         return ItemScores(
-            np.asarray(scores, np.float64), np.asarray(tokens), np.asarray(cut, np.int64) > 0
+            np.asarray(scores, np.float64),
+            np.asarray(tokens),
+            np.asarray(cut, np.int64) > 0,
+            tuple(keys),
         )
 
 
 def score_items(
     scorer: "Scorer", data: Sequence[BenchmarkData], cache: ScoreCache
 ) -> list[list[ItemScores]]:
-    """Scores every response of every item, each different text once.
+    """Scores every conversation of every item, each different one once.
 
-    The longest texts come first: if memory is too small, that shows at once.
+    The longest come first: if memory is too small, that shows at once.
     """
-    texts: dict[str, list[Message]] = {}
+    encoded: dict[str, Encoded] = {}
     keys: list[list[list[str]]] = []
     for part in data:
         keys.append([])
         for item in part.items:
-            conversations = item.conversations()
-            keys[-1].append([text_key(c) for c in conversations])
-            texts |= zip(keys[-1][-1], conversations)
-    missing = {key: text for key, text in texts.items() if key not in cache.known}
+            found = [scorer.encode(conversation, item.where) for conversation in item.conversations]
+            keys[-1].append([_key(e.tokens) for e in found])
+            encoded |= zip(keys[-1][-1], found)
+    missing = {key: e for key, e in encoded.items() if key not in cache.known}
     at_once = _AT_ONCE * scorer.model.options.sharding.row_shards
     with Progress(
         *Progress.get_default_columns(), TimeElapsedColumn(), disable=len(missing) < at_once
     ) as progress:
         bar = progress.add_task("scoring", total=len(missing))
         for part in _portions(missing, at_once):
-            cache.add(part, scorer.score_many([texts[key] for key in part]))
+            cache.add(part, scorer.score_encoded([encoded[key] for key in part]))
             progress.advance(bar, len(part))
     return [[cache.of(responses) for responses in items] for items in keys]
 
 
-def _portions(texts: Mapping[str, list[Message]], at_once: int) -> Iterator[list[str]]:
-    """Keys about `at_once` at a time: longest texts first, all texts of a prompt together."""
-    prompts: dict[str, list[str]] = {}
-    for key, text in texts.items():
-        prompts.setdefault(text_key(text[:-1]), []).append(key)
+def _key(tokens: np.ndarray) -> str:
+    return hashlib.sha256(tokens.tobytes()).hexdigest()[:32]
 
-    def size(members: list[str]) -> int:
-        return max(sum(len(m["content"]) for m in texts[key]) for key in members)
 
+def _portions(encoded: Mapping[str, "Encoded"], at_once: int) -> Iterator[list[str]]:
+    """Keys about `at_once` at a time: longest first, those that share a prefix together."""
+    keys, tokens = list(encoded), [e.tokens for e in encoded.values()]
     portion: list[str] = []
-    for members in sorted(prompts.values(), key=size, reverse=True):
-        portion += members
-        if len(portion) >= at_once:
-            yield portion
-            portion = []
+    groups = prefix_groups(tokens)
+    for group in sorted(groups, key=lambda group: max(len(tokens[i]) for i in group), reverse=True):
+        for start in range(0, len(group), at_once):
+            portion += [keys[i] for i in group[start : start + at_once]]
+            if len(portion) >= at_once:
+                yield portion
+                portion = []
     if portion:
         yield portion

@@ -35,7 +35,7 @@ class Credits(NamedTuple):
 
     @property
     def score(self) -> float:
-        """The subset's score; NaN without units."""
+        """The subset's score; NaN if it is not defined for any unit."""
         return float(weighted_mean(self.table[None], self.weights)[0])
 
     @property
@@ -47,10 +47,13 @@ class Credits(NamedTuple):
 def weighted_mean(
     tables: Float[np.ndarray, "B U C"], weights: Sequence[float]
 ) -> Float[np.ndarray, "B"]:
-    """Sum over columns of weight x mean of the defined entries; an empty column counts 0."""
-    if not tables.shape[1]:
-        return np.full(len(tables), np.nan)
-    return np.nan_to_num(column_means(tables)) @ np.asarray(weights)
+    """Sum over columns of weight x mean of the defined entries; an empty column counts 0.
+
+    NaN where no entry is defined at all.
+    """
+    means = column_means(tables)
+    sums = np.nan_to_num(means) @ np.asarray(weights)
+    return np.where(np.isnan(means).all(axis=-1), np.nan, sums)
 
 
 def column_means(tables: Float[np.ndarray, "*B U C"]) -> Float[np.ndarray, "*B C"]:

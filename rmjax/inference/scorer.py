@@ -1,20 +1,28 @@
 """The Python API: `rm = rmjax.load(path)`, `rm.score(messages)`, `rm.compare(prompt, a, b)`."""
 
-import json
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32, Int64
 from rich.progress import track
 
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import open_pretrained
-from rmjax.data.conversation import parse_prompt
+from rmjax.data.batches import Batches
+from rmjax.data.chat_encoder import ChatEncoder
+from rmjax.data.conversation import (
+    Conversation,
+    PromptError,
+    parse_conversation,
+    parse_response,
+)
+from rmjax.data.prefix_groups import prefix_groups
 from rmjax.data.tokenized import in_memory
-from rmjax.data.tokenizer import Message, Tokenizer, encode, truncate_left
+from rmjax.data.tokenizer import Tokenizer, truncate_left
 from rmjax.errors import UserError
 from rmjax.inference.batching import scoring_batches
 from rmjax.inference.score_step import make_score, score_batch
@@ -34,12 +42,27 @@ _DTYPES = ("auto", "float32", "bfloat16")
 _BAR_FROM = 8  # batches from which on there is a progress bar
 
 
+class Encoded(NamedTuple):
+    """A conversation as tokens.
+
+    Attributes:
+      tokens: int32.
+      cut: how many were cut away in front of them.
+      where: what messages call it.
+    """
+
+    tokens: Int32[np.ndarray, "L"]
+    cut: int
+    where: str
+
+
 class Scorer:
     """A loaded reward model; make one with `rmjax.load`.
 
     Attributes:
       state: changes when a file of the model does.
       work: what has been computed so far.
+      encoder: makes tokens, and knows what the chat template does not show.
     """
 
     def __init__(
@@ -57,36 +80,46 @@ class Scorer:
         self.rule, self.over_long, self.share_prompts = rule, over_long, share_prompts
         self.max_length = spec.max_length or model.config.max_position_embeddings
         self.state, self.work = state, Work()
-        self._score = make_score(model)
+        self.encoder = ChatEncoder(tokenizer)
+        self._warned: set[str] = set()
+        self._score_rows = make_score(model)
 
     @property
     def attributes(self) -> tuple[str, ...]:
         """Names of the outputs, in order."""
         return self.spec.attributes
 
-    def score(self, messages: Sequence[Message]) -> Score:
+    def score(self, conversation: Any) -> Score:
         """Scores a conversation that ends with the assistant's response.
 
-        Raises:
-          UserError: it does not, or is too long.
-        """
-        return self.score_many([messages])[0]
+        Args:
+          conversation: messages, or a mapping of `messages`, `system` and `tools`.
 
-    def compare(self, prompt: str | Sequence[Message], a: str, b: str) -> Comparison:
+        Raises:
+          UserError: it is none, or is too long.
+        """
+        return self.score_many([conversation])[0]
+
+    def compare(self, prompt: Any, a: Any, b: Any) -> Comparison:
         """Scores two responses to one prompt.
 
         Args:
-          prompt: a string (HelpSteer2's turn markers are understood) or messages.
-          a: one response.
+          prompt: a text (HelpSteer2's and hh-rlhf's marks of turns are understood), messages, or a
+            mapping of `messages` and `tools`.
+          a: one response: a text, a message, or the messages that follow the prompt.
           b: the other.
+
+        Raises:
+          UserError: they are no conversations, or are too long.
         """
-        try:
-            messages = parse_prompt(list(prompt) if isinstance(prompt, tuple) else prompt)
-        except ValueError as error:
-            raise UserError(f"the prompt {error}") from error
-        first, second = self.score_many(
-            [[*messages, {"role": "assistant", "content": text}] for text in (a, b)]
-        )
+        conversations = []
+        for name, response in (("a", a), ("b", b)):
+            try:
+                conversations.append(parse_response(prompt, response))
+            except ValueError as error:
+                wrong = "the prompt" if isinstance(error, PromptError) else f"response {name}"
+                raise UserError(f"{wrong} {error}") from error
+        first, second = self._score(conversations, ("response a", "response b"))
         scores = np.asarray([list(score.attributes.values()) for score in (first, second)])
         values = self.rule.values(scores)
         temperature = self.spec.temperature
@@ -94,93 +127,59 @@ class Scorer:
             temperature = None
         return Comparison(first, second, float(values[0] - values[1]), temperature)
 
-    def score_many(self, conversations: Sequence[Sequence[Message]]) -> list[Score]:
+    def score_many(self, conversations: Iterable[Any]) -> list[Score]:
         """Scores conversations, in their order.
 
-        The prefix that responses to one prompt share is computed once for as many of them as fit
-        in a row.
+        What conversations begin with is computed once for as many of them as fit in a row.
+
+        Args:
+          conversations: see `score`.
 
         Raises:
-          UserError: one of them is not a conversation, or too long; it says which.
+          UserError: one of them is no conversation, or is too long; it says which.
         """
-        if not conversations:
-            return []
-        tokens, cuts = zip(*(self._encode(c, number) for number, c in enumerate(conversations)))
-        prompts = [json.dumps([(m["role"], m["content"]) for m in c[:-1]]) for c in conversations]
-        # Equal conversations are computed once, so that their scores are equal to the last bit.
-        number_of: dict[bytes, int] = {}
-        same = [number_of.setdefault(t.tobytes(), len(number_of)) for t in tokens]
-        first = np.unique(same, return_index=True)[1]
-        scores = self._compute([tokens[i] for i in first], [prompts[i] for i in first])[same]
-        bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
-        if len(bad):
+        if not isinstance(conversations, Iterable) or isinstance(conversations, str | Mapping):
             raise UserError(
-                f"conversation {bad[0]}: its scores are {scores[bad[0]].tolist()}; the weights are "
-                f"damaged, or {self.model.options.dtype} is too small for them"
+                f"score_many takes a list of conversations, found {type(conversations).__name__}"
             )
-        if self.spec.ordinal:
-            scores = self.spec.ordinal.read(scores, self.attributes)
-        values = self.rule.values(scores[:, None, :])[:, 0]  # of each by itself
-        return [
-            Score(
-                dict(zip(self.attributes, map(float, row))),
-                float(value),
-                self.rule.name,
-                len(t),
-                cut,
-            )
-            for row, value, t, cut in zip(scores, values, tokens, cuts)
-        ]
+        conversations = list(conversations)
+        parsed, names = [], [f"conversation {number}" for number in range(len(conversations))]
+        for name, value in zip(names, conversations):
+            try:
+                parsed.append(parse_conversation(value))
+            except ValueError as error:
+                raise UserError(f"{name}: {error}") from error
+        return self._score(parsed, names)
 
-    def _compute(
-        self, tokens: Sequence[np.ndarray], prompts: Sequence[str]
-    ) -> Float32[np.ndarray, "N A"]:
-        """Scores of token sequences."""
-        self.work.conversations += len(tokens)
-        self.work.tokens += sum(map(len, tokens))
-        data, order = in_memory(tokens, prompts)
-        scores = np.empty((len(tokens), len(self.attributes)), np.float32)
-        planned = scoring_batches(data, self.model, self.share_prompts)
-        steps = [(batches, step) for batches in planned for step in range(len(batches))]
-        for batches, step in track(
-            steps, description="scoring", disable=len(steps) < _BAR_FROM, transient=True
-        ):
-            batch = batches[step]
-            self.work.computed += int((batch.rows.segment_ids > 0).sum())
-            self.work.padded_tokens += batch.rows.segment_ids.size
-            samples, values = score_batch(
-                self._score, self.params, batch, self.model.options.sharding
-            )
-            scores[order[samples]] = values
-        return scores
+    def _score(self, conversations: Sequence[Conversation], names: Sequence[str]) -> list[Score]:
+        encoded = []
+        for name, conversation in zip(names, conversations):
+            if conversation.is_empty:
+                raise UserError(f"{name}: the response is empty")
+            encoded.append(self.encode(conversation, name))
+            if not self.encoder.shows_response(conversation):
+                raise UserError(f"{name}: the chat template shows nothing of the response")
+        for what in sorted(set(self.encoder.unread) - self._warned):
+            warnings.warn(f"the chat template does not show {what}", stacklevel=3)
+        self._warned.update(self.encoder.unread)
+        return self.score_encoded(encoded)
 
-    def _encode(self, messages: Sequence[Message], number: int) -> tuple[np.ndarray, int]:
-        """The tokens of a conversation, and how many were cut away in front of them."""
-        where = f"conversation {number}"
-        if not isinstance(messages, list | tuple) or not all(isinstance(m, dict) for m in messages):
-            raise UserError(
-                f"{where}: expected a list of messages {{'role': ..., 'content': ...}}, found "
-                f"{str(messages)[:100]!r}"
-            )
-        messages = list(messages)
-        if not messages or messages[-1].get("role") != "assistant":
-            raise UserError(f"{where}: must end with a message of the role 'assistant'")
-        try:
-            parse_prompt(messages[:-1])
-        except ValueError as error:
-            raise UserError(f"{where}: the prompt {error}") from error
-        response = messages[-1].get("content")
-        if not isinstance(response, str) or not response.strip():
-            raise UserError(f"{where}: the response is empty")
-        try:
-            tokens = encode(self.tokenizer, messages)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
+    def encode(self, conversation: Conversation, where: str) -> Encoded:
+        """The tokens of a conversation, cut on the left if they are too many and may be.
+
+        Args:
+          conversation: any; an empty response too.
+          where: what messages call it.
+
+        Raises:
+          UserError: the template refuses it, or it is too long.
+        """
+        tokens = self.encoder.encode(conversation, where)
         length = len(tokens)
-        if len(tokens) > self.max_length:
+        if length > self.max_length:
             if self.over_long != "truncate_left":
                 raise UserError(
-                    f"{where}: {len(tokens)} tokens, the model was trained with up to "
+                    f"{where}: {length} tokens, the model was trained with up to "
                     f"{self.max_length}; shorten it, or load with over_long='truncate_left'"
                 )
             tokens = truncate_left(tokens, self.max_length, self.tokenizer.bos_token_id)
@@ -190,7 +189,65 @@ class Scorer:
                 f"{where}: {len(tokens)} tokens, and RoPE of the type 'dynamic' is computed up to "
                 f"max_position_embeddings = {config.max_position_embeddings} here; shorten it"
             )
-        return tokens, length - len(tokens)
+        return Encoded(tokens, length - len(tokens), where)
+
+    def score_encoded(self, encoded: Sequence[Encoded]) -> list[Score]:
+        """Scores what `encode` returned, in its order.
+
+        Raises:
+          UserError: a score is not finite; it says whose.
+        """
+        if not encoded:
+            return []
+        # Equal conversations are computed once, so that their scores are equal to the last bit.
+        number_of: dict[bytes, int] = {}
+        same = [number_of.setdefault(e.tokens.tobytes(), len(number_of)) for e in encoded]
+        first = np.unique(same, return_index=True)[1]
+        scores = self._compute([encoded[i].tokens for i in first])[same]
+        bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+        if len(bad):
+            raise UserError(
+                f"{encoded[bad[0]].where}: its scores are {scores[bad[0]].tolist()}; the weights "
+                f"are damaged, or {self.model.options.dtype} is too small for them"
+            )
+        scores = self.spec.read(scores)
+        values = self.rule.values(scores[:, None, :])[:, 0]  # of each by itself
+        return [
+            Score(
+                dict(zip(self.attributes, map(float, row))),
+                float(value),
+                self.rule.name,
+                len(e.tokens),
+                e.cut,
+            )
+            for row, value, e in zip(scores, values, encoded)
+        ]
+
+    def _plan(self, tokens: Sequence[np.ndarray]) -> tuple[list[Batches], Int64[np.ndarray, "N"]]:
+        """Batches that hold each sequence once, and which of `tokens` each of their samples is."""
+        groups = prefix_groups(tokens) if self.share_prompts else [[i] for i in range(len(tokens))]
+        group_of = {i: number for number, group in enumerate(groups) for i in group}
+        data, order = in_memory(tokens, [group_of[i] for i in range(len(tokens))])
+        return scoring_batches(data, self.model, self.share_prompts), order
+
+    def _compute(self, tokens: Sequence[np.ndarray]) -> Float32[np.ndarray, "N A"]:
+        """Scores of token sequences, all different."""
+        self.work.conversations += len(tokens)
+        self.work.tokens += sum(map(len, tokens))
+        scores = np.empty((len(tokens), len(self.attributes)), np.float32)
+        planned, order = self._plan(tokens)
+        steps = [(batches, step) for batches in planned for step in range(len(batches))]
+        for batches, step in track(
+            steps, description="scoring", disable=len(steps) < _BAR_FROM, transient=True
+        ):
+            batch = batches[step]
+            self.work.computed += int((batch.rows.segment_ids > 0).sum())
+            self.work.padded_tokens += batch.rows.segment_ids.size
+            samples, values = score_batch(
+                self._score_rows, self.params, batch, self.model.options.sharding
+            )
+            scores[order[samples]] = values
+        return scores
 
 
 def load(
@@ -203,6 +260,7 @@ def load(
     attention: str = "auto",
     share_prompts: bool = True,
     quantize: str = "",
+    chat_template: str = "",
 ) -> Scorer:
     """Loads a reward model for scoring.
 
@@ -219,6 +277,7 @@ def load(
       quantize: `int8` or `fp8` keeps the layers' weights and computes the products with them in
         8 bits, where the device can; elsewhere the same scores take longer, and a warning says so.
         Scores differ from the unquantized ones, a small model's by much: see docs/score.md.
+      chat_template: which of the tokenizer's named templates to use; empty for its default.
 
     Raises:
       UserError: there is no such model, it has no reward head, or a file is missing.
@@ -230,19 +289,15 @@ def load(
     ):
         if given not in choices:
             raise UserError(f"{name} = {given!r}: there are {', '.join(choices)}")
-    source = open_pretrained(str(path))
-    if source.spec is None:
-        raise UserError(
-            f"{path}: a causal model without a reward head; train one from it, or give it a fresh "
-            "one with `python -m rmjax.convert hf-to-orbax`"
-        )
+    source = open_pretrained(str(path), chat_template)
+    spec = source.reward_spec()
     computed: Any = compute_dtype(dtype)
     sharding = Sharding(make_mesh(mesh or MeshConfig(), jax.devices()))
     check_quantize(quantize, sharding)
     kernel = choose(attention, source.llama, sharding, computed)
     options = ModelOptions(sharding, dtype=computed, attention=kernel)
-    model = Model(source.llama, options, RewardHead(len(source.spec.attributes)))
-    rule = model_rule(source.spec, value)
+    model = Model(source.llama, options, RewardHead(len(spec.attributes)))
+    rule = model_rule(spec, value)
     params = load_params(source, model, seed=0, dtype=computed)
     if quantize:
         params = quantize_params(params, sharding, quantize)
@@ -250,7 +305,7 @@ def load(
         model,
         params,
         source.tokenizer(),
-        source.spec,
+        spec,
         rule,
         over_long,
         share_prompts,

@@ -51,6 +51,8 @@ def announce(
             console.print(
                 f"{name:<11} {data.source}: {reasons}; {data.lengths.mean():.0f} tokens a sample"
             )
+            for note in data.notes:
+                console.print(f"{'':<11} {note}")
     steps, shape = range(len(batches)), batches.shape
     tokens = sum(map(batches.tokens, steps))
     alone = sum(int(batches.data.lengths[batches.samples(step)].sum()) for step in steps)

@@ -53,8 +53,13 @@ def new_model(config: Config, llama: LlamaConfig, options: ModelOptions) -> Mode
 
 
 def pick_tokenizer(config: Config, source: Pretrained | None, vocab_size: int) -> Tokenizer:
-    """The tokenizer the config names, else the one of `source`."""
+    """The tokenizer the config names, else the one of `source`, which was opened for it."""
     if config.tokenizer == "bytes":
+        if config.chat_template:
+            raise UserError(
+                f"config.chat_template = {config.chat_template!r}: the tokenizer `bytes` has one "
+                "template; leave it empty"
+            )
         tokenizer = byte_tokenizer()
         if len(tokenizer) > vocab_size:
             raise UserError(
@@ -63,7 +68,7 @@ def pick_tokenizer(config: Config, source: Pretrained | None, vocab_size: int) -
             )
         return tokenizer
     if config.tokenizer:
-        return load_tokenizer(Path(config.tokenizer), vocab_size)
+        return load_tokenizer(Path(config.tokenizer), vocab_size, config.chat_template)
     assert source is not None  # validated
     return source.tokenizer()
 
@@ -92,8 +97,12 @@ def with_first_head(config: Config, source: Pretrained) -> tuple[Pretrained, str
     head = f"a fresh head, seed {config.seed}"
     if source.spec and source.spec.attributes == config.data.attributes:
         head = "its head"
+        if source.spec.offset:
+            head += " (without the constant that was added to its numbers)"
     elif source.spec:
         # A head for other attributes cannot be continued; say so, and start a new one.
         head += f" (its own is for {', '.join(source.spec.attributes)})"
         source = source.without_head()
+    elif source.value_head:
+        head += " (its value head is left out; `rmjax.convert hf-to-orbax --value-head` takes it)"
     return source, f"{source.name} with {head}"

@@ -60,7 +60,7 @@ def open_workdir(config: Config) -> Iterator[Path]:
 def _check_workdir(workdir: Path, config: Config) -> None:
     if (workdir / RECORD).exists():
         before = read_json(workdir / RECORD)
-        if before.get("format") != "rmjax-run" or not isinstance(before.get("config"), dict):
+        if before.get("format") != manager.RUN_FORMAT or not isinstance(before.get("config"), dict):
             raise UserError(f"{workdir / RECORD}: not of an rmjax run; choose another workdir")
         check_continues(before["config"], config)
     elif "[" in str(workdir.absolute()):  # Orbax would fail to save there, without saying so
@@ -141,7 +141,7 @@ def record_run(
     if jax.process_index() != 0:
         return
     record = {
-        "format": "rmjax-run",
+        "format": manager.RUN_FORMAT,
         "format_version": FORMAT_VERSION,
         "config": as_flat_dict(config),
         "versions": package_versions(),
@@ -183,6 +183,7 @@ def describe_data(data: TokenizedData) -> dict[str, Any]:
         "source": data.source,
         "fingerprint": data.key,
         "samples": data.counts,
+        "notes": list(data.notes),
         "tokens": {
             "mean": float(data.lengths.mean()),
             "max": int(data.lengths.max()),

@@ -17,6 +17,7 @@ from helpers.models import make_model, tiny_llama
 from rmjax.checkpoints.gguf import GGUFWeights
 from rmjax.checkpoints.hf_mapping import from_hf, hf_keys, hf_shape, to_hf
 from rmjax.checkpoints.hf_weights import SafetensorsWeights, check_tensors
+from rmjax.data.conversation import Conversation
 from rmjax.data.tokenizer import encode, load_tokenizer
 from rmjax.errors import UserError
 from rmjax.models.heads import RewardHead
@@ -271,7 +272,7 @@ def test_real_gguf_tokens_are_transformers(smollm2):
     ]
     for messages in conversations:
         expected = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)
-        assert encode(ours, messages).tolist() == expected
+        assert encode(ours, Conversation(messages)).tolist() == expected
 
 
 def test_gguf_types_that_cannot_be_read_are_named(causal_state, tmp_path):

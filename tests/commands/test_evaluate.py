@@ -1,4 +1,7 @@
+import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from rmjax.evaluation.benchmark_metrics import ScoredBenchmark, model_comparison
 from rmjax.evaluation.benchmarks import BENCHMARKS
 from rmjax.evaluation.fit_weights import fit_weights, read_weights, write_weights
 from rmjax.evaluation.items import BenchmarkData, read_benchmarks
-from rmjax.evaluation.model_evaluation import all_rules
+from rmjax.evaluation.model_evaluation import all_rules, evaluate_model
 from rmjax.evaluation.model_scores import (
     ModelScores,
     ScoringSettings,
@@ -67,13 +70,13 @@ class Counting(Scorer):
 
     def __init__(self, scorer, limit=10**9):
         self.scorer, self.limit, self.asked = scorer, limit, []
-        self.model = scorer.model
+        self.model, self.encode = scorer.model, scorer.encode
 
-    def score_many(self, conversations):
+    def score_encoded(self, encoded):
         if len(self.asked) >= self.limit:
             raise KeyboardInterrupt
-        self.asked += [json.dumps(c) for c in conversations]
-        return self.scorer.score_many(conversations)
+        self.asked += [e.tokens.tobytes() for e in encoded]
+        return self.scorer.score_encoded(encoded)
 
 
 def test_no_text_is_scored_twice(scorer, tmp_path):
@@ -88,7 +91,7 @@ def test_no_text_is_scored_twice(scorer, tmp_path):
     assert len(counting.asked) == len(set(counting.asked)) == 13
     np.testing.assert_array_equal(found[0][0].scores, found[0][6].scores)
     np.testing.assert_array_equal(found[0][1].scores, found[1][1].scores)
-    direct = scorer.score_many(both[0].items[2].conversations())
+    direct = scorer.score_many([c.messages for c in both[0].items[2].conversations])
     expected = [list(score.attributes.values()) for score in direct]
     np.testing.assert_allclose(found[0][2].scores, expected, atol=1e-5)
 
@@ -127,6 +130,23 @@ def test_other_weights_or_settings_have_their_own_scores(model, tmp_path):
     assert len(list((tmp_path / "scores").iterdir())) == 2
     again = score_model(model, data, SETTINGS, tmp_path)
     assert again.work["conversations"] == 0 and again.work["known before"] == 4
+
+
+def test_a_named_template_is_of_the_model_and_has_its_own_scores(model, tmp_path):
+    named = Path(shutil.copytree(model, tmp_path / "named"))
+    (named / "additional_chat_templates").mkdir()
+    (named / "additional_chat_templates" / "short.jinja").write_text(
+        "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    data = [read("pairs", write(tmp_path / "a.jsonl", pairs(2)))]
+    short = dataclasses.replace(SETTINGS, chat_template="short")
+    plain = score_model(str(named), data, SETTINGS, tmp_path)
+    found = evaluate_model(str(named), data, tmp_path, settings=short, against=model)
+    tokens = [int(scores.items[0][0].tokens[0]) for scores in (plain, found.scores)]
+    first = data[0].items[0].conversations[0].messages
+    # The default has a role in front of and an end behind each of two messages.
+    assert tokens[1] == 1 + sum(len(m["content"].encode()) for m in first) == tokens[0] - 4
+    assert found.scores.work["known before"] == 0 and found.comparisons
 
 
 # ---- scores from files --------------------------------------------------------------------------
@@ -191,7 +211,7 @@ def made_scores(rng, count: int, weights) -> tuple[list[ItemScores], np.ndarray]
 def test_fitted_weights_are_the_maximum_of_the_likelihood(rng, tmp_path):
     data = read("pairs", write(tmp_path / "a.jsonl", pairs(400)))
     scored, differences = made_scores(rng, len(data.items), np.asarray([1.0, -0.5, 0.0]))
-    fitted = fit_weights(data, scored, ("a", "b", "c"))
+    fitted = fit_weights(ScoredBenchmark.of(data, ("a", "b", "c"), scored, "drop"))
     scale = np.mean(differences**2, axis=0)
     expected = optimize.minimize(
         lambda w: np.logaddexp(0, -differences @ w).mean() + 1e-3 * scale @ w**2,
@@ -240,7 +260,7 @@ def test_one_pass_gives_every_rule(model, scorer, tmp_path):
     report = report_evaluation(model, data, tmp_path / "out", settings=SETTINGS)
     (found,) = report["benchmarks"]
     assert set(found["rules"]) == {*HELPSTEER2, *PUBLISHED}
-    both = [scorer.score_many(item.conversations()) for item in data[0].items]
+    both = [scorer.score_many([c.messages for c in item.conversations]) for item in data[0].items]
     for name, rule in all_rules(score_model(model, data, SETTINGS, tmp_path / "out"), None).items():
         assert isinstance(rule, ScalarRule)
         weights = rule.weights
@@ -324,7 +344,7 @@ def test_ratings_are_correlated_with_every_attribute(model, scorer, tmp_path, rn
     ]
     data = read_benchmarks([f"ratings={write(tmp_path / 'r.jsonl', rows)}"])
     (found,) = report_evaluation(model, data, tmp_path / "out", settings=SETTINGS)["benchmarks"]
-    texts = [c for item in data[0].items for c in item.conversations()]
+    texts = [c.messages for item in data[0].items for c in item.conversations]
     scores = np.asarray([list(s.attributes.values()) for s in scorer.score_many(texts)])
     labels = [r["verbosity"] for item in data[0].items for r in item.ratings]
     expected = [np.corrcoef(x, labels)[0, 1] for x in scores.T]
@@ -380,3 +400,44 @@ def test_the_command(tmp_path):
     assert report["format"] == "rmjax.report.evaluation/1"
     failed = forked.run([*command[:2], "nowhere", f"pairs={rows}"])
     assert failed.returncode == 1 and failed.stderr.startswith("error: nowhere")
+
+
+def test_a_score_that_is_not_defined_is_none(model, tmp_path):
+    """Every prompt has one response: there is nothing to order."""
+    rows = [{"prompt": f"Why {i}?", "response": "so", "score": i} for i in range(3)]
+    data = read_benchmarks([f"ratings={write(tmp_path / 'r.jsonl', rows)}"])
+    out = tmp_path / "out"
+    (found,) = report_evaluation(model, data, out, settings=SETTINGS)["benchmarks"]
+    assert found["overall"] == {"score": None, "low": None, "high": None}
+    assert any("not defined" in text for text in found["warnings"])
+    assert "0.0 %" not in (out / "report.md").read_text()
+
+
+def test_an_error_of_evaluation_names_file_and_row(model, tmp_path):
+    rows = [*pairs(1), {"prompt": "p", "chosen": "\ud800", "rejected": "b"}]
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"p\.jsonl row 2: the conversation is not valid Unicode"):
+        score_model(model, [read("pairs", str(path))], SETTINGS, tmp_path)
+
+
+def test_samples_read_back_to_the_same_figures(model, tmp_path):
+    """What was dropped is dropped again: pairs too long, and pairs equal in tokens."""
+    thought = [
+        {"role": "assistant", "content": "x", "reasoning_content": text} for text in ("a", "b")
+    ]
+    rows = [*pairs(6), {"prompt": "p", "chosen": [thought[0]], "rejected": [thought[1]]}]
+    rows.append({"prompt": "p", "chosen": "y" * 300, "rejected": "z"})
+    source = write(tmp_path / "p.jsonl", rows)
+    settings = dataclasses.replace(SETTINGS, over_long="drop")
+
+    def report(name, out):
+        data = read_benchmarks([f"pairs={source}"])
+        (found,) = report_evaluation(name, data, out, settings=settings)["benchmarks"]
+        return found
+
+    first = report(model, tmp_path / "one")
+    assert first["dropped"] == {"chosen equals rejected": 1, "a response is too long": 1}
+    again = report(str(tmp_path / "one" / "samples.jsonl"), tmp_path / "two")
+    for field in ("items", "dropped", "overall", "accuracy"):
+        assert again[field] == first[field], field

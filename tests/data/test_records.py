@@ -1,8 +1,7 @@
+import dataclasses
 import gzip
 import json
 import math
-import os
-import time
 
 import datasets
 import numpy as np
@@ -10,7 +9,6 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from rmjax.data.readers import fingerprint, origin
 from rmjax.data.records import pairs_of_ratings, read_pairs, read_samples
 from rmjax.errors import UserError
 
@@ -26,7 +24,14 @@ def lines(*rows):
 
 
 def read(path, split="train", attributes=("helpful",), label_range=(0.0, 4.0)):
-    return read_samples(str(path), split, attributes, label_range)
+    """The samples of a source of ratings."""
+    records = read_samples(str(path), split, attributes, label_range)
+    return [sample for (sample,) in records.entries]
+
+
+def pairs_in(source, split="train"):
+    """The pairs of a source."""
+    return read_pairs(str(source), split).entries
 
 
 def labels(samples):
@@ -55,8 +60,8 @@ def test_every_format_reads_the_same(suffix, tmp_path):
     ]
     path = write(tmp_path / f"data{suffix}", rows)
     first, second, third = read(path)
-    assert [m["content"] for m in first.prompt] == ["a", "b", "c"]
-    assert first.response == "é\u2028 x\n"
+    assert [m["content"] for m in first.conversation.prompt] == ["a", "b", "c"]
+    assert first.conversation.response == "é\u2028 x\n"
     assert (first.labels, second.labels) == ((1.0,), (2.5,))
     assert math.isnan(third.labels[0])
     assert [s.where for s in (first, third)] == [f"{path} row 1", f"{path} row 3"]
@@ -65,41 +70,10 @@ def test_every_format_reads_the_same(suffix, tmp_path):
 @SUFFIXES
 def test_messages_as_prompts_read_the_same(suffix, tmp_path):
     messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
-    assert read(write(tmp_path / f"x{suffix}", [row(prompt=messages)]))[0].prompt == messages
-
-
-def test_a_directory_as_helpsteer2_has_it(tmp_path):
-    """train.jsonl.gz and validation.jsonl.gz beside directories of other things."""
-    five = dict.fromkeys(HELPSTEER2, 3)
-    for split, count in (("train", 4), ("validation", 2)):
-        rows = [{"prompt": "p", "response": f"{split} {i}", **five} for i in range(count)]
-        write(tmp_path / f"{split}.jsonl.gz", rows)
-    (tmp_path / "preference").mkdir()
-    write(tmp_path / "preference" / "preference.jsonl.gz", [{"response_1": "x"}])
-    (tmp_path / "README.md").write_text("a spec")
-
-    train = read(tmp_path, "train", HELPSTEER2)
-    validation = read(tmp_path, "validation", HELPSTEER2)
-    assert [s.response for s in train] == [f"train {i}" for i in range(4)]
-    assert [s.response for s in validation] == ["validation 0", "validation 1"]
-    assert validation[0].labels == (3.0,) * 5
-    assert validation[1].where == f"{tmp_path / 'validation.jsonl.gz'} row 2"
-
-
-def test_a_directory_needs_exactly_one_file_of_the_split(tmp_path):
-    with pytest.raises(UserError, match=r"train\.jsonl, .*found 0"):
-        read(tmp_path)
-    write(tmp_path / "train.jsonl", [row()])
-    write(tmp_path / "train.parquet", [row()])
-    with pytest.raises(UserError, match="found 2"):
-        read(tmp_path)
-
-
-def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
-    """`--config.data.train=~/x.jsonl` reaches us with its tilde: the shell leaves it alone."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    write(tmp_path / "x.jsonl", [row()])
-    assert len(read("~/x.jsonl")) == 1
+    assert (
+        read(write(tmp_path / f"x{suffix}", [row(prompt=messages)]))[0].conversation.prompt
+        == messages
+    )
 
 
 @pytest.mark.parametrize("value", ["NaN", "null", "-100", "-100.0"])
@@ -121,57 +95,25 @@ def test_attributes_come_in_the_order_asked_for(tmp_path):
     assert labels(read(path, attributes=("c", "a"))) == [(3.0, 1.0)]
 
 
-def test_text_that_looks_like_a_date_stays_text(tmp_path):
-    dates = ["2020-01-01", "2020-01-01 10:00:00", "2020-01-01T10:00:00Z"]
-    path = write(tmp_path / "x.jsonl", [row(prompt=d, response=d) for d in dates])
-    assert [s.response for s in read(path)] == dates
-    assert [s.prompt[0]["content"] for s in read(path)] == dates
-
-
-def test_a_value_far_down_the_file_may_be_the_first_of_its_kind(tmp_path):
-    """Whole numbers or no ratings for 10 MB, then a fraction; and a column nobody asked for."""
-    many = [row(response="z" * 1000, other=None)] * 11000
-    path = write(tmp_path / "x.jsonl", [*many, row(helpful=2.5, other="text", more=1)])
-    assert labels(read(path))[-2:] == [(1.0,), (2.5,)]
-
-
-def test_a_rewritten_file_is_read_anew_whatever_its_time(tmp_path):
-    path = write(tmp_path / "x.jsonl", [row(helpful=1)])
-    before = path.stat()
-    read(path)
-    write(path, [row(helpful=2)])
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert labels(read(path)) == [(2.0,)]
-
-
 def test_prompts_may_be_text_in_one_row_and_messages_in_the_next(tmp_path):
     rows = [row(), row(prompt=[{"role": "user", "content": "p"}])]
     first, second = read(write(tmp_path / "x.jsonl", rows))
-    assert first.prompt == second.prompt
-
-
-def test_a_byte_order_mark_blank_lines_and_windows_ends_do_no_harm(tmp_path):
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + lines(row()).replace(b"\n", b"\r\n\r\n") * 2)
-    assert len(read(path)) == 2
+    assert first.conversation.prompt == second.conversation.prompt
 
 
 ROW_ERRORS = {
     "above the range": (row(helpful=5), "field 'helpful' is 5, outside 0 to 4"),
     "below the range": (row(helpful=-1), "field 'helpful' is -1, outside"),
     "infinite": (row(helpful=math.inf), "field 'helpful' is inf, outside"),
-    "beyond floats": (row(helpful=10**400), "field 'helpful' is 10+, outside"),
+    "beyond floats": (row(helpful=10**400), r"field 'helpful' is 10+\.\.\., outside"),
     "number as text": (row(helpful="3"), "field 'helpful' is '3', expected a number"),
     "truth": (row(helpful=True), "field 'helpful' is True, expected a number"),
     "list of numbers": (row(helpful=[1]), r"field 'helpful' is \[1\], expected a number"),
     "no rating column": ({"prompt": "p", "response": "r"}, "field 'helpful' is missing"),
     "no response column": ({"prompt": "p", "helpful": 1}, "field 'response' is missing"),
     "no prompt column": ({"response": "p", "helpful": 1}, "field 'prompt' is missing"),
-    "empty response": (row(response=""), "field 'response' is empty"),
-    "blank response": (row(response=" \n\t"), "field 'response' is empty"),
-    "no response": (row(response=None), "field 'response' is NoneType"),
-    "response as list": (row(response=["x"]), "field 'response' is list"),
-    "no prompt": (row(prompt=None), "field 'prompt' is NoneType"),
+    "response as number": (row(response=3), "field 'response' is int"),
+    "no prompt": (row(prompt=None), "field 'prompt' is null"),
     "prompt ends wrongly": (row(prompt="a\n<extra_id_1>Assistant\nb"), "field 'prompt' ends"),
 }
 
@@ -193,118 +135,24 @@ def test_a_file_whose_every_row_lacks_a_field(field, tmp_path):
             read(path)
 
 
-LINE_ERRORS = {
-    "cut off": (b'{"prompt": ', "broken JSON"),
-    "two on a line": (lines(row()).strip() * 2, "broken JSON"),
-    "not UTF-8": (b'{"prompt": "\xff", "response": "r"}', r"not UTF-8 \(byte 12"),
-    "a list": (b"[1, 2]", "expected a JSON object, found list"),
-    "a number": (b"3", "expected a JSON object, found int"),
-    "too deep": (b"[" * 100_000, "broken JSON"),
-    "too many digits": (b'{"helpful": ' + b"1" * 5000 + b"}", "broken JSON"),
-}
-
-
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
-@pytest.mark.parametrize("case", LINE_ERRORS)
-def test_a_line_that_is_no_row_is_named(case, suffix, tmp_path):
-    bad, said = LINE_ERRORS[case]
-    content = lines(row()) + bad + b"\n"
-    path = tmp_path / f"x{suffix}"
-    path.write_bytes(gzip.compress(content) if suffix == ".jsonl.gz" else content)
-    with pytest.raises(UserError, match=said) as caught:
-        read(path)
-    assert str(caught.value).startswith(f"{path} row 2: ")
-
-
-WHOLE = gzip.compress(lines(*[row(response=str(i)) for i in range(2000)]))
-FILE_ERRORS = {
-    "empty.jsonl": (b"", "no row"),
-    "empty.jsonl.gz": (b"", "no row"),
-    "nothing_in_it.jsonl.gz": (gzip.compress(b""), "no row"),
-    "blank.jsonl": (b"\n \n", "no row"),
-    "truncated.jsonl.gz": (WHOLE[:-30], "cannot be read"),
-    "damaged.jsonl.gz": (WHOLE[:200] + bytes(50) + WHOLE[250:], "cannot be read"),
-    "not_gzip.jsonl.gz": (lines(row()), "cannot be read"),
-    "empty.parquet": (b"", "cannot be read"),
-    "text.parquet": (lines(row()), "cannot be read"),
-    "data.csv": (b"prompt,response\n", "unknown kind of file; supported: .jsonl"),
-    "object.json": (lines(row()), "expected a list of JSON objects"),
-    "broken.json": (b"[", "cannot be read"),
-    "empty.json": (b"[]", "no row"),
-}
-
-
-def test_a_json_file_is_a_list_of_rows(tmp_path):
-    (tmp_path / "data.json").write_bytes(b"[" + lines(row()).strip() + b"]")
-    (sample,) = read(tmp_path / "data.json")
-    assert sample.response == row()["response"]
-
-
-@pytest.mark.parametrize("name", FILE_ERRORS)
-def test_a_bad_file_is_named(name, tmp_path):
-    content, said = FILE_ERRORS[name]
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=said) as caught:
-        read(path)
-    assert str(caught.value).startswith(f"{path}")
-
-
-def test_bad_parquet_is_named(tmp_path):
-    write(tmp_path / "x.parquet", [row()] * 50)
-    content = (tmp_path / "x.parquet").read_bytes()
-    empty, damaged, text = (tmp_path / f"{n}.parquet" for n in ("empty", "damaged", "text"))
-    parquet.write_table(pa.Table.from_pylist([row()]).slice(0, 0), empty)
-    damaged.write_bytes(content[:4] + bytes(60) + content[64:])
-    broken = pa.array([b"r", b"\xff"]).buffers()
-    columns = {
-        "prompt": ["p", "p"],
-        "response": pa.Array.from_buffers(pa.utf8(), 2, broken),
-        "helpful": [1, 2],
-    }
-    parquet.write_table(pa.table(columns), text)
-    for path, said in ((empty, "no row"), (damaged, "cannot be read"), (text, "utf-8")):
-        with pytest.raises(UserError, match=said) as caught:
-            read(path)
-        assert str(caught.value).startswith(f"{path}: ")
-
-
-@pytest.mark.parametrize(
-    "name", ["./x", "x.jsonl", "a/b/c/d", "~/none.parquet", "a/x.jsonl.gz", "x"]
-)
-def test_what_is_not_there_is_said_to_be_missing(name):
-    with pytest.raises(UserError, match="no such file or directory"):
-        read(name)
-
-
-def test_a_hub_id_without_a_network_fails_fast_and_clearly():
-    began = time.monotonic()
-    with pytest.raises(UserError, match="not a local path, and the hub does not give it") as caught:
-        read("nvidia/HelpSteer2", "train", HELPSTEER2)
-    assert str(caught.value).startswith("nvidia/HelpSteer2: ")
-    assert time.monotonic() - began < 5
-
-
-def test_messages_about_a_hub_data_set_name_the_split():
-    assert origin("nvidia/HelpSteer2", "validation") == "nvidia/HelpSteer2 validation"
-
-
 def test_generated_rows_are_pairs_and_always_the_same():
     train = read("generated:30", "train", HELPSTEER2)
     assert len(train) == 30
     # By their texts: from Python 3.13 on, a NaN makes a dataclass unequal to itself.
     assert repr(train) == repr(read("generated:30", "train", HELPSTEER2))
-    assert all(a.prompt == b.prompt for a, b in zip(train[::2], train[1::2]))
-    assert len({s.prompt[0]["content"] for s in train}) == 15
+    assert all(
+        a.conversation.prompt == b.conversation.prompt for a, b in zip(train[::2], train[1::2])
+    )
+    assert len({s.conversation.prompt[0]["content"] for s in train}) == 15
     other = read("generated:30", "validation", HELPSTEER2)
-    assert [s.response for s in train] != [s.response for s in other]
+    assert [s.conversation.response for s in train] != [s.conversation.response for s in other]
 
 
 def test_generated_ratings_follow_from_the_text():
     """By the rules in its documentation, read back from the text here."""
     samples = read("generated:400", "train", HELPSTEER2)
     for sample in samples:
-        text = sample.response
+        text = sample.conversation.response
         wrong = sum(text.count(s) for s in ("it is a lie!", "2+2=5!", "pigs fly!"))
         hard = sum(text.count(s) for s in ("ergo", "per quantum", "via zygotic"))
         muddled = sum(text.count(s) for s in ("uh um uh", "er um hm", "um so er"))
@@ -319,42 +167,16 @@ def test_generated_ratings_follow_from_the_text():
         assert len(set(column)) >= 4  # something to learn in each
 
 
-@pytest.mark.parametrize("count", ["", "1", "0", "-4", "x", "3.5", "²"])
-def test_generated_needs_a_count(count):
-    with pytest.raises(UserError, match="expected generated:COUNT"):
-        read(f"generated:{count}")
-
-
 def test_real_ratings(shared_data):
     path = shared_data / "topical_chat_ratings.jsonl"
     names = ("overall", "groundedness")
     samples = read(path, attributes=names, label_range=(0.0, 5.0))
     raw = [json.loads(line) for line in path.open(encoding="utf-8")]
     assert labels(samples) == [tuple(r[n] for n in names) for r in raw]
-    assert [s.prompt for s in samples] == [r["prompt"] for r in raw]
-    assert [s.response for s in samples] == [r["response"] for r in raw]
+    assert [s.conversation.prompt for s in samples] == [r["prompt"] for r in raw]
+    assert [s.conversation.response for s in samples] == [r["response"] for r in raw]
     with pytest.raises(UserError, match=r"field 'overall' is .*, outside 1 to 3"):
         read(path, attributes=names, label_range=(1.0, 3.0))
-
-
-def test_a_hub_data_set_is_read_by_split_and_known_by_its_contents(monkeypatch):
-    rows = [{"prompt": "p", "response": "r", "helpfulness": 3, "verbosity": None}]
-    asked = []
-
-    def load_dataset(name, split):
-        asked.append((name, split))
-        return datasets.Dataset.from_list(rows)
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    (sample,) = read_samples(
-        "nvidia/HelpSteer2", "validation", ("helpfulness", "verbosity"), (0, 4)
-    )
-    assert asked == [("nvidia/HelpSteer2", "validation")]
-    assert sample.labels[0] == 3 and math.isnan(sample.labels[1])
-    before = fingerprint("nvidia/HelpSteer2", "train")
-    assert before == fingerprint("nvidia/HelpSteer2", "train")
-    rows[0]["helpfulness"] = 2
-    assert before != fingerprint("nvidia/HelpSteer2", "train")
 
 
 # ---- preference pairs ----------------------------------------------------------------------------
@@ -364,10 +186,16 @@ def test_a_hub_data_set_is_read_by_split_and_known_by_its_contents(monkeypatch):
 def test_pairs_are_read_from_every_format(suffix, tmp_path):
     rows = [{"prompt": "p", "chosen": "good", "rejected": "bad"}] * 2
     rows += [{"prompt": "q", "chosen": "", "rejected": "r"}]
-    pairs = read_pairs(str(write(tmp_path / f"data{suffix}", rows)), "train")
-    assert [[s.response for s in pair] for pair in pairs] == [["good", "bad"]] * 2 + [["", "r"]]
+    pairs = pairs_in(write(tmp_path / f"data{suffix}", rows), "train")
+    assert [[s.conversation.response for s in pair] for pair in pairs] == [["good", "bad"]] * 2 + [
+        ["", "r"]
+    ]
     assert [s.row for pair in pairs for s in pair] == [1, 1, 2, 2, 3, 3]
-    assert pairs[0][0].prompt == pairs[0][1].prompt == [{"role": "user", "content": "p"}]
+    assert (
+        pairs[0][0].conversation.prompt
+        == pairs[0][1].conversation.prompt
+        == [{"role": "user", "content": "p"}]
+    )
 
 
 @pytest.mark.parametrize(
@@ -379,14 +207,14 @@ def test_pairs_are_read_from_every_format(suffix, tmp_path):
         ),
         ({"prompt": "p", "chosen": "a", "rejected": 3}, "row 2: field 'rejected' is int"),
         ({"chosen": "a", "rejected": "b"}, "row 2: field 'chosen' does not begin with"),
-        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "field 'chosen' has a prompt that is int"),
+        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "field 'prompt' is int"),
     ],
 )
 def test_a_broken_pair_names_file_row_and_field(bad, said, tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(lines({"prompt": "p", "chosen": "a", "rejected": "b"}, bad))
     with pytest.raises(UserError, match=said) as error:
-        read_pairs(str(path), "train")
+        pairs_in(path, "train")
     assert str(path) in str(error.value)
 
 
@@ -406,48 +234,39 @@ def test_helpsteer2_preference_has_sign_strength_and_split(tmp_path):
     directory = tmp_path / "HelpSteer2" / "preference"
     directory.mkdir(parents=True)
     write(directory / "preference.jsonl.gz", rows)
-    found = read_pairs(str(directory), "train")
-    said = [(a.response, b.response, a.strength, b.strength, a.row) for a, b in found]
+    found = pairs_in(directory, "train")
+    said = [
+        (a.conversation.response, b.conversation.response, a.strength, b.strength, a.row)
+        for a, b in found
+    ]
     assert said == [("one", "two", 3, 3, 1), ("two", "one", 2, 2, 2), ("one", "two", 0, 0, 3)]
-    ((chosen, rejected),) = read_pairs(str(directory), "validation")
-    assert (chosen.response, rejected.response, chosen.strength) == ("two", "one", 1)
+    ((chosen, rejected),) = pairs_in(directory, "validation")
+    assert (chosen.conversation.response, rejected.conversation.response, chosen.strength) == (
+        "two",
+        "one",
+        1,
+    )
     # The same layout as datasets reads it from the hub, where it is one directory of a repository.
     loaded = datasets.load_dataset(str(directory.parent), data_dir="preference", split="train")
     assert list(loaded) == rows
-
-
-def test_a_directory_of_a_hub_repository(monkeypatch):
-    asked = []
-
-    def load_dataset(name, data_dir=None, split=None):
-        asked.append((name, data_dir, split))
-        return datasets.Dataset.from_list([preference(1), preference(-1, "validation")])
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    ((chosen, _),) = read_pairs("nvidia/HelpSteer2/preference", "validation")
-    assert chosen.response == "one"
-    assert asked == [("nvidia/HelpSteer2", "preference", "train")]
-    assert fingerprint("nvidia/HelpSteer2/preference", "train") != fingerprint(
-        "nvidia/HelpSteer2/preference", "validation"
-    )
 
 
 @pytest.mark.parametrize("field", ["margin", "strength"])
 def test_chosen_and_rejected_may_say_how_much(field, tmp_path):
     pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
     path = write(tmp_path / "x.jsonl", [pair | {field: 1.5}, pair, pair | {field: None}])
-    strengths = [chosen.strength for chosen, _ in read_pairs(str(path), "train")]
+    strengths = [chosen.strength for chosen, _ in pairs_in(path, "train")]
     assert strengths[0] == 1.5 and all(map(math.isnan, strengths[1:]))
     path = write(tmp_path / "y.jsonl", [pair | {field: -1}])
     with pytest.raises(UserError, match=rf"row 1: field '{field}' is -1: it says that 'rejected'"):
-        read_pairs(str(path), "train")
+        pairs_in(path, "train")
 
 
 @pytest.mark.parametrize("strength", ["2", None, math.nan, True])
 def test_a_strength_is_a_number(strength, tmp_path):
     path = write(tmp_path / "x.jsonl", [preference(strength)])
     with pytest.raises(UserError, match=r"row 1: field 'preference_strength' is .*expected a num"):
-        read_pairs(str(path), "train")
+        pairs_in(path, "train")
 
 
 def test_ratings_become_pairs_by_their_difference(tmp_path):
@@ -461,9 +280,64 @@ def test_ratings_become_pairs_by_their_difference(tmp_path):
             ("a", "?", None),
         )
     ]
-    samples = read(write(tmp_path / "x.jsonl", rows))
-    found = pairs_of_ratings(samples, "helpful")
-    said = [(a.response, b.response, a.strength) for a, b in found]
+    path = write(tmp_path / "x.jsonl", rows)
+    records = read_samples(str(path), "train", ["helpful"], (0, 4))
+    found = pairs_of_ratings(records, "helpful").entries
+    said = [(a.conversation.response, b.conversation.response, a.strength) for a, b in found]
     assert said == [("3", "1", 2), ("3 too", "1", 2), ("3", "3 too", 0)]
     with pytest.raises(UserError, match="no prompt has two responses with a rating of 'helpful'"):
-        pairs_of_ratings(samples[2:3], "helpful")
+        pairs_of_ratings(dataclasses.replace(records, entries=records.entries[2:3]), "helpful")
+
+
+def test_what_is_not_used_is_said(tmp_path):
+    marked = "see\n\nHuman: x\n\nAssistant: y\n\nthere"
+    rows = [
+        {"prompt": "p", "chosen": "a", "rejected": "b", "source": "s", "margin": 1},
+        {"prompt": marked, "chosen": "a", "rejected": marked, "id": 7},
+    ]
+    records = read_pairs(str(write(tmp_path / "x.jsonl", rows)), "train")
+    unused, marks = records.notes
+    assert unused == "columns that are not used: id, source"
+    assert "'\\n\\nHuman:'" in marks and "2 conversations; the first: x.jsonl row 2" in marks
+    rated = read_samples(
+        str(write(tmp_path / "y.jsonl", [row(system="s", other=1)])), "train", ["helpful"], (0, 4)
+    )
+    assert rated.notes == ("columns that are not used: other",)
+
+
+RANKED = {"prompt": "p", "responses": ["a", "b", "c"]}
+
+
+def test_a_ranked_list_makes_all_its_pairs(tmp_path):
+    rows = [RANKED, RANKED | {"scores": [1, 3, 3]}]
+    pairs = pairs_in(write(tmp_path / "x.jsonl", rows))
+    said = [(a.conversation.response, b.conversation.response, a.strength) for a, b in pairs]
+    assert [pair[:2] for pair in said[:3]] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert all(math.isnan(strength) for *_, strength in said[:3])
+    assert said[3:] == [("b", "a", 2), ("c", "a", 2), ("b", "c", 0)]
+    assert pairs[3][0].where.endswith("x.jsonl row 2, responses 2 and 1")
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (RANKED | {"responses": ["a"]}, "nothing to read in it .1 fewer than two responses"),
+        (RANKED | {"responses": "a"}, "row 1: field 'responses' is str, not a list"),
+        (RANKED | {"responses": ["a", None], "scores": [1, "x"]}, "field 'scores' is 'x'"),
+        (RANKED | {"scores": [1, 2]}, "row 1: field 'scores' is not a list of 3 numbers"),
+        (RANKED | {"scores": [1, 2, "3"]}, "row 1: field 'scores' is '3', expected a number"),
+        (RANKED | {"responses": ["a", "b", 3]}, "row 1, responses 3: field 'responses' is int"),
+        ({"prompt": "p", "answers": [{"rank": 1}] * 2}, "row 1, answers 1: field 'answer' is miss"),
+    ],
+)
+def test_a_broken_ranked_list_is_named(bad, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        pairs_in(write(tmp_path / "x.jsonl", [bad]))
+
+
+def test_a_row_of_no_layout_names_the_nearest(tmp_path):
+    path = write(tmp_path / "x.jsonl", [{"context": "c", "response1": "a", "response2": "b"}])
+    with pytest.raises(UserError, match=r"'overall_preference' is missing; .* Nearest|nearest"):
+        pairs_in(path)
+    with pytest.raises(UserError, match=r"row 1: expected ratings, found pairs \(prompt, chosen"):
+        read(write(tmp_path / "y.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}]))

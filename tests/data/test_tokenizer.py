@@ -12,6 +12,7 @@ from tokenizers import models
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from rmjax.data.conversation import Conversation
 from rmjax.data.tokenizer import byte_tokenizer, encode, freeze_date, load_tokenizer, pad_token_id
 from rmjax.errors import UserError
 
@@ -107,7 +108,7 @@ def test_byte_tokenizer_has_a_token_a_byte_and_three_a_turn_less_one(prompt, res
         {"role": "user", "content": prompt},
         {"role": "assistant", "content": response},
     ]
-    ids = encode(_BYTES, messages)
+    ids = encode(_BYTES, Conversation(messages))
     assert len(ids) == 1 + sum(2 + len(m["content"].encode()) for m in messages)
     assert _BYTES.decode(ids) == f"<|bos|><|user|>{prompt}<|end|><|assistant|>{response}<|end|>"
     assert ids.tolist() == reference_ids(_BYTES, messages)
@@ -118,7 +119,10 @@ _BYTES = byte_tokenizer()
 
 def test_byte_tokenizer_survives_the_disk(tmp_path):
     loaded = load_tokenizer(saved(tmp_path), vocab_size=262)
-    assert encode(loaded, MESSAGES).tolist() == encode(_BYTES, MESSAGES).tolist()
+    assert (
+        encode(loaded, Conversation(MESSAGES)).tolist()
+        == encode(_BYTES, Conversation(MESSAGES)).tolist()
+    )
     assert loaded.get_vocab() == _BYTES.get_vocab()
     assert len(loaded) == 262
 
@@ -130,7 +134,7 @@ def test_sentencepiece_alone_gives_sentencepieces_own_ids(llama2, sentencepiece_
     for question, answer in (MESSAGES[1:3], MESSAGES[3:]):
         text = f"[INST] {question['content']} [/INST] {answer['content']} "
         expected += [1, *reference.encode(text), 2]
-    ids = encode(tokenizer, MESSAGES[1:]).tolist()
+    ids = encode(tokenizer, Conversation(MESSAGES[1:])).tolist()
     assert ids == expected
     assert ids == reference_ids(tokenizer, MESSAGES[1:])
 
@@ -140,21 +144,21 @@ def test_sentencepiece_alone_gives_sentencepieces_own_ids(llama2, sentencepiece_
 )
 def test_one_bos_where_the_template_writes_it(config, llama2):
     tokenizer = llama2(**config)
-    ids = encode(tokenizer, MESSAGES[1:3]).tolist()
+    ids = encode(tokenizer, Conversation(MESSAGES[1:3])).tolist()
     assert ids == reference_ids(tokenizer, MESSAGES[1:3])
     assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
 
 
 def test_one_bos_where_only_the_tokenizer_writes_it(llama2):
     tokenizer = llama2(LLAMA2.replace("bos_token + ", ""), add_bos_token=True)
-    ids = encode(tokenizer, MESSAGES[1:3]).tolist()
+    ids = encode(tokenizer, Conversation(MESSAGES[1:3])).tolist()
     assert ids == [tokenizer.bos_token_id, *reference_ids(tokenizer, MESSAGES[1:3])]
     assert ids.count(tokenizer.bos_token_id) == 1
 
 
 def test_no_bos_where_nobody_writes_it(llama2):
     tokenizer = llama2(LLAMA2.replace("bos_token + ", ""), add_bos_token=False)
-    ids = encode(tokenizer, MESSAGES[1:3]).tolist()
+    ids = encode(tokenizer, Conversation(MESSAGES[1:3])).tolist()
     assert ids == reference_ids(tokenizer, MESSAGES[1:3])
     assert tokenizer.bos_token_id not in ids
 
@@ -162,14 +166,17 @@ def test_no_bos_where_nobody_writes_it(llama2):
 def test_a_template_that_writes_two_bos_is_an_error(llama2):
     tokenizer = llama2("{{ bos_token }}" + LLAMA2)
     with pytest.raises(UserError, match="two BOS"):
-        encode(tokenizer, MESSAGES[1:3])
+        encode(tokenizer, Conversation(MESSAGES[1:3]))
 
 
 def test_sentencepiece_survives_our_export(llama2, tmp_path):
     tokenizer = llama2()
     tokenizer.save_pretrained(tmp_path / "export")
     again = load_tokenizer(tmp_path / "export")
-    assert encode(again, MESSAGES[1:]).tolist() == encode(tokenizer, MESSAGES[1:]).tolist()
+    assert (
+        encode(again, Conversation(MESSAGES[1:])).tolist()
+        == encode(tokenizer, Conversation(MESSAGES[1:])).tolist()
+    )
 
 
 def test_a_hidden_length_or_padding_in_tokenizer_json_is_not_obeyed(tmp_path):
@@ -183,7 +190,10 @@ def test_a_hidden_length_or_padding_in_tokenizer_json_is_not_obeyed(tmp_path):
         }  # fmt: skip
 
     tokenizer = load_tokenizer(saved(tmp_path, backend=edit, config={"model_max_length": 8}))
-    assert encode(tokenizer, MESSAGES).tolist() == encode(_BYTES, MESSAGES).tolist()
+    assert (
+        encode(tokenizer, Conversation(MESSAGES)).tolist()
+        == encode(_BYTES, Conversation(MESSAGES)).tolist()
+    )
 
 
 def test_the_date_is_frozen(tmp_path):
@@ -194,7 +204,9 @@ def test_the_date_is_frozen(tmp_path):
     text = frozen.apply_chat_template(MESSAGES, tokenize=False)
     assert text == raw.apply_chat_template(MESSAGES, tokenize=False, date_string="26 Jul 2024")
     assert "Today Date: 26 Jul 2024\n" in text
-    assert encode(frozen, MESSAGES).tolist() == raw.encode(text, add_special_tokens=False)
+    assert encode(frozen, Conversation(MESSAGES)).tolist() == raw.encode(
+        text, add_special_tokens=False
+    )
 
 
 def test_the_exported_template_keeps_the_frozen_date(tmp_path):
@@ -240,11 +252,65 @@ def test_no_chat_template_is_an_error(tmp_path):
     assert str(tmp_path) in str(caught.value)
 
 
-def test_several_templates_are_an_error(tmp_path):
-    (saved(tmp_path) / "additional_chat_templates").mkdir()
-    (tmp_path / "additional_chat_templates" / "tools.jinja").write_text("x")
-    with pytest.raises(UserError, match="several named chat templates"):
-        load_tokenizer(tmp_path)
+NAMED = {
+    "default": "{% for m in messages %}{{ 'd' + m['content'] }}{% endfor %}",
+    "rag": "{% for m in messages %}{{ 'r' + m['content'] + strftime_now('%Y') }}{% endfor %}",
+    "tool_use": "{% for m in messages %}{{ 't' + m['content'] }}{% endfor %}",
+}
+
+
+def save_named(path, form, names=tuple(NAMED)):
+    """Several templates as transformers 4 (a list) or 5 (files) saves them."""
+    (saved(path) / "chat_template.jinja").unlink()
+    if form == "list":
+        named = [{"name": name, "template": NAMED[name]} for name in names]
+        return saved_config(path, chat_template=named)
+    (path / "additional_chat_templates").mkdir()
+    for name in names:
+        file = "chat_template" if name == "default" else f"additional_chat_templates/{name}"
+        (path / f"{file}.jinja").write_text(NAMED[name])
+    return path
+
+
+def saved_config(path, **changes):
+    file = path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return path
+
+
+@pytest.mark.parametrize("form", ["list", "files"])
+def test_of_several_templates_one_is_used(form, tmp_path):
+    """transformers renders them by name."""
+    theirs = AutoTokenizer.from_pretrained(save_named(tmp_path, form))
+    for name in ("", "default", "tool_use"):
+        ours = load_tokenizer(tmp_path, 262, name)
+        expected = theirs.apply_chat_template(
+            MESSAGES, tokenize=True, return_dict=False, chat_template=name or None
+        )
+        assert encode(ours, Conversation(MESSAGES)).tolist() == expected
+    # The one that is used is saved alone, without its date.
+    load_tokenizer(tmp_path, 262, "rag").save_pretrained(tmp_path / "again")
+    again = AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert again.chat_template == NAMED["rag"].replace("strftime_now('%Y')", "'2024'")
+
+
+@pytest.mark.parametrize("form", ["list", "files"])
+def test_a_template_must_be_named_where_there_is_no_default(form, tmp_path):
+    path = save_named(tmp_path, form, ("tool_use", "rag"))
+    with pytest.raises(UserError, match=r"none is called 'default': rag, tool_use\. Say which, w"):
+        load_tokenizer(path)
+    assert load_tokenizer(path, chat_template="tool_use").chat_template == NAMED["tool_use"]
+    with pytest.raises(UserError, match=r"no chat template 'default'; there are: rag, tool_use"):
+        load_tokenizer(path, chat_template="default")
+
+
+def test_a_single_template_is_the_default_whatever_it_is_called(tmp_path):
+    one = save_named(tmp_path / "one", "files", ("tool_use",))
+    assert load_tokenizer(one).chat_template == NAMED["tool_use"]
+    plain = saved(tmp_path / "plain")
+    assert load_tokenizer(plain, chat_template="default").chat_template == _BYTES.chat_template
+    with pytest.raises(UserError, match="no chat template 'rag'; there are: default"):
+        load_tokenizer(plain, chat_template="rag")
 
 
 def test_more_tokens_than_embedding_rows_is_an_error(tmp_path):
@@ -285,13 +351,13 @@ def test_a_template_that_refuses_a_conversation_is_an_error(tmp_path):
     template = "{{ raise_exception('Conversation roles must alternate') }}"
     tokenizer = load_tokenizer(saved(tmp_path, template=template))
     with pytest.raises(UserError, match=r"refuses this conversation .*must alternate"):
-        encode(tokenizer, MESSAGES)
+        encode(tokenizer, Conversation(MESSAGES))
 
 
 def test_half_a_surrogate_pair_is_an_error():
     message = json.loads(r'{"role": "user", "content": "a\ud800b"}')
     with pytest.raises(UserError, match="not valid Unicode"):
-        encode(_BYTES, [message])
+        encode(_BYTES, Conversation([message]))
 
 
 def test_pad_is_the_tokenizers_own_where_that_is_free():
@@ -338,5 +404,5 @@ def test_llama3s_pad_is_one_of_its_reserved_tokens(pad):
         eos_token="<|eot_id|>",
         chat_template=LLAMA3,
     )
-    assert encode(tokenizer, MESSAGES).tolist().count(0) == 1
+    assert encode(tokenizer, Conversation(MESSAGES)).tolist().count(0) == 1
     assert pad_token_id(tokenizer) == tokenizer.convert_tokens_to_ids(pad)

@@ -7,7 +7,7 @@ from rmjax.errors import UserError
 from rmjax.evaluation.benchmarks import BENCHMARKS
 from rmjax.evaluation.items import BenchmarkData
 
-ASK = ({"role": "user", "content": "Why?"},)
+ASK = [{"role": "user", "content": "Why?"}]
 
 
 def write(path, rows):
@@ -88,7 +88,7 @@ def test_pairs_in_every_form_of_training(tmp_path):
     assert [item.responses for item in data.items] == [("b", "a"), ("e", "f")]
     assert (data.items[0].strength, data.items[1].subset, data.items[1].id) == (2.0, "mine", "q")
     assert data.dropped == {
-        "a tie of the people who judged": 1,
+        "a tie": 1,
         "an empty response": 1,
         "chosen equals rejected": 1,
     }
@@ -134,9 +134,9 @@ def test_bad_rows_are_named(tmp_path, row, message):
         read("reward-bench", write(tmp_path / "filtered.jsonl", [row]))
 
 
-def test_a_json_file_must_be_a_list(tmp_path):
+def test_a_file_of_something_else_is_named(tmp_path):
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(UserError, match="expected a list of JSON objects"):
+    with pytest.raises(UserError, match=r"x\.json row 1: field 'prompt' is missing"):
         read("best-of-n", tmp_path / "x.json")
 
 
@@ -153,3 +153,80 @@ def test_real_data(shared_data):
     assert [len(item.responses) for item in ratings.items] == [6] * 60
     pairs = read("pairs", shared_data / "hh_harmless_base_test.jsonl.gz")
     assert len(pairs.items) + sum(pairs.dropped.values()) == 2312
+
+
+def test_which_of_several_ratings_decides_is_asked(tmp_path):
+    rows = [
+        {"prompt": "Why?", "response": r, "turn": 1, "prompt_id": 3, "score": n}
+        for n, r in enumerate("ab")
+    ]
+    path = write(tmp_path / "r.jsonl", rows)
+    with pytest.raises(UserError, match="--gold=NAME, one of turn, prompt_id, score"):
+        read("ratings", path)
+    assert read("ratings", path, gold="score").items[0].gold == (0.0, 1.0)
+    alone = [{name: r[name] for name in ("prompt", "response", "score")} for r in rows]
+    assert read("ratings", write(tmp_path / "s.jsonl", alone)).gold == "score"
+
+
+def test_a_ranked_list_is_several_items(tmp_path):
+    rows = [{"prompt": "Why?", "responses": ["a", "b", "c"], "id": "x", "note": 1}]
+    data = read("pairs", write(tmp_path / "r.jsonl", rows))
+    assert [(i.id, i.responses) for i in data.items] == [
+        ("x.1", ("a", "b")),
+        ("x.2", ("a", "c")),
+        ("x.3", ("b", "c")),
+    ]
+    assert len({item.where for item in data.items}) == 3
+    assert data.notes == ("columns that are not used: note",)
+
+
+def test_conversations_that_part_early_are_shown_from_there(tmp_path):
+    said = [["hi", "Paris.", "more?", "Yes"], ["hi", "Rome.", "more?", "Well"]]
+    sides = [
+        [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(texts)]
+        for texts in said
+    ]
+    rows = [{"chosen": sides[0], "rejected": sides[1]}]
+    (item,) = read("pairs", write(tmp_path / "p.jsonl", rows)).items
+    assert item.prompt == sides[0][:1]
+    assert item.responses[1] == "assistant: Rome.\n\nuser: more?\n\nassistant: Well"
+
+
+def test_a_missing_rating_is_none_of_the_ratings(tmp_path):
+    """As in training: null, NaN and -100 say that there is none."""
+    rows = [{"prompt": "p", "response": f"r{i}", "helpfulness": n} for i, n in enumerate("abcd")]
+    path = tmp_path / "r.jsonl"
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    for letter, number in zip("abcd", ("-100", "NaN", "null", "3")):
+        text = text.replace(f'"{letter}"', number)
+    path.write_text(text)
+    (item,) = read("ratings", path).items
+    assert item.ratings == ({}, {}, {}, {"helpfulness": 3.0})
+    rows = [
+        {"prompt": "p", "response": r, "helpfulness": n, "n": 1} for r, n in (("a", 1), ("b", "3"))
+    ]
+    with pytest.raises(UserError, match="row 2: field 'helpfulness' is '3', expected a number"):
+        read("ratings", write(tmp_path / "s.jsonl", rows))
+
+
+def test_an_empty_response_is_left_out_of_its_prompt(tmp_path):
+    rows = [{"prompt": "p", "response": r, "overall": n} for n, r in enumerate(["a", " ", "b"])]
+    data = read("ratings", write(tmp_path / "r.jsonl", rows))
+    assert [item.responses for item in data.items] == [("a", "b")]
+    assert data.dropped == {"an empty response": 1}
+
+
+def test_best_of_n_in_messages(tmp_path):
+    said = [[{"role": "assistant", "content": t}] for t in "ab"]
+    whole = [{"role": "user", "content": "Why?"}, said[0][0]]
+    rows = [
+        {"prompt": "Why?", "chosen": said[0], "rejected": [said[1][0], said[0][0]], "id": None},
+        {"prompt": "Why?", "chosen": ["x"], "rejected": [said[1], said[0]], "subset": 0},
+        {"prompt": None, "chosen": whole, "rejected": whole[:1] + said[1]},
+    ]
+    found = read("best-of-n", write(tmp_path / "r.jsonl", rows)).items
+    assert [(i.id, i.subset, i.responses) for i in found] == [
+        ("1", "", ("a", "b", "a")),
+        ("2", "0", ("x", "b", "a")),
+        ("3", "", ("a", "b")),
+    ]

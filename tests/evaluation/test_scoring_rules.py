@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from helpers.official import load_official
+from rmjax.data.conversation import Conversation
 from rmjax.errors import UserError
 from rmjax.evaluation import scoring_rules
 from rmjax.evaluation.benchmark_metrics import ScoredBenchmark, benchmark_metrics, score_record
@@ -21,12 +22,12 @@ from rmjax.evaluation.score_cache import ItemScores
 from rmjax.evaluation.scoring_rules import Credits, weighted_mean
 from rmjax.models.rewards.aggregation import scalar_rule
 
-ASK = ({"role": "user", "content": "?"},)
+SAID = Conversation([{"role": "user", "content": "?"}, {"role": "assistant", "content": "x"}])
 
 
 def item(good: int, responses: int, id: str = "1", gold=None) -> Item:
     worth = gold or [float(i < good) for i in range(responses)]
-    return Item(id, "", ASK, ("x",) * responses, good, f"file row {id}", gold=tuple(worth))
+    return Item(id, "", (SAID,) * responses, good, f"file row {id}", gold=tuple(worth))
 
 
 def score(rule, items, values, ties=0.0) -> float:

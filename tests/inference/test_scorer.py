@@ -22,6 +22,7 @@ from rmjax.checkpoints.orbax_arrays import read_array
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.config import Config, DataConfig, OptimizerConfig
 from rmjax.convert import hf_to_orbax, orbax_to_hf
+from rmjax.data.conversation import Conversation
 from rmjax.data.tokenized import in_memory
 from rmjax.data.tokenizer import encode
 from rmjax.errors import UserError
@@ -54,7 +55,7 @@ def scorer(hf) -> Scorer:
 def load_again(scorer: Scorer, path: Path, **options) -> Scorer:
     """A model of the same shape, with what is already compiled."""
     loaded = rmjax.load(str(path), **options)
-    loaded._score = scorer._score
+    loaded._score_rows = scorer._score_rows
     return loaded
 
 
@@ -134,10 +135,10 @@ def test_score_many_keeps_the_order(scorer):
     backwards = scorer.score_many(conversations[::-1])
     np.testing.assert_allclose(score_array(backwards)[::-1], score_array(together), atol=1e-5)
     # Row lengths 64, 96, 128, 192 and 256; eight rows or a power of two more.
-    assert scorer._score._cache_size() <= 5 * 3
-    before = scorer._score._cache_size()
+    assert scorer._score_rows._cache_size() <= 5 * 3
+    before = scorer._score_rows._cache_size()
     scorer.score_many([*conversations[::2], *conversations[1::2]])
-    assert scorer._score._cache_size() == before
+    assert scorer._score_rows._cache_size() == before
 
 
 def test_no_conversations_have_no_scores(scorer):
@@ -216,9 +217,7 @@ def test_attention_can_be_chosen(hf, scorer, monkeypatch):
 
 
 def planned(scorer, conversations):
-    tokens = [scorer._encode(c, i)[0] for i, c in enumerate(conversations)]
-    data, _ = in_memory(tokens, [str(c[:-1]) for c in conversations])
-    return scoring_batches(data, scorer.model, scorer.share_prompts)
+    return scorer._plan([scorer.encode(Conversation(c), "").tokens for c in conversations])[0]
 
 
 @given(length=st.integers(1, 200_000), context=st.sampled_from([1, 2, 4, 8]))
@@ -359,7 +358,7 @@ BAD_CONVERSATIONS = {
     "two_responses": [*talk("x", "y"), {"role": "assistant", "content": "z"}],
     "empty_response": talk("x", " "),
     "no_content": [USER, {"role": "assistant", "content": None}],
-    "parts": [USER, {"role": "assistant", "content": [{"type": "text", "text": "y"}]}],
+    "image": [USER, {"role": "assistant", "content": [{"type": "image", "url": "y"}]}],
     "number": talk("x", 5),  # type: ignore[arg-type]
     "empty_prompt": talk("", "y"),
     "no_role": [{"content": "x"}, {"role": "assistant", "content": "y"}],
@@ -384,7 +383,7 @@ def test_what_is_too_long_is_an_error_or_cut_when_asked(hf, scorer):
     loaded = load_again(scorer, hf, over_long="truncate_left")
     score = loaded.score(long)
     assert score.tokens == 256
-    tokens = encode(loaded.tokenizer, long)
+    tokens = encode(loaded.tokenizer, Conversation(long))
     kept = np.concatenate([tokens[:1], tokens[-255:]])  # BOS and the end
     model = transformers.AutoModelForSequenceClassification.from_pretrained(hf).eval()
     np.testing.assert_allclose(score_array([score]), torch_scores(model, [kept]), atol=1e-4)
@@ -405,7 +404,7 @@ def test_scores_that_are_not_numbers_are_refused(scorer):
     broken = Scorer(
         scorer.model, params, scorer.tokenizer, scorer.spec, scorer.rule, scorer.over_long
     )
-    broken._score = scorer._score
+    broken._score_rows = scorer._score_rows
     with pytest.raises(UserError, match=r"conversation 0: its scores are \[nan"):
         broken.score_many(TALK)
 
@@ -456,7 +455,7 @@ def test_a_hub_id_loads_like_a_directory(hf, scorer, monkeypatch):
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     loaded = rmjax.load("org/name")
-    loaded._score = scorer._score
+    loaded._score_rows = scorer._score_rows
     assert loaded.score(TALK[0]) == scorer.score(TALK[0])
 
 

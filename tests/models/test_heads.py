@@ -12,6 +12,7 @@ from helpers.models import one_device, tiny_llama
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf
+from rmjax.data.conversation import Conversation
 from rmjax.data.row_layout import RowShape, Segment, make_rows
 from rmjax.data.tokenizer import encode
 from rmjax.errors import UserError
@@ -61,7 +62,7 @@ def test_logits_of_smollm2_equal_transformers(smollm2):
     Logits reach 20, where float32's products are 1e-4 from float64's, here as in transformers.
     """
     source = open_pretrained(str(smollm2))
-    tokens = encode(source.tokenizer(), TALK[0]).tolist()
+    tokens = encode(source.tokenizer(), Conversation(TALK[0])).tolist()
     rows = make_rows([[Segment([np.asarray(tokens, np.int32)])]], 1, RowShape(1, 64, 1))
     found = logits(source, one_device(), rows)[0, : len(tokens)]
     expected = by_transformers(smollm2.parent, tokens, gguf_file=smollm2.name)

@@ -23,6 +23,7 @@ from rmjax.checkpoints.manager import best_checkpoint
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf, orbax_to_peft
 from rmjax.data.batch import BATCH_AXES, Batch, Ratings
+from rmjax.data.conversation import Conversation
 from rmjax.data.row_layout import RowShape, Segment, make_rows
 from rmjax.data.tokenizer import byte_tokenizer, encode
 from rmjax.errors import UserError
@@ -325,7 +326,7 @@ def test_a_run_says_what_it_trains(tmp_path, capsys):
 def unmerged(config) -> np.ndarray:
     """Scores of TALK by the run's best checkpoint, its adapters apart."""
     model, state = state_of(config, int(best_checkpoint(Path(config.workdir))[0].name))
-    tokens = [encode(byte_tokenizer(), messages) for messages in TALK]
+    tokens = [encode(byte_tokenizer(), Conversation(messages)) for messages in TALK]
     rows = make_rows([[Segment([t])] for t in tokens], len(tokens), RowShape(len(tokens), 128, 1))
     found = np.asarray(make_score(model)(state.params, rows))[:, 0]
     base = nest(without_adapters(flatten(state.params)))
@@ -397,7 +398,7 @@ def test_peft_gives_the_same_scores(base, trained, tmp_path):
         base, config=transformers.AutoConfig.from_pretrained(exported)
     )
     theirs = peft.PeftModel.from_pretrained(model, exported).eval()
-    tokens = [encode(byte_tokenizer(), messages) for messages in TALK]
+    tokens = [encode(byte_tokenizer(), Conversation(messages)) for messages in TALK]
     with torch.no_grad():
         found = [theirs(torch.from_numpy(t[None]).long()).logits[0].numpy() for t in tokens]
     np.testing.assert_allclose(found, unmerged(trained), atol=1e-5)

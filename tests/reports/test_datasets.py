@@ -181,9 +181,8 @@ def test_ratings_of_which_there_is_nothing_to_say(tmp_path):
     "rows, options, said",
     [
         ([{"prompt": "p", "response": "r"}], {}, "--attributes"),
-        ([{"prompt": "p", "text": "r"}], {}, "row 1: neither a rating"),
+        ([{"prompt": "p", "text": "r"}], {}, "row 1: field 'response' is missing"),
         ([{"prompt": "p", "response": "r", "good": 1}], {"attributes": ("bad",)}, "'bad'"),
-        ([{"prompt": "p", "response": "", "good": 1}], {}, "row 1: field 'response' is empty"),
         ([{"prompt": "p", "response": "r", "good": math.inf}], {}, "row 1: field 'good'"),
         ([{"prompt": "p", "response": "r", "good": 1}], {"ratings": "x"}, "holds no pairs"),
         ([{"prompt": "p", "response": "r", "good": 1}], {"tokenizer": "/none"}, "--tokenizer"),
@@ -198,7 +197,7 @@ def test_errors_name_what_is_wrong(rows, options, said, tmp_path):
 
 
 def test_a_directory_without_either(tmp_path):
-    with pytest.raises(UserError, match="neither train nor preference"):
+    with pytest.raises(UserError, match="there is no file of data in it"):
         report_data(str(tmp_path))
 
 
@@ -214,7 +213,7 @@ def test_columns_that_may_be_ratings(tmp_path):
 
 
 def test_where_a_preferred_response_stood(both):
-    places = [(a.place, b.place) for a, b in read_pairs(str(both), "train")]
+    places = [(a.place, b.place) for a, b in read_pairs(str(both), "train").entries]
     assert places == [(1, 2), (2, 1), (2, 1), (2, 1), (1, 2), (1, 2), (2, 1)]
 
 

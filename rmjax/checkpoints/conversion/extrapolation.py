@@ -109,7 +109,21 @@ class Parents:
         source = f"{weak} + {alpha!r} * ({strong} - {weak})"
         if chosen_on:
             source += f", {alpha!r} chosen on {public_name(chosen_on)}"
-        return dataclasses.replace(self.spec, source=source, temperature=None)
+        return dataclasses.replace(
+            self.spec, source=source, temperature=None, offset=self._offset(alpha)
+        )
+
+    def _offset(self, alpha: float) -> dict[str, float] | None:
+        """What is added to the head's numbers lies on the line that the weights lie on."""
+        ends = [
+            (source.spec.offset if source.spec else None) or {}
+            for source in (self.weak, self.strong)
+        ]
+        offset = {
+            name: (1 - alpha) * ends[0].get(name, 0.0) + alpha * ends[1].get(name, 0.0)
+            for name in self.spec.attributes
+        }
+        return offset if any(offset.values()) else None
 
 
 def open_parents(weak: str, strong: str) -> Parents:

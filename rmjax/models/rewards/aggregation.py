@@ -1,5 +1,6 @@
 """From attributes to one number of each response to a prompt: a named rule, never a hidden one."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -82,6 +83,8 @@ def model_rule(spec: RewardSpec, value: str | Mapping[str, float] | None = None)
       UserError: the model does not have it.
     """
     if spec.general_preference is None:
+        if value is None and not spec.scalar:
+            _ask_for_value(spec.attributes)
         return scalar_rule(spec.scalar if value is None else value, spec.attributes)
     if value is not None:
         raise UserError(
@@ -89,6 +92,29 @@ def model_rule(spec: RewardSpec, value: str | Mapping[str, float] | None = None)
             "responses and has no number for one; leave value out"
         )
     return spec.general_preference
+
+
+def _ask_for_value(labels: Sequence[str]) -> None:
+    example = ", ".join(f'"{name}": {-1 if i == 0 else 1}' for i, name in enumerate(labels[:2]))
+    raise UserError(
+        f"the model is a classifier ({', '.join(labels)}) and does not say which label is good: "
+        f"give value, a label or weights; {{{example}}} is the difference of two logits, with "
+        f"{labels[1]!r} as the good one. (On the command line: --value)"
+    )
+
+
+def parse_rule(text: str) -> str | dict[str, float]:
+    """A rule from a command line: a name, or weights as a JSON mapping.
+
+    Raises:
+      UserError: broken JSON.
+    """
+    if not text.startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--value={text}: broken JSON ({error})") from error
 
 
 def scalar_rule(rule: str | Mapping[str, float], attributes: Sequence[str]) -> ScalarRule:

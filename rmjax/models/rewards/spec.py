@@ -2,6 +2,9 @@
 
 import dataclasses
 
+import numpy as np
+from jaxtyping import Float, Float64
+
 from rmjax.models.decoder_config import NO_LORA, LoraConfig
 from rmjax.models.rewards.general_preference import GeneralPreference
 from rmjax.models.rewards.ordinal import OrdinalScale
@@ -28,12 +31,15 @@ class RewardSpec:
 
     Attributes:
       attributes: names of the head's outputs, in order.
-      scalar: weights by attribute of the scalar reward; none of a model of general preferences.
+      scalar: weights by attribute of the scalar reward; none of a model of general preferences,
+        and none of a classifier, whose labels do not say which of them is the reward.
       max_length: most tokens of a sample in training; 0 if the model was not trained here.
       seed: of the head or of all weights; None if the weights came with a head.
       source: what the weights were made from.
       data: fingerprint of the training data; empty if there was none.
       lora: adapters that are kept beside the weights.
+      offset: constants by attribute that are added to the head's numbers, from a value head with a
+        bias; None for none.
       ordinal: how the head's numbers are read as ratings; None where they are these themselves.
       general_preference: how two responses' numbers are compared, where they have no order.
       temperature: of its margins; None if it was not fitted.
@@ -46,6 +52,13 @@ class RewardSpec:
     source: str = ""
     data: str = ""
     lora: LoraConfig = NO_LORA
+    offset: dict[str, float] | None = None
     ordinal: OrdinalScale | None = None
     general_preference: GeneralPreference | None = None
     temperature: Temperature | None = None
+
+    def read(self, numbers: Float[np.ndarray, "N A"]) -> Float64[np.ndarray, "N A"]:
+        """The attributes' values: the head's numbers, with offsets and on the ratings' scale."""
+        offset = self.offset or {}
+        scores = numbers.astype(np.float64) + [offset.get(name, 0.0) for name in self.attributes]
+        return self.ordinal.read(scores, self.attributes) if self.ordinal else scores

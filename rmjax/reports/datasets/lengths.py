@@ -1,38 +1,33 @@
 """Lengths of texts, in characters and tokens, and their summary statistics."""
 
 import collections
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, Real
 
+from rmjax.data.messages import message_text
 from rmjax.data.records import Sample
 from rmjax.data.tokenizer import Tokenizer, byte_tokenizer, encode, load_tokenizer
 from rmjax.errors import UserError
 
 
-def prompt_key(sample: Sample) -> str:
-    """A text that only the same prompt has too."""
-    return json.dumps(sample.prompt, sort_keys=True)
-
-
 def prompt_characters(samples: Sequence[Sample]) -> Int[np.ndarray, "N"]:
     """Characters of all turns before the response."""
-    return np.array([sum(len(m["content"]) for m in s.prompt) for s in samples], int)
+    prompts = (sample.conversation.prompt for sample in samples)
+    return np.array([sum(len(message_text(m)) for m in prompt) for prompt in prompts], int)
 
 
 def response_characters(samples: Sequence[Sample]) -> Int[np.ndarray, "N"]:
     """Characters of the response."""
-    return np.array([len(s.response) for s in samples], int)
+    return np.array([len(s.conversation.response) for s in samples], int)
 
 
 def response_tokens(samples: Sequence[Sample], tokenizer: Tokenizer) -> Int[np.ndarray, "N"]:
     """Tokens of the response alone, without the chat template."""
-    return np.array(
-        [len(tokenizer(s.response, add_special_tokens=False)["input_ids"]) for s in samples], int
-    )
+    texts = (sample.conversation.response for sample in samples)
+    return np.array([len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts], int)
 
 
 def sample_tokens(samples: Sequence[Sample], tokenizer: Tokenizer) -> Int[np.ndarray, "N"]:
@@ -43,9 +38,8 @@ def sample_tokens(samples: Sequence[Sample], tokenizer: Tokenizer) -> Int[np.nda
     """
     counts = []
     for sample in samples:
-        messages = [*sample.prompt, {"role": "assistant", "content": sample.response}]
         try:
-            counts.append(len(encode(tokenizer, messages)))
+            counts.append(len(encode(tokenizer, sample.conversation)))
         except UserError as error:
             raise UserError(f"{sample.where}: {error}") from error
     return np.array(counts, int)
@@ -53,7 +47,7 @@ def sample_tokens(samples: Sequence[Sample], tokenizer: Tokenizer) -> Int[np.nda
 
 def turn_counts(samples: Sequence[Sample]) -> dict[str, int]:
     """How many samples have how many messages before the response."""
-    return count_values(len(sample.prompt) for sample in samples)
+    return count_values(len(sample.conversation.prompt) for sample in samples)
 
 
 def count_values(values: Iterable[int]) -> dict[str, int]:

@@ -43,6 +43,7 @@ def data_document(
     if agreement:
         blocks += agreement_blocks(agreement)
     facts += [("split", data["split"]), ("tokenizer", data["tokenizer"] or "none")]
+    facts += [("note", note) for note in data["notes"]]
     title = f"Data: {name}"
     return Document(title, f"{' and '.join(contents)}.", tuple(facts), tuple(blocks))
 

@@ -8,20 +8,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from rmjax.data.records import Sample
+from rmjax.data.conversation import conversation_key, prompt_key
+from rmjax.data.records import Pair, Sample
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluation.metrics import mean_ratings, wilson_interval
 from rmjax.reports.datasets.lengths import (
     prompt_characters,
-    prompt_key,
     response_characters,
     response_tokens,
     summary_statistics,
     turn_counts,
 )
 from rmjax.reports.datasets.rating_statistics import RatedResponses
-
-Pair = tuple[Sample, Sample]  # the chosen and the rejected response
 
 
 def measure_preferences(
@@ -45,7 +43,7 @@ def measure_preferences(
     return {
         "source": source,
         "pairs": len(pairs),
-        "prompts": len({prompt_key(sample) for sample in chosen}),
+        "prompts": len({prompt_key([sample.conversation for sample in pair]) for pair in pairs}),
         "decided": int(decided.sum()),
         "ties": int((~decided).sum()),
         "strengths": count_strengths(pairs),
@@ -109,17 +107,17 @@ def repeats(pairs: Sequence[Pair]) -> dict[str, int]:
     Returns:
       repeated: rows with the prompt and the two responses of an earlier row, in either order.
       contradictions: repeated pairs in which each response is preferred somewhere.
-      identical: rows whose two responses are the same text.
+      identical: rows whose two conversations are the same.
     """
-    winners: dict[tuple[str, frozenset[str]], set[str]] = {}
+    winners: dict[frozenset[str], set[str]] = {}
     identical = 0
     for better, other in pairs:
-        key = prompt_key(better), frozenset((better.response, other.response))
-        won = winners.setdefault(key, set())
-        if better.response == other.response:
+        first, second = (conversation_key(side.conversation) for side in (better, other))
+        won = winners.setdefault(frozenset((first, second)), set())
+        if first == second:
             identical += 1
         elif better.strength != 0:
-            won.add(better.response)
+            won.add(first)
     return {
         "repeated": len(pairs) - len(winners),
         "contradictions": sum(len(won) > 1 for won in winners.values()),
@@ -133,15 +131,14 @@ def repeats(pairs: Sequence[Pair]) -> dict[str, int]:
 def measure_agreement(pairs: Sequence[Pair], ratings: RatedResponses) -> dict[str, Any]:
     """Whether chosen responses have the higher rating, in pairs whose responses are both rated.
 
-    Responses are matched by prompt and text; several ratings of one response are averaged.
+    Responses are matched by their conversations; several ratings of one response are averaged.
     """
-    rated: dict[tuple[str, str], list[int]] = {}
+    rated: dict[str, list[int]] = {}
     for number, sample in enumerate(ratings.samples):
-        rated.setdefault((prompt_key(sample), sample.response), []).append(number)
+        rated.setdefault(conversation_key(sample.conversation), []).append(number)
     differences, strengths = [], []
     for better, other in pairs:
-        key = prompt_key(better)
-        first, second = rated.get((key, better.response)), rated.get((key, other.response))
+        first, second = (rated.get(conversation_key(s.conversation)) for s in (better, other))
         if first is not None and second is not None:
             chosen, rejected = (mean_ratings(ratings.labels[rows]) for rows in (first, second))
             differences.append(chosen - rejected)

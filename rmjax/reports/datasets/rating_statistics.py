@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from rmjax.data.conversation import prompt_key
 from rmjax.data.records import Sample
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluation.metrics import correlation, split_by_prompt
 from rmjax.reports.datasets.lengths import (
     count_values,
     prompt_characters,
-    prompt_key,
     response_characters,
     response_tokens,
     sample_tokens,
@@ -58,7 +58,9 @@ def rated_responses(
 ) -> RatedResponses:
     """The samples and their arrays."""
     keys: dict[str, int] = {}
-    prompt_ids = [keys.setdefault(prompt_key(sample), len(keys)) for sample in samples]
+    prompt_ids = [
+        keys.setdefault(prompt_key([sample.conversation]), len(keys)) for sample in samples
+    ]
     return RatedResponses(
         source=source,
         samples=samples,

@@ -1,16 +1,15 @@
 """Finds the ratings and the pairs of a data set, and the columns that are ratings."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
-from rmjax.data.readers import GENERATED
+from rmjax.data.file_formats import SUFFIXES
+from rmjax.data.readers import GENERATED, open_source
 from rmjax.data.records import describe
 from rmjax.errors import UserError
 
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # Columns of numbers that are not ratings.
-_NOT_RATINGS = ("id", "idx", "index", "row", "seed", "turn", "turns", "split")
+_NOT_RATINGS = ("id", "idx", "index", "row", "seed", "turn", "turns", "split", "fold")
 
 
 def find_sources(source: str, split: str, ratings: str = "") -> tuple[str, str]:
@@ -24,33 +23,27 @@ def find_sources(source: str, split: str, ratings: str = "") -> tuple[str, str]:
     Raises:
       UserError: there is nothing, or it holds something else.
     """
-    directory = Path(source).expanduser()
-    if directory.is_dir():
-        rated = _first(directory, [split])
-        paired = _first(directory, ["preference", "preference/preference"])
-        if rated and describe(rated, split)[0] == "pairs":
-            rated, paired = "", paired or rated
-        if not (rated or paired):
-            raise UserError(
-                f"{source}: neither {split} nor preference there, as "
-                f"{', '.join(_SUFFIXES)}; name a file, or another --split"
-            )
-    else:
-        kind = describe(source, split)[0]
-        rated, paired = (source, "") if kind == "ratings" else ("", source)
+    rated = source if _kind(source, split, False) == "ratings" else ""
+    paired = source if _kind(source, split, True) == "pairs" else ""
+    if not (rated or paired):
+        open_source(source, split)  # says what is wrong
+        raise UserError(f"{source}: neither ratings nor pairs; name a file, or another --split")
     if ratings:
         if not paired:
             raise UserError(f"--ratings={ratings}: {source} holds no pairs to compare them with")
-        beside = Path(ratings).expanduser()
-        rated = (_first(beside, [split]) if beside.is_dir() else ratings) or ratings
-        if describe(rated, split)[0] != "ratings":
+        rated = ratings
+        if describe(rated, split, False)[0] != "ratings":
             raise UserError(f"--ratings={ratings}: there are pairs in it, not ratings")
     return rated, paired
 
 
-def _first(directory: Path, names: Sequence[str]) -> str:
-    paths = [directory / f"{name}{suffix}" for name in names for suffix in _SUFFIXES]
-    return next((str(path) for path in paths if path.exists()), "")
+def _kind(source: str, split: str, pairs: bool) -> str:
+    """What a source holds where pairs, or ratings, are looked for; empty if there is nothing."""
+    try:
+        open_source(source, split, pairs)
+    except UserError:
+        return ""
+    return describe(source, split, pairs)[0]
 
 
 def find_attributes(source: str, split: str) -> tuple[str, ...]:
@@ -61,7 +54,7 @@ def find_attributes(source: str, split: str) -> tuple[str, ...]:
     """
     names = tuple(
         name
-        for name in describe(source, split)[1]
+        for name in describe(source, split, False)[1]
         if name.lower() not in _NOT_RATINGS and not name.endswith("_id")
     )
     if not names:
@@ -75,6 +68,6 @@ def find_attributes(source: str, split: str) -> tuple[str, ...]:
 def short_name(source: str) -> str:
     """A short name of the data, which can also name a directory."""
     last = source.replace(":", "-") if source.startswith(GENERATED) else Path(source).name
-    for suffix in _SUFFIXES[::-1]:
+    for suffix in SUFFIXES[::-1]:
         last = last.removesuffix(suffix)
     return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "data"

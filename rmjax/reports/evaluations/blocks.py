@@ -47,6 +47,7 @@ def score_blocks(b: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[Blo
             ("scoring", b["scoring"]),
             ("cut", _cut(b, model)),
             ("dropped", dropped or "none"),
+            *(("note", note) for note in b["notes"]),
         )
     )
     if not b["items"]:

@@ -207,7 +207,16 @@ def data_blocks(data: Mapping[str, Any]) -> list[Block]:
     ]
     blocks: list[Block] = [
         Heading("Data"),
-        Facts(tuple((part, str(data[part]["source"])) for part in parts)),
+        Facts(
+            (
+                *((part, str(data[part]["source"])) for part in parts),
+                *(
+                    (f"{part}, note", note)
+                    for part in parts
+                    for note in data[part].get("notes", ())
+                ),
+            )
+        ),
         Table(("", *parts), tuple(rows), caption="Samples, kept and dropped"),
     ]
     labels = [

@@ -173,9 +173,13 @@ def test_values_order_what_has_an_order_and_tie_a_cycle():
 
 @pytest.fixture(scope="module")
 def games(tmp_path_factory):
-    """Three pairs of responses to one prompt, each a file's row."""
+    """Three pairs of responses to one prompt, trained on and held out."""
     file = tmp_path_factory.mktemp("games") / "games.jsonl"
-    rows = [{"prompt": "Your hand?", "chosen": a, "rejected": b} for a, b in GAMES]
+    rows = [
+        {"prompt": "Your hand?", "chosen": a, "rejected": b, "split": split}
+        for split in ("train", "validation")
+        for a, b in GAMES
+    ]
     file.write_text("\n".join(map(json.dumps, rows)))
     last = dict(eval_every=0, checkpoint_every=0)  # only the last step
     return dict(data__train=str(file), data__validation=str(file), steps=60) | last

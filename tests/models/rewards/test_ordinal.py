@@ -28,6 +28,7 @@ from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.config import OptimizerConfig, PreferenceConfig
 from rmjax.convert import hf_to_orbax, orbax_to_hf
 from rmjax.data.batch import Pairs, Ratings, Targets
+from rmjax.data.conversation import Conversation
 from rmjax.data.tokenizer import encode
 from rmjax.errors import UserError
 from rmjax.models.rewards.ordinal import OrdinalScale, negative_log_likelihood, ordered
@@ -245,7 +246,9 @@ def test_the_spec_has_the_thresholds_and_transformers_the_number_they_divide(for
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         forms[1], dtype=torch.float32
     ).eval()
-    numbers = torch_scores(model, [encode(tokenizer, talk) for talk in TALK]).astype(np.float64)
+    numbers = torch_scores(model, [encode(tokenizer, Conversation(talk)) for talk in TALK]).astype(
+        np.float64
+    )
     found = scores_of(forms[1])
     np.testing.assert_allclose(found, expit(numbers[..., None] - theta).sum(-1), atol=1e-4)
     np.testing.assert_array_equal(np.argsort(numbers, axis=0), np.argsort(found, axis=0))

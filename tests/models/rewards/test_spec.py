@@ -66,7 +66,7 @@ def test_the_probability_is_the_sigmoid_of_the_margin_over_it(scorer):
 def test_another_rule_has_none(scorer, forms):
     for value in ("other", {"reward": 1.0, "other": 1.0}, {"reward": 2.0}):
         loaded = rmjax.load(str(forms[1]), value=value)
-        loaded._score = scorer._score
+        loaded._score_rows = scorer._score_rows
         found = loaded.compare("Which?", "This one, I think.", "That.")
         assert found.temperature is None and found.probability is None
         assert "P(a)" not in repr(found)
