@@ -153,6 +153,23 @@ class RowReader:
         self.see(row.fields, layout.fields)
         return self.conversation(row.fields, layout.responses[0], row.where, layout.prompt)
 
+    def responses(self, row: Row) -> list[Conversation]:
+        """The conversations of all responses of a row, in the order in which it has them.
+
+        Raises:
+          UserError: naming file, row and field.
+        """
+        layout = find_layout(row.fields, row.where)
+        self.see(row.fields, layout.fields)
+        prompt = layout.prompt if row.fields.get(layout.prompt) is not None else ""
+        if layout.kind != "ranking":
+            return [self.conversation(row.fields, f, row.where, prompt) for f in layout.responses]
+        (field,) = layout.responses
+        return [
+            self.conversation(row.fields, field, f"{row.where}, {field} {number}", prompt, response)
+            for number, response in enumerate(_ranked(layout, row, least=1)[0], start=1)
+        ]
+
     def see(self, fields: Iterable[str], used: Collection[str]) -> None:
         """Remembers which fields of a row are not among `used`."""
         self._unused.update(field for field in fields if field not in used)
@@ -193,12 +210,12 @@ class RowReader:
         return pairs
 
 
-def _ranked(layout: Layout, row: Row) -> tuple[list[Any], list[float]]:
-    """The responses of a ranked list, and a number of each: the lowest is the best."""
+def _ranked(layout: Layout, row: Row, least: int = 2) -> tuple[list[Any], list[float]]:
+    """The responses of a list of at least so many, and a number of each: the lowest is best."""
     (field,) = layout.responses
     values = row.fields[field]
-    if not isinstance(values, list) or len(values) < 2:
-        raise UserError(f"{row.where}: field {field!r} is no list of two responses or more")
+    if not isinstance(values, list) or len(values) < least:
+        raise UserError(f"{row.where}: field {field!r} is no list of {least} or more responses")
     if layout.element:
         response, rank = layout.element
         ranks = []

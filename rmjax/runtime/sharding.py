@@ -66,6 +66,20 @@ class MeshConfig:
     tensor: int = 1
 
 
+def parse_mesh(text: str) -> MeshConfig:
+    """A mesh from a command line: `fsdp:4,tensor:2`.
+
+    Raises:
+      UserError: it is none.
+    """
+    try:
+        sizes = {name: int(size) for name, size in (part.split(":") for part in text.split(","))}
+        return MeshConfig(**sizes)
+    except (ValueError, TypeError) as error:
+        axes = ", ".join(field.name for field in dataclasses.fields(MeshConfig))
+        raise UserError(f"--mesh={text}: expected AXIS:SIZE,... of {axes}") from error
+
+
 def mesh_shape(config: MeshConfig, devices: int) -> dict[str, int]:
     """Resolves -1; raises `UserError` unless the sizes multiply to `devices`."""
     sizes = dataclasses.asdict(config)

@@ -322,7 +322,7 @@ def test_a_ranked_list_makes_all_its_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        (RANKED | {"responses": ["a"]}, "row 1: field 'responses' is no list of two"),
+        (RANKED | {"responses": ["a"]}, "row 1: field 'responses' is no list of 2 or more"),
         (RANKED | {"scores": [1, 2]}, "row 1: field 'scores' is not a list of 3 numbers"),
         (RANKED | {"scores": [1, 2, "3"]}, "row 1: field 'scores' is '3', expected a number"),
         (RANKED | {"responses": ["a", "b", 3]}, "row 1, responses 3: field 'responses' is int"),
