@@ -3,9 +3,9 @@
     python -m rmjax.score MODEL IN OUT.jsonl
 
 MODEL is whatever `rmjax.load` takes. IN is any source of data (docs/data.md): rows with a
-conversation, a prompt and a response, a pair, or a list of responses, such as samples. OUT gets each
-row with `scores` (the value of every response, in the row's order), `attributes`, `tokens` and
-`cut`. So a row with `responses` becomes a ranked list, which training reads as pairs.
+conversation, a prompt and a response, a pair, or a list of responses, such as samples. OUT gets
+each row with `scores` (the value of every response, in the row's order), `attributes`, `tokens`
+and `cut`. So a row with `responses` becomes a ranked list, which training reads as pairs.
 
 What responses begin with is computed once for them. A killed command is continued by the same
 command: OUT is OUT.partial until it is whole.
@@ -38,7 +38,7 @@ def score(
       source: the conversations.
       out: the file to write.
       split: which of the source's rows; empty for all.
-      max_length: most tokens of a conversation, longer ones lose their first; 0 for the model's own.
+      max_length: most tokens of a conversation, whose first ones are cut; 0 for the model's own.
       options: of `rmjax.load`.
 
     Returns:
@@ -62,9 +62,10 @@ def score(
     lines = [f"{written.rows:,} rows"]
     if written.before:
         lines[0] += f", {written.before:,} of them before"
+    shared = 1 - work.computed / max(1, work.tokens)
     lines.append(
-        f"{written.responses:,} responses by {scorer.rule.name} in {seconds:.1f} s; {work.tokens:,} "
-        f"tokens, {1 - work.computed / max(1, work.tokens):.1%} of them shared"
+        f"{written.responses:,} responses by {scorer.rule.name} in {seconds:.1f} s; "
+        f"{work.tokens:,} tokens, {shared:.1%} of them shared"
     )
     if written.empty:
         lines.append(f"{written.empty:,} empty responses have no score")
