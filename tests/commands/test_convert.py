@@ -34,7 +34,7 @@ from rmjax.checkpoints.conversion.to_orbax import ToOrbax
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.orbax_arrays import read_array
 from rmjax.checkpoints.pretrained import open_pretrained
-from rmjax.config import HELPSTEER2, Config, DataConfig, OptimizerConfig
+from rmjax.config import Config, DataConfig, OptimizerConfig
 from rmjax.convert import hf_to_orbax, orbax_to_hf
 from rmjax.data.conversation import Conversation
 from rmjax.data.row_layout import RowShape, Segment, make_rows
@@ -522,20 +522,39 @@ def test_command_line_parses_its_options(tmp_path, monkeypatch):
     monkeypatch.setattr(convert, "orbax_to_hf", convert_it)
     for line in (
         "hf-to-orbax a b",
-        "hf-to-orbax c d --attributes=x,y --seed=3",
+        "hf-to-orbax c d --attributes=x,y --seed=3 --value=goodness --chat-template=rag",
         "hf-to-orbax i j --language-model",
+        "hf-to-orbax k l --reward-token=0",
+        'hf-to-orbax m n --value-head --value={"x":2}',
         "orbax-to-hf e f",
         "orbax-to-hf --dtype bfloat16 g h",
     ):
         monkeypatch.setattr(sys, "argv", ["convert", *line.split()])
         convert._main()
+    default = {
+        "attributes": None,
+        "seed": 0,
+        "language_model": False,
+        "reward_token": None,
+        "value_head": False,
+        "value": None,
+        "chat_template": "",
+    }
+    named = {"attributes": ("x", "y"), "seed": 3, "value": "goodness", "chat_template": "rag"}
     assert asked == {
-        ("a", "b"): {"attributes": HELPSTEER2, "seed": 0, "language_model": False},
-        ("c", "d"): {"attributes": ("x", "y"), "seed": 3, "language_model": False},
-        ("i", "j"): {"attributes": HELPSTEER2, "seed": 0, "language_model": True},
+        ("a", "b"): default,
+        ("c", "d"): default | named,
+        ("i", "j"): default | {"language_model": True},
+        ("k", "l"): default | {"reward_token": 0},
+        ("m", "n"): default | {"value_head": True, "value": {"x": 2}},
         ("e", "f"): {"dtype": None},
         ("g", "h"): {"dtype": "bfloat16"},
     }
+    monkeypatch.setattr(
+        sys, "argv", ["convert", "hf-to-orbax", "a", "b", "--value-head", "--reward-token=0"]
+    )
+    with pytest.raises(SystemExit):
+        convert._main()
 
 
 # ---- memory -----------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
+import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from rmjax.evaluation.benchmark_metrics import ScoredBenchmark, model_comparison
 from rmjax.evaluation.benchmarks import BENCHMARKS
 from rmjax.evaluation.fit_weights import fit_weights, read_weights, write_weights
 from rmjax.evaluation.items import BenchmarkData, read_benchmarks
-from rmjax.evaluation.model_evaluation import all_rules
+from rmjax.evaluation.model_evaluation import all_rules, evaluate_model
 from rmjax.evaluation.model_scores import (
     ModelScores,
     ScoringSettings,
@@ -127,6 +130,23 @@ def test_other_weights_or_settings_have_their_own_scores(model, tmp_path):
     assert len(list((tmp_path / "scores").iterdir())) == 2
     again = score_model(model, data, SETTINGS, tmp_path)
     assert again.work["conversations"] == 0 and again.work["known before"] == 4
+
+
+def test_a_named_template_is_of_the_model_and_has_its_own_scores(model, tmp_path):
+    named = Path(shutil.copytree(model, tmp_path / "named"))
+    (named / "additional_chat_templates").mkdir()
+    (named / "additional_chat_templates" / "short.jinja").write_text(
+        "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    data = [read("pairs", write(tmp_path / "a.jsonl", pairs(2)))]
+    short = dataclasses.replace(SETTINGS, chat_template="short")
+    plain = score_model(str(named), data, SETTINGS, tmp_path)
+    found = evaluate_model(str(named), data, tmp_path, settings=short, against=model)
+    tokens = [int(scores.items[0][0].tokens[0]) for scores in (plain, found.scores)]
+    first = data[0].items[0].conversations[0].messages
+    # The default has a role in front of and an end behind each of two messages.
+    assert tokens[1] == 1 + sum(len(m["content"].encode()) for m in first) == tokens[0] - 4
+    assert found.scores.work["known before"] == 0 and found.comparisons
 
 
 # ---- scores from files --------------------------------------------------------------------------

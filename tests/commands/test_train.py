@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import sys
@@ -10,6 +11,8 @@ import pytest
 import rmjax.train
 import rmjax.training.experiment
 from helpers.checks import known
+from helpers.hf_models import save_hf
+from helpers.models import tiny_llama
 from helpers.runs import (
     contents,
     metrics,
@@ -21,15 +24,18 @@ from helpers.runs import (
     tiny_config,
 )
 from helpers.targets import regression
+from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.data.batch import BATCH_AXES
 from rmjax.data.batches import training_batches
 from rmjax.data.planning import plan_steps
 from rmjax.data.row_layout import RowShape, Segment, make_rows
+from rmjax.data.tokenizer import byte_tokenizer
 from rmjax.errors import UserError
 from rmjax.inference.batching import evaluation_batches
 from rmjax.inference.score_step import make_score, score_data
 from rmjax.models.init import random_params
 from rmjax.runtime.sharding import MeshConfig, make_mesh, put
+from rmjax.training.experiment import pick_tokenizer
 from rmjax.training.logger import MetricsLogger
 from rmjax.training.optimizer import make_optimizer, make_schedule
 from rmjax.training.step import abstract_state, init_state, make_train_step
@@ -281,6 +287,38 @@ def test_scores_that_are_not_finite_name_the_sample():
         evaluate(
             make_score(model), params, batches, np.zeros(5), regression, model.options.sharding
         )
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_template_that_it_was_told_to_use(tmp_path):
+    """So that scoring with it and what is made of it need no name."""
+    init = save_hf(tmp_path / "hf", tiny_llama(max_position_embeddings=256), causal=True)
+    short = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    (init / "additional_chat_templates").mkdir()
+    (init / "additional_chat_templates" / "short.jinja").write_text(short)
+    (init / "chat_template.jinja").rename(init / "additional_chat_templates" / "long.jinja")
+    config = tiny_config(
+        tmp_path / "run",
+        init=str(init),
+        model=None,
+        tokenizer="",
+        steps=1,
+        data__max_length=256,
+        data__validation="",
+    )
+    with pytest.raises(
+        UserError, match=r"none is called 'default': long, short\. Say which, with "
+    ):
+        run(config)
+    run(dataclasses.replace(config, chat_template="short"))
+    assert (tmp_path / "run" / "model" / "chat_template.jinja").read_text() == short
+    assert open_pretrained(str(tmp_path / "run")).tokenizer().chat_template == short
+    with pytest.raises(UserError, match=r"chat_template: was 'short', now 'long'"):
+        run(dataclasses.replace(config, chat_template="long"))
+    named = dataclasses.replace(config, tokenizer=str(init), chat_template="long")
+    assert pick_tokenizer(named, None, 262).chat_template == byte_tokenizer().chat_template
+    with pytest.raises(UserError, match="the tokenizer `bytes` has one template"):
+        pick_tokenizer(dataclasses.replace(named, tokenizer="bytes"), None, 262)
 
 
 def test_rows_must_divide_over_the_context_axis(tmp_path):

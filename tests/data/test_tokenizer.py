@@ -252,11 +252,65 @@ def test_no_chat_template_is_an_error(tmp_path):
     assert str(tmp_path) in str(caught.value)
 
 
-def test_several_templates_are_an_error(tmp_path):
-    (saved(tmp_path) / "additional_chat_templates").mkdir()
-    (tmp_path / "additional_chat_templates" / "tools.jinja").write_text("x")
-    with pytest.raises(UserError, match="several named chat templates"):
-        load_tokenizer(tmp_path)
+NAMED = {
+    "default": "{% for m in messages %}{{ 'd' + m['content'] }}{% endfor %}",
+    "rag": "{% for m in messages %}{{ 'r' + m['content'] + strftime_now('%Y') }}{% endfor %}",
+    "tool_use": "{% for m in messages %}{{ 't' + m['content'] }}{% endfor %}",
+}
+
+
+def save_named(path, form, names=tuple(NAMED)):
+    """Several templates as transformers 4 (a list) or 5 (files) saves them."""
+    (saved(path) / "chat_template.jinja").unlink()
+    if form == "list":
+        named = [{"name": name, "template": NAMED[name]} for name in names]
+        return saved_config(path, chat_template=named)
+    (path / "additional_chat_templates").mkdir()
+    for name in names:
+        file = "chat_template" if name == "default" else f"additional_chat_templates/{name}"
+        (path / f"{file}.jinja").write_text(NAMED[name])
+    return path
+
+
+def saved_config(path, **changes):
+    file = path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return path
+
+
+@pytest.mark.parametrize("form", ["list", "files"])
+def test_of_several_templates_one_is_used(form, tmp_path):
+    """transformers renders them by name."""
+    theirs = AutoTokenizer.from_pretrained(save_named(tmp_path, form))
+    for name in ("", "default", "tool_use"):
+        ours = load_tokenizer(tmp_path, 262, name)
+        expected = theirs.apply_chat_template(
+            MESSAGES, tokenize=True, return_dict=False, chat_template=name or None
+        )
+        assert encode(ours, Conversation(MESSAGES)).tolist() == expected
+    # The one that is used is saved alone, without its date.
+    load_tokenizer(tmp_path, 262, "rag").save_pretrained(tmp_path / "again")
+    again = AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert again.chat_template == NAMED["rag"].replace("strftime_now('%Y')", "'2024'")
+
+
+@pytest.mark.parametrize("form", ["list", "files"])
+def test_a_template_must_be_named_where_there_is_no_default(form, tmp_path):
+    path = save_named(tmp_path, form, ("tool_use", "rag"))
+    with pytest.raises(UserError, match=r"none is called 'default': rag, tool_use\. Say which, w"):
+        load_tokenizer(path)
+    assert load_tokenizer(path, chat_template="tool_use").chat_template == NAMED["tool_use"]
+    with pytest.raises(UserError, match=r"no chat template 'default'; there are: rag, tool_use"):
+        load_tokenizer(path, chat_template="default")
+
+
+def test_a_single_template_is_the_default_whatever_it_is_called(tmp_path):
+    one = save_named(tmp_path / "one", "files", ("tool_use",))
+    assert load_tokenizer(one).chat_template == NAMED["tool_use"]
+    plain = saved(tmp_path / "plain")
+    assert load_tokenizer(plain, chat_template="default").chat_template == _BYTES.chat_template
+    with pytest.raises(UserError, match="no chat template 'rag'; there are: default"):
+        load_tokenizer(plain, chat_template="rag")
 
 
 def test_more_tokens_than_embedding_rows_is_an_error(tmp_path):

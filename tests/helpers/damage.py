@@ -74,9 +74,10 @@ def empty_file(d):
 
 
 def absent_shard(d):
-    (d / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": {"score.weight": "model-00002-of-00002.safetensors"}})
-    )
+    there, absent = (f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
+    (d / "model.safetensors").rename(d / there)
+    files = {"model.norm.weight": there, "score.weight": absent}
+    (d / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
 
 
 def broken_index(d):

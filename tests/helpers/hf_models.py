@@ -65,7 +65,7 @@ def save_hf(
     """A tiny random Llama as transformers saves it: a reward model, or a causal one."""
     fields = llama_config_to_hf(llama or tiny_llama())
     if not causal:
-        fields["id2label"] = dict(enumerate(names))
+        fields |= {"id2label": dict(enumerate(names)), "problem_type": "regression"}
     config = transformers.LlamaConfig(**fields, pad_token_id=2)
     kind = "LlamaForCausalLM" if causal else "LlamaForSequenceClassification"
     torch.manual_seed(seed)

@@ -1,0 +1,275 @@
+"""Causal models whose reward is a token's logit or a value head's output."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import rmjax
+from helpers.checks import known
+from helpers.damage import Bomb
+from helpers.gguf_files import write_gguf
+from helpers.hf_models import TALK, edit_tensors, save_hf, tensors_of
+from helpers.models import make_model, score_array, tiny_llama
+from rmjax.checkpoints.loading import load_params
+from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.config import Config, DataConfig, OptimizerConfig
+from rmjax.convert import hf_to_orbax, orbax_to_hf
+from rmjax.errors import UserError
+from rmjax.inference.scorer import Scorer
+from rmjax.models.rewards.aggregation import model_rule
+from rmjax.runtime.files import read_json
+from rmjax.training.experiment import with_first_head
+
+WEIGHT, BIAS = "v_head.summary.weight", "v_head.summary.bias"
+LLAMA = tiny_llama(max_position_embeddings=256)
+
+
+def load(path: Path) -> Scorer:
+    """On one device, whose program is the quickest to compile."""
+    source = open_pretrained(str(path))
+    spec = source.reward_spec()
+    model = make_model(source.llama, len(spec.attributes))
+    params = load_params(source, model, seed=0, dtype=np.float32)
+    return Scorer(model, params, source.tokenizer(), spec, model_rule(spec), "error")
+
+
+def last_states(directory: Path, output: str) -> torch.Tensor:
+    """transformers' logits or last hidden states at the last token of each conversation."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    found = []
+    for talk in TALK:
+        text = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=False)
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            result = model.eval()(ids, output_hidden_states=True)
+        found.append((result.logits if output == "logits" else result.hidden_states[-1])[0, -1])
+    return torch.stack(found)
+
+
+# ---- the logit of a token ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("token", [0, 70])
+def test_a_tokens_logit_becomes_the_reward(tied, token, tmp_path):
+    llama = tiny_llama(max_position_embeddings=256, tie_word_embeddings=tied)
+    source = save_hf(tmp_path / "hf", llama, causal=True, dtype=torch.bfloat16)
+    expected = last_states(source, "logits")[:, token]
+    assert expected.std() > 1e-2
+    notes = hf_to_orbax(str(source), str(tmp_path / "orbax"), reward_token=token)
+    assert notes[0] == f"logit of token {token}: reward"
+    found = load(tmp_path / "orbax").score_many(TALK)
+    np.testing.assert_allclose([score.value for score in found], expected, atol=1e-4)
+    assert [list(score.attributes) for score in found] == [["reward"]] * len(TALK)
+
+    orbax_to_hf(str(tmp_path / "orbax"), str(tmp_path / "back"))
+    matrix = load_file(source / "model.safetensors")
+    row = matrix["model.embed_tokens.weight" if tied else "lm_head.weight"][token : token + 1]
+    exported = load_file(tmp_path / "back" / "model.safetensors")["score.weight"]
+    assert torch.equal(exported, row.float())
+    assert "offset" not in read_json(tmp_path / "back" / "rmjax.json")
+
+
+def test_another_token_is_another_conversion(tmp_path):
+    """What a kill left of one must not be continued as the other."""
+    source = save_hf(tmp_path / "hf", causal=True)
+    plans = []
+    for token in (0, 1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("rmjax.convert.convert_slices", lambda *a: plans.append(a[3]) or [])
+            hf_to_orbax(str(source), str(tmp_path / "orbax"), reward_token=token)
+    assert plans[0] != plans[1]
+
+
+def test_the_output_may_have_another_name(tmp_path):
+    source = save_hf(tmp_path / "hf", causal=True)
+    hf_to_orbax(str(source), str(tmp_path / "orbax"), reward_token=3, attributes=("quality",))
+    spec = known(open_pretrained(str(tmp_path / "orbax")).spec)
+    assert (spec.attributes, spec.scalar, spec.seed) == (("quality",), {"quality": 1.0}, None)
+    with pytest.raises(UserError, match="this head has one output"):
+        hf_to_orbax(str(source), str(tmp_path / "no"), reward_token=3, attributes=("a", "b"))
+
+
+def test_a_gguf_file_has_tokens_too(causal_state, tmp_path):
+    llama, state = causal_state
+    file = write_gguf(tmp_path / "m.gguf", llama, state)
+    save_hf(tmp_path / "hf", llama, causal=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / "hf" / name).rename(tmp_path / name)
+    hf_to_orbax(str(file), str(tmp_path / "orbax"), reward_token=5)
+    orbax_to_hf(str(tmp_path / "orbax"), str(tmp_path / "back"))
+    exported = load_file(tmp_path / "back" / "model.safetensors")["score.weight"]
+    np.testing.assert_array_equal(exported.numpy(), state["lm_head.weight"][5:6])
+
+
+@pytest.mark.parametrize("token", [-1, 262])
+def test_a_token_that_is_not_there_is_an_error(token, tmp_path):
+    source = save_hf(tmp_path / "hf", causal=True)
+    with pytest.raises(UserError, match=f"reward token {token}: the model's tokens are 0 to 261"):
+        hf_to_orbax(str(source), str(tmp_path / "orbax"), reward_token=token)
+    edit_tensors(source, **{"lm_head.weight": None})
+    with pytest.raises(UserError, match=r"'lm_head\.weight' is missing, so tokens have no logits"):
+        hf_to_orbax(str(source), str(tmp_path / "orbax"), reward_token=0)
+    assert not (tmp_path / "orbax").exists()
+
+
+# ---- a value head -----------------------------------------------------------------------------
+
+
+def save_value_head(directory: Path, place: str, bias: float | None, dtype=torch.float32) -> Path:
+    """A causal model with a value head: LLaMA-Factory's file, or TRL's tensors."""
+    save_hf(directory, LLAMA, causal=True)
+    torch.manual_seed(3)
+    head = {WEIGHT: torch.randn(1, 32).to(dtype)}
+    if bias is not None:
+        head[BIAS] = torch.tensor([bias]).to(dtype)
+    if place == "file":
+        save_file(head, directory / "value_head.safetensors", {"format": "pt"})
+    else:
+        edit_tensors(directory, **head)
+    return directory
+
+
+def value_head_scores(directory: Path) -> np.ndarray:
+    """torch's linear layer on transformers' last hidden state, as TRL and LLaMA-Factory have it."""
+    files = (directory / "value_head.safetensors", directory / "model.safetensors")
+    head = load_file(next(file for file in files if file.exists()))
+    summary = torch.nn.Linear(32, 1)
+    with torch.no_grad():
+        summary.weight.copy_(head[WEIGHT])
+        summary.bias.copy_(head.get(BIAS, torch.zeros(1)))
+        return summary(last_states(directory, "hidden"))[:, 0].numpy()
+
+
+@pytest.mark.parametrize("place", ["file", "tensors"])
+@pytest.mark.parametrize("bias", [0.0, 1.75, None], ids=str)
+def test_a_value_head_becomes_the_reward_head(place, bias, tmp_path):
+    source = save_value_head(tmp_path / "hf", place, bias)
+    expected = value_head_scores(source)
+    notes = hf_to_orbax(str(source), str(tmp_path / "orbax"), value_head=True)
+    assert notes[0] == f"value head, bias {bias or 0:g}: reward"
+    assert notes[1] == "left out, a reward model has no use for them: lm_head.weight"
+    scorer = load(tmp_path / "orbax")
+    found = scorer.score_many(TALK)
+    np.testing.assert_allclose([score.value for score in found], expected, atol=1e-4)
+    np.testing.assert_allclose(score_array(found)[:, 0], expected, atol=1e-4)
+
+    # The export has all but the constant, and says so; here it is still exact.
+    notes = orbax_to_hf(str(tmp_path / "orbax"), str(tmp_path / "back"))
+    assert any("other programs' numbers are less by 1.75" in n for n in notes) == (bias == 1.75)
+    spec = read_json(tmp_path / "back" / "rmjax.json")
+    assert spec.get("offset") == ({"reward": 1.75} if bias else None)
+    back = load(tmp_path / "back")
+    back._score = scorer._score
+    np.testing.assert_allclose([s.value for s in back.score_many(TALK)], expected, atol=1e-4)
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "back")
+    weight = plain.state_dict()["score.weight"]
+    theirs = (last_states(source, "hidden") @ weight.T)[:, 0].numpy()
+    np.testing.assert_allclose(theirs + (bias or 0), expected, atol=1e-4)
+
+
+def test_an_offset_changes_no_comparison(tmp_path):
+    source = save_value_head(tmp_path / "hf", "file", 4.5)
+    hf_to_orbax(str(source), str(tmp_path / "orbax"), value_head=True)
+    found = load(tmp_path / "orbax").compare("Why?", "Because.", "No idea at all.")
+    assert found.margin == pytest.approx(found.a.value - found.b.value, abs=1e-6)
+    expected = value_head_scores(source)
+    scores = [s.value for s in load(tmp_path / "orbax").score_many(TALK)]
+    assert scores[0] - scores[1] == pytest.approx(expected[0] - expected[1], abs=1e-4)
+
+
+def test_training_says_what_becomes_of_a_value_head(tmp_path):
+    source = save_value_head(tmp_path / "hf", "file", 4.5)
+    hf_to_orbax(str(source), str(tmp_path / "orbax"), value_head=True)
+    config = Config("", DataConfig("", attributes=("reward",)), OptimizerConfig(1.0), 2)
+    kept, text = with_first_head(config, open_pretrained(str(tmp_path / "orbax")))
+    assert kept.spec and "its head (without the constant" in text
+    fresh, text = with_first_head(config, open_pretrained(str(source)))
+    assert fresh.spec is None and "its value head is left out; `rmjax.convert hf-to-orb" in text
+
+
+@pytest.mark.parametrize("place", ["file", "tensors"])
+def test_without_the_flag_it_is_named(place, tmp_path):
+    source = save_value_head(tmp_path / "hf", place, 0.5)
+    with pytest.raises(UserError, match=r"value head .* hf-to-orbax --value-head"):
+        rmjax.load(source)
+    with pytest.raises(UserError, match=r"there is a value head .* --value-head makes it"):
+        hf_to_orbax(str(source), str(tmp_path / "orbax"))
+    assert not (tmp_path / "orbax").exists()
+    # As a language model it is asked for by name, and so is a token.
+    hf_to_orbax(str(source), str(tmp_path / "lm"), language_model=True)
+    orbax_to_hf(str(tmp_path / "lm"), str(tmp_path / "lm_back"))
+    assert tensors_of(tmp_path / "lm_back").keys() == {
+        key for key in load_file(source / "model.safetensors") if not key.startswith("v_head")
+    }
+    notes = hf_to_orbax(str(source), str(tmp_path / "token"), reward_token=0)
+    assert (WEIGHT in notes[1]) == (place == "tensors")
+
+
+def test_a_causal_model_names_both_ways_to_a_reward(tmp_path):
+    source = save_hf(tmp_path / "hf", causal=True)
+    with pytest.raises(UserError, match=r"fresh one with .* hf-to-orbax`.*--reward-token=ID`"):
+        rmjax.load(source)
+    with pytest.raises(UserError, match=r"no value head here\. Looked for value_head\.safetensors"):
+        hf_to_orbax(str(source), str(tmp_path / "orbax"), value_head=True)
+
+
+def test_a_pickled_value_head_is_never_opened(tmp_path):
+    source = save_hf(tmp_path / "hf", causal=True)
+    (source / "value_head.bin").write_bytes(pickle.dumps(Bomb()))
+    for options in ({"value_head": True}, {}):
+        with pytest.raises(UserError, match=r"value_head\.bin|value head"):
+            hf_to_orbax(str(source), str(tmp_path / "orbax"), **options)
+    with pytest.raises(UserError, match=r"value_head\.bin is a pickle.*'value_head\.safetensors'"):
+        hf_to_orbax(str(source), str(tmp_path / "orbax"), value_head=True)
+
+
+def test_value_heads_of_another_form_are_refused(tmp_path):
+    source = save_value_head(tmp_path / "hf", "file", 0.5)
+    file = source / "value_head.safetensors"
+    for tensors in (
+        {WEIGHT: torch.ones(1, 16)},
+        {WEIGHT: torch.ones(2, 32)},
+        {BIAS: torch.ones(1)},
+        {WEIGHT: torch.ones(1, 32), "v_head.layer.weight": torch.ones(32, 32)},
+    ):
+        save_file(tensors, file)
+        with pytest.raises(UserError, match=r"value_head\.safetensors: expected the tensors"):
+            hf_to_orbax(str(source), str(tmp_path / "orbax"), value_head=True)
+
+
+def test_two_heads_are_an_error(tmp_path):
+    source = save_value_head(tmp_path / "hf", "file", 0.5)
+    edit_tensors(source, **{WEIGHT: torch.ones(1, 32)})
+    with pytest.raises(UserError, match="two value heads"):
+        open_pretrained(str(source))
+    source = save_hf(tmp_path / "classifier")
+    save_file({WEIGHT: torch.ones(1, 32)}, source / "value_head.safetensors")
+    with pytest.raises(UserError, match=r"two heads, 'score\.weight' and the value head"):
+        open_pretrained(str(source))
+
+
+def test_a_reward_model_keeps_what_it_has(tmp_path):
+    source = save_hf(tmp_path / "hf")
+    for options in ({"reward_token": 0}, {"value_head": True}, {"attributes": ("a",)}):
+        with pytest.raises(UserError, match=r"a reward model, which keeps its head and the names"):
+            hf_to_orbax(str(source), str(tmp_path / "orbax"), **options)
+    with pytest.raises(UserError, match="give one of them at most"):
+        hf_to_orbax(str(source), str(tmp_path / "orbax"), reward_token=0, value_head=True)
+
+
+def test_the_offset_of_an_extrapolated_model_lies_on_the_line(tmp_path):
+    from rmjax.extrapolate import extrapolate
+
+    for name, bias in (("weak", 1.0), ("strong", 3.0)):
+        save_value_head(tmp_path / f"{name}_hf", "file", bias)
+        hf_to_orbax(str(tmp_path / f"{name}_hf"), str(tmp_path / name), value_head=True)
+    extrapolate(str(tmp_path / "weak"), str(tmp_path / "strong"), str(tmp_path / "x"), alpha=1.5)
+    assert json.loads((tmp_path / "x" / "rmjax.json").read_text())["offset"] == {"reward": 4.0}
