@@ -164,11 +164,7 @@ class RowReader:
         prompt = layout.prompt if row.fields.get(layout.prompt) is not None else ""
         if layout.kind != "ranking":
             return [self.conversation(row.fields, f, row.where, prompt) for f in layout.responses]
-        (field,) = layout.responses
-        return [
-            self.conversation(row.fields, field, f"{row.where}, {field} {number}", prompt, response)
-            for number, response in enumerate(_ranked(layout, row, least=1)[0], start=1)
-        ]
+        return self._listed(layout, row, least=1)
 
     def see(self, fields: Iterable[str], used: Collection[str]) -> None:
         """Remembers which fields of a row are not among `used`."""
@@ -185,54 +181,62 @@ class RowReader:
             )
         return tuple(notes)
 
+    def _listed(self, layout: Layout, row: Row, least: int) -> list[Conversation]:
+        """The conversations of a list of at least so many responses."""
+        (field,) = layout.responses
+        values = row.fields[field]
+        if not isinstance(values, list) or len(values) < least:
+            raise UserError(f"{row.where}: field {field!r} is no list of {least} or more responses")
+        prompt = layout.prompt if row.fields.get(layout.prompt) is not None else ""
+        conversations = []
+        for number, value in enumerate(values, start=1):
+            where = f"{row.where}, {field} {number}"
+            if layout.element:
+                check_fields(value if isinstance(value, dict) else {}, layout.element, where)
+                value = value[layout.element[0]]
+            conversations.append(self.conversation(row.fields, field, where, prompt, value))
+        return conversations
+
     def _ranking(self, layout: Layout, row: Row) -> list[Pair]:
         """All pairs of a ranked list: each response with every one that is worse."""
         (field,) = layout.responses
-        responses, ranks = _ranked(layout, row)
-        samples = []
-        for number, response in enumerate(responses, start=1):
-            where = f"{row.where}, {field} {number}"
-            found = self.conversation(row.fields, field, where, layout.prompt, response)
-            samples.append(Sample(found, (), row.where, row.number))
+        found = self._listed(layout, row, least=2)
+        ranks = _ranks(layout, row, found)
         scored = row.fields.get(layout.scores) is not None
         pairs = []
-        for one, two in itertools.combinations(range(len(samples)), 2):
+        for one, two in itertools.combinations(range(len(found)), 2):
             better, worse = (one, two) if ranks[one] <= ranks[two] else (two, one)
-            apart = float(ranks[worse] - ranks[better])
+            apart = 0.0 if ranks[better] == ranks[worse] else ranks[worse] - ranks[better]
             # Ranks say which is better, or neither, but not how much.
             strength = apart if scored or not apart else math.nan
             where = f"{row.where}, {field} {better + 1} and {worse + 1}"
             chosen, rejected = (
-                dataclasses.replace(samples[i], where=where, strength=strength)
-                for i in (better, worse)
+                Sample(found[i], (), where, row.number, strength) for i in (better, worse)
             )
             pairs.append((chosen, rejected))
         return pairs
 
 
-def _ranked(layout: Layout, row: Row, least: int = 2) -> tuple[list[Any], list[float]]:
-    """The responses of a list of at least so many, and a number of each: the lowest is best."""
+def _ranks(layout: Layout, row: Row, responses: Sequence[Conversation]) -> list[float]:
+    """A number of each response of a ranked list: the lowest is the best."""
     (field,) = layout.responses
-    values = row.fields[field]
-    if not isinstance(values, list) or len(values) < least:
-        raise UserError(f"{row.where}: field {field!r} is no list of {least} or more responses")
     if layout.element:
-        response, rank = layout.element
-        ranks = []
-        for number, value in enumerate(values, start=1):
-            where = f"{row.where}, {field} {number}"
-            check_fields(value if isinstance(value, dict) else {}, layout.element, where)
-            ranks.append(number_field(value, rank, where))
-        return [value[response] for value in values], ranks
+        values = enumerate(row.fields[field], start=1)
+        return [number_field(v, layout.element[1], f"{row.where}, {field} {n}") for n, v in values]
     scores = row.fields.get(layout.scores)
     if scores is None:
-        return values, [float(number) for number in range(len(values))]
-    if not isinstance(scores, list) or len(scores) != len(values):
+        return [float(number) for number in range(len(responses))]
+    if not isinstance(scores, list) or len(scores) != len(responses):
         raise UserError(
-            f"{row.where}: field {layout.scores!r} is not a list of {len(values)} numbers, one for "
-            "each response"
+            f"{row.where}: field {layout.scores!r} is not a list of {len(responses)} numbers, one "
+            "for each response"
         )
-    return values, [-number_field({layout.scores: s}, layout.scores, row.where) for s in scores]
+    return [
+        math.inf  # nobody scores an empty response
+        if score is None and response.is_empty
+        else -number_field({layout.scores: score}, layout.scores, row.where)
+        for score, response in zip(scores, responses)
+    ]
 
 
 def read_samples(

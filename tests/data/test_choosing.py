@@ -107,7 +107,7 @@ def test_a_row_without_scores_is_named(bad, said, tmp_path):
 def test_a_file_is_whole_or_not_there(tmp_path):
     source, out = tmp_path / "s.jsonl", tmp_path / "out.jsonl"
     source.write_text(json.dumps(row(2, 2)) + "\n")
-    with pytest.raises(UserError, match="nothing is chosen of it .*1 dropped: a tie"):
+    with pytest.raises(UserError, match=r"nothing is chosen of it .*1 dropped: a tie"):
         choose_file(str(source), str(out), Choice("pairs"))
     assert not list(tmp_path.glob("out*"))
     out.write_text("mine")

@@ -43,10 +43,9 @@ def test_every_response_has_the_scores_of_the_python_api(model, tmp_path):
     rm = rmjax.load(model, over_long="truncate_left")
     found = read(out)
     assert [{k: r[k] for k in row} for r, row in zip(found, ROWS)] == ROWS
-    expected = rm.score_many(
-        [turns("Why?", "so"), turns("Why?", "because"), ROWS[1]["messages"], turns("p", "x")]
-        + [turns("p", "y" * 300), turns("a", "b"), turns("a", "c")]
-    )
+    said = [("Why?", "so"), ("Why?", "because"), ("hi", "hello", "how?", "well"), ("p", "x")]
+    said += [("p", "y" * 300), ("a", "b"), ("a", "c")]
+    expected = rm.score_many([turns(*texts) for texts in said])
     scores = [s for r in found for s in r["scores"]]
     assert scores[1] is None and found[0]["attributes"][1] is None
     left = [s for s in scores if s is not None]
@@ -56,9 +55,9 @@ def test_every_response_has_the_scores_of_the_python_api(model, tmp_path):
         [[*s.values()] for s in named], [[*s.attributes.values()] for s in expected], atol=1e-5
     )
     assert found[2]["tokens"] == [7, 256] and found[2]["cut"] == [0, 50]
-    said = "\n".join(lines)
-    assert "4 rows" in said and "8 responses by zeal" in said and "1 empty" in said
-    assert "1 lost their first tokens" in said and "not used: id, when" in said
+    printed = "\n".join(lines)
+    assert "4 rows" in printed and "8 responses by zeal" in printed and "1 empty" in printed
+    assert "1 lost their first tokens" in printed and "not used: id, when" in printed
 
 
 def test_a_killed_one_is_continued(model, tmp_path, monkeypatch):
