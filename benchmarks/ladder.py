@@ -72,7 +72,8 @@ def write_held_out(ratings: Path, model: str, out: Path) -> None:
         max_length=1024,
         over_long="drop",
     )
-    rows = set(hold_out(data, _HELD)[1].rows.tolist())
+    _, (held,) = hold_out([data], _HELD)
+    rows = set(held.rows.tolist())
     lines = ratings.read_bytes().splitlines(keepends=True)
     kept = [line for number, line in enumerate(lines, start=1) if number in rows]
     (out / "held_out.jsonl").write_bytes(b"".join(kept))

@@ -19,7 +19,6 @@ from typing import Any
 from rich.console import Console
 
 from rmjax.data.readers import open_source
-from rmjax.data.tokenize import unread_notes
 from rmjax.errors import UserError, exit_with_message
 from rmjax.evaluation.fit_weights import parse_value
 from rmjax.inference.score_file import score_file
@@ -73,7 +72,7 @@ def score(
         lines.append(
             f"{written.cut:,} lost their first tokens beyond {scorer.max_length:,} (--max-length)"
         )
-    return [*lines, *written.notes, *unread_notes(scorer.unread), out]
+    return [*lines, *written.notes, *scorer.encoder.notes(), out]
 
 
 def _main() -> None:

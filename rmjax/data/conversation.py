@@ -13,6 +13,7 @@ from rmjax.data.messages import SAYS, Message, message_text, parse_messages
 from rmjax.data.turn_marks import has_marks, is_open_dialogue, split_turns
 
 _MESSAGES = ("messages", "conversations", "conversation")  # what a mapping may call them
+_BESIDE = ("system", "tools")  # what it may have beside them
 
 
 class PromptError(ValueError):
@@ -56,15 +57,15 @@ def parse_conversation(value: Any, system: Any = None, tools: Any = None) -> Con
     """A whole conversation.
 
     Args:
-      value: messages; a mapping that holds them as `messages` and perhaps `tools`; or a text with
-        marks before its turns.
+      value: messages; a mapping that holds them as `messages`, perhaps with `system` and `tools`;
+        or a text with marks before its turns, or with JSON of messages.
       system: the system's turn, if it stands beside the messages.
       tools: a list, or JSON of one.
 
     Raises:
       ValueError: what is wrong with it, in words that follow "field 'chosen' ".
     """
-    value, tools = _unwrapped(value, tools)
+    value, system, tools = _unwrapped(value, system, tools)
     if not isinstance(value, str):
         return _checked(_with_system(parse_messages(value), system), tools)
     messages = split_turns(value)
@@ -91,25 +92,44 @@ def parse_response(
       PromptError: what is wrong with the prompt, in words that follow "field 'prompt' ".
       ValueError: what is wrong with the response, in words that follow "field 'response' ".
     """
-    response, tools = _unwrapped(response, tools)
-    prompt, tools = _unwrapped(prompt, tools)
-    if isinstance(prompt, str) and isinstance(response, str) and is_open_dialogue(prompt):
-        # The response goes on with the prompt's text: the space in front of it is the mark's.
-        return _checked(_with_system(split_turns(prompt + response), system), tools)
-    try:
-        before = _with_system(parse_prompt(prompt), system)
-    except ValueError as error:
-        raise PromptError(*error.args) from error
-    if isinstance(response, str):
+    response, system, tools = _unwrapped(response, system, tools)
+    prompt, system, tools = _unwrapped(prompt, system, tools)
+    if response is None or isinstance(response, str):  # null is what tables have for an empty one
+        response = response or ""
+        if isinstance(prompt, str) and is_open_dialogue(prompt) and prompt.endswith(":"):
+            response = response.removeprefix(" ")  # it belongs to the mark
         after = [{"role": "assistant", "content": response}]
     else:
         after = parse_messages([response] if isinstance(response, Mapping) else response)
-    if after and after[0]["role"] == "assistant":
-        return _checked([*before, *after], tools)
-    whole = _with_system(after, system)
+    if not after:
+        raise ValueError("is an empty list")
+    if after[0]["role"] != "assistant":
+        return _checked(_behind(prompt, _with_system(after, system), system), tools)
+    return _checked([*_prompt_messages(prompt, system), *after], tools)
+
+
+def _prompt_messages(prompt: Any, system: Any) -> list[Message]:
+    try:
+        return _with_system(parse_prompt(prompt), system)
+    except ValueError as error:
+        raise PromptError(*error.args) from error
+
+
+def _behind(prompt: Any, whole: list[Message], system: Any) -> list[Message]:
+    """Messages that repeat the prompt, with what both writings of it say."""
+    if isinstance(prompt, str):  # whatever marks it has: here it is a turn's text
+        raw = _with_system([{"role": "user", "content": prompt}], system)
+        if list(map(_said, whole[: len(raw)])) == list(map(_said, raw)):
+            return whole
+    before = _prompt_messages(prompt, system)
     if list(map(_said, whole[: len(before)])) != list(map(_said, before)):
         raise ValueError("begins with messages that are not those of the prompt")
-    return _checked(whole, tools)
+    for number, (one, other) in enumerate(zip(before, whole), start=1):
+        differing = [k for k in one if k in other and one[k] != other[k]]
+        if differing:
+            raise ValueError(f"has a message {number} whose {differing[0]!r} is not the prompt's")
+    both = [one | other for one, other in zip(before, whole)]
+    return [*both, *whole[len(before) :]]
 
 
 def parse_prompt(prompt: Any) -> list[Message]:
@@ -148,25 +168,55 @@ def prompt_key(conversations: Sequence[Conversation]) -> str:
     if not any(message["role"] == "user" for message in parts[0]):
         parts = [conversation.messages for conversation in conversations]
     said = [list(map(_said, part)) for part in parts]
-    return json.dumps([said, conversations[0].tools], sort_keys=True)
+    return json.dumps([said, conversations[0].tools], sort_keys=True, default=str)
 
 
 def conversation_key(conversation: Conversation) -> str:
     """A text that is equal for conversations that say the same; see `prompt_key`."""
-    return json.dumps([list(map(_said, conversation.messages)), conversation.tools], sort_keys=True)
+    said = list(map(_said, conversation.messages))
+    return json.dumps([said, conversation.tools], sort_keys=True, default=str)
 
 
 def _said(message: Message) -> tuple[Any, ...]:
     return tuple(map(message.get, ("role", "content", *SAYS)))
 
 
-def _unwrapped(value: Any, tools: Any) -> tuple[Any, Any]:
-    """Messages and tools of a mapping that holds messages; anything else as it is."""
-    if isinstance(value, Mapping):
-        for name in _MESSAGES:
-            if name in value:
-                return value[name], value.get("tools") or tools
-    return value, tools
+def _unwrapped(value: Any, system: Any, tools: Any) -> tuple[Any, Any, Any]:
+    """Messages, system turn and tools of a mapping that holds messages; anything else as it is.
+
+    A text that is JSON of messages is these: a CSV file has no other way to write them.
+    """
+    if isinstance(value, str) and value.startswith("["):
+        value = _from_json(value)
+    if not isinstance(value, Mapping):
+        return value, system, tools
+    names = [name for name in _MESSAGES if value.get(name) is not None]
+    if not names:
+        return value, system, tools
+    unknown = [k for k, v in value.items() if v is not None and k not in (names[0], *_BESIDE)]
+    if unknown:
+        raise ValueError(f"has beside its messages {str(unknown[0])!r}, which is not read")
+    beside = []
+    for name, outer in zip(_BESIDE, (system, tools)):
+        inner = value.get(name)
+        if inner and outer and inner != outer:
+            raise ValueError(f"has {name!r} of its own, which is not the one beside it")
+        beside.append(inner or outer)
+    return value[names[0]], *beside
+
+
+def _from_json(text: str) -> Any:
+    """The messages that a text is JSON of; the text if it is anything else."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    messages = isinstance(found, list) and all(
+        isinstance(item, dict)
+        and ({"role", "content"} <= set(item) or {"from", "value"} <= set(item))
+        for item in found
+    )
+    return found if found and messages else text
 
 
 def _with_system(messages: list[Message], system: Any) -> list[Message]:

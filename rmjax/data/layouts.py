@@ -81,7 +81,10 @@ def find_layout(row: Mapping[str, Any], where: str, *kinds: Kind) -> Layout:
     Raises:
       UserError: it has none of these layouts; the message names the nearest.
     """
-    fitting = [layout for layout in LAYOUTS if set(layout.required) <= set(row)]
+    filled = {field for field, value in row.items() if value is not None}
+    fitting = []
+    for fields in (filled, set(row)):  # tables write null where a row lacks a field
+        fitting += [layout for layout in LAYOUTS if set(layout.required) <= fields]
     for layout in fitting:
         if not kinds or layout.kind in kinds:
             return layout

@@ -40,9 +40,11 @@ def message_text(message: Message) -> str:
     """What a message says, for people: its content, and calls and the like by name, as JSON."""
     content = message.get("content")
     lines = [content] if content else []
-    for name in filter(message.get, SAYS):
-        said = message[name]
-        text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+    for name in SAYS:
+        said = message.get(name)
+        if said is None or (isinstance(said, str | list | tuple | dict) and not said):
+            continue
+        text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False, default=str)
         lines.append(f"{name}: {text}")
     return "\n".join(lines)
 
@@ -57,7 +59,7 @@ def _message(item: Any, where: str) -> Message:
     content = message.get("content")
     if isinstance(content, list | tuple):
         content = message["content"] = "".join(_part(part, where) for part in content)
-    if content is None and not any(map(message.get, SAYS)):
+    if content is None and not any(message.get(field) is not None for field in SAYS):
         raise ValueError(f"{where} of {item['role']!r} without content")
     if content is not None and not isinstance(content, str):
         raise ValueError(f"{where} whose content is {type(content).__name__}, expected a text")
@@ -78,14 +80,17 @@ def _part(part: Any, where: str) -> str:
 
 def _sharegpt(item: Mapping[str, Any], where: str) -> Message:
     name, text = item["from"], item["value"]
-    if name not in _SHAREGPT:
-        raise ValueError(f"{where} from {name!r}; known: {', '.join(_SHAREGPT)}")
+    if not isinstance(name, str) or name not in _SHAREGPT:
+        raise ValueError(f"{where} from {str(name)[:100]!r}; known: {', '.join(_SHAREGPT)}")
+    if item.get("content") is not None or item.get("role") is not None:
+        raise ValueError(f"{where} that is written twice, with 'from' and with 'role'")
+    others = {k: v for k, v in item.items() if k not in ("from", "value", "role", "content")}
     if name != "function_call":
-        return {"role": _SHAREGPT[name], "content": text}
+        return {"role": _SHAREGPT[name], "content": text, **others}
     try:
         calls = json.loads(text)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where} from 'function_call' that is no JSON ({error})") from error
     calls = calls if isinstance(calls, list) else [calls]
     calls = [{"type": "function", "function": call} for call in calls]
-    return {"role": "assistant", "content": None, "tool_calls": calls}
+    return {"role": "assistant", "content": None, "tool_calls": calls, **others}

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -78,16 +79,18 @@ class RowReader:
 
     Attributes:
       used: columns that the caller reads itself.
+      skipped: rows that make nothing, by reason.
     """
 
     def __init__(self, used: Collection[str] = ()):
         """Starts with nothing seen."""
         self.used = {*used, *_BESIDE}
+        self.skipped: Counter[str] = Counter()
         self._unused: Counter[str] = Counter()
         self._marked: list[str] = []
 
     def conversation(
-        self, fields: Mapping[str, Any], field: str, where: str, prompt: str = "", value: Any = None
+        self, fields: Mapping[str, Any], field: str, where: str, prompt: str = "", *part: Any
     ) -> Conversation:
         """The conversation of a response.
 
@@ -96,14 +99,16 @@ class RowReader:
           field: that holds the response.
           where: file and row, for messages.
           prompt: the field of the prompt; empty if the response is the whole conversation.
-          value: the response, if it is only a part of the field.
+          part: the response, if it is only a part of the field.
 
         Raises:
           UserError: naming file, row and field.
         """
-        value, beside = fields[field] if value is None else value, map(fields.get, _BESIDE)
+        (value,) = part or (fields[field],)
+        beside = map(fields.get, _BESIDE)
         try:
-            if prompt:
+            # Tables write null where a row has no prompt.
+            if prompt and fields.get(prompt) is not None:
                 found = parse_response(fields[prompt], value, *beside)
             else:
                 found = parse_conversation(value, *beside)
@@ -115,24 +120,26 @@ class RowReader:
         return found
 
     def pairs(self, row: Row) -> list[Pair]:
-        """The pairs of a row; several if it ranks more than two responses.
+        """The pairs of a row: several if it ranks more than two responses, none if it has one.
 
         Raises:
           UserError: naming file, row and field.
         """
         layout = find_layout(row.fields, row.where, "pairs", "ranking")
-        self.see(row.fields, {*layout.fields, *_STRENGTHS})
         if layout.kind == "ranking":
+            self.see(row.fields, layout.fields)
             return self._ranking(layout, row)
-        fields, strength = layout.responses, _strength(row.fields, row.where)
+        fields = layout.responses
         if layout.preference:
+            self.see(row.fields, layout.fields)
             signed = number_field(row.fields, layout.preference, row.where)
             fields, strength = fields[:: -1 if signed > 0 else 1], abs(signed)
-        # A table writes null where a row has no prompt.
-        prompt = layout.prompt if row.fields.get(layout.prompt) is not None else ""
+        else:
+            self.see(row.fields, {*layout.fields, *_STRENGTHS})
+            strength = _strength(row.fields, row.where)
         chosen, rejected = (
             Sample(
-                self.conversation(row.fields, field, row.where, prompt),
+                self.conversation(row.fields, field, row.where, layout.prompt),
                 labels=(),
                 where=row.where,
                 row=row.number,
@@ -151,6 +158,8 @@ class RowReader:
         """
         layout = find_layout(row.fields, row.where, "ratings")
         self.see(row.fields, layout.fields)
+        if layout.prompt and row.fields[layout.prompt] is None:
+            raise UserError(f"{row.where}: field {layout.prompt!r} is null, expected a prompt")
         return self.conversation(row.fields, layout.responses[0], row.where, layout.prompt)
 
     def responses(self, row: Row) -> list[Conversation]:
@@ -161,10 +170,10 @@ class RowReader:
         """
         layout = find_layout(row.fields, row.where)
         self.see(row.fields, layout.fields)
-        prompt = layout.prompt if row.fields.get(layout.prompt) is not None else ""
-        if layout.kind != "ranking":
-            return [self.conversation(row.fields, f, row.where, prompt) for f in layout.responses]
-        return self._listed(layout, row, least=1)
+        if layout.kind == "ranking":
+            return self._listed(layout, row)
+        fields = layout.responses
+        return [self.conversation(row.fields, f, row.where, layout.prompt) for f in fields]
 
     def see(self, fields: Iterable[str], used: Collection[str]) -> None:
         """Remembers which fields of a row are not among `used`."""
@@ -181,26 +190,28 @@ class RowReader:
             )
         return tuple(notes)
 
-    def _listed(self, layout: Layout, row: Row, least: int) -> list[Conversation]:
-        """The conversations of a list of at least so many responses."""
+    def _listed(self, layout: Layout, row: Row) -> list[Conversation]:
+        """The conversations of a list of responses."""
         (field,) = layout.responses
         values = row.fields[field]
-        if not isinstance(values, list) or len(values) < least:
-            raise UserError(f"{row.where}: field {field!r} is no list of {least} or more responses")
-        prompt = layout.prompt if row.fields.get(layout.prompt) is not None else ""
+        if not isinstance(values, list):
+            raise UserError(f"{row.where}: field {field!r} is {type(values).__name__}, not a list")
         conversations = []
         for number, value in enumerate(values, start=1):
             where = f"{row.where}, {field} {number}"
             if layout.element:
                 check_fields(value if isinstance(value, dict) else {}, layout.element, where)
+                self.see((f"{field}: {name}" for name in value if name not in layout.element), ())
                 value = value[layout.element[0]]
-            conversations.append(self.conversation(row.fields, field, where, prompt, value))
+            conversations.append(self.conversation(row.fields, field, where, layout.prompt, value))
         return conversations
 
     def _ranking(self, layout: Layout, row: Row) -> list[Pair]:
         """All pairs of a ranked list: each response with every one that is worse."""
         (field,) = layout.responses
-        found = self._listed(layout, row, least=2)
+        found = self._listed(layout, row)
+        if len(found) < 2:
+            self.skipped["fewer than two responses"] += 1
         ranks = _ranks(layout, row, found)
         scored = row.fields.get(layout.scores) is not None
         pairs = []
@@ -265,7 +276,7 @@ def read_samples(
             row.fields.setdefault(unrated, None)
         conversation = reader.rated(row)
         check_fields(row.fields, attributes, row.where)
-        labels = tuple(_label(row.fields[a], a, label_range, row.where) for a in attributes)
+        labels = tuple(rating_field(row.fields, a, row.where, label_range) for a in attributes)
         return [(Sample(conversation, labels, row.where, row.number),)]
 
     return _read(source, split, False, reader, read)
@@ -300,8 +311,10 @@ def _read(
     opened = open_source(source, split, pairs)
     entries = [entry for row in opened for entry in read(row)]
     if not entries:
-        raise UserError(f"{opened.name}: there is no row in it")
-    return Records(opened.name, entries, opened.skipped, reader.notes(), opened.whole)
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in reader.skipped.items())
+        raise UserError(f"{opened.name}: there is nothing to read in it ({reasons or 'no row'})")
+    skipped = opened.skipped + reader.skipped
+    return Records(opened.name, entries, skipped, reader.notes(), opened.whole)
 
 
 def pairs_of_ratings(records: Records, attribute: str) -> Records:
@@ -379,9 +392,40 @@ def check_fields(row: Mapping[str, Any], fields: Collection[str], where: str) ->
 def number_field(row: Mapping[str, Any], field: str, where: str) -> float:
     """A finite number of a row, or a `UserError`."""
     value = row[field]
-    if not is_number(value) or not abs(value) < math.inf:
-        raise UserError(f"{where}: field {field!r} is {value!r}, expected a number")
+    if not is_number(value) or not abs(value) <= sys.float_info.max:
+        raise UserError(f"{where}: field {field!r} is {_brief(value)}, expected a number")
     return float(value)
+
+
+def rating_field(
+    row: Mapping[str, Any],
+    field: str,
+    where: str,
+    limits: tuple[float, float] = (-math.inf, math.inf),
+) -> float:
+    """A rating of a row; NaN where it is null, NaN or -100, which all say that there is none.
+
+    Raises:
+      UserError: it is no number, or outside of the limits.
+    """
+    value = row.get(field)
+    if value is None:
+        return math.nan
+    if not is_number(value):
+        raise UserError(f"{where}: field {field!r} is {_brief(value)}, expected a number")
+    if value != value or value == _MASKED:  # NaN (math.isnan refuses integers too big for a float)
+        return math.nan
+    if not limits[0] <= value <= limits[1]:
+        raise UserError(
+            f"{where}: field {field!r} is {_brief(value)}, outside {limits[0]:g} to {limits[1]:g} "
+            "(--config.data.label_range)"
+        )
+    return number_field(row, field, where)
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def is_number(value: Any) -> bool:
@@ -391,28 +435,16 @@ def is_number(value: Any) -> bool:
 
 def _strength(row: Mapping[str, Any], where: str) -> float:
     """How much better a row says its chosen response is; NaN if it does not say."""
-    for field in _STRENGTHS:
-        if row.get(field) is not None:
-            strength = number_field(row, field, where)
-            if strength < 0:
-                raise UserError(
-                    f"{where}: field {field!r} is {strength:g}: it says that 'rejected' is better; "
-                    "expected 0 or more"
-                )
-            return strength
+    found = {
+        field: number_field(row, field, where) for field in _STRENGTHS if row.get(field) is not None
+    }
+    if len(set(found.values())) > 1:
+        raise UserError(f"{where}: {' and '.join(map(repr, found))} differ; keep the one to use")
+    for field, strength in found.items():
+        if strength < 0:
+            raise UserError(
+                f"{where}: field {field!r} is {strength:g}: it says that 'rejected' is better; "
+                "expected 0 or more"
+            )
+        return strength
     return math.nan
-
-
-def _label(value: Any, field: str, limits: tuple[float, float], where: str) -> float:
-    if value is None:
-        return math.nan
-    if not is_number(value):
-        raise UserError(f"{where}: field {field!r} is {value!r}, expected a number")
-    if value != value or value == _MASKED:  # NaN (math.isnan refuses integers too big for a float)
-        return math.nan
-    if not limits[0] <= value <= limits[1]:
-        raise UserError(
-            f"{where}: field {field!r} is {value}, outside {limits[0]:g} to {limits[1]:g} "
-            "(--config.data.label_range)"
-        )
-    return float(value)

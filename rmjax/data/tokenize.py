@@ -6,12 +6,13 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rmjax.data.chat_encoder import ChatEncoder
 from rmjax.data.conversation import prompt_key
 from rmjax.data.readers import open_source
 from rmjax.data.records import (
@@ -25,7 +26,7 @@ from rmjax.data.records import (
     read_samples,
 )
 from rmjax.data.tokenized import TokenizedData, shared_prefixes
-from rmjax.data.tokenizer import Tokenizer, encode, truncate_left, unread_fields
+from rmjax.data.tokenizer import Tokenizer, truncate_left
 from rmjax.errors import UserError
 from rmjax.runtime.cache import cache_errors, cache_root
 
@@ -92,25 +93,18 @@ def load_tokenized(
             records = read_pairs(source, split)
         else:
             records = read_samples(source, split, attributes, label_range, unrated)
-        arrays, counts, unread = _tokenize(
-            records, len(attributes), tokenizer, max_length, over_long, drop_ties=ties == "drop"
+        encoder = ChatEncoder(tokenizer)
+        arrays, counts = _tokenize(
+            records, len(attributes), encoder, max_length, over_long, drop_ties=ties == "drop"
         )
         summary = {
             "counts": counts,
-            "notes": [*records.notes, *unread_notes(unread)],
+            "notes": [*records.notes, *encoder.notes()],
             "whole": records.whole,
         }
         with cache_errors():
             _write(entry, arrays, summary)
     return _read(entry, tuple(attributes), opened.name, key)
-
-
-def unread_notes(unread: Mapping[str, int]) -> list[str]:
-    """What a chat template does not read, in words, from how many conversations have each field."""
-    return [
-        f"the chat template does not read {field!r}, which {count:,} conversations have"
-        for field, count in sorted(unread.items())
-    ]
 
 
 def _tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
@@ -127,29 +121,30 @@ def _tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
 def _tokenize(
     records: Records,
     columns: int,
-    tokenizer: Tokenizer,
+    encoder: ChatEncoder,
     max_length: int,
     over_long: str,
     drop_ties: bool,
-) -> tuple[dict[str, np.ndarray], dict[str, int], Counter[str]]:
-    """Arrays, counts, and of how many conversations the template does not read which field.
-
-    The two samples of a pair stay together.
-    """
-    entries = records.entries
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Arrays and counts. The two samples of a pair stay together."""
+    entries, bos = records.entries, encoder.tokenizer.bos_token_id
     counts: Counter[str] = Counter(read=len(entries))
     counts.update({f"skipped: {reason}": n for reason, n in records.skipped.items()})
-    unread: Counter[str] = Counter()
+    encoded: dict[int, np.ndarray] = {}  # ranked lists have a conversation in several pairs
     prompts: dict[str, list[tuple[Sample, np.ndarray]]] = {}
     pairs: Counter[tuple[bytes, bytes]] = Counter()
     for entry in entries:
         reason = _reason_to_drop(entry, drop_ties)
-        tokens = [] if reason else [_encode(sample, tokenizer) for sample in entry]
         if not reason:
-            unread.update(f for s in entry for f in unread_fields(tokenizer, s.conversation))
-            reason = _equal(tokens)
+            for sample in entry:
+                if id(sample.conversation) not in encoded:
+                    tokens = encoder.encode(sample.conversation, sample.where)
+                    encoded[id(sample.conversation)] = tokens
+            if not all(encoder.shows_response(sample.conversation) for sample in entry):
+                reason = EMPTY
+        tokens = [] if reason else [encoded[id(sample.conversation)] for sample in entry]
         longest = max(map(len, tokens), default=0)
-        if not reason and longest > max_length:
+        if longest > max_length:
             if over_long == "error":
                 raise UserError(
                     f"{entry[0].where}: {longest} tokens, more than data.max_length = "
@@ -159,8 +154,9 @@ def _tokenize(
                 reason = "too long"
             else:
                 counts["truncated on the left"] += 1
-                tokens = [truncate_left(t, max_length, tokenizer.bos_token_id) for t in tokens]
-                reason = _equal(tokens)
+                tokens = [truncate_left(t, max_length, bos) for t in tokens]
+        if not reason and len(tokens) == 2 and np.array_equal(tokens[0], tokens[1]):
+            reason = EQUAL
         if reason:
             counts[f"dropped: {reason}"] += 1
             continue
@@ -186,12 +182,13 @@ def _tokenize(
         "offsets": np.cumsum([0, *map(len, sequences)], dtype=np.int64),
         "labels": np.asarray(labels, np.float32),
         "prompt_ids": prompt_ids.astype(np.int32),
+        "prompt_hashes": np.asarray(list(map(_hash, prompts)), np.int64)[prompt_ids],
         "shared": shared_prefixes(sequences, prompt_ids),
         "rows": np.asarray([sample.row for sample in samples], np.int32),
         "chosen": (np.arange(len(samples)) % 2 == 0) & paired,
         "strengths": np.asarray([sample.strength for sample in samples], np.float32),
     }
-    return arrays, dict(counts), unread
+    return arrays, dict(counts)
 
 
 def _repetitions(pairs: Counter[tuple[bytes, bytes]]) -> dict[str, int]:
@@ -202,11 +199,10 @@ def _repetitions(pairs: Counter[tuple[bytes, bytes]]) -> dict[str, int]:
     return {reason: count for reason, count in counts.items() if count}
 
 
-def _encode(sample: Sample, tokenizer: Tokenizer) -> np.ndarray:
-    try:
-        return encode(tokenizer, sample.conversation)
-    except UserError as error:
-        raise UserError(f"{sample.where}: {error}") from error
+def _hash(prompt: str) -> int:
+    return int.from_bytes(
+        hashlib.sha256(prompt.encode(errors="surrogatepass")).digest()[:8], "big", signed=True
+    )
 
 
 def _reason_to_drop(entry: Sequence[Sample], drop_ties: bool) -> str:
@@ -216,11 +212,6 @@ def _reason_to_drop(entry: Sequence[Sample], drop_ties: bool) -> str:
     if len(entry) == 1:
         return "no label" if all(np.isnan(entry[0].labels)) else ""
     return TIE if drop_ties and entry[0].strength == 0 else ""
-
-
-def _equal(tokens: Sequence[np.ndarray]) -> str:
-    """A reason to drop a pair whose two conversations are the same to a model."""
-    return EQUAL if len(tokens) == 2 and np.array_equal(tokens[0], tokens[1]) else ""
 
 
 def _write(entry: Path, arrays: dict[str, np.ndarray], summary: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ class TokenizedData:
       offsets: sample i is `tokens[offsets[i] : offsets[i + 1]]`.
       labels: ratings; NaN where there is none.
       prompt_ids: number of the sample's prompt, from 0 and ascending.
+      prompt_hashes: of the sample's prompt, the same in whatever data it stands.
       shared: length of the prefix that all samples of its prompt share; less than the shortest has.
       rows: the sample's row in its source, from 1.
       counts: samples by what became of them: read, kept, and reasons.
@@ -38,6 +39,7 @@ class TokenizedData:
     offsets: Int64[np.ndarray, "N+1"]
     labels: Float32[np.ndarray, "N A"]
     prompt_ids: Int32[np.ndarray, "N"]
+    prompt_hashes: Int64[np.ndarray, "N"]
     shared: Int32[np.ndarray, "N"]
     rows: Int32[np.ndarray, "N"]
     chosen: Bool[np.ndarray, "N"]
@@ -89,6 +91,7 @@ def in_memory(
         offsets=np.cumsum([0, *map(len, sequences)], dtype=np.int64),
         labels=np.zeros((len(order), 0), np.float32),
         prompt_ids=ids[order],
+        prompt_hashes=ids[order].astype(np.int64),
         shared=shared_prefixes(sequences, ids[order]),
         rows=order.astype(np.int32) + 1,
         chosen=np.zeros(len(order), bool),
@@ -126,6 +129,7 @@ def subset(data: TokenizedData, samples: np.ndarray) -> TokenizedData:
         offsets=np.cumsum([0, *map(len, sequences)], dtype=np.int64),
         labels=data.labels[samples],
         prompt_ids=prompt_ids,
+        prompt_hashes=data.prompt_hashes[samples],
         shared=data.shared[samples],
         rows=data.rows[samples],
         chosen=data.chosen[samples],
@@ -153,6 +157,7 @@ def join(rated: TokenizedData, pairs: TokenizedData) -> TokenizedData:
         offsets=np.concatenate([rated.offsets, pairs.offsets[1:] + rated.offsets[-1]]),
         labels=both("labels"),
         prompt_ids=np.concatenate([rated.prompt_ids, pairs.prompt_ids + rated.prompt_ids[-1] + 1]),
+        prompt_hashes=both("prompt_hashes"),
         shared=both("shared"),
         rows=both("rows"),
         chosen=both("chosen"),
@@ -165,25 +170,29 @@ def join(rated: TokenizedData, pairs: TokenizedData) -> TokenizedData:
     )
 
 
-def hold_out(data: TokenizedData, share: float) -> tuple[TokenizedData, TokenizedData]:
-    """Splits by prompt, never by row, into what stays and what is held out.
+def hold_out(
+    parts: Sequence[TokenizedData], share: float
+) -> tuple[list[TokenizedData], list[TokenizedData]]:
+    """Splits by prompt, never by row, into what stays and what is held out, of each part.
 
-    Prompts are ordered by a hash of their samples' tokens, so the split depends neither on the
-    seed nor on the order of the file.
+    Prompts are ordered by a hash of what is said in them, so the split depends neither on the seed
+    nor on the order of the file nor on the responses, and a prompt that two parts have is on the
+    same side in both.
 
     Args:
-      data: all samples.
+      parts: all samples.
       share: of the prompts, more than 0 and less than 1.
     """
-    digests: dict[int, list[bytes]] = {}
-    for i, prompt in enumerate(data.prompt_ids.tolist()):
-        digests.setdefault(prompt, []).append(hashlib.sha256(data.sequence(i).tobytes()).digest())
-    # All of a prompt's samples, since truncation can make one sample of two prompts the same.
-    order = sorted(digests, key=lambda prompt: sorted(digests[prompt]))
-    count = round(share * len(order))
-    if not 0 < count < len(order):
-        raise UserError(
-            f"{data.source}: holding out {share:g} of {len(order)} prompts leaves one side empty"
-        )
-    held = np.isin(data.prompt_ids, order[:count])
-    return subset(data, np.flatnonzero(~held)), subset(data, np.flatnonzero(held))
+    hashes = np.unique(np.concatenate([part.prompt_hashes for part in parts]))
+    held_hashes = hashes[: round(share * len(hashes))]
+    kept, held = [], []
+    for part in parts:
+        out = np.isin(part.prompt_hashes, held_hashes)
+        if out.all() or not out.any():
+            raise UserError(
+                f"{part.source}: holding out {share:g} of {len(np.unique(part.prompt_hashes))} "
+                "prompts leaves one side empty"
+            )
+        kept.append(subset(part, np.flatnonzero(~out)))
+        held.append(subset(part, np.flatnonzero(out)))
+    return kept, held

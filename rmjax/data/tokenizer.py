@@ -8,7 +8,6 @@ transformers takes seconds to import, so it is imported when a tokenizer is made
 
 import contextlib
 import datetime
-import functools
 import json
 import re
 from pathlib import Path
@@ -25,8 +24,6 @@ Tokenizer = Any  # transformers has no public type for "a tokenizer, fast or slo
 FROZEN_DATE = datetime.date(2024, 7, 26)
 _STRFTIME = re.compile(r"strftime_now\s*\(\s*(['\"])(.*?)\1\s*\)")
 _STRFTIME_LEFT = re.compile(r"\bstrftime_now\b(?!\s+is\s+(not\s+)?defined\b)")
-
-_ROLES = ("system", "user", "assistant")  # every template renders these, or refuses them
 
 BYTES_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -147,11 +144,9 @@ def encode(tokenizer: Tokenizer, conversation: Conversation) -> np.ndarray:
     """Token ids [length] int32 of a conversation; the reward is read at the last one.
 
     Raises:
-      UserError: the template refuses the conversation or leaves a message out, or the text is not
-        valid Unicode.
+      UserError: the template refuses the conversation, or the text is not valid Unicode.
     """
-    text = _render(tokenizer, conversation)
-    _check_roles(tokenizer, conversation, text)
+    text = render(tokenizer, conversation)
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can hold half a surrogate pair
@@ -169,14 +164,14 @@ def encode(tokenizer: Tokenizer, conversation: Conversation) -> np.ndarray:
     return np.asarray(ids, np.int32)
 
 
-def unread_fields(tokenizer: Tokenizer, conversation: Conversation) -> set[str]:
-    """Fields of messages, and `tools`, that a conversation has and the template does not name.
-
-    What they say is not among the tokens.
-    """
-    fields = {field for message in conversation.messages for field in message}
-    fields |= {"tools"} if conversation.tools else set()
-    return {field for field in fields if field not in _names(tokenizer.chat_template)}
+def render(tokenizer: Tokenizer, conversation: Conversation) -> str:
+    """The text of a conversation by the chat template; a `UserError` if that refuses it."""
+    try:
+        return tokenizer.apply_chat_template(
+            conversation.messages, tools=conversation.tools or None, tokenize=False
+        )
+    except Exception as error:  # jinja's and the template's own complaints
+        raise UserError(f"the chat template refuses this conversation ({error})") from error
 
 
 def truncate_left(tokens: np.ndarray, max_length: int, bos: int | None) -> np.ndarray:
@@ -220,38 +215,6 @@ def differences(one: Tokenizer, other: Tokenizer) -> list[str]:
     """
     first, second = _made_of(one), _made_of(other)
     return [name for name in first if first[name] != second[name]]
-
-
-def _render(tokenizer: Tokenizer, conversation: Conversation) -> str:
-    try:
-        return tokenizer.apply_chat_template(
-            conversation.messages, tools=conversation.tools or None, tokenize=False
-        )
-    except Exception as error:  # jinja's and the template's own complaints
-        raise UserError(f"the chat template refuses this conversation ({error})") from error
-
-
-def _check_roles(tokenizer: Tokenizer, conversation: Conversation, text: str) -> None:
-    """Raises a `UserError` if the template passes over a message whose role it does not know."""
-    messages = conversation.messages
-    for number, message in enumerate(messages):
-        if message["role"] in _ROLES:
-            continue
-        without = [*messages[:number], *messages[number + 1 :]]
-        try:
-            same = _render(tokenizer, Conversation(without, conversation.tools)) == text
-        except UserError:  # without the message it makes no sense: it was not passed over
-            same = False
-        if same:
-            raise UserError(
-                f"the chat template leaves out message {number + 1}, of the role "
-                f"{message['role']!r}; give it a role that the template knows"
-            )
-
-
-@functools.cache
-def _names(template: str) -> frozenset[str]:
-    return frozenset(re.findall(r"\w+", template))
 
 
 def _transformers() -> Any:

@@ -8,42 +8,42 @@ import re
 
 from rmjax.data.messages import Message
 
-_DIALOGUE = re.compile(r"(?:\A|\n\n)(Human|Assistant):[ ]?")
-_TURN = re.compile(r"\n?<extra_id_1>(\w+)\n")
+_DIALOGUE = re.compile(r"(?:\A|\n\n|\r\n\r\n)(Human|Assistant):[ ]?")
+_TURN = re.compile(r"\n?<extra_id_[01]>(\w+)\n")
 _ROLES = {"Human": "user", "User": "user", "Assistant": "assistant", "System": "system"}
-_ANSWER, _TURN_MARK = "\n\nAssistant:", "<extra_id_"
-_MARKS = ("\n\nHuman:", _ANSWER, _TURN_MARK)
+_MARK = re.compile(r"(\n\n|\r\n\r\n)(Human|Assistant):|<extra_id_")
+_OPEN = re.compile(r"(\n\n|\r\n\r\n)Assistant:\s*\Z")
 
 
 def has_marks(text: str) -> bool:
     """Whether a text contains what these data sets write between turns."""
-    return any(mark in text for mark in _MARKS)
+    return _MARK.search(text) is not None
 
 
 def split_turns(text: str) -> list[Message]:
-    """The turns of a text. A text without marks in front is one turn, the user's.
+    """The turns of a text. A text that does not begin as one of turns is one turn, the user's.
 
     Raises:
       ValueError: what is wrong with it, in words that follow "field 'prompt' ".
     """
-    if _TURN_MARK in text:
+    if _TURN.search(text):
         return _split_helpsteer(text)
     marks = list(_DIALOGUE.finditer(text.lstrip()))
     begins = bool(marks) and marks[0].start() == 0
-    # "Human: ..." alone at the very beginning may be what a user says.
-    if begins and (len(marks) > 1 or text.startswith("\n\n")):
+    # "Human: ..." at the very beginning may be what a user says, until the assistant answers.
+    if begins and (text[:1] in "\r\n" or len({mark[1] for mark in marks}) > 1):
         return _split_dialogue(text)
-    if text.rstrip().endswith(_ANSWER):
+    if _OPEN.search(text):
         raise ValueError(
-            f"ends with {_ANSWER!r} but does not begin with '\\n\\nHuman: '; write its turns as "
-            "messages"
+            "ends with '\\n\\nAssistant:' but does not begin with '\\n\\nHuman: '; write its turns "
+            "as messages"
         )
     return [{"role": "user", "content": text}] if text.strip() else []
 
 
 def is_open_dialogue(text: str) -> bool:
     """Whether a text is in hh-rlhf's writing and ends where the response's text begins."""
-    if _TURN_MARK in text or not text.rstrip().endswith(_ANSWER):
+    if not _OPEN.search(text) or _TURN.search(text):
         return False
     return _DIALOGUE.match(text.lstrip()) is not None
 
@@ -67,8 +67,4 @@ def _split_helpsteer(text: str) -> list[Message]:
         if name not in _ROLES:
             raise ValueError(f"has a turn of {name!r}; known: User, Assistant, System")
         messages.append({"role": _ROLES[name], "content": content})
-    if any(_TURN_MARK in message["content"] for message in messages):
-        raise ValueError(
-            f"has a mark {_TURN_MARK!r} that begins no turn; write its turns as messages"
-        )
     return messages

@@ -32,7 +32,8 @@ class ScoredBenchmark:
       items: those that count.
       scores: of each of them.
       cut: how many of all items had a response that was too long.
-      dropped: how many items do not count, by reason.
+      dropped: how many items, or single responses with ratings, do not count, by reason.
+      everything: the scores of all items, those that do not count too.
     """
 
     data: BenchmarkData
@@ -41,6 +42,7 @@ class ScoredBenchmark:
     scores: list[ItemScores]
     cut: int
     dropped: Counter[str]
+    everything: list[ItemScores]
 
     @classmethod
     def of(
@@ -58,26 +60,28 @@ class ScoredBenchmark:
           scores: of each item.
           over_long: `drop` leaves out items with a response that is too long.
         """
-        reasons = [_reason_to_drop(data, s, over_long) for s in scores]
-        kept = [not reason for reason in reasons]
-        return cls(
-            data,
-            attributes,
-            list(itertools.compress(data.items, kept)),
-            list(itertools.compress(scores, kept)),
-            cut=sum(bool(s.cut.any()) for s in scores),
-            dropped=Counter(filter(None, reasons)),
-        )
+        dropped: Counter[str] = Counter()
+        items, kept = [], []
+        for item, score in zip(data.items, scores):
+            too_long = score.cut & (over_long == "drop")
+            if data.benchmark.row_format == "ratings" and too_long.any():
+                # A response by itself, as in training: the others are compared without it.
+                dropped[TOO_LONG] += int(too_long.sum())
+                item, score = item.without(too_long), score.without(too_long)
+                too_long = score.cut & False
+            if too_long.any():
+                dropped[TOO_LONG] += 1
+            elif data.benchmark.row_format == "pairs" and len(set(score.keys)) == 1:
+                dropped[EQUAL] += 1  # two texts of which the template makes one
+            elif item.conversations:
+                items.append(item)
+                kept.append(score)
+        cut = sum(bool(s.cut.any()) for s in scores)
+        return cls(data, attributes, items, kept, cut, dropped, list(scores))
 
     def values(self, rule: Rule) -> list[Float[np.ndarray, "n"]]:
         """The values of each item's responses; 0 for a response that none can be compared with."""
         return [np.nan_to_num(rule.values(s.scores)) for s in self.scores]
-
-
-def _reason_to_drop(data: BenchmarkData, scores: ItemScores, over_long: str) -> str:
-    if data.benchmark.row_format == "pairs" and len(set(scores.keys)) == 1:
-        return EQUAL  # two texts that the template makes one
-    return TOO_LONG if over_long == "drop" and scores.cut.any() else ""
 
 
 @dataclasses.dataclass(frozen=True)

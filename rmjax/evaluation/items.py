@@ -2,12 +2,16 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
 
 from rmjax.data.conversation import (
     Conversation,
@@ -17,7 +21,7 @@ from rmjax.data.conversation import (
 )
 from rmjax.data.messages import Message, message_text
 from rmjax.data.readers import Row, open_source
-from rmjax.data.records import EMPTY, EQUAL, TIE, RowReader, check_fields, is_number, number_field
+from rmjax.data.records import EMPTY, EQUAL, TIE, RowReader, check_fields, is_number, rating_field
 from rmjax.errors import UserError
 from rmjax.evaluation.benchmarks import BENCHMARKS, JUDGE_BENCH_SOURCES, Benchmark
 
@@ -55,6 +59,15 @@ class Item:
     def prompt(self) -> list[Message]:
         """The messages that all conversations begin with."""
         return self.conversations[0].messages[: shared_messages(self.conversations)]
+
+    def without(self, which: Bool[np.ndarray, "n"]) -> "Item":
+        """The item without some of its responses."""
+        kept = np.flatnonzero(~which)
+        parts = {
+            name: tuple(getattr(self, name)[i] for i in kept)
+            for name in ("conversations", "gold", "ratings")
+        }
+        return dataclasses.replace(self, **parts)
 
     @property
     def is_same(self) -> bool:
@@ -106,6 +119,7 @@ class BenchmarkData:
         self.dropped: Counter[str] = Counter()
         reader = RowReader(_NAMES)
         items = list(_READERS[benchmark.row_format](benchmark, self.source, reader, self.dropped))
+        self.dropped.update(reader.skipped)
         self.notes = reader.notes()
         self.gold = _deciding_rating(items, gold, self.source)
         self.items = [self._with_gold(item) for item in items if not self._drop(item)]
@@ -122,6 +136,8 @@ class BenchmarkData:
 
     def _drop(self, item: Item) -> bool:
         reason = ""
+        if self.benchmark.row_format == "ratings":
+            return False  # the responses that say nothing are not among them
         if any(conversation.is_empty for conversation in item.conversations):
             reason = EMPTY
         elif item.strength == 0:
@@ -197,7 +213,7 @@ def _choices(
         reader.see(row.fields, [*fields, "domain"] if benchmark.name == "rm-bench" else fields)
         good, bad = (_responses(reader, row, field) for field in fields[1:])
         yield Item(
-            id=str(row.fields.get("id", row.number)),
+            id=_id(row),
             subset=_subset(benchmark, row),
             conversations=(*good, *bad),
             good=len(good),
@@ -216,7 +232,7 @@ def _judgements(
         part = str(row.fields["source"])
         subsets = [name for start, name in JUDGE_BENCH_SOURCES.items() if part.startswith(start)]
         yield Item(
-            id=str(row.fields.get("pair_id", row.number)),
+            id=_id(row, "pair_id"),
             subset=subsets[0] if subsets else part,
             conversations=_labelled_pair(reader, row, "question", fields),
             good=1,
@@ -268,7 +284,7 @@ def _pairs(
     for row in _rows(benchmark, source, dropped):
         pairs = reader.pairs(row)
         for number, (chosen, rejected) in enumerate(pairs, start=1):
-            id = str(row.fields.get("id", row.number))
+            id = _id(row)
             yield Item(
                 id=f"{id}.{number}" if len(pairs) > 1 else id,
                 subset=_subset(benchmark, row),
@@ -284,7 +300,7 @@ def _ratings(
 ) -> Iterator[Item]:
     """A response and columns of ratings; the responses to one prompt are one item."""
     rows = [(row, reader.rated(row)) for row in _rows(benchmark, source, dropped)]
-    names = _rating_names(row for row, _ in rows)
+    names = _rating_names([row for row, _ in rows])
     if rows and not names:
         raise UserError(
             f"{rows[0][0].where}: no rating; expected columns with numbers, or null, in every row"
@@ -292,32 +308,39 @@ def _ratings(
     reader.used.update(names)
     by_prompt: dict[str, list[tuple[Row, Conversation]]] = {}
     for row, conversation in rows:
-        by_prompt.setdefault(prompt_key([conversation]), []).append((row, conversation))
+        if conversation.is_empty:
+            dropped[EMPTY] += 1
+        else:
+            by_prompt.setdefault(prompt_key([conversation]), []).append((row, conversation))
     for number, members in enumerate(by_prompt.values(), start=1):
+        ratings = (
+            {name: rating_field(row.fields, name, row.where) for name in names}
+            for row, _ in members
+        )
         yield Item(
             id=str(number),
             subset="",
             conversations=tuple(conversation for _, conversation in members),
             good=0,
             where=members[0][0].where,
-            ratings=tuple(
-                {
-                    name: number_field(row.fields, name, row.where)
-                    for name in names
-                    if row.fields.get(name) is not None
-                }
-                for row, _ in members
-            ),
+            ratings=tuple({k: v for k, v in r.items() if not math.isnan(v)} for r in ratings),
         )
 
 
-def _rating_names(rows: Iterable[Row]) -> list[str]:
-    """Columns that hold numbers, or nothing, in every row."""
+def _rating_names(rows: Sequence[Row]) -> list[str]:
+    """Columns that hold numbers, or nothing, in every row.
+
+    Raises:
+      UserError: one that decides, if nobody says which, holds something else in a row.
+    """
     numeric: dict[str, bool] = {}
     for row in rows:
         for name, value in row.fields.items():
             if value is not None:
                 numeric[name] = is_number(value) and numeric.get(name, True)
+    for row, name in itertools.product(rows, _DECIDING):
+        if name in row.fields and numeric.get(name) is False:
+            rating_field(row.fields, name, row.where)  # says in which row it is not
     return [name for name, ever in numeric.items() if ever and name not in _NOT_RATINGS]
 
 
@@ -343,15 +366,33 @@ def _rows(benchmark: Benchmark, source: str, dropped: Counter[str]) -> Iterator[
 def _subset(benchmark: Benchmark, row: Row) -> str:
     """Of RM-Bench the domain: a field, or the name of the domain's file."""
     if benchmark.name != "rm-bench":
-        return str(row.fields.get("subset") or "")
+        found = row.fields.get("subset")
+        return "" if found is None else str(found)
     named = str(row.fields.get("domain") or Path(row.where.rpartition(" row ")[0]).stem)
     words = named.removeprefix("rm_bench_").replace("_", "-").split("-")
     return words[0]
 
 
 def _responses(reader: RowReader, row: Row, field: str) -> list[Conversation]:
+    """The conversations of a field that holds one response or a list of them."""
     value = row.fields[field]
-    texts = value if isinstance(value, list) and all(isinstance(v, str) for v in value) else [value]
-    if not texts:
-        raise UserError(f"{row.where}: field {field!r} is empty")
-    return [reader.conversation(row.fields, field, row.where, "prompt", text) for text in texts]
+    if isinstance(value, list) and _is_list_of_responses(value):
+        if not value:
+            raise UserError(f"{row.where}: field {field!r} is empty")
+        parts = enumerate(value, start=1)
+        wheres = [(f"{row.where}, {field} {number}", part) for number, part in parts]
+        return [reader.conversation(row.fields, field, w, "prompt", part) for w, part in wheres]
+    return [reader.conversation(row.fields, field, row.where, "prompt")]
+
+
+def _is_list_of_responses(values: list[Any]) -> bool:
+    """Texts, lists of messages, or several of the assistant's; others are one conversation."""
+    if any(isinstance(value, dict) for value in values):
+        roles = {v.get("role", v.get("from")) for v in values if isinstance(v, dict)}
+        return len(values) > 1 and roles <= {"assistant", "gpt"}
+    return True
+
+
+def _id(row: Row, field: str = "id") -> str:
+    found = row.fields.get(field)
+    return str(row.number if found is None else found)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rmjax.errors import UserError
 from rmjax.evaluation.benchmark_metrics import ScoredBenchmark, model_comparison
 from rmjax.evaluation.benchmark_results import benchmark_results
@@ -103,18 +105,19 @@ def _scored_benchmarks(
 
 
 def write_samples(path: Path, benchmarks: Sequence[ScoredBenchmark], rule: Rule) -> None:
-    """Writes a line for each item: what `read_scores` reads, with values and lengths."""
+    """Writes a line for each item, those that do not count too: what `read_scores` reads."""
     with open(path, "w", encoding="utf-8") as file:
         for part in benchmarks:
-            for item, scores, value in zip(part.items, part.scores, part.values(rule)):
+            for item, scores in zip(part.data.items, part.everything):
                 row = {
                     "benchmark": part.data.label,
                     "subset": item.subset,
                     "id": item.id,
                     "scores": [dict(zip(part.attributes, map(float, s))) for s in scores.scores],
-                    "value": value.tolist(),
+                    "value": np.nan_to_num(rule.values(scores.scores)).tolist(),
                     "good": item.good,
                     "tokens": scores.tokens.tolist(),
                     "cut": scores.cut.tolist(),
+                    "keys": list(scores.keys),
                 }
                 file.write(json.dumps(row) + "\n")

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from rmjax.data.tokenize import unread_notes
 from rmjax.errors import UserError
 from rmjax.evaluation.items import BenchmarkData, Item
 from rmjax.evaluation.score_cache import ItemScores, ScoreCache, score_items
@@ -105,7 +104,7 @@ def score_model(
         "dtype": settings.quantize or dtype,
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "source": scorer.spec.source,
-        "unread": unread_notes(scorer.unread),
+        "unread": scorer.encoder.notes(),
     }
     work = {
         "conversations": scorer.work.conversations,
@@ -213,4 +212,13 @@ def _item_scores(
             f"{path}: id {item.id!r} has {len(scores)} scores of {', '.join(scores[0])}; expected "
             f"{len(item.responses)} of {', '.join(attributes)}"
         )
-    return _without_tokens([[s[name] for name in attributes] for s in scores])
+    found = _without_tokens([[s[name] for name in attributes] for s in scores])
+    known = {name: matches[0].get(name) for name in ("tokens", "cut", "keys")}
+    if any(not isinstance(v, list) or len(v) != len(scores) for v in known.values()):
+        return found  # a file that another program wrote
+    return ItemScores(
+        found.scores,
+        np.asarray(known["tokens"], int),
+        np.asarray(known["cut"], bool),
+        tuple(map(str, known["keys"] or ())),
+    )

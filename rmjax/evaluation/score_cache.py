@@ -39,6 +39,11 @@ class ItemScores:
     cut: Bool[np.ndarray, "n"]
     keys: tuple[str, ...] = ()
 
+    def without(self, which: Bool[np.ndarray, "n"]) -> "ItemScores":
+        """The scores without those of some responses."""
+        keys = tuple(key for key, out in zip(self.keys, which) if not out)
+        return ItemScores(self.scores[~which], self.tokens[~which], self.cut[~which], keys)
+
 
 class ScoreCache:
     """Scores by tokens, in a file of JSON lines to which whole lines are appended.

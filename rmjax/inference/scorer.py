@@ -1,8 +1,7 @@
 """The Python API: `rm = rmjax.load(path)`, `rm.score(messages)`, `rm.compare(prompt, a, b)`."""
 
 import warnings
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from rich.progress import track
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.data.batches import Batches
+from rmjax.data.chat_encoder import ChatEncoder
 from rmjax.data.conversation import (
     Conversation,
     PromptError,
@@ -21,9 +21,8 @@ from rmjax.data.conversation import (
     parse_response,
 )
 from rmjax.data.prefix_groups import prefix_groups
-from rmjax.data.tokenize import unread_notes
 from rmjax.data.tokenized import in_memory
-from rmjax.data.tokenizer import Tokenizer, encode, truncate_left, unread_fields
+from rmjax.data.tokenizer import Tokenizer, truncate_left
 from rmjax.errors import UserError
 from rmjax.inference.batching import scoring_batches
 from rmjax.inference.score_step import make_score, score_batch
@@ -63,7 +62,7 @@ class Scorer:
     Attributes:
       state: changes when a file of the model does.
       work: what has been computed so far.
-      unread: of how many conversations the chat template did not read a field, by its name.
+      encoder: makes tokens, and knows what the chat template does not show.
     """
 
     def __init__(
@@ -81,7 +80,8 @@ class Scorer:
         self.rule, self.over_long, self.share_prompts = rule, over_long, share_prompts
         self.max_length = spec.max_length or model.config.max_position_embeddings
         self.state, self.work = state, Work()
-        self.unread: Counter[str] = Counter()
+        self.encoder = ChatEncoder(tokenizer)
+        self._warned: set[str] = set()
         self._score_rows = make_score(model)
 
     @property
@@ -93,7 +93,7 @@ class Scorer:
         """Scores a conversation that ends with the assistant's response.
 
         Args:
-          conversation: messages, or a mapping of `messages` and `tools`.
+          conversation: messages, or a mapping of `messages`, `system` and `tools`.
 
         Raises:
           UserError: it is none, or is too long.
@@ -127,7 +127,7 @@ class Scorer:
             temperature = None
         return Comparison(first, second, float(values[0] - values[1]), temperature)
 
-    def score_many(self, conversations: Sequence[Any]) -> list[Score]:
+    def score_many(self, conversations: Iterable[Any]) -> list[Score]:
         """Scores conversations, in their order.
 
         What conversations begin with is computed once for as many of them as fit in a row.
@@ -138,6 +138,11 @@ class Scorer:
         Raises:
           UserError: one of them is no conversation, or is too long; it says which.
         """
+        if not isinstance(conversations, Iterable) or isinstance(conversations, str | Mapping):
+            raise UserError(
+                f"score_many takes a list of conversations, found {type(conversations).__name__}"
+            )
+        conversations = list(conversations)
         parsed, names = [], [f"conversation {number}" for number in range(len(conversations))]
         for name, value in zip(names, conversations):
             try:
@@ -152,8 +157,11 @@ class Scorer:
             if conversation.is_empty:
                 raise UserError(f"{name}: the response is empty")
             encoded.append(self.encode(conversation, name))
-        for note in unread_notes(self.unread):
-            warnings.warn(note, stacklevel=3)  # Python says each once
+            if not self.encoder.shows_response(conversation):
+                raise UserError(f"{name}: the chat template shows nothing of the response")
+        for what in sorted(set(self.encoder.unread) - self._warned):
+            warnings.warn(f"the chat template does not show {what}", stacklevel=3)
+        self._warned.update(self.encoder.unread)
         return self.score_encoded(encoded)
 
     def encode(self, conversation: Conversation, where: str) -> Encoded:
@@ -166,11 +174,7 @@ class Scorer:
         Raises:
           UserError: the template refuses it, or it is too long.
         """
-        try:
-            tokens = encode(self.tokenizer, conversation)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
-        self.unread.update(unread_fields(self.tokenizer, conversation))
+        tokens = self.encoder.encode(conversation, where)
         length = len(tokens)
         if length > self.max_length:
             if self.over_long != "truncate_left":

@@ -71,7 +71,7 @@ def load_data(
                 parts.append(fit_pairs(pairs, config, share, align))
     _check_apart(trained, held)
     if data.hold_out:
-        trained, held = map(list, zip(*(hold_out(part, data.hold_out) for part in trained)))
+        trained, held = hold_out(trained, data.hold_out)
     return functools.reduce(join, trained), functools.reduce(join, held) if held else None
 
 

@@ -419,3 +419,25 @@ def test_an_error_of_evaluation_names_file_and_row(model, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=r"p\.jsonl row 2: the conversation is not valid Unicode"):
         score_model(model, [read("pairs", str(path))], SETTINGS, tmp_path)
+
+
+def test_samples_read_back_to_the_same_figures(model, tmp_path):
+    """What was dropped is dropped again: pairs too long, and pairs equal in tokens."""
+    thought = [
+        {"role": "assistant", "content": "x", "reasoning_content": text} for text in ("a", "b")
+    ]
+    rows = [*pairs(6), {"prompt": "p", "chosen": [thought[0]], "rejected": [thought[1]]}]
+    rows.append({"prompt": "p", "chosen": "y" * 300, "rejected": "z"})
+    source = write(tmp_path / "p.jsonl", rows)
+    settings = dataclasses.replace(SETTINGS, over_long="drop")
+
+    def report(name, out):
+        data = read_benchmarks([f"pairs={source}"])
+        (found,) = report_evaluation(name, data, out, settings=settings)["benchmarks"]
+        return found
+
+    first = report(model, tmp_path / "one")
+    assert first["dropped"] == {"chosen equals rejected": 1, "a response is too long": 1}
+    again = report(str(tmp_path / "one" / "samples.jsonl"), tmp_path / "two")
+    for field in ("items", "dropped", "overall", "accuracy"):
+        assert again[field] == first[field], field

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from rmjax.data.conversation import (
@@ -87,6 +89,42 @@ def test_every_writing_of_a_whole_conversation_says_the_same(whole):
     assert parse_conversation(whole) == Conversation(turns("hi", "answer"))
 
 
+def test_a_response_behind_an_open_dialogue_is_text():
+    text = "b\n\nHuman: more\n\nAssistant: c"
+    found = parse_response("\n\nHuman: hi\n\nAssistant:", " " + text)
+    assert found == parse_response(turns("hi"), text) == Conversation(turns("hi", text))
+    assert found.has_marks
+
+
+def test_a_repeated_prompt_is_what_both_writings_say():
+    """Marks in a text are no turns where messages say what it is; no field is lost."""
+    for text in ("Human: a\n\nAssistant: b", "x\n\nAssistant:", "<extra_id_1>User\n"):
+        assert parse_response(text, turns(text, "c")) == Conversation(turns(text, "c"))
+    named = [turns("hi")[0] | {"name": "Bob"}]
+    assert parse_response(named, turns("hi", "a")).messages == [*named, *turns("hi", "a")[1:]]
+    other = [turns("hi")[0] | {"name": "Ann"}, turns("hi", "a")[1]]
+    with pytest.raises(ValueError, match="a message 1 whose 'name' is not the prompt's"):
+        parse_response(named, other)
+
+
+def test_what_stands_beside_messages_is_read():
+    beside = {"messages": turns("hi"), "system": "be kind", "tools": [{"name": "f"}]}
+    expected = Conversation([SYSTEM, *turns("hi", "x")], [{"name": "f"}])
+    assert parse_response(beside, "x") == expected
+    assert parse_conversation(beside | {"messages": turns("hi", "x")}) == expected
+    with pytest.raises(ValueError, match="has 'tools' of its own, which is not the one beside it"):
+        parse_response(beside, "x", tools=[{"name": "g"}])
+    with pytest.raises(ValueError, match="has 'system' of its own"):
+        parse_response(beside, "x", system="be strict")
+
+
+def test_messages_may_be_json_in_a_text():
+    """As a CSV file has them."""
+    assert parse_conversation(json.dumps(turns("hi", "x"))) == Conversation(turns("hi", "x"))
+    assert parse_response(json.dumps(turns("hi")), "[1]") == Conversation(turns("hi", "[1]"))
+    assert parse_response("[1, 2]", "x") == Conversation(turns("[1, 2]", "x"))
+
+
 def test_a_response_may_be_several_turns():
     rest = [
         {"role": "assistant", "content": "Let me see.", "tool_calls": CALL},
@@ -125,7 +163,7 @@ def test_the_systems_turn_may_stand_beside():
         ("hi", turns("other", "x"), "not those of the prompt"),
         ("hi", turns("hi"), "does not end with a turn of 'assistant'"),
         ("hi", 3, "is int"),
-        ("hi", [], "not those of the prompt"),
+        ("hi", [], "is an empty list"),
     ],
 )
 def test_a_response_that_is_none_says_why(prompt, response, said):
@@ -145,6 +183,7 @@ def test_a_response_that_is_none_says_why(prompt, response, said):
         ({"messages": turns("hi", "x"), "tools": "f"}, "'tools' that are no JSON"),
         ({"messages": turns("hi", "x"), "tools": 3}, "'tools' that are int"),
         ({"turns": turns("hi", "x")}, "is dict"),
+        ({"messages": turns("hi", "x"), "sys": "y"}, "has beside its messages 'sys'"),
     ],
     ids=repr,
 )

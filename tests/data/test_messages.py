@@ -34,7 +34,7 @@ def test_sharegpt():
             {"from": "human", "value": "h"},
             {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
             {"from": "observation", "value": "o"},
-            {"from": "gpt", "value": "g"},
+            {"from": "gpt", "value": "g", "reasoning_content": "r", "weight": None},
         ]
     )
     assert found == [
@@ -42,7 +42,7 @@ def test_sharegpt():
         {"role": "user", "content": "h"},
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
         {"role": "tool", "content": "o"},
-        {"role": "assistant", "content": "g"},
+        {"role": "assistant", "content": "g", "reasoning_content": "r"},
     ]
 
 
@@ -64,6 +64,8 @@ def test_sharegpt():
             "has a message 2 whose content has a part of the type 'image_url'",
         ),
         ([{"from": "robot", "value": "x"}], "has a message 1 from 'robot'; known: human"),
+        ([{"from": ["x"], "value": "x"}], "from \"\\['x'\\]\""),
+        ([{"from": "gpt", "value": "x", "content": "y"}], "written twice"),
         ([{"from": "function_call", "value": "f(1)"}], "that is no JSON"),
     ],
     ids=repr,

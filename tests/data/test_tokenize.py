@@ -1,4 +1,5 @@
 import concurrent.futures
+import itertools
 import json
 import math
 from typing import Any
@@ -211,7 +212,8 @@ def test_nothing_left_is_an_error(rows, said, tmp_path):
 
 def test_a_conversation_the_template_refuses_is_named(tmp_path):
     refusing = byte_tokenizer()
-    refusing.chat_template = "{% if messages|length > 2 %}{{ raise_exception('no') }}{% endif %}x"
+    refusing.chat_template = "{% if messages|length > 2 %}{{ raise_exception('no') }}{% endif %}"
+    refusing.chat_template += "{% for m in messages %}{{ m.content }}{% endfor %}"
     marked = "a\n<extra_id_1>Assistant\nb\n<extra_id_1>User\nc"
     source = write(tmp_path / "x.jsonl", [row(), row(prompt=marked)])
     with pytest.raises(UserError, match=r"x\.jsonl row 2: the chat template refuses"):
@@ -279,7 +281,7 @@ def questions(data):
 @pytest.mark.parametrize("share", [0.04, 0.2, 0.5, 0.97])
 def test_hold_out_splits_by_prompt_and_loses_nothing(share, tmp_path):
     data = load(write(tmp_path / "x.jsonl", three_a_prompt()))
-    stays, held = hold_out(data, share)
+    (stays,), (held,) = hold_out([data], share)
     assert not questions(stays) & questions(held)
     assert len(questions(held)) == round(share * 30)
     assert sorted(contents(stays) + contents(held)) == sorted(contents(data))
@@ -300,7 +302,7 @@ def test_hold_out_does_not_depend_on_the_files_order(tmp_path, rng):
     sides = []
     for n in range(3):
         data = load(write(tmp_path / f"{n}.jsonl", [rows[i] for i in rng.permutation(len(rows))]))
-        sides.append([sorted(contents(side)) for side in hold_out(data, 0.3)])
+        sides.append([sorted(contents(side)) for (side,) in hold_out([data], 0.3)])
     assert sides[0] == sides[1] == sides[2]
 
 
@@ -311,7 +313,7 @@ def test_hold_out_tells_prompts_apart_that_truncation_made_alike(tmp_path):
     for n, order in enumerate((rows, rows[::-1], rows[10:] + rows[:10])):
         data = load(write(tmp_path / f"{n}.jsonl", order), over_long="truncate_left")
         assert data.counts["prompts"] == 12
-        sides.append([sorted(contents(side)) for side in hold_out(data, 0.5)])
+        sides.append([sorted(contents(side)) for (side,) in hold_out([data], 0.5)])
     assert sides[0] == sides[1] == sides[2]
 
 
@@ -319,14 +321,14 @@ def test_hold_out_tells_prompts_apart_that_truncation_made_alike(tmp_path):
 def test_hold_out_that_leaves_a_side_empty_is_an_error(share, tmp_path):
     data = load(write(tmp_path / "x.jsonl", three_a_prompt(10)))
     with pytest.raises(UserError, match=r"x\.jsonl: holding out .* of 10 prompts leaves one side"):
-        hold_out(data, share)
+        hold_out([data], share)
 
 
 def test_real_ratings(shared_data):
     source = str(shared_data / "topical_chat_ratings.jsonl")
     data = load(source, attributes=("overall",), label_range=(1.0, 5.0), max_length=4096)
     assert data.counts == {"read": 360, "kept": 360, "prompts": 60}
-    stays, held = hold_out(data, 0.1)
+    (stays,), (held,) = hold_out([data], 0.1)
     assert (len(stays), len(held)) == (324, 36)
 
 
@@ -385,7 +387,7 @@ def test_pairs_that_truncation_makes_equal_are_dropped(tmp_path):
 
 def test_pairs_are_held_out_by_prompt(tmp_path):
     rows = [pair(f"{i % 10}", f"c{i}", f"r{i}") for i in range(40)]
-    kept, held = hold_out(load_pairs(write(tmp_path / "x.jsonl", rows)), 0.3)
+    (kept,), (held,) = hold_out([load_pairs(write(tmp_path / "x.jsonl", rows))], 0.3)
     assert (kept.counts["kept"], held.counts["kept"]) == (28, 12)
     assert held.counts["on the other side of the split"] == 28
     assert kept.chosen[::2].all() and held.chosen[::2].all() and len(held) == 24
@@ -410,7 +412,7 @@ def test_what_siblings_share_is_kept_through_cache_and_split(tmp_path):
     rows = [row(f"prompt {i % 7}", "r" * i) for i in range(1, 30)]
     source = write(tmp_path / "x.jsonl", rows)
     load(source)
-    for part in (load(source), *hold_out(load(source), 0.3)):
+    for part in (load(source), *itertools.chain(*hold_out([load(source)], 0.3))):
         for i in range(len(part)):
             for j in np.flatnonzero(part.prompt_ids == part.prompt_ids[i]).tolist():
                 n = int(part.shared[i])
@@ -462,14 +464,12 @@ def test_what_the_template_does_not_read_is_said(tmp_path):
     rows = [{"messages": messages, "tools": [{}], "a": 1, "b": 2}, row()]
     data = load(write(tmp_path / "x.jsonl", rows))
     assert data.notes == tuple(
-        f"the chat template does not read {field!r}, which 1 conversations have"
-        for field in ("name", "reasoning_content", "tools")
+        f"the chat template does not show {what}, which 1 conversations have"
+        for what in ("'name' of 'user'", "'reasoning_content' of 'assistant'", "'tools'")
     )
     assert load(str(tmp_path / "x.jsonl")).notes == data.notes  # from the cache
-    rows = [
-        pair(chosen=[messages[1]], rejected=[messages[1] | {"reasoning_content": "no"}]),
-        pair(),
-    ]
+    other = messages[1] | {"reasoning_content": "no"}
+    rows = [pair() | {"chosen": [messages[1]], "rejected": [other]}, pair()]
     counts = load(write(tmp_path / "y.jsonl", rows), pairs=True).counts
     assert counts["dropped: chosen equals rejected"] == 1
 
@@ -485,3 +485,16 @@ def test_rows_of_another_split_are_counted(tmp_path):
     }
     assert data.rows.tolist() == [1, 3] and not data.whole
     assert load(write(tmp_path / "y.jsonl", [row()])).whole
+
+
+def test_a_prompt_of_ratings_and_pairs_is_held_out_of_both(tmp_path):
+    """Whatever responses it has there."""
+    rated = load(write(tmp_path / "r.jsonl", [row(f"q{i}", f"r{i}") for i in range(60)]))
+    rows = [pair(f"q{i}", f"good {i}") for i in range(30, 90)]
+    paired = load(write(tmp_path / "p.jsonl", rows), pairs=True)
+    kept, held = hold_out([rated, paired], 0.3)
+    trained, out = (
+        {text for part in side for text in map(int, part.prompt_hashes)} for side in (kept, held)
+    )
+    assert not trained & out and len(out) == round(0.3 * 90)
+    assert {len(part) > 0 for part in (*kept, *held)} == {True}

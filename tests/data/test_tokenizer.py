@@ -406,19 +406,3 @@ def test_llama3s_pad_is_one_of_its_reserved_tokens(pad):
     )
     assert encode(tokenizer, Conversation(MESSAGES)).tolist().count(0) == 1
     assert pad_token_id(tokenizer) == tokenizer.convert_tokens_to_ids(pad)
-
-
-def test_a_role_that_the_template_passes_over_is_an_error():
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = (
-        "{% for m in messages %}{% if m.role in ('user', 'assistant') %}"
-        "{{ m.content }}{% endif %}{% endfor %}"
-    )
-    messages = [
-        {"role": "user", "content": "x"},
-        {"role": "tool", "content": "y"},
-        {"role": "assistant", "content": "z"},
-    ]
-    with pytest.raises(UserError, match="leaves out message 2, of the role 'tool'"):
-        encode(tokenizer, Conversation(messages))
-    encode(_BYTES, Conversation(messages))

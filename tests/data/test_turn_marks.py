@@ -32,8 +32,9 @@ def test_helpsteer2_marks_separate_turns():
     assert split_turns(text) == turns("hi", "hello\n\nthere", "why?\n")
 
 
-def test_a_marked_text_may_start_with_the_system():
-    assert split_turns("<extra_id_1>System\nbe kind\n<extra_id_1>User\nhi") == [
+@pytest.mark.parametrize("number", "01")
+def test_a_marked_text_may_start_with_the_system(number):
+    assert split_turns(f"<extra_id_{number}>System\nbe kind\n<extra_id_1>User\nhi") == [
         {"role": "system", "content": "be kind"},
         {"role": "user", "content": "hi"},
     ]
@@ -52,6 +53,8 @@ DIALOGUE = "\n\nHuman: hi\n\nAssistant: hello\n\nthere\n\nHuman: why?\n\nAssista
 def test_hh_rlhfs_text_is_a_conversation():
     assert split_turns(DIALOGUE) == turns("hi", "hello\n\nthere", "why?", "because")
     assert split_turns(DIALOGUE.lstrip()) == split_turns(DIALOGUE)
+    windows = split_turns("\r\n\r\nHuman: q\r\n\r\nAssistant:")
+    assert windows == turns("q", "")
 
 
 @settings(max_examples=100, deadline=None)
@@ -70,7 +73,13 @@ def test_a_speakers_second_mark_is_part_of_the_turn():
 
 @pytest.mark.parametrize(
     "text",
-    ["Human: After All, a review", "What does\n\nHuman: x\n\nAssistant: y\n\nmean?"],
+    [
+        "Human: After All, a review",
+        "Human: a\n\nHuman: b",
+        "What does\n\nHuman: x\n\nAssistant: y\n\nmean?",
+        "What is <extra_id_1> in T5?",
+        "hi\n<extra_id_1>User",
+    ],
 )
 def test_what_only_contains_marks_is_the_users_turn(text):
     assert split_turns(text) == turns(text)
@@ -80,8 +89,6 @@ def test_what_only_contains_marks_is_the_users_turn(text):
     ("text", "said"),
     [
         ("hi\n<extra_id_1>Bot\nhello", "has a turn of 'Bot'"),
-        ("hi\n<extra_id_1>User", "has a mark '<extra_id_' that begins no turn"),
-        ("<extra_id_0>System\nx\n<extra_id_1>User\nhi", "begins no turn"),
         ("Be kind.\n\nHuman: hi\n\nAssistant:", "does not begin with"),
     ],
 )

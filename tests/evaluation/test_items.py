@@ -190,3 +190,43 @@ def test_conversations_that_part_early_are_shown_from_there(tmp_path):
     (item,) = read("pairs", write(tmp_path / "p.jsonl", rows)).items
     assert item.prompt == sides[0][:1]
     assert item.responses[1] == "assistant: Rome.\n\nuser: more?\n\nassistant: Well"
+
+
+def test_a_missing_rating_is_none_of_the_ratings(tmp_path):
+    """As in training: null, NaN and -100 say that there is none."""
+    rows = [{"prompt": "p", "response": f"r{i}", "helpfulness": n} for i, n in enumerate("abcd")]
+    path = tmp_path / "r.jsonl"
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    for letter, number in zip("abcd", ("-100", "NaN", "null", "3")):
+        text = text.replace(f'"{letter}"', number)
+    path.write_text(text)
+    (item,) = read("ratings", path).items
+    assert item.ratings == ({}, {}, {}, {"helpfulness": 3.0})
+    rows = [
+        {"prompt": "p", "response": r, "helpfulness": n, "n": 1} for r, n in (("a", 1), ("b", "3"))
+    ]
+    with pytest.raises(UserError, match="row 2: field 'helpfulness' is '3', expected a number"):
+        read("ratings", write(tmp_path / "s.jsonl", rows))
+
+
+def test_an_empty_response_is_left_out_of_its_prompt(tmp_path):
+    rows = [{"prompt": "p", "response": r, "overall": n} for n, r in enumerate(["a", " ", "b"])]
+    data = read("ratings", write(tmp_path / "r.jsonl", rows))
+    assert [item.responses for item in data.items] == [("a", "b")]
+    assert data.dropped == {"an empty response": 1}
+
+
+def test_best_of_n_in_messages(tmp_path):
+    said = [[{"role": "assistant", "content": t}] for t in "ab"]
+    whole = [{"role": "user", "content": "Why?"}, said[0][0]]
+    rows = [
+        {"prompt": "Why?", "chosen": said[0], "rejected": [said[1][0], said[0][0]], "id": None},
+        {"prompt": "Why?", "chosen": ["x"], "rejected": [said[1], said[0]], "subset": 0},
+        {"prompt": None, "chosen": whole, "rejected": whole[:1] + said[1]},
+    ]
+    found = read("best-of-n", write(tmp_path / "r.jsonl", rows)).items
+    assert [(i.id, i.subset, i.responses) for i in found] == [
+        ("1", "", ("a", "b", "a")),
+        ("2", "0", ("x", "b", "a")),
+        ("3", "", ("a", "b")),
+    ]

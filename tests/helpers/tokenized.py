@@ -18,6 +18,7 @@ def make_data(lengths, groups=None, attributes=2, seed=0):
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         labels=labels,
         prompt_ids=groups,
+        prompt_hashes=groups.astype(np.int64),
         shared=shared_prefixes(np.split(tokens, np.cumsum(lengths)[:-1]), groups),
         rows=np.arange(1, len(lengths) + 1, dtype=np.int32),
         chosen=np.zeros(len(lengths), bool),

@@ -1,0 +1,132 @@
+"""Conversations to tokens, with an account of what the chat template does not show of them."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+
+from rmjax.data.conversation import Conversation
+from rmjax.data.messages import SAYS, Message
+from rmjax.data.tokenizer import Tokenizer, encode, render
+from rmjax.errors import UserError
+
+_Shape = tuple[str, tuple[str, ...], bool, bool, bool, bool]
+
+
+class ChatEncoder:
+    """Makes tokens of conversations; training, evaluation and scoring use one each.
+
+    Whether a template shows a field is tried, once for each kind of message: its role, which fields
+    it has and where it stands. A template may name a field and yet pass over it.
+
+    Attributes:
+      tokenizer: the model's.
+      unread: of how many conversations the template does not show something, by what it is.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        """Nothing has been seen."""
+        self.tokenizer = tokenizer
+        self.unread: Counter[str] = Counter()
+        self._hidden: dict[_Shape, frozenset[str]] = {}
+        self._tools_hidden: bool | None = None
+
+    def encode(self, conversation: Conversation, where: str) -> np.ndarray:
+        """Token ids [length] int32; the reward is read at the last one.
+
+        Args:
+          conversation: any; an empty response too.
+          where: what messages call it.
+
+        Raises:
+          UserError: the template refuses it, or passes over what somebody says.
+        """
+        try:
+            tokens = encode(self.tokenizer, conversation)
+            hidden = self._hidden_fields(conversation)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        unread = {
+            f"{field!r} of {message['role']!r}"
+            for message, fields in zip(conversation.messages, hidden)
+            for field in fields
+        }
+        if conversation.tools and self._hides_tools(conversation):
+            unread.add("'tools'")
+        self.unread.update(unread)
+        return tokens
+
+    def shows_response(self, conversation: Conversation) -> bool:
+        """Whether anything of the response is among the tokens."""
+        last = conversation.messages[-1]
+        said = {field for field in ("content", *SAYS) if last.get(field)}
+        return bool(said - self._hidden_fields(conversation)[-1])
+
+    def notes(self) -> list[str]:
+        """What the template does not show, in words."""
+        return unread_notes(self.unread)
+
+    def _hidden_fields(self, conversation: Conversation) -> list[frozenset[str]]:
+        """For each message the fields that the template does not show."""
+        messages = conversation.messages
+        last_user = max(i for i, message in enumerate(messages) if message["role"] == "user")
+        found = []
+        for number, message in enumerate(messages):
+            shape = (
+                message["role"],
+                tuple(sorted(field for field in message if message[field])),
+                number == 0,
+                number == len(messages) - 1,
+                number > last_user,
+                bool(conversation.tools),
+            )
+            if shape not in self._hidden:
+                self._hidden[shape] = self._try(conversation, number)
+            found.append(self._hidden[shape])
+        return found
+
+    def _try(self, conversation: Conversation, number: int) -> frozenset[str]:
+        message = conversation.messages[number]
+        fields = [field for field in message if message[field] and field != "role"]
+        hidden = frozenset(
+            f for f in fields if self._same(conversation, number, _without(message, f))
+        )
+        if "content" in hidden and not (message["role"] == "system" or message.get("tool_calls")):
+            raise UserError(
+                f"the chat template leaves out the content of message {number + 1}, of the role "
+                f"{message['role']!r}; give it a role that the template shows, or another template"
+            )
+        return hidden
+
+    def _same(self, conversation: Conversation, number: int, other: Message) -> bool:
+        """Whether the conversation reads the same with another message in this place."""
+        messages = conversation.messages
+        changed = [*messages[:number], other, *messages[number + 1 :]]
+        return self._reads_same(conversation, Conversation(changed, conversation.tools))
+
+    def _hides_tools(self, conversation: Conversation) -> bool:
+        if self._tools_hidden is None:
+            bare = Conversation(conversation.messages)
+            self._tools_hidden = self._reads_same(conversation, bare)
+        return self._tools_hidden
+
+    def _reads_same(self, one: Conversation, other: Conversation) -> bool:
+        try:
+            return render(self.tokenizer, one) == render(self.tokenizer, other)
+        except UserError:  # the template minds the difference
+            return False
+
+
+def _without(message: Message, field: str) -> Message:
+    """A message that lacks a field, or says more where that is its content."""
+    if field == "content":
+        return message | {"content": f"{message['content']} more"}
+    return {k: v for k, v in message.items() if k != field}
+
+
+def unread_notes(unread: Mapping[str, int]) -> list[str]:
+    """What a chat template does not show, in words, from how many conversations have it."""
+    return [
+        f"the chat template does not show {what}, which {count:,} conversations have"
+        for what, count in sorted(unread.items())
+    ]
