@@ -20,13 +20,18 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from rmjax.models.inputs import Rows
 from rmjax.runtime.sharding import ACTIVATION_AXES, PARAMETER_AXES, Sharding
 
 _LOGITS = 1 << 26  # logits computed at once on a device: 256 MiB
 _LANES = 128  # places of a chunk are a multiple of this, which matrix units want
 
-_ROWS, _LENGTH = ACTIVATION_AXES["row"], ACTIVATION_AXES["length"]
-_EMBED, _VOCAB = PARAMETER_AXES["embed"], PARAMETER_AXES["vocab"]
+_ROWS: Any = ACTIVATION_AXES["row"]
+_LENGTH: Any = ACTIVATION_AXES["length"]
+_EMBED: Any = PARAMETER_AXES["embed"]
+_VOCAB: Any = PARAMETER_AXES["vocab"]
+# Devices that hold other places, and the same part of the matrix.
+_REPLICAS = tuple(axis for axis in (*_ROWS, _LENGTH) if axis not in _EMBED)
 _PLACES, _HIDDEN, _MATRIX = P(_ROWS, _LENGTH), P(_ROWS, _LENGTH), P(_EMBED, _VOCAB)
 
 
@@ -61,7 +66,28 @@ def log_probabilities(
       wanted: which places are computed.
       sharding: the mesh.
     """
-    return LogProbabilities(*_computed(hidden, matrix, targets, wanted, sharding))
+    computed: Any = _computed(hidden, matrix, targets, wanted, sharding)
+    return LogProbabilities._make(computed)
+
+
+def next_tokens(rows: Rows) -> Int32[Array, "B L"]:
+    """The token behind each place. It is the sample's own next one in all places but two kinds:
+
+    at the end of a sample there is none, and behind a shared prefix each sample goes on by itself.
+    """
+    return jnp.roll(rows.tokens, -1, axis=1)
+
+
+def sums_of_samples(values: Float32[Array, "B L"], rows: Rows) -> Float32[Array, "B S"]:
+    """Sums over the places of each sample that predict a token of its own; 0 in empty slots.
+
+    Its last place predicts none, and the prefix that it shares is nobody's own.
+    """
+    ends = rows.last_token_index
+    begins = jnp.take_along_axis(rows.masked_end, ends, axis=1)
+    places = jax.lax.broadcasted_iota(jnp.int32, (*ends.shape, values.shape[1]), 2)
+    own = (places >= begins[:, :, None]) & (places < ends[:, :, None])
+    return jnp.sum(jnp.where(own, values[:, None, :], 0.0), axis=2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -87,14 +113,14 @@ def _forward(
 def _backward(
     sharding: Sharding, residuals: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, None, None]:
-    by_hidden, by_matrix = jax.shard_map(
+    gradients: Any = jax.shard_map(
         _gradients,
         mesh=sharding.mesh,
         in_specs=(_HIDDEN, _MATRIX, *[_PLACES] * 6),
         out_specs=(_HIDDEN, _MATRIX),
         check_vma=False,
-    )(*residuals, *cotangents)
-    return by_hidden, by_matrix, None, None
+    )
+    return *gradients(*residuals, *cotangents), None, None
 
 
 _computed.defvjp(_forward, _backward)
@@ -176,8 +202,7 @@ def _gradients(
     by_states, by_weights = _in_chunks(chunk, start, _flat(wanted), weights.shape[1])
     by_states = jax.lax.psum(by_states, _VOCAB)
     by_weights = jax.lax.psum_scatter(by_weights, _EMBED, scatter_dimension=0, tiled=True)
-    others = tuple(axis for axis in (*_ROWS, _LENGTH) if axis not in _EMBED)
-    by_weights = jax.lax.psum(by_weights, others) if others else by_weights
+    by_weights = jax.lax.psum(by_weights, _REPLICAS)
     return by_states.reshape(hidden.shape).astype(hidden.dtype), by_weights.astype(matrix.dtype)
 
 
