@@ -193,6 +193,7 @@ def _concatenated(data: TokenizedData, samples: np.ndarray) -> np.ndarray | None
 
 def join(rated: TokenizedData, pairs: TokenizedData) -> TokenizedData:
     """Rated samples and then pairs; a prompt that both have counts as two."""
+    assert (rated.spoken is None) == (pairs.spoken is None)
     digest = hashlib.sha256(f"{rated.key} {pairs.key}".encode())
 
     def both(name: str) -> np.ndarray:
@@ -208,6 +209,7 @@ def join(rated: TokenizedData, pairs: TokenizedData) -> TokenizedData:
         rows=both("rows"),
         chosen=both("chosen"),
         strengths=both("strengths"),
+        spoken=None if rated.spoken is None else both("spoken"),
         counts={f"ratings {name}": count for name, count in rated.counts.items()}
         | {f"pairs {name}": count for name, count in pairs.counts.items()},
         source=f"{rated.source} and {pairs.source}",
