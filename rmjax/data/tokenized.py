@@ -10,6 +10,9 @@ from jaxtyping import Bool, Float32, Int, Int32, Int64
 from rmjax.data.row_layout import common_prefix
 from rmjax.errors import UserError
 
+# The label column that holds the log-probability of a sample's response by a reference policy.
+REFERENCE = "reference_log_probability"
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenizedData:

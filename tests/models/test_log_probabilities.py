@@ -1,6 +1,7 @@
 """Log-probabilities of a policy's tokens: against transformers, in any rows, on any mesh."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.checks import known
 from helpers.hf_models import TALK, save_hf
 from helpers.models import one_device, tiny_llama
 from rmjax.checkpoints.hf_mapping import hf_keys, to_hf
@@ -65,7 +67,7 @@ def siblings(rng, sizes, prompt=(2, 20), response=(1, 12)):
     return tokens, spoken, prompts
 
 
-def laid_out(tokens, spoken, prompts, shape, *, share, packing):
+def laid_out(tokens, spoken, prompts, shape, *, share, packing) -> tuple[Any, Any, np.ndarray]:
     """Rows of all samples, the places that predict, and the sample of each slot."""
     data, order = in_memory(tokens, prompts, spoken)
     rows = plan_rows(data, np.arange(len(data)), shape, packing=packing, share=share)
@@ -246,7 +248,7 @@ def test_responses_that_begin_alike_are_counted_each():
 # ---- the function alone -------------------------------------------------------------------------
 
 
-def numbers(rng, rows=8, length=64, width=16, words=264):
+def numbers(rng, rows=8, length=64, width=16, words=264) -> tuple[Any, ...]:
     """States, a matrix, targets, and which places are wanted."""
     states = rng.standard_normal((rows, length, width)).astype(np.float32)
     matrix = rng.standard_normal((width, words)).astype(np.float32)
@@ -281,7 +283,7 @@ def test_chunks_and_shards_give_what_a_softmax_of_all_logits_gives(sizes, rng, m
     gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     (_, found), grads = gradient(*placed)
     for ours, theirs in zip((*found, *grads), (tokens, entropy, h.grad, w.grad), strict=True):
-        np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-5, atol=2e-5)
+        np.testing.assert_allclose(ours, known(theirs).detach().numpy(), rtol=1e-5, atol=2e-5)
 
 
 def test_places_that_are_not_wanted_are_not_looked_at(rng):
@@ -307,7 +309,7 @@ def test_in_bfloat16_sums_over_places_stay_in_float32(monkeypatch):
     monkeypatch.setattr(module, "_LOGITS", 1)
     states = jnp.ones((8, 1024, 8), jnp.bfloat16)
     matrix = np.linspace(-1, 1, 8 * 24).reshape(8, 24).astype(np.float32)
-    targets = np.zeros((8, 1024), np.int32)
+    targets: Any = np.zeros((8, 1024), np.int32)
 
     def gradient(wanted):
         def loss(matrix):
@@ -349,7 +351,7 @@ def test_memory_does_not_grow_with_places_times_words(sizes):
             )
             .compile()
         )
-        return compiled.memory_analysis().temp_size_in_bytes
+        return known(compiled.memory_analysis()).temp_size_in_bytes
 
     small, large = temporary(512), temporary(4096)
     places = 8 * (4096 - 512) // sharding.row_shards
@@ -371,6 +373,6 @@ def test_a_frozen_head_is_not_differentiated():
         abstract = model.abstract()
         free = {path: abstract.pop(path) for path in paths}
         compiled = jax.jit(jax.grad(loss)).lower(free, abstract).compile()
-        return compiled.as_text().count(" dot(")
+        return known(compiled.as_text()).count(" dot(")
 
     assert products("final_norm") == products("final_norm", LM_HEAD.path) - 1
