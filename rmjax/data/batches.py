@@ -163,12 +163,12 @@ def make_policy_targets(
       rows: in which they stand.
     """
     there = samples >= 0
-    lengths, reference = np.zeros((2, *samples.shape), np.float32)
+    lengths, reference = (np.zeros(samples.shape, np.float32) for _ in range(2))
     lengths[there] = [data.spoken_in(sample).sum() for sample in samples[there]]
     if REFERENCE in data.attributes:
         reference[there] = data.labels[samples[there], data.attributes.index(REFERENCE)]
-    rejected = (samples > 0) & data.chosen[samples - 1]
-    imitated = (there & ~rejected).astype(np.float32)
+    rejected = np.concatenate([[False], data.chosen[:-1]])
+    imitated = (there & ~rejected[samples]).astype(np.float32)
     responses: Any = (predicting(data, samples, rows), lengths, imitated, reference)
     return PolicyTargets(Responses._make(responses), _pairs(data, samples))
 
