@@ -167,8 +167,9 @@ def make_policy_targets(
     lengths[there] = [data.spoken_in(sample).sum() for sample in samples[there]]
     if REFERENCE in data.attributes:
         reference[there] = data.labels[samples[there], data.attributes.index(REFERENCE)]
-    rejected = np.concatenate([[False], data.chosen[:-1]])
-    imitated = (there & ~rejected[samples]).astype(np.float32)
+    # Of a pair the chosen one, and of a tie neither.
+    refused = np.concatenate([[False], data.chosen[:-1]]) | (data.chosen & (data.strengths == 0))
+    imitated = (there & ~refused[samples]).astype(np.float32)
     responses: Any = (predicting(data, samples, rows), lengths, imitated, reference)
     return PolicyTargets(Responses._make(responses), _pairs(data, samples))
 

@@ -107,6 +107,22 @@ def test_settings_that_mean_nothing_are_errors(text, beta, settings, said):
         make_policy_objective(text, beta, PreferenceConfig(**settings))
 
 
+def test_of_a_pair_the_chosen_response_is_imitated_and_of_a_tie_none(rng):
+    data = pairs_of_responses(rng, 3)
+    strengths = np.where(np.arange(6) == 2, 0, data.strengths).astype(np.float32)
+    data = dataclasses.replace(data, strengths=strengths)
+    batches = training_batches(data, [np.arange(6)], row_shape(data, rows=1, length=128))
+    samples, there = batches[0].samples, batches[0].targets
+    assert isinstance(there, PolicyTargets)
+    responses = there.responses
+    order = samples[samples >= 0]
+    np.testing.assert_array_equal(np.isin(order, [0, 4]), responses.imitated[samples >= 0])
+    lengths = [data.spoken_in(i).sum() for i in order]
+    np.testing.assert_array_equal(responses.lengths[samples >= 0], lengths)
+    assert not responses.lengths[samples < 0].any()
+    assert responses.predicting.sum() == sum(lengths)
+
+
 # ---- steps --------------------------------------------------------------------------------------
 
 
