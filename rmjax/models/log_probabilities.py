@@ -23,8 +23,9 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 from rmjax.models.inputs import Rows
 from rmjax.runtime.sharding import ACTIVATION_AXES, PARAMETER_AXES, Sharding
 
-_LOGITS = 1 << 26  # logits computed at once on a device: 256 MiB
-_LANES = 128  # places of a chunk are a multiple of this, which matrix units want
+# Places computed at once on a device: 525 MB of logits of 128k words. With fewer, adding to the
+# matrix' gradient, whose time does not depend on them, would take as long as the products.
+_CHUNK = 1024
 
 _ROWS: Any = ACTIVATION_AXES["row"]
 _LENGTH: Any = ACTIVATION_AXES["length"]
@@ -155,7 +156,7 @@ def _values(
 
     # What a place has that is not computed: any finite numbers whose logarithm is one.
     nothing = jnp.broadcast_to(jnp.asarray([0.0, 1.0, 0.0, 0.0], jnp.float32), (len(states), 4))
-    found = _in_chunks(chunk, nothing, _flat(wanted), weights.shape[1])
+    found = _in_chunks(chunk, nothing, _flat(wanted))
     largest, total, moment, target = found.T
     # Each device's sums are of exp(logit - its own largest one): bring them to the largest of all.
     overall = jax.lax.pmax(largest, _VOCAB)
@@ -199,7 +200,7 @@ def _gradients(
         return by_states, by_weights + product("cd,cv->dv", taken, by_logits)
 
     start = jnp.zeros(states.shape, jnp.float32), jnp.zeros(weights.shape, jnp.float32)
-    by_states, by_weights = _in_chunks(chunk, start, _flat(wanted), weights.shape[1])
+    by_states, by_weights = _in_chunks(chunk, start, _flat(wanted))
     by_states = jax.lax.psum(by_states, _VOCAB)
     by_weights = jax.lax.psum_scatter(by_weights, _EMBED, scatter_dimension=0, tiled=True)
     by_weights = jax.lax.psum(by_weights, _REPLICAS)
@@ -210,14 +211,13 @@ def _in_chunks(
     chunk: Callable[[Int32[Array, "C"], Any], Any],
     start: Any,
     wanted: Bool[Array, "N"],
-    vocabulary: int,
 ) -> Any:
-    """`chunk` applied to the wanted places, so many at a time as the memory for logits allows.
+    """`chunk` applied to the wanted places, `_CHUNK` at a time, one result to the next.
 
     The last chunk is filled up with the place `N`, which does not exist: see `_take`.
     """
     count = len(wanted)
-    size = min(count, max(1, _LOGITS // (vocabulary * _LANES)) * _LANES)
+    size = min(count, _CHUNK)
     whole = math.ceil(count / size) * size
     (places,) = jnp.nonzero(wanted, size=whole, fill_value=count)
     places = places.astype(jnp.int32)

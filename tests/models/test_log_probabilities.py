@@ -259,7 +259,7 @@ def numbers(rng, rows=8, length=64, width=16, words=264) -> tuple[Any, ...]:
 @pytest.mark.parametrize("sizes", [{}, *ON_EIGHT], ids=str)
 def test_chunks_and_shards_give_what_a_softmax_of_all_logits_gives(sizes, rng, monkeypatch):
     """Values, entropies and all gradients, against torch; several chunks, the last one not full."""
-    monkeypatch.setattr(module, "_LOGITS", 128)
+    monkeypatch.setattr(module, "_CHUNK", 24)
     states, matrix, targets, wanted = numbers(rng)
     by_tokens, by_entropy = rng.standard_normal((2, *targets.shape)).astype(np.float32)
 
@@ -306,7 +306,7 @@ def test_places_that_are_not_wanted_are_not_looked_at(rng):
 
 def test_in_bfloat16_sums_over_places_stay_in_float32(monkeypatch):
     """The matrix' gradient over 8,192 equal places is so many times that of one."""
-    monkeypatch.setattr(module, "_LOGITS", 1)
+    monkeypatch.setattr(module, "_CHUNK", 128)
     states = jnp.ones((8, 1024, 8), jnp.bfloat16)
     matrix = np.linspace(-1, 1, 8 * 24).reshape(8, 24).astype(np.float32)
     targets: Any = np.zeros((8, 1024), np.int32)
