@@ -46,7 +46,8 @@ from helpers.paths import ROOT
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Workers for `-n auto`: none for a single test or file, which starts sooner without."""
     one = len(config.args) == 1 and ".py" in config.args[0]
-    return 0 if one else min(len(os.sched_getaffinity(0)), 4)  # each takes two gigabytes
+    # One more than cores, since some tests wait for other processes. Each takes two gigabytes.
+    return 0 if one else min(len(os.sched_getaffinity(0)) + 1, 4)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ from rmjax.data.batches import Batches
 from rmjax.data.planning import group_length, row_shape
 from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenize import load_tokenized
-from rmjax.data.tokenized import TokenizedData, hold_out, join, subset
+from rmjax.data.tokenized import REFERENCE, TokenizedData, hold_out, join, subset
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
 from rmjax.models.attention.dispatch import alignment
@@ -108,6 +108,8 @@ def _load(
     )
     if objective.levels and not pairs:
         _check_levels(data)
+    if objective.reference:
+        check_reference(data)
     if pairs and objective.strengths:
         unknown = np.flatnonzero(np.isnan(data.strengths))
         if len(unknown):
@@ -120,6 +122,20 @@ def _load(
         if split == "train" and not pairs and name != unrated and np.isnan(labels).all():
             raise UserError(f"{data.source}: attribute {name!r} has no label in any sample")
     return data
+
+
+def check_reference(data: TokenizedData) -> None:
+    """Raises a `UserError` unless every sample has a reference policy's log-probability."""
+    found = REFERENCE in data.attributes
+    column = (
+        data.labels[:, data.attributes.index(REFERENCE)] if found else np.full(len(data), np.nan)
+    )
+    missing = np.flatnonzero(np.isnan(column))
+    if len(missing):
+        raise UserError(
+            f"{data.where(int(missing[0]))}: no {REFERENCE!r}, which the objective compares the "
+            f"policy's with; {len(missing)} of {len(data)} samples have none"
+        )
 
 
 def _check_levels(data: TokenizedData) -> None:
