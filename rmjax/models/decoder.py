@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int32
 
+from rmjax.models.attention.cached import Kept, Seen, attend_kept
 from rmjax.models.attention.dispatch import AttentionPlan, attention, prepare
 from rmjax.models.attention.mask import RESULT, Layout
 from rmjax.models.inputs import Rows
@@ -29,19 +30,32 @@ _POLICIES = {
 }
 REMAT = tuple(_POLICIES)
 
+KeysValues = tuple[Float[Array, "... B L K H"], Float[Array, "... B L K H"]]
+
 
 class Block(Layer):
-    """One decoder layer."""
+    """One decoder layer.
+
+    Attributes:
+      keys_wanted: whether it gives the keys and values of its tokens, for those that follow.
+    """
+
+    keys_wanted: bool = False
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        layout: Layout | AttentionPlan,
+        layout: Layout | AttentionPlan | Seen,
         cos: jax.Array,
         sin: jax.Array,
-    ) -> tuple[Float[Array, "B L D"], None]:
-        """Returns the residual stream after this layer, as `nn.scan` wants its carry."""
+        kept: Kept | None = None,
+    ) -> tuple[Float[Array, "B L D"], KeysValues | None]:
+        """Returns the residual stream after this layer, and keys and values if they are wanted.
+
+        Tokens attend to each other as `layout` says; or each is a row's new one and attends to what
+        is kept of the layer.
+        """
         config = self.config
         with jax.named_scope("attention"):
             y = rms_norm(x, self.weight("layers/attention_norm"), config.rms_norm_eps)
@@ -53,7 +67,12 @@ class Block(Layer):
             k = self.place(rotate(k, cos, sin), "row", "length", "kv_heads", "head_dim")
             v = self.place(v, "row", "length", "kv_heads", "head_dim")
             q, k, v = map(checkpoint_name, (q, k, v), ("q", "k", "v"))
-            y = self.linear("blnh,nhd->bld", attention(q, k, v, layout), "layers/o", bias)
+            if isinstance(layout, Seen):
+                assert kept is not None
+                y = attend_kept(q, k, v, kept, layout)
+            else:
+                y = attention(q, k, v, layout)
+            y = self.linear("blnh,nhd->bld", y, "layers/o", bias)
             x = self.place(x + y, "row", "length", "embed")
         with jax.named_scope("mlp"):
             y = rms_norm(x, self.weight("layers/mlp_norm"), config.rms_norm_eps)
@@ -62,13 +81,12 @@ class Block(Layer):
             y = self.place(jax.nn.silu(gate) * up, "row", "length", "mlp")
             y = self.linear("blf,fd->bld", y, "layers/down", config.mlp_bias)
             x = self.place(x + y, "row", "length", "embed")
-        return x, None
+        return x, (k, v) if self.keys_wanted else None
 
 
 class Decoder(Layer):
     """Rows of tokens to hidden states: embed, layers, final norm."""
 
-    @nn.compact
     def __call__(
         self, rows: Rows, positions: Int32[Array, "B P"] | None = None
     ) -> Float[Array, "B P D"]:
@@ -81,11 +99,50 @@ class Decoder(Layer):
         Returns:
           Their states, in the dtype of the computation; arbitrary finite numbers in padding.
         """
+        return self._run(rows.tokens, rows.positions, self._plan(rows), wanted=positions)[0]
+
+    def keys_values(self, rows: Rows) -> KeysValues:
+        """The keys, rotated, and the values of tokens, with the layers in front."""
+        return self._run(rows.tokens, rows.positions, self._plan(rows), keys_wanted=True)[1]
+
+    def extend(
+        self, tokens: Int32[Array, "B 1"], positions: Int32[Array, "B 1"], kept: Kept, seen: Seen
+    ) -> tuple[Float[Array, "B 1 D"], KeysValues]:
+        """The hidden states of one new token a row, behind tokens whose keys and values are kept.
+
+        Args:
+          tokens: the new ones.
+          positions: of each in its own sample.
+          kept: keys and values of the tokens before, with the layers in front.
+          seen: which of these each row sees.
+
+        Returns:
+          The states, as `__call__` gives them; keys and values of the new tokens.
+        """
+        return self._run(tokens, positions, seen, kept, keys_wanted=True)
+
+    def _plan(self, rows: Rows) -> Layout | AttentionPlan:
+        layout = Layout(rows.segment_ids, rows.masked_start, rows.masked_end)
+        if self.is_initializing():  # with rows that are shorter than any kernel wants
+            return layout
+        return prepare(self.options.attention, layout, self.options.sharding)
+
+    @nn.compact
+    def _run(
+        self,
+        tokens: Int32[Array, "B L"],
+        token_positions: Int32[Array, "B L"],
+        layout: Layout | AttentionPlan | Seen,
+        kept: Kept | None = None,
+        *,
+        wanted: Int32[Array, "B P"] | None = None,
+        keys_wanted: bool = False,
+    ) -> Any:
         config, options = self.config, self.options
         # Rows are looked up before they are rounded: the gradient sums many tokens' in float32.
-        x = self.weight("embed")[rows.tokens].astype(options.dtype)
+        x = self.weight("embed")[tokens].astype(options.dtype)
         x = self.place(x, "row", "length", "embed")
-        cos, sin = angles(rows.positions, inverse_frequencies(config.rope, config.head_dim))
+        cos, sin = angles(token_positions, inverse_frequencies(config.rope, config.head_dim))
 
         block = Block
         if options.remat != "none":
@@ -94,15 +151,12 @@ class Decoder(Layer):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
             length=config.num_hidden_layers,
-        )
-        layout: Any = Layout(rows.segment_ids, rows.masked_start, rows.masked_end)
-        if not self.is_initializing():  # whose rows are shorter than any kernel wants
-            layout = prepare(options.attention, layout, options.sharding)
-        x, _ = layers(config, options, self.lora, name="layers")(x, layout, cos, sin)
+        )(config, options, self.lora, keys_wanted, name="layers")
+        x, keys = layers(x, layout, cos, sin, kept)
 
         with jax.named_scope("head"):
-            if positions is not None:
-                x = jnp.take_along_axis(x, positions[:, :, None], axis=1)
-            return rms_norm(x, self.weight("final_norm"), config.rms_norm_eps)
+            if wanted is not None:
+                x = jnp.take_along_axis(x, wanted[:, :, None], axis=1)
+            return rms_norm(x, self.weight("final_norm"), config.rms_norm_eps), keys
