@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import open_pretrained
