@@ -8,16 +8,19 @@ own token, C token of a chunk, B and L rows of prompts
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
+from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
 from rmjax.generation.choice import Rule, choose, uniform
 from rmjax.models.attention.cached import KEPT_AXES, Kept, Seen
+from rmjax.models.attention.dispatch import platform
+from rmjax.models.decoder import KeysValues, split_layers
 from rmjax.models.inputs import Rows
 from rmjax.models.model import Model
 from rmjax.models.parameters import Params
@@ -82,80 +85,89 @@ class Shape:
     slots: int
 
 
+Cache = Kept | list[Kept]  # with the layers in front, or layer by layer; see `split_layers`
+
+
 @dataclasses.dataclass(frozen=True)
 class Programs:
     """The compiled functions of a model.
 
     Attributes:
+      prepare: params -> params as `sample` takes them: on CPUs the layers one by one, a copy.
       make_cache: zeros of a `Shape`.
-      insert: (params, kept, rows, source [G, P]) -> kept with the keys and values of the tokens of
-        `rows`: place p of group g gets those of token `source[g, p]`, counted through the rows; -1
-        leaves it as it is. `kept` is donated.
-      move: (kept, source [W]) -> kept in which slot w has what slot `source[w]` had.
-      sample: (params, kept, states, step, seed, ends, rule) -> kept, `Sampled`, a chunk of tokens.
-        Tokens that are read in `step` go to the slot step % W. A row ends with one of `ends` [E],
-        or at its limit. `kept` is donated.
+      insert: (params, cache, rows, source [G, P]) -> the cache with the keys and values of the
+        tokens of `rows`: place p of group g gets those of token `source[g, p]`, counted through the
+        rows; -1 leaves it as it is. The cache is donated.
+      move: (cache, source [W]) -> a cache in which slot w has what slot `source[w]` had.
+      sample: (prepared params, cache, states, step, seed, ends, rule) -> cache, `Sampled`, a chunk
+        of tokens. Tokens that are read in `step` go to the slot step % W. A row ends with one of
+        `ends` [E], or at its limit. The cache is donated.
     """
 
-    make_cache: Callable[[Shape], Kept]
-    insert: Callable[..., Kept]
-    move: Callable[..., Kept]
-    sample: Callable[..., tuple[Kept, Sampled]]
+    prepare: Callable[[Params], Params]
+    make_cache: Callable[[Shape], Cache]
+    insert: Callable[..., Cache]
+    move: Callable[..., Cache]
+    sample: Callable[..., tuple[Cache, Sampled]]
 
 
 def make_programs(model: Model) -> Programs:
     """The functions that sample from a model with a language-model head."""
-    sharding = model.options.sharding
-    options = compiler_options(sharding.mesh)
-    placed = Kept(*(sharding.activation(axes) for axes in KEPT_AXES))
+    sharding, depth = model.options.sharding, model.config.num_hidden_layers
+    apart = platform(sharding) == "cpu"
+    whole = Kept(*(sharding.activation(axes) for axes in KEPT_AXES))
+    one = Kept(*(sharding.activation(axes[1:]) for axes in KEPT_AXES))
+    placed: Any = [one] * depth if apart else whole
 
-    def insert(params: Params, kept: Kept, rows: Rows, source: jax.Array) -> Kept:
+    def prepare(params: Params) -> Params:
+        if not apart:
+            return params
+        return {**params, "layers": split(params["layers"])}
+
+    def make_cache(shape: Shape) -> Cache:
+        shapes = cache_shapes(model, shape)
+
+        def zeros() -> Cache:
+            made = jax.tree.map(lambda wanted: jnp.zeros(wanted.shape, wanted.dtype), shapes)
+            return split_layers(made, depth) if apart else made
+
+        return jax.jit(zeros, out_shardings=placed)()
+
+    def insert(params: Params, cache: Cache, rows: Rows, source: jax.Array) -> Cache:
         new: Any = model.decoder.apply({"params": params}, rows, method="keys_values")
-        index = jnp.maximum(source, 0)
+        if apart:
+            layers = zip(cache, split_layers(new, depth), strict=True)
+            return [_insert(kept, keys_values, source) for kept, keys_values in layers]
+        return jax.lax.map(lambda layer: _insert(*layer, source), (cache, new))
 
-        def layer(both: tuple[Any, Any, Any, Any]) -> tuple[jax.Array, jax.Array]:
-            keys, values, new_keys, new_values = both
-            return (
-                _replace(keys, new_keys, index, source, "G P K H -> G K H P"),
-                _replace(values, new_values, index, source, "G P K H -> G K P H"),
+    def move(cache: Cache, source: jax.Array) -> Cache:
+        def of_layers(kept: Kept) -> Kept:
+            return kept._replace(
+                own_keys=jnp.take(kept.own_keys, source, axis=-1),
+                own_values=jnp.take(kept.own_values, source, axis=-2),
             )
 
-        keys, values = jax.lax.map(layer, (kept.prompt_keys, kept.prompt_values, *new))
-        return kept._replace(prompt_keys=keys, prompt_values=values)
+        return [of_layers(kept) for kept in cache] if apart else of_layers(cache)  # pyright: ignore
 
-    def move(kept: Kept, source: jax.Array) -> Kept:
-        return kept._replace(
-            own_keys=jnp.take(kept.own_keys, source, axis=5),
-            own_values=jnp.take(kept.own_values, source, axis=4),
-        )
-
-    def sample(
-        params: Params,
-        kept: Kept,
-        states: RowStates,
-        step: jax.Array,
-        seed: jax.Array,
-        ends: jax.Array,
-        rule: Rule,
-    ) -> tuple[Kept, Sampled]:
-        return _sample(model, params, kept, states, step, seed, ends, rule)
-
-    whole = sharding.replicated
+    options = compiler_options(sharding.mesh)
+    split: Any = jax.jit(lambda layers: split_layers(layers, depth), compiler_options=options)
+    sampled = Sampled(sharding.replicated, sharding.replicated)
     return Programs(
-        make_cache=lambda shape: _zeros(model, shape),
+        prepare=prepare,
+        make_cache=make_cache,
         insert=jax.jit(insert, donate_argnums=1, out_shardings=placed, compiler_options=options),
         move=jax.jit(move, out_shardings=placed, compiler_options=options),
         sample=jax.jit(
-            sample,
+            functools.partial(_sample, model),
             donate_argnums=1,
-            out_shardings=(placed, Sampled(whole, whole)),
+            out_shardings=(placed, sampled),
             compiler_options=options,
         ),
     )
 
 
 def cache_shapes(model: Model, shape: Shape) -> Kept:
-    """Shapes, dtypes and shardings of a cache, without any array.
+    """Shapes, dtypes and shardings of a cache with the layers in front, without any array.
 
     Raises:
       UserError: it does not divide over the mesh.
@@ -177,21 +189,22 @@ def cache_shapes(model: Model, shape: Shape) -> Kept:
     return Kept(*found)
 
 
-def _zeros(model: Model, shape: Shape) -> Kept:
-    shapes = cache_shapes(model, shape)
+def _insert(kept: Kept, new: tuple[jax.Array, jax.Array], source: jax.Array) -> Kept:
+    """What is kept of one layer, with keys and values [B, L, K, H] at the places of a source."""
 
-    def make() -> Kept:
-        return jax.tree.map(lambda wanted: jnp.zeros(wanted.shape, wanted.dtype), shapes)
+    def replace(old: jax.Array, new: jax.Array, order: str) -> jax.Array:
+        flat = rearrange(new.astype(old.dtype), "B L K H -> (B L) K H")
+        taken = rearrange(jnp.take(flat, jnp.maximum(source, 0), axis=0), f"G P K H -> {order}")
+        changed = jnp.broadcast_to(
+            (source >= 0)[:, :, None, None], (*source.shape, *flat.shape[1:])
+        )
+        return jnp.where(rearrange(changed, f"G P K H -> {order}"), taken, old)
 
-    return jax.jit(make, out_shardings=jax.tree.map(lambda wanted: wanted.sharding, shapes))()
-
-
-def _replace(
-    old: jax.Array, new: Float[Array, "B L K H"], index: jax.Array, source: jax.Array, order: str
-) -> jax.Array:
-    taken = jnp.take(rearrange(new, "B L K H -> (B L) K H"), index, axis=0)
-    changed = rearrange(jnp.broadcast_to((source >= 0)[:, :, None, None], taken.shape), order)
-    return jnp.where(changed, rearrange(taken, order).astype(old.dtype), old)
+    keys, values = new
+    return kept._replace(
+        prompt_keys=replace(kept.prompt_keys, keys, "G K H P"),
+        prompt_values=replace(kept.prompt_values, values, "G K P H"),
+    )
 
 
 # ---- a chunk of tokens --------------------------------------------------------------------------
@@ -201,8 +214,7 @@ class _Loop(NamedTuple):
     """What one token hands on to the next; the first axis of `sampled` is the token's number."""
 
     number: jax.Array
-    own_keys: jax.Array
-    own_values: jax.Array
+    cache: Cache
     token: jax.Array
     count: jax.Array
     running: jax.Array
@@ -212,69 +224,71 @@ class _Loop(NamedTuple):
 def _sample(
     model: Model,
     params: Params,
-    kept: Kept,
+    cache: Cache,
     states: RowStates,
     step: jax.Array,
     seed: jax.Array,
     ends: jax.Array,
     rule: Rule,
-) -> tuple[Kept, Sampled]:
+) -> tuple[Cache, Sampled]:
+    """See `Programs`."""
+    apart = isinstance(cache, list)
+    layers = params["layers"] if apart else None
+    others = {name: leaf for name, leaf in params.items() if name != "layers" or not apart}
+    kept = cache[0] if apart else cache
     places, slots = kept.prompt_keys.shape[-1], kept.own_keys.shape[-1]
     keys = _row_keys(seed, states)
     place = jnp.arange(places)[None, None]
-    seen_prompt = (states.prompt_start[:, :, None] <= place) & (
-        place < states.prompt_end[:, :, None]
-    )
+    from_start = place >= states.prompt_start[:, :, None]
+    seen_prompt = from_start & (place < states.prompt_end[:, :, None])
 
     def extend(now: _Loop) -> _Loop:
         read = step + now.number  # the step in which tokens are read now
         age = ((read - jnp.arange(slots)) % slots)[None, None]
         seen_own = (age > 0) & (age <= (read - states.begun)[:, :, None])
-        layers = kept._replace(own_keys=now.own_keys, own_values=now.own_values)
-        position = states.position + now.number
-        hidden, (new_keys, new_values) = model.decoder.apply(  # pyright: ignore[reportGeneralTypeIssues]
-            {"params": params},
+        hidden, new = model.decoder.apply(  # pyright: ignore[reportGeneralTypeIssues]
+            {"params": others},
             now.token.reshape(-1, 1),
-            position.reshape(-1, 1),
-            layers,
+            (states.position + now.number).reshape(-1, 1),
+            now.cache,
             Seen(seen_prompt, seen_own),
+            layers,
             method="extend",
         )
-        logits = model.options.sharding.constrain(
-            model.head(params, hidden)[:, 0], ("row", "choice")
-        )
+        logits = model.head(params, hidden)[:, 0]
+        logits = model.options.sharding.constrain(logits, ("row", "choice"))
         noise = uniform(keys, now.count.reshape(-1))
         token, log_probability = (x.reshape(now.token.shape) for x in choose(logits, noise, rule))
-        ended = (token[:, :, None] == ends[None, None]).any(-1) | (now.count + 1 >= states.limit)
-        slot = read % slots
-        return _Loop(
-            now.number + 1,
-            _write(now.own_keys, new_keys, slot, 5),
-            _write(now.own_values, new_values, slot, 4),
-            token,
-            now.count + now.running.astype(jnp.int32),
-            now.running & ~ended,
-            Sampled(
-                now.sampled.tokens.at[now.number].set(jnp.where(now.running, token, -1)),
-                now.sampled.log_probabilities.at[now.number].set(
-                    jnp.where(now.running, log_probability, 0)
-                ),
-            ),
+        count = now.count + now.running.astype(jnp.int32)
+        ended = (token[:, :, None] == ends[None, None]).any(-1) | (count >= states.limit)
+        told = Sampled(
+            jnp.where(now.running, token, -1), jnp.where(now.running, log_probability, 0)
         )
+        sampled = Sampled(*(all_.at[now.number].set(x) for all_, x in zip(now.sampled, told)))
+        # It depends on what was read of the cache, so that this is over before anything is written:
+        # otherwise the compiler has the cache copied.
+        slot = jnp.where(jnp.isfinite(hidden[0, 0, 0]), read % slots, 0)
+        written: Any = (
+            [_write(*layer, slot) for layer in zip(now.cache, new, strict=True)]
+            if apart
+            else _write(now.cache, new, slot)  # pyright: ignore[reportArgumentType]
+        )
+        return _Loop(now.number + 1, written, token, count, now.running & ~ended, sampled)
 
     shape = (CHUNK, *states.token.shape)
-    nothing = Sampled(jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32))
-    start = _Loop(
-        jnp.zeros((), jnp.int32),
-        kept.own_keys,
-        kept.own_values,
-        states.token,
-        states.count,
-        states.running,
-        nothing,
+    end = jax.lax.while_loop(
+        lambda now: (now.number < CHUNK) & now.running.any(),
+        extend,
+        _Loop(
+            jnp.zeros((), jnp.int32),
+            cache,
+            states.token,
+            states.count,
+            states.running,
+            Sampled(jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32)),
+        ),
     )
-    end = jax.lax.while_loop(lambda now: (now.number < CHUNK) & now.running.any(), extend, start)
-    return kept._replace(own_keys=end.own_keys, own_values=end.own_values), end.sampled
+    return end.cache, end.sampled
 
 
 def _row_keys(seed: jax.Array, states: RowStates) -> UInt32[Array, "GR 2"]:
@@ -288,11 +302,14 @@ def _row_keys(seed: jax.Array, states: RowStates) -> UInt32[Array, "GR 2"]:
     return jax.vmap(one)(states.prompt_key.reshape(-1), states.sample.reshape(-1))
 
 
-def _write(
-    own: jax.Array, new: Float[Array, "layers GR 1 K H"], slot: jax.Array, axis: int
-) -> jax.Array:
-    groups = own.shape[1]
-    order = "l (G R) 1 K H -> l G K R H 1" if axis == 5 else "l (G R) 1 K H -> l G K R 1 H"
-    return jax.lax.dynamic_update_slice_in_dim(
-        own, rearrange(new, order, G=groups).astype(own.dtype), slot, axis
+def _write(kept: Kept, new: KeysValues, slot: jax.Array) -> Kept:
+    """What is kept, with keys and values of each row's new token in a slot."""
+    groups = kept.prompt_keys.shape[-4]
+    keys, values = (x.astype(kept.own_keys.dtype) for x in new)
+    update = jax.lax.dynamic_update_slice_in_dim
+    keys = rearrange(keys, "... (G R) 1 K H -> ... G K R H 1", G=groups)
+    values = rearrange(values, "... (G R) 1 K H -> ... G K R 1 H", G=groups)
+    return kept._replace(
+        own_keys=update(kept.own_keys, keys, slot, keys.ndim - 1),
+        own_values=update(kept.own_values, values, slot, values.ndim - 2),
     )

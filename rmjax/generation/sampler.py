@@ -13,13 +13,13 @@ from rmjax.generation.completions import SamplingSettings
 from rmjax.generation.programs import (
     CHUNK,
     ROW_STATES_AXES,
+    Cache,
     Programs,
     Shape,
     make_programs,
 )
 from rmjax.generation.schedule import Placement, Request, Running, Schedule
 from rmjax.inference.batching import PADDED_TOKENS, bucket
-from rmjax.models.attention.cached import Kept
 from rmjax.models.attention.dispatch import alignment
 from rmjax.models.inputs import ROWS_AXES
 from rmjax.models.model import Model
@@ -85,17 +85,19 @@ class Sampler:
         shape = self._shape(requests, settings)
         schedule, programs = Schedule(requests, shape), self._programs
         sharding = self._model.options.sharding
-        kept = programs.make_cache(shape)
+        cache = programs.make_cache(shape)
         row_length, seed = self._row_length(requests), np.uint32(settings.seed)
         rule = make_rule(settings.temperature, settings.top_p, settings.top_k)
+        slots, most = shape.slots, max(request.limit for request in requests)
+        prepared = programs.prepare(params)
         while True:
-            kept = self._insert(params, kept, schedule.fill(), row_length)
+            cache = self._insert(params, cache, schedule.fill(), shape, row_length)
             if not any(schedule.running()):
                 return
-            kept = self._make_room(kept, schedule, max(r.limit for r in requests))
-            kept, sampled = programs.sample(
-                params,
-                kept,
+            cache, slots = self._make_room(cache, slots, schedule, most)
+            cache, sampled = programs.sample(
+                prepared,
+                cache,
                 put(schedule.states(), ROW_STATES_AXES, sharding),
                 np.int32(schedule.step),
                 seed,
@@ -137,11 +139,13 @@ class Sampler:
         shards = self._model.options.sharding.row_shards
         return bucket(max(1, *places, min(_PACKED, sum(places) // shards)), self._model)
 
-    def _make_room(self, kept: Kept, schedule: Schedule, most: int) -> Kept:
+    def _make_room(
+        self, cache: Cache, slots: int, schedule: Schedule, most: int
+    ) -> tuple[Cache, int]:
         """A cache with enough slots for the next chunk: few, because all of them are read."""
-        slots, needed = kept.own_keys.shape[-1], schedule.slots_needed()
+        needed = schedule.slots_needed()
         if needed <= slots:
-            return kept
+            return cache, slots
         more = slots
         while more < needed:
             more *= 2
@@ -149,12 +153,17 @@ class Sampler:
         source = np.zeros(more, np.int32)
         steps = np.arange(max(0, schedule.step - slots), schedule.step)
         source[steps % more] = steps % slots
-        return self._programs.move(kept, source)
+        return self._programs.move(cache, source), more
 
     def _insert(
-        self, params: Params, kept: Kept, placements: Sequence[Placement], row_length: int
-    ) -> Kept:
-        """Computes prompts in packed rows, each once, and writes what is kept of them."""
+        self,
+        params: Params,
+        cache: Cache,
+        placements: Sequence[Placement],
+        shape: Shape,
+        row_length: int,
+    ) -> Cache:
+        """Computes prompts in packed rows, each once, and writes what is cache of them."""
         model = self._model
         sharding, align = model.options.sharding, alignment(model.options.attention, row_length)
         requests = list(
@@ -179,20 +188,20 @@ class Sampler:
                 for request in row:
                     begins[request.number] = begin
                     begin += segment_length([request.places], 0, align)
-            source = np.full((kept.prompt_keys.shape[1], kept.prompt_keys.shape[-1]), -1, np.int32)
+            source = np.full((shape.groups, shape.places), -1, np.int32)
             for placement in placements:
                 if placement.request.number in begins:
                     size, begin = placement.request.places, begins[placement.request.number]
                     source[placement.group, placement.start : placement.start + size] = np.arange(
                         begin, begin + size
                     )
-            kept = self._programs.insert(
+            cache = self._programs.insert(
                 params,
-                kept,
+                cache,
                 put(laid, ROWS_AXES, sharding),
                 put(source, ("row", "place"), sharding),
             )
-        return kept
+        return cache
 
 
 def _check_finite(running: Running) -> None:

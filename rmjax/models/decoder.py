@@ -3,6 +3,7 @@
 B row, L token, P position, D embed, N heads, K kv_heads, H head_dim, F mlp
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ from rmjax.models.attention.dispatch import AttentionPlan, attention, prepare
 from rmjax.models.attention.mask import RESULT, Layout
 from rmjax.models.inputs import Rows
 from rmjax.models.layers import Layer, rms_norm
+from rmjax.models.parameters import Params
 from rmjax.models.rope import angles, inverse_frequencies, rotate
 
 _save = jax.checkpoint_policies
@@ -106,20 +108,27 @@ class Decoder(Layer):
         return self._run(rows.tokens, rows.positions, self._plan(rows), keys_wanted=True)[1]
 
     def extend(
-        self, tokens: Int32[Array, "B 1"], positions: Int32[Array, "B 1"], kept: Kept, seen: Seen
-    ) -> tuple[Float[Array, "B 1 D"], KeysValues]:
+        self,
+        tokens: Int32[Array, "B 1"],
+        positions: Int32[Array, "B 1"],
+        kept: Kept | Sequence[Kept],
+        seen: Seen,
+        layers: Sequence[Params] | None = None,
+    ) -> tuple[Float[Array, "B 1 D"], KeysValues | Sequence[KeysValues]]:
         """The hidden states of one new token a row, behind tokens whose keys and values are kept.
 
         Args:
           tokens: the new ones.
           positions: of each in its own sample.
-          kept: keys and values of the tokens before, with the layers in front.
+          kept: keys and values of the tokens before, with the layers in front, or layer by layer.
           seen: which of these each row sees.
+          layers: the parameters of each layer by itself, if `kept` is so; see `split_layers`. The
+            layers are then no loop.
 
         Returns:
-          The states, as `__call__` gives them; keys and values of the new tokens.
+          The states, as `__call__` gives them; keys and values of the new tokens, as `kept` is.
         """
-        return self._run(tokens, positions, seen, kept, keys_wanted=True)
+        return self._run(tokens, positions, seen, kept, keys_wanted=True, apart=layers)
 
     def _plan(self, rows: Rows) -> Layout | AttentionPlan:
         layout = Layout(rows.segment_ids, rows.masked_start, rows.masked_end)
@@ -133,10 +142,11 @@ class Decoder(Layer):
         tokens: Int32[Array, "B L"],
         token_positions: Int32[Array, "B L"],
         layout: Layout | AttentionPlan | Seen,
-        kept: Kept | None = None,
+        kept: Any = None,
         *,
         wanted: Int32[Array, "B P"] | None = None,
         keys_wanted: bool = False,
+        apart: Sequence[Params] | None = None,
     ) -> Any:
         config, options = self.config, self.options
         # Rows are looked up before they are rounded: the gradient sums many tokens' in float32.
@@ -144,6 +154,22 @@ class Decoder(Layer):
         x = self.place(x, "row", "length", "embed")
         cos, sin = angles(token_positions, inverse_frequencies(config.rope, config.head_dim))
 
+        if apart is None:
+            x, keys = self._layers(keys_wanted)(x, layout, cos, sin, kept)
+        else:
+            block, keys = Block(config, options, self.lora, keys_wanted, parent=None), []
+            for layer, of_layer in zip(apart, kept, strict=True):
+                x, new = block.apply({"params": layer}, x, layout, cos, sin, of_layer)  # pyright: ignore[reportGeneralTypeIssues]
+                keys.append(new)
+
+        with jax.named_scope("head"):
+            if wanted is not None:
+                x = jnp.take_along_axis(x, wanted[:, :, None], axis=1)
+            return rms_norm(x, self.weight("final_norm"), config.rms_norm_eps), keys
+
+    def _layers(self, keys_wanted: bool) -> Any:
+        """All layers as one loop."""
+        config, options = self.config, self.options
         block = Block
         if options.remat != "none":
             block = nn.remat(Block, policy=_POLICIES[options.remat], prevent_cse=False)
@@ -153,10 +179,14 @@ class Decoder(Layer):
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
             length=config.num_hidden_layers,
-        )(config, options, self.lora, keys_wanted, name="layers")
-        x, keys = layers(x, layout, cos, sin, kept)
+        )
+        return layers(config, options, self.lora, keys_wanted, name="layers")
 
-        with jax.named_scope("head"):
-            if wanted is not None:
-                x = jnp.take_along_axis(x, wanted[:, :, None], axis=1)
-            return rms_norm(x, self.weight("final_norm"), config.rms_norm_eps), keys
+
+def split_layers(stacked: Any, count: int) -> list[Any]:
+    """Of arrays with the layers in front, those of each of `count` layers.
+
+    XLA's CPU backend copies a layer's weights, and what is kept of it, each time a loop over the
+    layers comes to it. Taken apart before a loop over tokens they are copied once.
+    """
+    return [jax.tree.map(lambda x, i=layer: x[i], stacked) for layer in range(count)]
