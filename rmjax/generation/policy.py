@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from rich.progress import track
 
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import open_pretrained
@@ -28,6 +29,7 @@ from rmjax.models.parameters import Params
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 ROWS = 64  # samples that are made at once
+_BAR_FROM = 256  # samples from which on there is a progress bar
 
 
 class Policy:
@@ -91,8 +93,13 @@ class Policy:
                 stopped[number, sample] = stop
             return stop is not None
 
-        for done in self._sampler.samples(
-            self.params, requests, settings, self.end_tokens, is_over
+        total = settings.n * len(requests)
+        for done in track(
+            self._sampler.samples(self.params, requests, settings, self.end_tokens, is_over),
+            description="sampling",
+            total=total,
+            disable=total < _BAR_FROM,
+            transient=True,
         ):
             number, sample = done.resident.request.number, done.sample
             found[number][sample] = make_completion(

@@ -163,38 +163,35 @@ class Sampler:
         shape: Shape,
         row_length: int,
     ) -> Cache:
-        """Computes prompts in packed rows, each once, and writes what is cache of them."""
-        model = self._model
-        sharding, align = model.options.sharding, alignment(model.options.attention, row_length)
+        """Computes prompts in packed rows, each once, and writes what is kept of them."""
+        sharding = self._model.options.sharding
+        align = alignment(self._model.options.attention, row_length)
         requests = list(
             {p.request.number: p.request for p in placements if p.request.places}.values()
         )
         lengths = [segment_length([request.places], 0, align) for request in requests]
-        packed = pack(lengths, row_length, _PROMPTS) if requests else []
+        packed = pack(lengths, row_length, _PROMPTS)
         shards = sharding.row_shards
         most = shards * max(1, PADDED_TOKENS // (row_length * shards))
         for first in range(0, len(packed), most):
-            step = packed[first : first + most]
+            rows = packed[first : first + most]
             count = shards
-            while count < len(step):
+            while count < len(rows):
                 count *= 2
-            rows = [[requests[i] for i in row] for row in step]
-            segments = [[Segment([request.tokens[:-1]]) for request in row] for row in rows]
-            count = min(count, most)
-            laid = make_rows(segments, count, RowShape(count, row_length, _PROMPTS, align))
-            begins: dict[int, int] = {}
-            for number, row in enumerate(rows):
-                begin = number * row_length
-                for request in row:
-                    begins[request.number] = begin
-                    begin += segment_length([request.places], 0, align)
+            segments = [[Segment([requests[i].tokens[:-1]]) for i in row] for row in rows]
+            laid = make_rows(
+                segments, min(count, most), RowShape(count, row_length, _PROMPTS, align)
+            )
+            begins = {
+                requests[item].number: number * row_length + sum(lengths[i] for i in row[:place])
+                for number, row in enumerate(rows)
+                for place, item in enumerate(row)
+            }
             source = np.full((shape.groups, shape.places), -1, np.int32)
-            for placement in placements:
-                if placement.request.number in begins:
-                    size, begin = placement.request.places, begins[placement.request.number]
-                    source[placement.group, placement.start : placement.start + size] = np.arange(
-                        begin, begin + size
-                    )
+            for request, group, start in placements:
+                if request.number in begins:
+                    tokens = begins[request.number] + np.arange(request.places)
+                    source[group, start : start + request.places] = tokens
             cache = self._programs.insert(
                 params,
                 cache,

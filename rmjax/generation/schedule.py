@@ -8,6 +8,7 @@ says does not depend on any of this.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
@@ -65,8 +66,7 @@ class Running:
     log_probabilities: list[float] = dataclasses.field(default_factory=list)
 
 
-@dataclasses.dataclass(frozen=True)
-class Placement:
+class Placement(NamedTuple):
     """A prompt whose keys and values are to be written at places of a group, from `start` on."""
 
     request: Request
