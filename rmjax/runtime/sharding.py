@@ -48,6 +48,11 @@ ACTIVATION_AXES: dict[str, MeshAxes] = {
     "attribute": None,
     "rank": None,
     "microbatch": None,
+    # Of what generation keeps: layers, rows that share prompts, places of a prompt or a row's own.
+    "layers": None,
+    "member": None,
+    "place": None,
+    "choice": None,  # the vocabulary, where a token is drawn
 }
 
 
