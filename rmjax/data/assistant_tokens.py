@@ -6,13 +6,14 @@ a line break, no policy ever says.
 """
 
 import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from rmjax.data.tokenizer import Message, Tokenizer, encode
+from rmjax.data.conversation import Conversation
+from rmjax.data.messages import message_text
+from rmjax.data.tokenizer import Tokenizer, encode, render
 from rmjax.errors import UserError
 
 _MARKS = re.compile(r"\{\%-?\s*generation\s*-?\%\}")  # as transformers looks for them
@@ -31,7 +32,7 @@ class AssistantTokens(NamedTuple):
 
 
 def assistant_tokens(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, every_turn: bool = False
+    tokenizer: Tokenizer, conversation: Conversation, *, every_turn: bool = False
 ) -> AssistantTokens:
     """The tokens of a conversation, and which of them the assistant says.
 
@@ -42,7 +43,7 @@ def assistant_tokens(
 
     Args:
       tokenizer: with a chat template.
-      messages: of the conversation, which ends with the assistant's turn.
+      conversation: ends with the assistant's turn.
       every_turn: whether the assistant's earlier turns count, too, or the last one alone.
 
     Raises:
@@ -50,26 +51,30 @@ def assistant_tokens(
         those that the conversation begins with, and why; or a turn does not end with a special
         token, so that a policy would never learn to stop.
     """
-    messages = list(messages)
+    messages = conversation.messages
     if not messages or messages[-1]["role"] != "assistant":
         raise UserError("the conversation does not end with a turn of the assistant")
-    tokens = encode(tokenizer, messages)
+    tokens = encode(tokenizer, conversation)
     if _MARKS.search(tokenizer.chat_template):
-        spoken = _marked(tokenizer, messages, tokens)
+        spoken = _marked(tokenizer, conversation, tokens)
         return AssistantTokens(tokens, spoken if every_turn else _last_run(spoken))
     spoken = np.zeros(len(tokens), bool)
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     for turn in turns if every_turn else turns[-1:]:
-        start, end = _turn(tokenizer, messages, turn, tokens)
+        start, end = _turn(tokenizer, conversation, turn, tokens)
         spoken[start:end] = True
     return AssistantTokens(tokens, spoken)
 
 
 def _marked(
-    tokenizer: Tokenizer, messages: list[Message], tokens: Int32[np.ndarray, "L"]
+    tokenizer: Tokenizer, conversation: Conversation, tokens: Int32[np.ndarray, "L"]
 ) -> Bool[np.ndarray, "L"]:
     found = tokenizer.apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        conversation.messages,
+        tools=conversation.tools or None,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
     )
     spoken = np.asarray(found["assistant_masks"], bool)
     if not spoken.any():
@@ -85,16 +90,16 @@ def _last_run(spoken: Bool[np.ndarray, "L"]) -> Bool[np.ndarray, "L"]:
 
 
 def _turn(
-    tokenizer: Tokenizer, messages: list[Message], turn: int, tokens: Int32[np.ndarray, "L"]
+    tokenizer: Tokenizer, conversation: Conversation, turn: int, tokens: Int32[np.ndarray, "L"]
 ) -> tuple[int, int]:
     """Where the assistant's turn begins and ends in the whole conversation's tokens."""
-    prompt = _begun(tokenizer, messages[:turn], tokens, asked=True)
+    prompt = _begun(tokenizer, conversation, turn, tokens, asked=True)
     through = tokens
-    if turn + 1 < len(messages):
-        through = _begun(tokenizer, messages[: turn + 1], tokens, asked=False)
+    if turn + 1 < len(conversation.messages):
+        through = _begun(tokenizer, conversation, turn + 1, tokens, asked=False)
     for beginning in (prompt, through):
         if not np.array_equal(beginning, tokens[: len(beginning)]):
-            raise UserError(f"message {turn + 1}: {_why(tokenizer, messages, turn)}")
+            raise UserError(f"message {turn + 1}: {_why(tokenizer, conversation, turn)}")
     special = np.isin(through[len(prompt) :], _special_ids(tokenizer))
     if not special.any():
         raise UserError(
@@ -106,10 +111,14 @@ def _turn(
 
 
 def _begun(
-    tokenizer: Tokenizer, messages: list[Message], tokens: Int32[np.ndarray, "L"], asked: bool
+    tokenizer: Tokenizer,
+    conversation: Conversation,
+    messages: int,
+    tokens: Int32[np.ndarray, "L"],
+    asked: bool,
 ) -> Int32[np.ndarray, "P"]:
-    """The tokens of a beginning, with a BOS if the whole conversation's `tokens` have one."""
-    text = _text(tokenizer, messages, asked)
+    """The tokens of the first messages, with a BOS if those of the whole have one."""
+    text = _text(tokenizer, conversation, messages, asked)
     ids = tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     bos = tokenizer.bos_token_id
     if bos is not None and tokens[0] == bos and ids[:1] != [bos]:
@@ -117,26 +126,23 @@ def _begun(
     return np.asarray(ids, np.int32)
 
 
-def _text(tokenizer: Tokenizer, messages: list[Message], asked: bool) -> str:
+def _text(tokenizer: Tokenizer, conversation: Conversation, messages: int, asked: bool) -> str:
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asked)
-    except Exception as error:  # jinja's and the template's own complaints
-        raise UserError(
-            f"the chat template refuses the first {len(messages)} messages alone ({error})"
-        ) from error
+        return render(tokenizer, conversation.begun(messages), asked)
+    except UserError as error:
+        raise UserError(f"of the first {messages} messages alone: {error}") from error
 
 
-def _why(tokenizer: Tokenizer, messages: list[Message], turn: int) -> str:
+def _why(tokenizer: Tokenizer, conversation: Conversation, turn: int) -> str:
     """Why a beginning's tokens are not those that the whole conversation begins with."""
-    whole = _text(tokenizer, messages, asked=False)
-    prompt = _text(tokenizer, messages[:turn], asked=True)
-    if whole.startswith(prompt) and whole.startswith(
-        _text(tokenizer, messages[: turn + 1], asked=False)
-    ):
+    whole = render(tokenizer, conversation)
+    prompt = _text(tokenizer, conversation, turn, asked=True)
+    through = _text(tokenizer, conversation, turn + 1, asked=False)
+    if whole.startswith(prompt) and whole.startswith(through):
+        said = message_text(conversation.messages[turn])
         return (
-            f"the assistant's turn, {messages[turn]['content'][:20]!r}..., and the text around it "
-            "share a token, so that no policy can begin or end there: take away the white space "
-            "at its ends"
+            f"the assistant's turn, {said[:20]!r}..., and the text around it share a token, so "
+            "that no policy can begin or end there: take away the white space at its ends"
         )
     return (
         "the chat template writes what is said up to here otherwise if more follows, as templates "

@@ -42,6 +42,10 @@ class Conversation:
         """What the last message says."""
         return message_text(self.messages[-1])
 
+    def begun(self, messages: int) -> "Conversation":
+        """The conversation up to its first so many messages."""
+        return Conversation(self.messages[:messages], self.tools)
+
     @property
     def is_empty(self) -> bool:
         """Whether the response says nothing."""

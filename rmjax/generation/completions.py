@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from rmjax.data.tokenizer import Message
+from rmjax.data.messages import Message
 from rmjax.errors import UserError
 
 # A text, which is the user's turn; messages that end with the user's turn; or tokens.

@@ -1,36 +1,18 @@
 """Prompts as tokens, and the tokens that end an answer."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
-from rmjax.data.conversation import parse_prompt
-from rmjax.data.tokenizer import Message, Tokenizer, encode
+from rmjax.data.conversation import Conversation, parse_prompt
+from rmjax.data.tokenizer import Tokenizer, encode
 from rmjax.errors import UserError
 from rmjax.generation.completions import Prompt
 from rmjax.runtime.files import read_json
 
 _ANSWER = "Yes."
-
-
-class _Asking:
-    """A tokenizer whose template ends where the assistant's answer begins."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        return self._tokenizer(*args, **options)
-
-    def apply_chat_template(self, messages: Sequence[Message], **options: Any) -> Any:
-        """That of the tokenizer, with what stands in front of an answer."""
-        return self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
 
 
 def prompt_tokens(
@@ -65,7 +47,7 @@ def prompt_tokens(
     except ValueError as error:
         raise UserError(f"{where} {error}") from error
     try:
-        return encode(_Asking(tokenizer), messages)
+        return encode(tokenizer, Conversation(messages), asking=True)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 

@@ -13,6 +13,7 @@ from helpers.hf_models import edit_json, edit_tensors, save_hf
 from helpers.models import ROPES, one_device, tiny_llama
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.data.conversation import Conversation
 from rmjax.data.tokenizer import encode
 from rmjax.errors import UserError
 from rmjax.generation.completions import Completion
@@ -258,7 +259,9 @@ def test_a_prompt_is_what_stands_before_an_answer_in_training(policy):
     """The prompt's tokens begin those of the conversation that is judged."""
     messages = [{"role": "user", "content": "Why?"}]
     prompt = prompt_tokens(policy.tokenizer, messages, 0, 300)
-    whole = encode(policy.tokenizer, [*messages, {"role": "assistant", "content": "So."}])
+    whole = encode(
+        policy.tokenizer, Conversation([*messages, {"role": "assistant", "content": "So."}])
+    )
     assert whole[: len(prompt)].tolist() == prompt.tolist()
 
 

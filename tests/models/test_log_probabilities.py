@@ -20,6 +20,7 @@ from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.data.assistant_tokens import assistant_tokens
 from rmjax.data.batches import make_batch
+from rmjax.data.conversation import Conversation
 from rmjax.data.planning import plan_rows
 from rmjax.data.predicted import predicting
 from rmjax.data.row_layout import RowShape, Segment, make_rows
@@ -140,7 +141,7 @@ def test_smollm2_equals_transformers(smollm2):
     """
     source = open_pretrained(str(smollm2))
     tokenizer = source.tokenizer()
-    tokens, spoken = assistant_tokens(tokenizer, TALK[1], every_turn=True)
+    tokens, spoken = assistant_tokens(tokenizer, Conversation(TALK[1]), every_turn=True)
     said = tokenizer.decode(tokens[spoken])
     assert said == "Rayleigh.<|im_end|>A physicist.<|im_end|>"  # no line break behind them
     model = language_model(source.llama)
