@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 _FULL_DISK_SIGNS = ("No space left on device", "RESOURCE_EXHAUSTED", "Disk quota exceeded")
@@ -33,6 +33,19 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tup
     """The fields that differ, each with both values; None stands for a field that is not there."""
     values = {name: (one.get(name), other.get(name)) for name in {**one, **other}}
     return {name: (first, second) for name, (first, second) in values.items() if first != second}
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """Names in a message: all of a few; of many the first, and how many more there are."""
+    names = [*names]
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(shortened, names[:most])) + more
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """A text on one line, and of one that is too long for a message the beginning."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def exit_with_message(main: Callable[[], None]) -> None:

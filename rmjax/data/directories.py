@@ -8,7 +8,7 @@ from typing import Any
 
 from rmjax.data.file_formats import SUFFIXES, suffix_of
 from rmjax.data.splits import Wanted, find_place, find_split, standard_name
-from rmjax.errors import UserError
+from rmjax.errors import UserError, listed
 
 PREFERENCE = "preference"  # HelpSteer2's pairs of both splits; its rows name their split
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?")
@@ -37,7 +37,13 @@ def find_files(directory: Path, wanted: Wanted, pairs: bool | None) -> tuple[Fil
         return _listed_files(directory), wanted
     groups = _groups(directory)
     if not groups:
-        raise UserError(f"{directory}: there is no file of data in it ({', '.join(SUFFIXES)})")
+        there = [f"{path.name}{'/' * path.is_dir()}" for path in _visible(directory)]
+        raise UserError(
+            f"{directory}: there is no file of data in it ({', '.join(SUFFIXES)}); there is "
+            f"{listed(there) or 'nothing'}"
+        )
+    if not find_split(wanted.name, groups):
+        _check_unread(directory, wanted.name)
     places = {name: _described(directory, name, files) for name, (files, *_) in groups.items()}
     if PREFERENCE in groups:
         found = find_split(wanted.name, groups)
@@ -79,22 +85,44 @@ def _groups(directory: Path) -> Groups:
     groups: dict[str, dict[tuple[Path, str, str], Files]] = {}
     for path in paths:
         shard = _SHARD.fullmatch(_stem(path))
-        group = (path.parent, shard["total"] if shard else "", suffix_of(path))
+        suffix = path.name.removeprefix(_stem(path))  # as it is written
+        group = (path.parent, shard["total"] if shard else "", suffix)
         groups.setdefault(_split_of(path), {}).setdefault(group, []).append(path)
     return {name: [*alternatives.values()] for name, alternatives in groups.items()}
 
 
 def _data_files(directory: Path) -> Files:
-    return sorted(
-        path
-        for path in (directory.iterdir() if directory.is_dir() else ())
-        if suffix_of(path) and path.is_file()
-        if path.name not in _METADATA and not path.name.startswith((".", "_"))
-    )
+    return [path for path in _visible(directory) if suffix_of(path) and path.is_file()]
+
+
+def _visible(directory: Path) -> Files:
+    """What is in a directory and may be data."""
+    try:
+        paths = sorted(directory.iterdir()) if directory.is_dir() else []
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be read ({error})") from error
+    return [p for p in paths if p.name not in _METADATA and not p.name.startswith((".", "_"))]
+
+
+def _check_unread(directory: Path, split: str) -> None:
+    """Raises a `UserError` if there is a file of a split, but of a kind that is not read.
+
+    Such as `validation.jsonl.bz2`: the split is then not missing, and rows of another one must not
+    be searched for it.
+    """
+    for path in _visible(directory) + _visible(directory / "data"):
+        stem = path.name.partition(".")[0]
+        shard = _SHARD.fullmatch(stem)
+        named = find_split(split, [shard["split"] if shard else stem])
+        if named and path.is_file() and not suffix_of(path):
+            raise UserError(
+                f"{directory}: there is no split {split!r} in the kinds of files that are read "
+                f"({', '.join(SUFFIXES)}); there is {path.relative_to(directory)}"
+            )
 
 
 def _stem(path: Path) -> str:
-    return path.name.removesuffix(suffix_of(path))
+    return path.name[: len(path.name) - len(suffix_of(path))]
 
 
 def _split_of(path: Path) -> str:
@@ -125,7 +153,7 @@ def _complete(files: Files) -> Files:
         names = [f"{_split_of(files[0])}-{number:0{width}}-of-{total}" for number in missing]
         raise UserError(
             f"{files[0].parent}: of {total} shards there are {len(files)}; "
-            f"missing: {', '.join(names) or 'none'}"
+            f"missing: {listed(names) or 'none'}"
         )
     return [by_number[number] for number in expected]
 
@@ -139,7 +167,7 @@ def _listed_files(directory: Path) -> Files:
         raise UserError(f"{state}: cannot be read ({error!r})") from error
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise UserError(f"{state}: lists {', '.join(missing)}, which is not there")
+        raise UserError(f"{state}: lists {listed(missing)}, which is not there")
     return files
 
 

@@ -14,11 +14,11 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rmjax.errors import UserError
+from rmjax.errors import UserError, shortened
 
 Fields = dict[str, Any]
 
@@ -28,13 +28,13 @@ _TEXT = re.compile(
     r"|chosen|rejected|text|messages|conversation|subset|source|domain)(_?[0-9a-z])?",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?|NaN|nan", re.ASCII)
+_NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?|NaN|nan", re.ASCII)
 _INDEX = re.compile(r"__index_level_\d+__")  # pandas' row numbers
 
 
 def suffix_of(path: Path) -> str:
     """Which of `SUFFIXES` a file has, such as `.jsonl.gz`; empty for none of them."""
-    return next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
+    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
 
 
 def read_file(path: Path) -> Iterator[Fields]:
@@ -49,25 +49,39 @@ def read_file(path: Path) -> Iterator[Fields]:
     return _TEXTS[kind](path, _Lines(path, compression))
 
 
-def arrow_rows(batches: Iterable[Any]) -> Iterator[Fields]:
+def arrow_rows(batches: Iterable[Any], where: str) -> Iterator[Fields]:
     """The rows of Arrow's record batches.
 
     A struct has all the keys that any row has, and null where a row lacks one: a tool call would
     get the arguments of all the others. So nulls of structs are left out, except in JSON texts,
     where they were written.
+
+    Args:
+      batches: of one table.
+      where: what messages call it.
+
+    Raises:
+      UserError: a value cannot be read, or two columns have the same name.
     """
-    for batch in batches:
-        columns = {
-            field.name: _decoded_values(column.to_pylist(), _decoder(field))
-            for field, column in zip(batch.schema, batch.columns)
-            if not _INDEX.fullmatch(field.name)
-        }
-        for row in zip(*columns.values()):
-            yield dict(zip(columns, row))
+    with _arrow_errors(where):
+        for batch in batches:
+            decoders = _decoders(batch.schema)
+            columns = {
+                name: _decoded_values(column.to_pylist(), decode)
+                for (name, decode), column in zip(decoders.items(), batch.columns)
+                if not _INDEX.fullmatch(name)
+            }
+            for row in zip(*columns.values()):
+                yield dict(zip(columns, row))
 
 
 def _decoded_values(values: list[Any], decode: Callable[[Any], Any] | None) -> list[Any]:
     return values if decode is None else [None if v is None else decode(v) for v in values]
+
+
+def _decoders(fields: Iterable[Any]) -> dict[str, Callable[[Any], Any] | None]:
+    """For each column, or each part of a struct, what `_decoder` says."""
+    return _unique([(field.name, _decoder(field)) for field in fields])
 
 
 def _decoder(field: Any) -> Callable[[Any], Any] | None:
@@ -75,12 +89,13 @@ def _decoder(field: Any) -> Callable[[Any], Any] | None:
     import pyarrow.types as kinds
 
     lists = (kinds.is_list, kinds.is_large_list, kinds.is_fixed_size_list)
+    lists += (kinds.is_list_view, kinds.is_large_list_view)
     metadata = field.metadata or {}
     named = getattr(field.type, "extension_name", "") or metadata.get(b"ARROW:extension:name", b"")
     if named in ("arrow.json", b"arrow.json"):  # how datasets keeps values of several types
-        return json.loads
+        return _JSON.decode
     if kinds.is_struct(field.type):
-        inner = {part.name: _decoder(part) for part in field.type}
+        inner = _decoders(field.type)
         return lambda value: {
             key: decode(v) if (decode := inner[key]) else v
             for key, v in value.items()
@@ -96,31 +111,32 @@ def _decoder(field: Any) -> Callable[[Any], Any] | None:
 def _parquet_rows(path: Path) -> Iterator[Fields]:
     from pyarrow import parquet
 
-    with _arrow_errors(path), parquet.ParquetFile(path) as table:
-        yield from arrow_rows(table.iter_batches())
+    with _arrow_errors(str(path)), parquet.ParquetFile(path) as table:
+        yield from arrow_rows(table.iter_batches(), str(path))
 
 
 def _arrow_file_rows(path: Path) -> Iterator[Fields]:
     import pyarrow
 
-    with _arrow_errors(path), pyarrow.memory_map(str(path)) as stream:
+    with _arrow_errors(str(path)), pyarrow.memory_map(str(path)) as stream:
         magic = stream.read(6)
         stream.seek(0)
         if magic == b"ARROW1":
             reader = pyarrow.ipc.open_file(stream)
-            yield from arrow_rows(map(reader.get_batch, range(reader.num_record_batches)))
+            batches = map(reader.get_batch, range(reader.num_record_batches))
+            yield from arrow_rows(batches, str(path))
         else:  # the streaming format, which datasets writes
-            yield from arrow_rows(pyarrow.ipc.open_stream(stream))
+            yield from arrow_rows(pyarrow.ipc.open_stream(stream), str(path))
 
 
 @contextlib.contextmanager
-def _arrow_errors(path: Path) -> Iterator[None]:
+def _arrow_errors(where: str) -> Iterator[None]:
     import pyarrow
 
     try:
         yield
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        raise UserError(f"{where}: cannot be read ({error})") from error
 
 
 class _Lines:
@@ -155,6 +171,25 @@ def _opened(path: Path, compression: str) -> Iterator[Iterable[bytes]]:
 # ---- JSON ----------------------------------------------------------------------------------------
 
 
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of its keys and values; a `ValueError` if a key is there twice.
+
+    Python would take the last one, and a row's first `chosen` would be lost.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the key {shortened(twice)!r} is there twice")
+    return found
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique)
+# What stands around the entries of a list.
+_OPEN = re.compile(r"\s*\[\s*", re.ASCII)
+_COMMA = re.compile(r"\s*,\s*", re.ASCII)
+_END = re.compile(r"\s*\]\s*\Z", re.ASCII)
+
+
 def _json_lines(path: Path, lines: Iterable[bytes]) -> Iterator[Fields]:
     # Line by line, each value as it is written. pyarrow and datasets guess a column's type from
     # its first block: a date-like text becomes a date, a 2.5 after 10 MB of whole numbers an error.
@@ -164,7 +199,7 @@ def _json_lines(path: Path, lines: Iterable[bytes]) -> Iterator[Fields]:
 
 def _parse_line(line: bytes, where: str) -> Fields:
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = _JSON.decode(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 (byte {error.start} of the line)") from error
     except (ValueError, RecursionError) as error:
@@ -192,11 +227,29 @@ def _json_rows(path: Path, lines: Iterable[bytes]) -> Iterator[Fields]:
         yield from _json_lines(path, lines)
         return
     try:
-        rows = json.loads(b"".join([first, *rest]).decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    for number, row in enumerate(rows, start=1):
-        yield _object(row, f"{path} row {number}")
+        text = b"".join([first, *rest]).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start})") from error
+    yield from _listed_rows(path, text)
+
+
+def _listed_rows(path: Path, text: str) -> Iterator[Fields]:
+    """The objects of a list, one after the other, so that an error can name the row."""
+    entry, number = _OPEN.match(text), 0
+    if entry and _END.match(text, entry.end()):
+        return
+    while entry:
+        number += 1
+        where = f"{path} row {number}"
+        try:
+            row, end = _JSON.raw_decode(text, entry.end())
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: broken JSON ({error})") from error
+        yield _object(row, where)
+        if _END.match(text, end):
+            return
+        entry = _COMMA.match(text, end)
+    raise UserError(f"{path}: broken JSON after row {number} (neither ',' nor the list's end)")
 
 
 # ---- CSV -----------------------------------------------------------------------------------------
@@ -223,7 +276,7 @@ def _csv_rows(path: Path, lines: Iterable[bytes]) -> Iterator[Fields]:
 def _value(cell: str, numeric: bool) -> str | float | None:
     if not (numeric and _NUMBER.fullmatch(cell)):
         return cell or None
-    return int(cell) if cell.lstrip("-").isdecimal() and len(cell) < 20 else float(cell)
+    return int(cell) if cell.lstrip("+-").isdecimal() and len(cell) < 20 else float(cell)
 
 
 def _csv_cells(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, str]]:

@@ -27,9 +27,10 @@ from rmjax.data.splits import (
     split_of,
     standard_name,
 )
-from rmjax.errors import UserError
+from rmjax.errors import UserError, shortened
 
 GENERATED = "generated:"
+_REASONS = 8  # a file may name a thousand other splits, and each is a line at the start of a run
 
 
 class Row(NamedTuple):
@@ -88,34 +89,38 @@ class Source:
         """
         choice = self._choice
         self.skipped.clear()
+        others: Counter[str] = Counter()
         for row in self._all_rows():
             name = split_of(row.fields, choice.column) if choice else ""
             if choice is None or name in choice.names:
                 yield row
             else:
-                self.skipped[f"of another split ({name or 'none named'})"] += 1
+                others[name] += 1
+        named = others if len(others) <= _REASONS else dict(others.most_common(_REASONS - 1))
+        for name, count in named.items():
+            self.skipped[f"of another split ({shortened(name) or 'none named'})"] += count
+        if more := len(others) - len(named):
+            self.skipped[f"of {more:,} more splits"] = others.total() - sum(named.values())
 
     @property
-    def whole(self) -> bool:
-        """Whether the rows are the same whatever split is asked for.
-
-        A file without a column of splits is. The rows are read for it, once.
+    def split_columns(self) -> tuple[str, ...]:
+        """The column that said which rows are of the split; none if no column did.
 
         Raises:
           UserError: as iterating does.
         """
-        return self._choice is None and not self.wanted.found
+        return (self._choice.column,) if self._choice else ()
 
     def fingerprint(self) -> str:
-        """Changes when the bytes behind the source change, or the split does.
+        """Changes with all that decides which rows there are: the bytes, and what is asked for.
+
+        Two ways to ask for the same rows may differ in it. Which rows they are would take reading
+        them all, and the tokens of rows that have this fingerprint are there without.
 
         Raises:
           UserError: a file cannot be read.
         """
-        parts = [
-            repr((self.wanted.name, self.wanted.found)),
-            *(part.digest() for part in self.parts),
-        ]
+        parts = [repr(dataclasses.astuple(self.wanted)), *(part.digest() for part in self.parts)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _all_rows(self) -> Iterator[Row]:
@@ -158,35 +163,64 @@ def open_source(source: str, split: str, pairs: bool | None = None) -> Source:
     """
     if source.startswith(GENERATED):
         return _generated(source, split)
-    address, name = _divided(source)
+    if not source:
+        raise UserError("the source of data is empty: give a file, a directory or a hub id")
+    path, address, name = _divided(source)
     wanted = Wanted(name or split, named=bool(name))
-    path = Path(address).expanduser()
+    if path is None:
+        names = map(suffix_of, map(Path, (address, source)))
+        if address.startswith((".", "/", "~")) or any(names) or address.count("/") not in (1, 2):
+            raise UserError(f"{source}: there is no such file or directory")
+        return _from_hub(address, wanted)
     if path.is_dir():
         files, wanted = find_files(path, wanted, pairs)
         said = str(files[0]) if len(files) == 1 else f"{path} {wanted.name}".rstrip()
         return Source(said, [*map(_file_part, files)], wanted, str(path))
-    if path.is_file():
-        if not suffix_of(path):
-            raise UserError(f"{path}: unknown kind of file; supported: {', '.join(SUFFIXES)}")
-        return Source(str(path), [_file_part(path)], wanted, str(path))
-    if address.startswith((".", "/", "~")) or suffix_of(path) or address.count("/") not in (1, 2):
-        raise UserError(f"{address}: there is no such file or directory")
-    return _from_hub(address, wanted)
+    if not path.is_file():
+        raise UserError(f"{path}: neither a file nor a directory; rows are read more than once")
+    if not suffix_of(path):
+        raise UserError(f"{path}: unknown kind of file; supported: {', '.join(SUFFIXES)}")
+    return Source(str(path), [_file_part(path)], wanted, str(path))
 
 
-def _divided(source: str) -> tuple[str, str]:
-    """A source and the split that it names itself; empty if it names none."""
-    address, _, name = source.rpartition(":")
-    if not (address and name) or "/" in name or Path(source).expanduser().exists():
-        return source, ""
-    return address, name
+def _divided(source: str) -> tuple[Path | None, str, str]:
+    """The path of a local source, its address, and the split that it names; empty for none.
+
+    Paths and names of splits may both have colons: the longest path that is there is taken. A hub
+    id has none.
+    """
+    if path := find_path(source):
+        return path, source, ""
+    for end in reversed([place for place, letter in enumerate(source) if letter == ":"]):
+        address, name = source[:end], source[end + 1 :]
+        if name and (path := find_path(address)):
+            return path, address, name
+    address, _, name = source.partition(":")
+    return (None, address, name) if name else (None, source, "")
+
+
+def find_path(address: str) -> Path | None:
+    """The local file or directory of this name; None if there is none.
+
+    Raises:
+      UserError: nobody may look.
+    """
+    try:
+        path = Path(address).expanduser()
+        path.stat()
+    except PermissionError as error:
+        raise UserError(f"{address}: cannot be read ({error})") from error
+    except (OSError, RuntimeError, ValueError):  # also no such user, or no name for a file
+        return None
+    return path if address else None
 
 
 def _file_part(path: Path) -> Part:
     def digest() -> str:
         try:
             with open(path, "rb") as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()
+                # The suffix says how the bytes are read.
+                return suffix_of(path) + hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error})") from error
 
@@ -212,14 +246,14 @@ def _from_hub(address: str, wanted: Wanted) -> Source:
 
     def digest() -> str:
         digest = hashlib.sha256(f"{address} {place}".encode())
+        digest.update(table.schema.serialize())  # a batch has values, but not its columns' names
         for batch in table.to_batches():
             digest.update(batch.serialize())
         return digest.hexdigest()
 
     said = f"{address} {place}"
-    return Source(
-        said, [Part(said, lambda: arrow_rows(table.to_batches()), digest)], wanted, address
-    )
+    part = Part(said, lambda: arrow_rows(table.to_batches(), said), digest)
+    return Source(said, [part], wanted, address)
 
 
 def _generated(source: str, split: str) -> Source:

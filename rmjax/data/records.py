@@ -62,14 +62,12 @@ class Records:
       entries: each one sample, or the two of a pair.
       skipped: rows that were left out, by reason.
       notes: what was not used, for people.
-      whole: whether the rows are the same whatever split is asked for.
     """
 
     source: str
     entries: list[tuple[Sample, ...]]
     skipped: Mapping[str, int]
     notes: tuple[str, ...]
-    whole: bool
 
 
 class RowReader:
@@ -313,8 +311,8 @@ def _read(
     if not entries:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in reader.skipped.items())
         raise UserError(f"{opened.name}: there is nothing to read in it ({reasons or 'no row'})")
-    skipped = opened.skipped + reader.skipped
-    return Records(opened.name, entries, skipped, reader.notes(), opened.whole)
+    reader.used.update(opened.split_columns)
+    return Records(opened.name, entries, opened.skipped + reader.skipped, reader.notes())
 
 
 def pairs_of_ratings(records: Records, attribute: str) -> Records:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from rmjax.errors import UserError
+from rmjax.errors import UserError, listed, shortened
 
 SPLITS = {
     "train": ("train", "training"),
@@ -18,7 +18,8 @@ SPLITS = {
 }
 COLUMN = "split"
 # These name the split only where they hold a name of `SPLITS`: in most data they are other things.
-OTHER_COLUMNS = ("data_split", "dataset_split", "partition", "fold", "set", "subset")
+# `subset` is not among them: it is the part of a benchmark, of which one may be called "test".
+OTHER_COLUMNS = ("data_split", "dataset_split", "partition", "fold", "set")
 
 _STANDARD = {name: split for split, names in SPLITS.items() for name in names}
 
@@ -95,7 +96,7 @@ def find_place(wanted: Wanted, places: Mapping[str, str], source: str) -> tuple[
         # So the hub calls data without splits: a column may still say what is of another one.
         return first, dataclasses.replace(wanted, elsewhere=first)
     raise UserError(
-        f"{source}: there is no split {wanted.name!r}; there are {', '.join(places.values())}; "
+        f"{source}: there is no split {wanted.name!r}; there are {listed(places.values())}; "
         f"name one as {source}:{first}"
     )
 
@@ -167,12 +168,12 @@ def choose(seen: SplitNames, wanted: Wanted, source: str) -> Choice | None:
     if standard_name(wanted.name) and not wanted.named:
         _check_names(seen, column, wanted, source)
     if not names:
-        there = [name for name in counts if name]
-        listed = ", ".join(f"{name} ({counts[name]} rows)" for name in there) or "none"
-        ask = f"; name one as {source}:{there[0]}" if there else ""
+        there = [f"{shortened(name)} ({counts[name]} rows)" for name in counts if name]
+        ask = _name_that_works(counts, wanted)
         raise UserError(
             f"{source}: no row is of the split {wanted.name!r}; in the column {column!r} there are "
-            f"{listed}{ask}"
+            f"{listed(there, 5) or 'none'}; "
+            + (f"name one as {source}:{ask}" if ask else "rename it if it is not the split")
         )
     if len({name.lower() for name in names}) > 1:
         raise UserError(
@@ -214,12 +215,33 @@ def _meaning(wanted: str, names: Iterable[str]) -> list[str]:
 
 def _check_names(seen: SplitNames, column: str, wanted: Wanted, source: str) -> None:
     """Raises a `UserError` for a row of which nobody can say whether it is wanted."""
-    for name in seen.values[column]:
+    counts = seen.values[column]
+    for name in counts:
         if standard_name(name):
             continue
-        said = f"is {name!r}, which is none of {', '.join(_STANDARD)}" if name else "says nothing"
-        ask = name if name and not wanted.found else wanted.name
+        known = ", ".join(_STANDARD)
+        said = f"is {shortened(name)!r}, which is none of {known}" if name else "says nothing"
+        ask = _name_that_works(counts, wanted, name)
         raise UserError(
-            f"{seen.first[column, name]}: field {column!r} {said}; name the split that you want, "
-            f"as {source}:{ask}, or rename the column if it is not the split"
+            f"{seen.first[column, name]}: field {column!r} {said}; "
+            + (f"name the split that you want, as {source}:{ask}, or " if ask else "")
+            + "rename the column if it is not the split"
         )
+
+
+def _name_that_works(counts: Iterable[str], wanted: Wanted, name: str = "") -> str:
+    """A split that a source can name instead, such that `choose` finds rows; empty for none.
+
+    Args:
+      counts: what the column says.
+      wanted: the split.
+      name: what the column says in the row in question.
+    """
+    names = [name for name in counts if name]
+    if wanted.found:
+        # Behind the source stands then the name of the place, which is still looked up in the
+        # column if that holds names of splits.
+        works = _meaning(wanted.name, names) or not any(map(standard_name, names))
+        return wanted.name if works and not wanted.named else ""
+    found = [name, *_meaning(wanted.name, names), *names]
+    return next((name for name in found if name and name == shortened(name)), "")

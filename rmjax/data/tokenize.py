@@ -100,7 +100,6 @@ def load_tokenized(
         summary = {
             "counts": counts,
             "notes": [*records.notes, *encoder.notes()],
-            "whole": records.whole,
         }
         with cache_errors():
             _write(entry, arrays, summary)

@@ -30,7 +30,6 @@ class TokenizedData:
       counts: samples by what became of them: read, kept, and reasons.
       source: where they came from.
       notes: what of the source was not used, for people.
-      whole: whether the source gives the same rows whatever split is asked for.
       key: fingerprint of everything that made them.
       chosen: whether the sample is the preferred one of a pair; the next one is then the other.
       strengths: how much better the preferred one of the sample's pair is; 0 in a tie, NaN where
@@ -53,7 +52,6 @@ class TokenizedData:
     source: str
     key: str
     notes: tuple[str, ...] = ()
-    whole: bool = False
     spoken: Bool[np.ndarray, "T"] | None = None
 
     def __len__(self) -> int:

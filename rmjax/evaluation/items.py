@@ -20,13 +20,20 @@ from rmjax.data.conversation import (
     shared_messages,
 )
 from rmjax.data.messages import Message, message_text
-from rmjax.data.readers import Row, open_source
+from rmjax.data.readers import Row, find_path, open_source
 from rmjax.data.records import EMPTY, EQUAL, TIE, RowReader, check_fields, is_number, rating_field
 from rmjax.errors import UserError
 from rmjax.evaluation.benchmarks import BENCHMARKS, JUDGE_BENCH_SOURCES, Benchmark
 
 _DECIDING = ("helpfulness", "overall")  # which rating decides, if the user does not say
-_NOT_RATINGS = ("id", "row", "index", "seed")  # columns of numbers that are not ratings
+_NOT_RATINGS = (
+    "id",
+    "row",
+    "index",
+    "seed",
+    "split",
+    "fold",
+)  # columns of numbers that are not ratings
 _NAMES = ("id", "subset")  # columns that every reader here uses, if they are there
 
 
@@ -207,7 +214,7 @@ def _choices(
     benchmark: Benchmark, source: str, reader: RowReader, dropped: Counter[str]
 ) -> Iterator[Item]:
     """`prompt`, `chosen` and `rejected`; the latter two are a response or a list of responses."""
-    for row in _rows(benchmark, source, dropped):
+    for row in _rows(benchmark, source, reader, dropped):
         fields = ("prompt", "chosen", "rejected")
         check_fields(row.fields, fields, row.where)
         reader.see(row.fields, [*fields, "domain"] if benchmark.name == "rm-bench" else fields)
@@ -227,7 +234,7 @@ def _judgements(
     """JudgeBench: `question`, `response_A`, `response_B`, `label` "A>B" or "B>A", `source`."""
     fields = {"A>B": "response_A", "B>A": "response_B"}
     reader.used.update(("pair_id", "source"))
-    for row in _rows(benchmark, source, dropped):
+    for row in _rows(benchmark, source, reader, dropped):
         check_fields(row.fields, ["source"], row.where)
         part = str(row.fields["source"])
         subsets = [name for start, name in JUDGE_BENCH_SOURCES.items() if part.startswith(start)]
@@ -244,15 +251,17 @@ def _llmbar(
     benchmark: Benchmark, source: str, reader: RowReader, dropped: Counter[str]
 ) -> Iterator[Item]:
     """LLMBar: `input`, `output_1`, `output_2`, `label` 1 or 2; each `dataset.json` is a subset."""
-    root = Path(source).expanduser()
-    files = sorted(root.rglob("dataset.json")) if root.is_dir() else [root]
-    if not files or not root.exists():
+    root = find_path(source)
+    files = [root] if root else []
+    if root and root.is_dir():
+        files = sorted(root.rglob("dataset.json"))
+    if not files:
         raise UserError(
             f"{source}: LLMBar is read from the directory Dataset/LLMBar of a clone of its "
             "repository (princeton-nlp/LLMBar); on the hub it is a program, which is not run here"
         )
     for file in files:
-        for row in _rows(benchmark, str(file), dropped):
+        for row in _rows(benchmark, str(file), reader, dropped):
             yield Item(
                 id=str(row.number),
                 subset=file.parent.name,
@@ -281,7 +290,7 @@ def _pairs(
     benchmark: Benchmark, source: str, reader: RowReader, dropped: Counter[str]
 ) -> Iterator[Item]:
     """Preference pairs in any layout that training reads."""
-    for row in _rows(benchmark, source, dropped):
+    for row in _rows(benchmark, source, reader, dropped):
         pairs = reader.pairs(row)
         for number, (chosen, rejected) in enumerate(pairs, start=1):
             id = _id(row)
@@ -299,7 +308,7 @@ def _ratings(
     benchmark: Benchmark, source: str, reader: RowReader, dropped: Counter[str]
 ) -> Iterator[Item]:
     """A response and columns of ratings; the responses to one prompt are one item."""
-    rows = [(row, reader.rated(row)) for row in _rows(benchmark, source, dropped)]
+    rows = [(row, reader.rated(row)) for row in _rows(benchmark, source, reader, dropped)]
     names = _rating_names([row for row, _ in rows])
     if rows and not names:
         raise UserError(
@@ -353,12 +362,16 @@ _READERS: dict[str, Reader] = {
 }
 
 
-def _rows(benchmark: Benchmark, source: str, dropped: Counter[str]) -> Iterator[Row]:
+def _rows(
+    benchmark: Benchmark, source: str, reader: RowReader, dropped: Counter[str]
+) -> Iterator[Row]:
     """The rows of a source; RM-Bench's directory has a file for each domain."""
-    domains = sorted(Path(source).expanduser().glob("*_filtered.json"))
+    root = find_path(source) if benchmark.name == "rm-bench" else None
+    domains = sorted(root.glob("*_filtered.json")) if root else []
     pairs = {"pairs": True, "ratings": False}.get(benchmark.row_format)
-    for part in map(str, domains) if domains and benchmark.name == "rm-bench" else [source]:
+    for part in map(str, domains) if domains else [source]:
         opened = open_source(part, benchmark.split, pairs)
+        reader.used.update(opened.split_columns)
         yield from opened
         dropped.update(opened.skipped)
 

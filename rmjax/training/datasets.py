@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,15 +77,26 @@ def load_data(
 
 
 def _check_apart(trained: Sequence[TokenizedData], held: Sequence[TokenizedData]) -> None:
-    """Raises a `UserError` if the same rows are trained on and held out."""
-    whole = {part.source for part in trained if part.whole}
-    for part in held:
-        if part.whole and part.source in whole:
+    """Raises a `UserError` if the same rows are trained on and held out.
+
+    What they hold is compared, and where they stand in their files: a path can be written in many
+    ways, and a copy has another one.
+    """
+    for part, other in itertools.product(held, trained):
+        if _are_same(part, other):
+            again = f" (as {other.source})" if other.source != part.source else ""
             raise UserError(
-                f"{part.source}: it is there for training and for validation, and its rows do not "
-                "say which is which in a column 'split'; let config.data.hold_out be a share of "
-                "the prompts instead"
+                f"{part.source}: the same rows are there for training{again} and for validation; "
+                "say in a column 'split' which are which, or let config.data.hold_out be a share "
+                "of the prompts instead of config.data.validation"
             )
+
+
+def _are_same(one: TokenizedData, other: TokenizedData) -> bool:
+    """Whether two sets are of the same rows. Of most sets, their lengths say that they are not."""
+    names = ("rows", "chosen", "offsets", "labels", "tokens")
+    arrays = [(getattr(one, name), getattr(other, name)) for name in names]
+    return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in arrays)
 
 
 def _load(

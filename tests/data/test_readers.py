@@ -197,6 +197,53 @@ def test_values_of_several_types_as_datasets_keeps_them(tmp_path):
     assert read(tmp_path / "saved") == rows
 
 
+@pytest.mark.parametrize("kind", ["list_", "large_list", "list_view", "large_list_view"])
+def test_every_kind_of_list_is_read_the_same(kind, tmp_path):
+    rows = [{"prompt": [{"role": "user", "x": 1}]}, {"prompt": [{"role": "user", "y": "t"}, None]}]
+    inner = pa.struct({"role": pa.string(), "x": pa.int64(), "y": pa.string()})
+    values = pa.array([row["prompt"] for row in rows], getattr(pa, kind)(inner))
+    write_stream(tmp_path / "x.arrow", pa.table({"prompt": values}))
+    assert read(tmp_path / "x.arrow") == rows
+
+
+# ---- names that are there twice ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".json"])
+@pytest.mark.parametrize(
+    "row", ['{"chosen": 1, "a": 2, "chosen": 3}', '{"a": [{"b": {"chosen": 1, "chosen": 1}}]}']
+)
+def test_a_key_that_is_there_twice_is_named(row, suffix, tmp_path):
+    """Python's reader takes the last one."""
+    path = tmp_path / f"x{suffix}"
+    for text in (f'{{"a": 1}}\n{row}\n', f'[{{"a": 1}}, {row}]'):
+        if text[0] == "{" or suffix == ".json":
+            path.write_bytes(packed(text.encode(), path.name))
+            assert refused("the key 'chosen' is there twice", path).startswith(f"{path} row 2: ")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_column_that_is_there_twice_is_named(inside, suffix, tmp_path):
+    columns, names = [pa.array(["a"]), pa.array(["b"])], ["chosen", "chosen"]
+    if inside:
+        columns, names = [pa.StructArray.from_arrays(columns, names)], ["messages"]
+    table = pa.Table.from_arrays(columns, names)
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".arrow":
+        write_stream(path, table)
+    else:
+        parquet.write_table(table, path)
+    assert refused("the key 'chosen' is there twice", path).startswith(f"{path}: ")
+
+
+def test_a_column_of_the_hub_that_is_there_twice_is_named(monkeypatch):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["chosen", "chosen"])
+    split = type("Split", (), {"data": table})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train": split})
+    assert refused("the key 'chosen' is there twice", "o/n").startswith("o/n train: ")
+
+
 # ---- CSV -----------------------------------------------------------------------------------------
 
 
@@ -224,6 +271,9 @@ def test_a_csv_column_is_numbers_if_most_of_it_is(tmp_path):
         (["1" + "0" * 400, "-1", "10000000000000000001"], [math.inf, -1, 1e19]),
         (["1", "inf", "-inf"], ["1", "inf", "-inf"]),
         (["1", " 2", "03"], ["1", " 2", "03"]),
+        ([".5", "-.25", "1."], [0.5, -0.25, 1.0]),
+        (["+1", "+0.5", "-2"], [1, 0.5, -2]),
+        (["1", ".", "+"], ["1", ".", "+"]),
     ],
 )
 def test_what_a_number_is_in_csv(cells, numbers, tmp_path):
@@ -321,10 +371,24 @@ def test_a_line_that_is_no_row_is_named(case, suffix, tmp_path):
     assert refused(said, path).startswith(f"{path} row 2: ")
 
 
-def test_an_entry_of_a_list_that_is_no_row_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[{"a": 1}, 3]', " row 2: expected a JSON object, found int"),
+        ('[{"a": 1}, {"a": ]', " row 2: broken JSON"),
+        ('[{"a": 1},]', " row 2: broken JSON"),
+        ("[", " row 1: broken JSON"),
+        ("[] []", " row 1: broken JSON"),
+        ("[" * 100_000, " row 1: broken JSON"),
+        ('[{"a": 1} {"a": 1}]', ": broken JSON after row 1"),
+        ('[{"a": 1}', ": broken JSON after row 1"),
+        ('[{"a": 1}] []', ": broken JSON after row 1"),
+    ],
+)
+def test_an_entry_of_a_list_that_is_no_row_is_named(text, said, tmp_path):
     path = tmp_path / "x.json"
-    path.write_text('[{"a": 1}, 3]')
-    refused(r"x\.json row 2: expected a JSON object, found int", path)
+    path.write_text(text)
+    assert refused(".", path).startswith(f"{path}{said}")
 
 
 WHOLE = lines(*[{"response": str(i)} for i in range(2000)])
@@ -346,9 +410,7 @@ FILE_ERRORS = {
     "text.arrow": (WHOLE, "cannot be read"),
     "data.txt": (b"prompt,response\n", "unknown kind of file; supported: .jsonl"),
     "object.json": (b'{\n  "data": [{"a": 1}]\n}', "expected a list of JSON objects, or one obj"),
-    "broken.json": (b"[", "cannot be read"),
-    "bytes.json": (b'["\xff"]', "cannot be read"),
-    "two.json": (b"[] []", "cannot be read"),
+    "bytes.json": (b'["\xff"]', r"not UTF-8 \(byte 2\)"),
     "empty.json": (b"[]", "there is no row in it"),
     "nothing.json": (b"", "there is no row in it"),
 }
@@ -381,10 +443,27 @@ def test_bad_arrow_data_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["./x", "x.jsonl", "a/b/c/d", "~/none.parquet", "a/x.jsonl.gz", "x", "x:y", "./a:b"]
+    "name",
+    [
+        *("./x", "x.jsonl", "a/b/c/d", "~/none.parquet", "a/x.jsonl.gz", "x", "x:y", "./a:b", ":y"),
+        *("~nobody-has-this-name/x", "C:\\data\\x.jsonl", "a/b:c/x.jsonl", "x.jsonl:test"),
+        *("hf://datasets/o/n", "x\0.jsonl", "x" * 5000, "/" + "x" * 5000 + ":train"),
+    ],
 )
 def test_what_is_not_there_is_said_to_be_missing(name):
-    refused("no such file or directory", name)
+    assert refused("no such file or directory", name).startswith(f"{name}: ")
+
+
+def test_no_source_is_not_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "train.jsonl", [{"response": "a"}])
+    refused("the source of data is empty", "")
+    assert texts(".") == ["a"]
+
+
+def test_what_can_be_read_only_once_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "x.jsonl")
+    refused("neither a file nor a directory", tmp_path / "x.jsonl")
 
 
 def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
@@ -406,7 +485,7 @@ def test_a_directory_has_a_file_for_each_split(suffix, tmp_path):
     (tmp_path / "dataset_infos.json").write_text("{}")
     source = open_source(str(tmp_path), "validation")
     assert [row.fields["response"] for row in source] == [f"validation {i}" for i in range(3)]
-    assert source.name == str(tmp_path / f"validation{suffix}") and not source.whole
+    assert source.name == str(tmp_path / f"validation{suffix}")
     assert [row.where for row in source][2] == f"{tmp_path / f'validation{suffix}'} row 3"
     message = refused(f"{tmp_path}: there is no split 'test'; there are train ", tmp_path, "test")
     assert f"validation (validation{suffix})" in message and f"as {tmp_path}:train" in message
@@ -446,9 +525,34 @@ def test_two_files_of_one_split_are_named(tmp_path):
     refused(r"dev \(dev.jsonl\) and dev \(data/dev.jsonl\) are both there", tmp_path, "dev")
 
 
-def test_a_directory_without_data_says_so(tmp_path):
+def test_a_directory_without_data_says_what_is_there(tmp_path):
+    refused("there is no file of data in it .*; there is nothing$", tmp_path)
     (tmp_path / "notes.txt").write_text("x")
-    refused("there is no file of data in it", tmp_path)
+    write(tmp_path / "raw" / "train.jsonl", [{"response": "a"}])
+    refused("there is no file of data in it .*; there is notes.txt, raw/$", tmp_path)
+    for i in range(100):
+        (tmp_path / f"train-{i:03}.jsonl.bz2").write_text("x")
+    refused("train-005.jsonl.bz2 and 94 more$", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["val.jsonl.bz2", "validation-0-of-2.jsonl.xz", "Dev.tsv"])
+@pytest.mark.parametrize("folder", ["", "data"])
+def test_a_file_of_the_split_that_is_not_read_is_named(folder, name, tmp_path):
+    """Else only the file of train would be there, or a split be missing that is not."""
+    write(tmp_path / "train.jsonl", [{"response": "a"}])
+    write(tmp_path / folder / name, [{"response": "b"}])
+    path = f"{folder}/{name}".lstrip("/")
+    refused(
+        f"there is no split 'validation' in the kinds .*; there is {path}$", tmp_path, "validation"
+    )
+    assert texts(tmp_path) == ["a"]
+
+
+def test_capitals_of_a_suffix_do_not_matter(tmp_path):
+    write(tmp_path / "x.jsonl.gz", [{"response": "a"}]).rename(tmp_path / "train.JSONL.GZ")
+    assert texts(tmp_path) == texts(tmp_path / "train.JSONL.GZ") == ["a"]
+    write(tmp_path / "train.jsonl.gz", [{"response": "b"}])
+    refused("are both there", tmp_path)
 
 
 def test_other_files_are_listed_and_can_be_named(tmp_path):
@@ -509,7 +613,7 @@ def test_a_single_dataset_names_no_split(tmp_path):
     loaded = datasets.Dataset.from_list(rows, split=datasets.Split.TRAIN)
     loaded.train_test_split(2, shuffle=False)["test"].save_to_disk(tmp_path / "held", num_shards=2)
     source = open_source(str(tmp_path / "held"), "validation")
-    assert [row.fields["response"] for row in source] == ["4", "5"] and source.whole
+    assert [row.fields["response"] for row in source] == ["4", "5"]
     loaded.add_column("split", ["train", "val"] * 3).save_to_disk(tmp_path / "named")
     assert texts(tmp_path / "named", "validation") == ["1", "3", "5"]
     shutil.copy(tmp_path / "held" / "data-00000-of-00002.arrow", tmp_path / "named")
@@ -551,7 +655,7 @@ def test_a_directory_of_preferences(tmp_path):
     for pairs in (True, None):
         source = open_source(str(tmp_path), "validation", pairs)
         assert [(row.fields["response"], row.number) for row in source] == [("pair 2", 2)]
-        assert source.skipped == {"of another split (train)": 1} and not source.whole
+        assert source.skipped == {"of another split (train)": 1}
     refused("there are no ratings, only preference", tmp_path, pairs=False)
     # As datasets reads it from the hub, where it is a directory of a repository.
     loaded = datasets.load_dataset(
@@ -577,9 +681,9 @@ def test_pairs_may_be_in_the_files_of_the_splits(helpsteer2):
     assert texts(helpsteer2, "validation", pairs=True) == ["validation"]
 
 
-def test_preferences_without_a_split_are_whole(tmp_path):
+def test_preferences_without_a_split_are_of_every_split(tmp_path):
     write(tmp_path / "preference.jsonl", [{"response": "a"}])
-    assert open_source(str(tmp_path), "validation", pairs=True).whole
+    assert texts(tmp_path, "validation", pairs=True) == texts(tmp_path, pairs=True) == ["a"]
 
 
 # ---- a column that names the split ---------------------------------------------------------------
@@ -605,18 +709,19 @@ def test_a_column_is_obeyed_in_every_layout(layout, column, tmp_path):
     for split, found in (("train", ["a", "c"]), ("validation", ["b"]), ("test", ["d"])):
         assert texts(source, split) == found
     found = open_source(str(source), "train")
-    assert not found.whole and not found.skipped
+    assert found.split_columns == (column,) and not found.skipped
     assert [row.number for row in found] == [1, 3] == [row.number for row in found]
     assert found.skipped == {"of another split (val)": 1, "of another split (test)": 1}
     assert texts(source, "") == ["a", "b", "c", "d"]
 
 
-def test_a_file_without_a_column_is_whole(tmp_path):
+def test_a_file_without_a_column_is_of_every_split(tmp_path):
     rows = [{"response": "a", "subset": "chat", "fold": 3}, {"response": "b", "set": None}]
     path = write(tmp_path / "x.jsonl", rows)
     for split in ("train", "validation", "filtered", ""):
         source = open_source(str(path), split)
-        assert source.whole and [row.fields for row in source] == rows and not source.skipped
+        assert [row.fields for row in source] == rows and not source.skipped
+        assert source.split_columns == ()
     refused("no split 'test': no column says that a row is of it", f"{path}:test")
 
 
@@ -641,6 +746,41 @@ def test_a_split_that_nobody_knows_is_an_error(bad, said, tmp_path):
         assert texts(f"{path}:{bad}") == ["c", "d"]
 
 
+def test_what_a_message_advises_works(tmp_path):
+    """Once `FILE:validation` was advised where no row says so, and then was an error."""
+    path = write(tmp_path / "x.jsonl", of(None, "a", "b"))
+    said = refused("row 1: field 'split' says nothing; rename the column", path, "validation")
+    assert ":validation" not in said
+    for name in ("a:b", "a/b", "x.jsonl", "C:\\x", "../x", "o/n:a"):
+        write(path, of(None, "none") + of(name, "a"))
+        said = refused("row 1: field 'split' says nothing; name .* as", path)
+        assert f"as {path}:{name}, or rename" in said
+        assert texts(f"{path}:{name}") == ["a"]
+    write(path, of("x" * 5000, "a"))
+    said = refused("rename the column", path)
+    assert "name the split" not in said and len(said) < 400 + len(str(path))
+    # A directory's split is of that name, so that only its own name can be asked for.
+    for name in ("train", "validation"):
+        write(tmp_path / "d" / f"{name}.jsonl", of("test", name))
+    said = refused("no row is of the split 'train'", tmp_path / "d")
+    assert said.endswith("there are test (1 rows); rename it if it is not the split")
+    write(tmp_path / "d" / "train.jsonl", of("test", "a") + of("other", "b"))
+    said = refused("row 2: field 'split' is 'other'", tmp_path / "d")
+    assert "name the split" not in said
+
+
+def test_a_thousand_splits_are_not_all_listed(tmp_path):
+    rows = [row for i in range(3000) for row in of(f"s{i}", "r")]
+    path = write(tmp_path / "x.jsonl", [*rows, *of("train", "a"), *of("s7", "b")])
+    said = refused("no row is of the split 'no'", f"{path}:no")
+    assert "s4 (1 rows) and 2,996 more; name one as" in said and len(said) < 300 + len(str(path))
+    source = open_source(f"{path}:train", "")
+    assert [row.fields["response"] for row in source] == ["a"]
+    assert sum(source.skipped.values()) == 3001 and len(source.skipped) == 8
+    assert source.skipped["of another split (s7)"] == 2
+    assert source.skipped["of 2,993 more splits"] == 2993
+
+
 def test_a_row_that_lacks_the_split_of_the_others_is_an_error(tmp_path):
     path = write(tmp_path / "x.jsonl", [*of("train", "a"), {"response": "b"}])
     refused("row 2: field 'split' says nothing", path)
@@ -649,9 +789,12 @@ def test_a_row_that_lacks_the_split_of_the_others_is_an_error(tmp_path):
 def test_another_column_holds_splits_or_something_else(tmp_path):
     """Half of it taken for splits, rows of "math" would be in train and in validation."""
     path = write(
-        tmp_path / "x.jsonl", of("test", "a", column="subset") + of("math", "b", column="subset")
+        tmp_path / "x.jsonl", of("test", "a", column="set") + of("math", "b", column="set")
     )
-    refused("row 2: field 'subset' is 'math'", path, "test")
+    refused("row 2: field 'set' is 'math'", path, "test")
+    # The part of a benchmark, as evaluation reads it: it may be called like a split.
+    path = write(tmp_path / "s.jsonl", of("test", "a", column="subset"))
+    assert texts(path, "train") == texts(path, "test") == ["a"]
     path = write(tmp_path / "y.jsonl", [{"response": "a", "set": "train", "fold": "test"}])
     refused("the columns 'fold' and 'set' both look like the split; call the right one", path)
     path = write(tmp_path / "z.jsonl", [{"response": "a", "split": "test", "set": "train"}])
@@ -683,7 +826,7 @@ def test_a_split_of_a_benchmark(tmp_path):
     """Its name is none of train, validation and test."""
     path = write(tmp_path / "x.jsonl", of("filtered", "a") + of("raw", "b"))
     assert texts(path, "filtered") == ["a"]
-    subjects = of("test", "a", column="subset") + of("math", "b", column="subset")
+    subjects = of("test", "a", column="set") + of("math", "b", column="set")
     assert texts(write(tmp_path / "y.jsonl", subjects), "filtered") == ["a", "b"]
     path = write(tmp_path / "d" / "filtered.jsonl", of("test", "a"))
     assert texts(path.parent, "filtered") == ["a"]  # the column is about something else
@@ -714,6 +857,7 @@ def test_a_column_of_something_else_in_the_file_of_a_split(tmp_path):
 
 def test_a_path_with_a_colon_is_that_path(tmp_path):
     path = write(tmp_path / "a:test.jsonl", of("train", "a") + of("test", "b"))
+    write(tmp_path / "a", of("train", "c"))
     assert texts(path) == ["a"]
     assert texts(f"{path}:test") == ["b"]
 
@@ -721,10 +865,30 @@ def test_a_path_with_a_colon_is_that_path(tmp_path):
 # ---- fingerprints --------------------------------------------------------------------------------
 
 
+def test_a_fingerprint_has_all_that_decides_which_rows_there_are(tmp_path):
+    """Tokens are kept by it: with the same one, an error would become another split's rows."""
+    write(tmp_path / "d" / "train.jsonl", [{"response": "a"}])
+    path = write(tmp_path / "x.jsonl", of("train", "a") + of(None, "b") + of("held", "c"))
+    plain = write(tmp_path / "y.jsonl", [{"response": "a"}])
+    for ways in (
+        (f"{tmp_path / 'd'}", f"{tmp_path / 'd'}:validation", f"{tmp_path / 'd'}:train"),
+        (f"{tmp_path / 'd'}", f"{tmp_path / 'd' / 'train.jsonl'}"),
+        (f"{path}", f"{path}:validation", f"{path}:train"),
+        (f"{plain}", f"{plain}:validation"),
+    ):
+        found = [open_source(way, "validation").fingerprint() for way in ways]
+        assert len(set(found)) == len(ways), ways
+    # The same bytes are other rows, or none, by the name of their file.
+    other = shutil.copy(plain, tmp_path / "y.csv")
+    assert (
+        open_source(str(other), "train").fingerprint()
+        != open_source(str(plain), "train").fingerprint()
+    )
+
+
 def test_a_fingerprint_follows_the_bytes(tmp_path):
     path = write(tmp_path / "x.jsonl", of("train", "a") + of("test", "b"))
     first = open_source(str(path), "train").fingerprint()
-    assert first == open_source(f"{path}:train", "validation").fingerprint()
     assert first != open_source(str(path), "test").fingerprint()  # other rows
     write(tmp_path / "z.jsonl", of("val", "a") + of("validation", "b"))
     named = [open_source(f"{tmp_path / 'z.jsonl'}:{x}", "") for x in ("val", "validation")]
@@ -781,7 +945,7 @@ def test_a_hub_id_is_read_by_split(hub):
         {"response": "test", "score": None},
         {"response": None, "score": 2},
     ]
-    assert source.name == "o/n test" and rows[1].where == "o/n test row 2" and not source.whole
+    assert source.name == "o/n test" and rows[1].where == "o/n test row 2"
     refused("o/n: there is no split 'validation'; there are train, test; name", "o/n", "validation")
     assert texts("o/n:test", "validation")[0] == "test"
     refused("o/x: not a local path, and the hub does not give it", "o/x")
@@ -800,7 +964,6 @@ def test_a_hub_data_set_of_one_split(address, hub):
 def test_a_hub_data_set_of_one_split_is_not_validation(address, hub):
     write(hub / address / "all.jsonl", [{"response": "a"}])
     assert texts(address, "train") == ["a"]
-    assert not open_source(address, "train").whole
     refused(f"{address}: there is no split 'validation': only 'train' is", address, "validation")
     refused("no split 'dev': only 'train' is there", f"{address}:dev", "train")
 
@@ -831,6 +994,26 @@ def test_a_hub_data_set_is_known_by_its_contents(hub):
     assert first != open_source("o/n", "train").fingerprint()
 
 
+@pytest.mark.parametrize("change", ["names", "metadata"])
+def test_a_hub_data_set_is_known_by_its_columns(change, monkeypatch):
+    """A revision may give the same values other names, or another meaning."""
+
+    def fingerprint(table):
+        data = datasets.DatasetDict({"train": datasets.Dataset(table)})
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: data)
+        return open_source("o/n", "train").fingerprint()
+
+    table = pa.table({"chosen": ["a"], "rejected": ["b"]})
+    first = fingerprint(table)
+    assert first == fingerprint(table)
+    if change == "names":
+        table = table.rename_columns(["rejected", "chosen"])
+    else:
+        json_text = pa.field("chosen", pa.string(), metadata={"ARROW:extension:name": "arrow.json"})
+        table = table.cast(pa.schema([json_text, table.schema.field("rejected")]))
+    assert first != fingerprint(table)
+
+
 def test_a_hub_id_without_a_network_fails_fast_and_clearly():
     began = time.monotonic()
     message = refused("not a local path, and the hub does not give it", "nvidia/HelpSteer2")
@@ -844,7 +1027,7 @@ def test_a_hub_id_without_a_network_fails_fast_and_clearly():
 def test_generated_rows_are_always_the_same():
     source = open_source("generated:30", "train")
     rows = [row.fields for row in source]
-    assert len(rows) == 30 and rows == [row.fields for row in source] and not source.whole
+    assert len(rows) == 30 and rows == [row.fields for row in source]
     assert rows != read("generated:30", "validation")
     assert source.fingerprint() != open_source("generated:30", "validation").fingerprint()
     assert source.fingerprint() != open_source("generated:32", "train").fingerprint()

@@ -9,7 +9,7 @@ from rmjax.data.records import describe
 from rmjax.errors import UserError
 
 # Columns of numbers that are not ratings.
-_NOT_RATINGS = ("id", "idx", "index", "row", "seed", "turn", "turns", "split")
+_NOT_RATINGS = ("id", "idx", "index", "row", "seed", "turn", "turns", "split", "fold")
 
 
 def find_sources(source: str, split: str, ratings: str = "") -> tuple[str, str]:
