@@ -60,7 +60,7 @@ class SamplingSettings:
                 raise UserError(f"{name} = {getattr(self, name)!r}: expected {range_}")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Completion:
     """One sample.
 

@@ -124,14 +124,18 @@ class Sampler:
     def _shape(self, requests: Sequence[Request], settings: SamplingSettings) -> Shape:
         """The cache for these prompts; few shapes, because each is compiled."""
         shards = self._model.options.sharding.row_shards
-        wanted = min(self._rows, settings.n * len(requests))
-        members = max(1, min(settings.n, wanted // shards))
-        groups = -(-wanted // (members * shards)) * shards
+        samples = settings.n * len(requests)
+        members = max(1, min(settings.n, min(self._rows, samples) // shards))
+        most = -(-self._rows // (members * shards))
+        groups = 1
+        while groups < most and groups * shards * members < samples:
+            groups *= 2
+        groups = shards * min(groups, most)
         places = [request.places for request in requests]
         room = max(places)
-        if groups * members < settings.n * len(requests):
+        if groups * members < samples and members > 1:
             # The next prompt can begin before the last sample of the one before is over.
-            room = max(room, 2 * round(sum(places) / len(places))) if members > 1 else room
+            room = max(room, 2 * round(sum(places) / len(places)))
         return Shape(groups, members, bucket(max(1, room), self._model), _FEWEST_SLOTS)
 
     def _row_length(self, requests: Sequence[Request]) -> int:

@@ -16,6 +16,7 @@ from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.data.conversation import Conversation
 from rmjax.data.tokenizer import encode
 from rmjax.errors import UserError
+from rmjax.generation import programs
 from rmjax.generation.completions import Completion
 from rmjax.generation.policy import Policy, load_policy
 from rmjax.generation.prompts import end_tokens, prompt_tokens
@@ -116,6 +117,16 @@ def test_log_probabilities_of_every_architecture_equal_transformers(variant, tmp
             np.testing.assert_allclose(completion.log_probabilities, picked, atol=1e-4)
 
 
+def test_bfloat16_is_close(causal):
+    one = load_policy(causal, dtype="bfloat16")
+    model, tokenizer = reference(causal)
+    found = one.sample(PROMPTS[:1], max_tokens=20)[0][0]
+    logits = logits_of(model, prompt_ids(tokenizer, PROMPTS[0]), found.tokens)
+    expected = torch.log_softmax(logits, -1).numpy()
+    picked = expected[np.arange(len(found.tokens)), found.tokens]
+    np.testing.assert_allclose(found.log_probabilities, picked, atol=0.15)
+
+
 @pytest.mark.slow
 @pytest.mark.optimized
 def test_greedy_samples_of_real_weights_equal_transformers(smollm2):
@@ -162,6 +173,14 @@ def test_samples_differ_and_a_seed_repeats_them(policy, expected):
 )
 def test_every_mesh_gives_the_same_samples(mesh, causal, expected):
     other = load_policy(causal, mesh=MeshConfig(**mesh))
+    equal(other.sample(PROMPTS, n=3, max_tokens=70, seed=5), expected)
+
+
+@pytest.mark.slow
+def test_layers_in_a_loop_give_the_same_samples(causal, expected, monkeypatch):
+    """As on accelerators; on CPUs the layers are taken apart."""
+    monkeypatch.setattr(programs, "platform", lambda sharding: "tpu")
+    other = load_policy(causal, mesh=MeshConfig(fsdp=4, tensor=2))
     equal(other.sample(PROMPTS, n=3, max_tokens=70, seed=5), expected)
 
 
@@ -305,6 +324,15 @@ def test_a_wrong_setting_is_an_error(settings, said, policy):
 
 def test_no_prompts_no_samples(policy):
     assert policy.sample([]) == []
+
+
+def test_calls_of_about_the_same_size_are_compiled_once(causal):
+    one = on_one_device(causal)
+    sizes = []
+    for count in (5, 6, 8):
+        one.sample(["x" * i for i in range(1, count + 1)], max_tokens=40 + count)
+        sizes.append(one._sampler._programs.sample._cache_size())  # pyright: ignore
+    assert sizes == [1, 1, 1]
 
 
 def test_a_text_in_place_of_prompts_is_an_error(policy):
