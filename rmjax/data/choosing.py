@@ -141,7 +141,8 @@ def _scored(row: Row, reader: RowReader, choice: Choice, counts: Counter[str]) -
         )
     scored = []
     for number in range(len(conversations))[: choice.first or None]:
-        value, named, ended = (column[number] if column else None for column in columns.values())
+        value: Any
+        value, named, ended = (c[number] if c else None for c in columns.values())
         if ended is False and not choice.unended:
             counts[UNENDED] += 1
         elif is_number(value):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float32, Int32, UInt32
+from jaxtyping import Array, Bool, Int32, UInt32
 
 from rmjax.generation.choice import Rule, choose, uniform
 from rmjax.models.attention.cached import KEPT_AXES, Kept, Seen
@@ -62,10 +62,15 @@ ROW_STATES_AXES = RowStates._make([("row", "member")] * len(RowStates._fields))
 
 
 class Sampled(NamedTuple):
-    """What a chunk sampled, whole on every process; -1 and 0 where a row had ended."""
+    """What a chunk sampled, whole on every process; -1 and 0 where a row had ended.
 
-    tokens: Int32[Array, "C G R"]
-    log_probabilities: Float32[Array, "C G R"]
+    Attributes:
+      tokens: int32 [C G R].
+      log_probabilities: float32 [C G R].
+    """
+
+    tokens: Any
+    log_probabilities: Any
 
 
 @dataclasses.dataclass(frozen=True)

@@ -174,7 +174,9 @@ class Schedule:
     def states(self) -> RowStates:
         """What each row does next, as numpy arrays."""
         size = (self.shape.groups, self.shape.members)
-        arrays = {name: np.zeros(size, np.int32) for name in RowStates._fields}
+        arrays: dict[str, np.ndarray] = {
+            name: np.zeros(size, np.int32) for name in RowStates._fields
+        }
         arrays["prompt_key"] = np.zeros(size, np.uint32)
         arrays["running"] = np.zeros(size, bool)
         for group, row, running in self.running():

@@ -1,3 +1,5 @@
+from typing import Any
+
 """Drawn tokens against transformers' warpers and against the probabilities themselves."""
 
 import jax.numpy as jnp
@@ -32,7 +34,8 @@ def theirs(logits: np.ndarray, temperature: float, top_p: float, top_k: int) -> 
         warpers.append(TopKLogitsWarper(top_k))
     if top_p < 1:
         warpers.append(TopPLogitsWarper(top_p))
-    warped = warpers(torch.zeros((1, 1), dtype=torch.long), torch.tensor(logits)[None])
+    ids: Any = torch.zeros((1, 1), dtype=torch.long)
+    warped = warpers(ids, torch.tensor(logits)[None])
     return torch.softmax(warped.double(), -1)[0].numpy()
 
 
@@ -97,7 +100,8 @@ def test_a_token_without_probability_is_never_drawn(noise):
     """At the very ends of the noise, with zeros at both ends of the vocabulary."""
     logits = np.full((1, 513), -np.inf, np.float32)
     logits[0, 200:400] = np.linspace(-5, 5, 200)
-    numbers = (jnp.full(1, noise, jnp.float32),) * 2
+    number = jnp.full(1, noise, jnp.float32)
+    numbers = (number, number)
     token, _ = choose(jnp.asarray(logits), numbers, make_rule(1.0, 1.0, 0))
     assert 200 <= int(token[0]) < 400
 

@@ -9,7 +9,7 @@ G group, R row of a group, K kv_heads, Q queries of a kv head, H head_dim, P pla
 token, W slot of a row's own token
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,19 +20,20 @@ from jaxtyping import Array, Bool, Float
 class Kept(NamedTuple):
     """Keys and values of tokens, of one layer, or of all with an axis in front.
 
-    In keys the place is last: so both products read memory that lies together.
+    In keys the place is last: so both products read memory that lies together. The names, shapes
+    and shardings of the four stand in the same places.
 
     Attributes:
-      prompt_keys: of the tokens of a group's prompts.
-      prompt_values: likewise.
-      own_keys: of each row's own tokens.
-      own_values: likewise.
+      prompt_keys: of the tokens of a group's prompts, [... G K H P].
+      prompt_values: likewise, [... G K P H].
+      own_keys: of each row's own tokens, [... G K R H W].
+      own_values: likewise, [... G K R W H].
     """
 
-    prompt_keys: Float[Array, "... G K H P"]
-    prompt_values: Float[Array, "... G K P H"]
-    own_keys: Float[Array, "... G K R H W"]
-    own_values: Float[Array, "... G K R W H"]
+    prompt_keys: Any
+    prompt_values: Any
+    own_keys: Any
+    own_values: Any
 
 
 class Seen(NamedTuple):

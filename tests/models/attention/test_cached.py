@@ -1,3 +1,5 @@
+from typing import Any
+
 """Attention over kept keys and values against numpy, row by row."""
 
 import jax.numpy as jnp
@@ -34,7 +36,8 @@ def test_it_is_softmax_attention_over_what_is_seen(places, slots, visible, rng):
     )
     share = {"some": 0.5, "none": 0.0, "all": 1.0}[visible]
     seen = Seen(rng.random((G, R, places)) < share, rng.random((G, R, slots)) < share)
-    found = attend_kept(*map(jnp.asarray, (q, k, v)), Kept(*map(jnp.asarray, kept)), seen)
+    arrays: Any = [jnp.asarray(x) for x in (q, k, v)]
+    found = attend_kept(*arrays, Kept(*map(jnp.asarray, kept)), seen)
     for row in range(G * R):
         g, r = divmod(row, R)
         prompt, own = seen.prompt[g, r], seen.own[g, r]
