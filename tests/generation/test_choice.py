@@ -1,6 +1,6 @@
-from typing import Any
-
 """Drawn tokens against transformers' warpers and against the probabilities themselves."""
+
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,6 +1,6 @@
-from typing import Any
-
 """Attention over kept keys and values against numpy, row by row."""
+
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
