@@ -154,13 +154,16 @@ def record_run(
     with disk_errors(f"the run's files in {workdir}"):
         _write(workdir / RECORD, record)
         _write(workdir / "data.json", described)
-        if not (workdir / MODEL_DIRECTORY / SPEC_FILE).exists():  # the last of them to be written
+        # The last of them to be written; a policy has none, and its files are written again.
+        if not (workdir / MODEL_DIRECTORY / SPEC_FILE).exists():
             write_model_files(workdir / MODEL_DIRECTORY, model.config, tokenizer, spec)
 
 
-def run_spec(config: Config, model: Model, data: TokenizedData) -> RewardSpec:
-    """What there is to know of a run's model before its first step."""
+def run_spec(config: Config, model: Model, data: TokenizedData) -> RewardSpec | None:
+    """What there is to know of a run's reward model before its first step; None of a policy."""
     attributes, objective = config.data.attributes, config_objective(config)
+    if objective.policy:
+        return None
     levels = objective.levels
     rated = [n for n, mean in zip(attributes, mean_ratings(data.labels)) if np.isfinite(mean)]
     return RewardSpec(
