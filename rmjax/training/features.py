@@ -119,7 +119,7 @@ def cached_values(
         part = _read(file, (len(samples), width))
         if not _everywhere(part is not None) or part is None:
             compute = compute or load()
-            part = np.concatenate([compute(batches[step]) for step in steps])
+            part = _compute(compute, batches, steps)
             _check_finite(what, part, samples, batches)
             _write(file, part, made_by)
             console.print(f"{what:<11} {data.source}: {steps.stop} of {len(batches)} micro-batches")
@@ -132,6 +132,10 @@ def _everywhere(found: bool) -> bool:
     if jax.process_count() == 1:
         return found
     return bool(np.all(multihost_utils.process_allgather(np.asarray(found))))
+
+
+def _compute(compute: Compute, batches: Batches, steps: range) -> Float32[np.ndarray, "n D"]:
+    return np.concatenate([compute(batches[step]) for step in steps])
 
 
 def _check_finite(what: str, part: np.ndarray, samples: np.ndarray, batches: Batches) -> None:
