@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from rmjax.data.batch import (
     Batch,
@@ -27,7 +27,6 @@ from rmjax.data.planning import Row, group_length, make_segments, plan_rows
 from rmjax.data.predicted import predicting
 from rmjax.data.row_layout import RowShape, make_rows
 from rmjax.data.tokenized import REFERENCE, TokenizedData
-from rmjax.models.inputs import Rows
 from rmjax.runtime.sharding import Sharding, put
 
 
@@ -126,7 +125,7 @@ def make_batch(
     if data.spoken is None:
         targets = make_targets(data, samples)
     else:
-        targets = make_policy_targets(data, samples, laid)
+        targets = make_policy_targets(data, samples, predicting(data, samples, laid))
     return Batch._make(
         [
             jax.tree.map(stack, laid),
@@ -153,14 +152,14 @@ def make_targets(data: TokenizedData, samples: Int[np.ndarray, "B S"]) -> Target
 
 
 def make_policy_targets(
-    data: TokenizedData, samples: Int[np.ndarray, "B S"], rows: Rows
+    data: TokenizedData, samples: Int[np.ndarray, "B S"], places: Bool[np.ndarray, "B L"]
 ) -> PolicyTargets:
     """What a policy learns from slots, as numpy arrays; see `make_targets`.
 
     Args:
       data: the samples, with `spoken`.
       samples: the one that each slot of a row holds, -1 for none; the two of a pair side by side.
-      rows: in which they stand.
+      places: that predict a token of a response; see `predicting`.
     """
     there = samples >= 0
     lengths, reference = (np.zeros(samples.shape, np.float32) for _ in range(2))
@@ -170,7 +169,7 @@ def make_policy_targets(
     # Of a pair the chosen one, and of a tie neither.
     refused = np.concatenate([[False], data.chosen[:-1]]) | (data.chosen & (data.strengths == 0))
     imitated = (there & ~refused[samples]).astype(np.float32)
-    responses: Any = (predicting(data, samples, rows), lengths, imitated, reference)
+    responses: Any = (places, lengths, imitated, reference)
     return PolicyTargets(Responses._make(responses), _pairs(data, samples))
 
 

@@ -1,15 +1,19 @@
 """Conversations to tokens, with an account of what the chat template does not show of them."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import numpy as np
 
+from rmjax.data.assistant_tokens import AssistantTokens, assistant_tokens
 from rmjax.data.conversation import Conversation
 from rmjax.data.messages import SAYS, Message
+from rmjax.data.tokenized import most_shared
 from rmjax.data.tokenizer import Tokenizer, encode, render
 from rmjax.errors import UserError
 
+_Tokens = TypeVar("_Tokens")
 _Shape = tuple[str, tuple[str, ...], bool, bool, bool, bool]
 
 
@@ -41,8 +45,30 @@ class ChatEncoder:
         Raises:
           UserError: the template refuses it, or passes over what somebody says.
         """
+        return self._read(conversation, where, encode)
+
+    def encode_spoken(self, conversation: Conversation, where: str) -> AssistantTokens:
+        """The same tokens, and which of them are the assistant's last turn, for a policy.
+
+        Raises:
+          UserError: see `encode`; or a policy cannot be asked for these tokens.
+        """
+
+        def read(tokenizer: Tokenizer, conversation: Conversation) -> AssistantTokens:
+            found = assistant_tokens(tokenizer, conversation)
+            most_shared(found.spoken)  # which says what nothing predicts
+            return found
+
+        return self._read(conversation, where, read)
+
+    def _read(
+        self,
+        conversation: Conversation,
+        where: str,
+        read: Callable[[Tokenizer, Conversation], _Tokens],
+    ) -> _Tokens:
         try:
-            tokens = encode(self.tokenizer, conversation)
+            tokens = read(self.tokenizer, conversation)
             hidden = self._hidden_fields(conversation)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error

@@ -280,6 +280,24 @@ def read_samples(
     return _read(source, split, False, reader, read)
 
 
+def read_responses(source: str, split: str) -> Records:
+    """All conversations of a source, checked, whose last turn a policy learns to say.
+
+    Args:
+      source: see `open_source`.
+      split: `train` or `validation`.
+
+    Raises:
+      UserError: naming file, row and field.
+    """
+    reader = RowReader()
+
+    def read(row: Row) -> list[tuple[Sample, ...]]:
+        return [(Sample(reader.rated(row), (), row.where, row.number),)]
+
+    return _read(source, split, False, reader, read)
+
+
 def read_pairs(source: str, split: str) -> Records:
     """All preference pairs of a source, checked, in any layout of pairs or rankings.
 

@@ -162,6 +162,11 @@ def most_shared(spoken: Bool[np.ndarray, "L"]) -> int:
     return first - 1
 
 
+def with_reference(data: TokenizedData, values: Float32[np.ndarray, "N"]) -> TokenizedData:
+    """A policy's data with each response's log-probability by the reference."""
+    return dataclasses.replace(data, attributes=(REFERENCE,), labels=values[:, None])
+
+
 def subset(data: TokenizedData, samples: np.ndarray) -> TokenizedData:
     """The given samples, in ascending order; their prompts are numbered anew.
 

@@ -13,7 +13,7 @@ from rmjax.data.batches import Batches
 from rmjax.data.planning import group_length, row_shape
 from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenize import load_tokenized
-from rmjax.data.tokenized import REFERENCE, TokenizedData, hold_out, join, subset
+from rmjax.data.tokenized import TokenizedData, hold_out, join, subset
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
 from rmjax.models.attention.dispatch import alignment
@@ -59,7 +59,7 @@ def load_data(
     """
     data, objective = config.data, config_objective(config)
     trained, held = [], []
-    if objective.ratings:
+    if objective.ratings or not objective.pairs:  # a policy's responses, if there are no pairs
         trained.append(_load(config, tokenizer, data.train, "train", pairs=False))
         if data.validation:
             held.append(_load(config, tokenizer, data.validation, "validation", pairs=False))
@@ -109,7 +109,7 @@ def _load(
         source,
         split,
         tokenizer,
-        attributes=settings.attributes,
+        attributes=() if objective.policy else settings.attributes,
         label_range=settings.label_range,
         max_length=settings.max_length,
         over_long=settings.over_long,
@@ -117,11 +117,10 @@ def _load(
         compare=settings.compare if pairs else "",
         ties=config.preference.ties,
         unrated=unrated,
+        policy=objective.policy,
     )
     if objective.levels and not pairs:
         _check_levels(data)
-    if objective.reference:
-        check_reference(data)
     if pairs and objective.strengths:
         unknown = np.flatnonzero(np.isnan(data.strengths))
         if len(unknown):
@@ -134,20 +133,6 @@ def _load(
         if split == "train" and not pairs and name != unrated and np.isnan(labels).all():
             raise UserError(f"{data.source}: attribute {name!r} has no label in any sample")
     return data
-
-
-def check_reference(data: TokenizedData) -> None:
-    """Raises a `UserError` unless every sample has a reference policy's log-probability."""
-    found = REFERENCE in data.attributes
-    column = (
-        data.labels[:, data.attributes.index(REFERENCE)] if found else np.full(len(data), np.nan)
-    )
-    missing = np.flatnonzero(np.isnan(column))
-    if len(missing):
-        raise UserError(
-            f"{data.where(int(missing[0]))}: no {REFERENCE!r}, which the objective compares the "
-            f"policy's with; {len(missing)} of {len(data)} samples have none"
-        )
 
 
 def _check_levels(data: TokenizedData) -> None:

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float32, Int32
 
 from rmjax.config import OptimizerConfig
 from rmjax.data.batch import Batch, PolicyTargets
+from rmjax.inference.score_step import response_scores
 from rmjax.models.init import abstract_model
-from rmjax.models.log_probabilities import sums_of_samples
 from rmjax.models.model import Model
 from rmjax.models.parameters import Params
 from rmjax.runtime.compilation import compiler_options
@@ -190,9 +190,8 @@ def scores_of(
     """
     if not isinstance(batch.targets, PolicyTargets):
         return model(params, batch.rows, dropout)
-    wanted = batch.targets.responses.predicting
-    found = model.log_probabilities(params, batch.rows, wanted, dropout)
-    return sums_of_samples(found.tokens, batch.rows)[..., None]
+    places = batch.targets.responses.predicting
+    return response_scores(model, params, batch.rows, places, dropout)
 
 
 def _summed(

@@ -47,7 +47,8 @@ class Objective(NamedTuple):
       column: of the head, that pairs train.
       levels: lowest and highest of the ratings, where they are ordinal; else None.
       general: how it compares responses, where that is not by one number each; else None.
-      reference: whether it needs a reference policy's log-probability of each response.
+      policy: whether it is a policy's: scores are then log-probabilities of responses.
+      beta: of a policy's pairs, how closely they hold it to the reference; 0 without them.
     """
 
     terms: tuple[tuple[float, Term], ...]
@@ -57,7 +58,13 @@ class Objective(NamedTuple):
     column: int
     levels: tuple[int, int] | None = None
     general: GeneralPreference | None = None
-    reference: bool = False
+    policy: bool = False
+    beta: float = 0.0
+
+    @property
+    def reference(self) -> bool:
+        """Whether it needs a reference policy's log-probability of each response."""
+        return self.beta > 0
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -149,6 +156,22 @@ def parse_objective(text: str, known: tuple[str, ...] = OBJECTIVES) -> dict[str,
     return found
 
 
+def is_policy(text: str) -> bool:
+    """Whether an objective is a policy's, by its names.
+
+    Raises:
+      UserError: see `parse_objective`; or it is a policy's and a reward model's at once.
+    """
+    names = parse_objective(text, (*OBJECTIVES, *POLICY_OBJECTIVES))
+    policies = [name for name in names if name in POLICY_OBJECTIVES]
+    if policies and len(policies) < len(names):
+        raise UserError(
+            f"config.objective = {text!r}: {', '.join(policies)} is for a policy, the others for a "
+            "reward model, and a model is one of them"
+        )
+    return bool(policies)
+
+
 def make_objective(
     text: str,
     attributes: tuple[str, ...],
@@ -166,6 +189,8 @@ def make_objective(
     Raises:
       UserError: it does not fit the attributes or the range.
     """
+    if is_policy(text):
+        return make_policy_objective(text, config)
     column = pair_column(attributes, config)
     coefficients = parse_objective(text)
     general = GeneralPreference() if GENERAL in coefficients else None
@@ -194,13 +219,12 @@ def make_objective(
     )
 
 
-def make_policy_objective(text: str, beta: float, config: PreferenceConfig) -> Objective:
+def make_policy_objective(text: str, config: PreferenceConfig) -> Objective:
     """The objective of a policy.
 
     Args:
       text: names of `POLICY_OBJECTIVES`; see `parse_objective`. Beside pairs, `sft` is of their
         chosen responses.
-      beta: how closely pairs hold the policy to the reference.
       config: of the terms that learn from pairs.
 
     Raises:
@@ -208,8 +232,8 @@ def make_policy_objective(text: str, beta: float, config: PreferenceConfig) -> O
     """
     coefficients = parse_objective(text, POLICY_OBJECTIVES)
     pairs = [name for name in coefficients if name != "sft"]
-    if pairs and not beta > 0:
-        raise UserError(f"beta = {beta}: expected a positive number")
+    if pairs and not config.beta > 0:
+        raise UserError(f"config.preference.beta = {config.beta}: expected a positive number")
     if config.attribute or config.center_rewards_coefficient:
         raise UserError(
             f"config.preference.attribute = {config.attribute!r} and center_rewards_coefficient = "
@@ -220,7 +244,7 @@ def make_policy_objective(text: str, beta: float, config: PreferenceConfig) -> O
     def term(name: str) -> Term:
         if name == "sft":
             return Term(negative_log_likelihood, imitated_tokens)
-        return policy_pair_term(name, beta, config)
+        return policy_pair_term(name, config)
 
     return Objective(
         terms=tuple((coefficient, term(name)) for name, coefficient in coefficients.items()),
@@ -228,7 +252,8 @@ def make_policy_objective(text: str, beta: float, config: PreferenceConfig) -> O
         pairs=bool(pairs),
         strengths=any(name in _NEED_STRENGTHS for name in pairs),
         column=0,
-        reference=bool(pairs),
+        policy=True,
+        beta=config.beta if pairs else 0.0,
     )
 
 

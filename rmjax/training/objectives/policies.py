@@ -42,14 +42,14 @@ def implicit_rewards(scores: Scores, targets: PolicyTargets, beta: float) -> Sco
     return beta * (scores - targets.responses.reference[..., None])
 
 
-def policy_pair_term(name: str, beta: float, config: PreferenceConfig) -> Term:
+def policy_pair_term(name: str, config: PreferenceConfig) -> Term:
     """The term `name`, one of `OF_POLICY_PAIRS`, of the margins between implicit rewards.
 
     Args:
       name: of the term.
-      beta: how closely the policy is held to the reference.
-      config: `label_smoothing` and `ties`, which mean what they do for reward models.
+      config: `beta`; `label_smoothing` and `ties`, which mean what they do for reward models.
     """
+    beta = config.beta
 
     def loss(scores: Scores, targets: PolicyTargets, params: Params) -> jax.Array:
         pairs = targets.pairs
