@@ -483,7 +483,8 @@ def test_rows_of_another_split_are_counted(tmp_path):
         "kept": 2,
         "prompts": 1,
     }
-    assert data.rows.tolist() == [1, 3] and not data.notes  # the column is used
+    assert data.rows.tolist() == [1, 3]
+    assert not data.notes  # the column is used
 
 
 def test_a_prompt_of_ratings_and_pairs_is_held_out_of_both(tmp_path):
