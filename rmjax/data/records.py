@@ -273,7 +273,7 @@ def read_samples(
         if unrated:
             row.fields.setdefault(unrated, None)
         conversation = reader.rated(row)
-        check_fields(row.fields, attributes, row.where)
+        check_fields(row.fields, attributes, row.where, "; where there is no rating, write null")
         labels = tuple(rating_field(row.fields, a, row.where, label_range) for a in attributes)
         return [(Sample(conversation, labels, row.where, row.number),)]
 
@@ -395,13 +395,15 @@ def describe(source: str, split: str, pairs: bool | None = None) -> tuple[str, t
     return "ratings", tuple(field for field, n in numeric.items() if n and field not in refused)
 
 
-def check_fields(row: Mapping[str, Any], fields: Collection[str], where: str) -> None:
-    """Raises a `UserError` unless a row has all of these."""
+def check_fields(
+    row: Mapping[str, Any], fields: Collection[str], where: str, advice: str = ""
+) -> None:
+    """Raises a `UserError`, which may end with advice, unless a row has all of these."""
     for field in fields:
         if field not in row:
             raise UserError(
                 f"{where}: field {field!r} is missing; the row has "
-                f"{', '.join(sorted(row)) or 'no field'}"
+                f"{', '.join(sorted(row)) or 'no field'}{advice}"
             )
 
 

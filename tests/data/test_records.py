@@ -305,6 +305,27 @@ def test_what_is_not_used_is_said(tmp_path):
     assert rated.notes == ("columns that are not used: other",)
 
 
+def test_a_column_that_said_the_split_is_used(tmp_path):
+    rows = [row(split="train", fold="b"), row(split="test", fold="c")]
+    path = str(write(tmp_path / "x.jsonl", rows))
+    assert read_samples(path, "train", ["helpful"], (0, 4)).notes == (
+        "columns that are not used: fold",
+    )
+    assert read_samples(path, "", ["helpful"], (0, 4)).notes == (
+        "columns that are not used: fold, split",
+    )
+
+
+def test_a_rating_that_one_row_lacks_can_be_null(tmp_path):
+    lacks = row()
+    del lacks["helpful"]
+    path = str(write(tmp_path / "x.jsonl", [row(), lacks]))
+    with pytest.raises(UserError, match=r"row 2: field 'helpful' is missing; .*, write null$"):
+        read_samples(path, "train", ["helpful"], (0, 4))
+    write(tmp_path / "x.jsonl", [row(), lacks | {"helpful": None}])
+    assert len(read_samples(path, "train", ["helpful"], (0, 4)).entries) == 2
+
+
 RANKED = {"prompt": "p", "responses": ["a", "b", "c"]}
 
 

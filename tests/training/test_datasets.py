@@ -81,8 +81,16 @@ def test_kept_tokens_of_one_question_do_not_answer_another(tmp_path, monkeypatch
     plain.write_text(lines(PAIRS))
 
     def load(source):
-        options = dict(attributes=("good",), label_range=(0, 1), max_length=99, over_long="drop")
-        return load_tokenized(str(source), "validation", byte_tokenizer(), pairs=True, **options)
+        return load_tokenized(
+            str(source),
+            "validation",
+            byte_tokenizer(),
+            attributes=("good",),
+            label_range=(0, 1),
+            max_length=99,
+            over_long="drop",
+            pairs=True,
+        )
 
     for asked, other in (
         (data, f"{data}:train"),
