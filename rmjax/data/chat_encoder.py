@@ -31,18 +31,19 @@ class ChatEncoder:
         self._hidden: dict[_Shape, frozenset[str]] = {}
         self._tools_hidden: bool | None = None
 
-    def encode(self, conversation: Conversation, where: str) -> np.ndarray:
+    def encode(self, conversation: Conversation, where: str, asking: bool = False) -> np.ndarray:
         """Token ids [length] int32; the reward is read at the last one.
 
         Args:
           conversation: any; an empty response too.
           where: what messages call it.
+          asking: whether it is a prompt, and the tokens go on to where its response begins.
 
         Raises:
           UserError: the template refuses it, or passes over what somebody says.
         """
         try:
-            tokens = encode(self.tokenizer, conversation)
+            tokens = encode(self.tokenizer, conversation, asking)
             hidden = self._hidden_fields(conversation)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error

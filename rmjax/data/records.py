@@ -13,10 +13,12 @@ from rmjax.data.conversation import (
     Conversation,
     PromptError,
     parse_conversation,
+    parse_question,
     parse_response,
     prompt_key,
+    shared_messages,
 )
-from rmjax.data.layouts import Layout, find_layout
+from rmjax.data.layouts import Layout, find_layout, find_prompt
 from rmjax.data.readers import GENERATED, Row, open_source
 from rmjax.errors import UserError
 
@@ -174,6 +176,36 @@ class RowReader:
             return self._listed(layout, row)
         fields = layout.responses
         return [self.conversation(row.fields, f, row.where, layout.prompt) for f in fields]
+
+    def prompt(self, row: Row) -> Conversation:
+        """The prompt of a row, as a conversation that lacks its response.
+
+        Of a whole conversation it is all before an answer at its end; of a pair of them what both
+        begin with. A row needs no response.
+
+        Raises:
+          UserError: naming file, row and field.
+        """
+        field, whole = find_prompt(row.fields, row.where)
+        self.see(row.fields, {field, *whole})
+        if len(whole) > 1:
+            pair = [self.conversation(row.fields, name, row.where) for name in whole]
+            found = pair[0].begun(shared_messages(pair))
+            if not found.messages or found.messages[-1]["role"] == "assistant":
+                raise UserError(
+                    f"{row.where}: fields {' and '.join(map(repr, whole))} do not begin with the "
+                    "same prompt; give it as 'prompt'"
+                )
+            return found
+        field = field or whole[0]
+        beside = map(row.fields.get, _BESIDE)
+        try:
+            found = parse_question(row.fields[field], *beside, whole=bool(whole))
+        except ValueError as error:
+            raise UserError(f"{row.where}: field {field!r} {error}") from error
+        if found.has_marks:
+            self._marked.append(row.where)
+        return found
 
     def see(self, fields: Iterable[str], used: Collection[str]) -> None:
         """Remembers which fields of a row are not among `used`."""
