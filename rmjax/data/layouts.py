@@ -74,7 +74,7 @@ PROMPTS = ("prompt", "context")  # fields that hold a prompt, whatever else is i
 RESPONSES = frozenset(name for layout in LAYOUTS for name in layout.fields - {layout.prompt})
 
 
-def find_prompt(row: Mapping[str, Any], where: str) -> tuple[str, tuple[str, ...]]:
+def find_prompt(row: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], bool]:
     """Where a row has its prompt: a field of its own, or whole conversations.
 
     Args:
@@ -82,8 +82,8 @@ def find_prompt(row: Mapping[str, Any], where: str) -> tuple[str, tuple[str, ...
       where: file and row, for messages.
 
     Returns:
-      The field of the prompt, empty if there is none, and then the fields of the conversations,
-      one or those of a pair.
+      The field of the prompt, or of a conversation, or the two of a pair of them; and whether they
+      are conversations.
 
     Raises:
       UserError: it has neither.
@@ -91,10 +91,12 @@ def find_prompt(row: Mapping[str, Any], where: str) -> tuple[str, tuple[str, ...
     filled = {field for field, value in row.items() if value is not None}
     for layout in LAYOUTS:
         if set(layout.required) <= filled:
-            return (layout.prompt, ()) if layout.prompt in filled else ("", layout.responses)
+            if layout.prompt in filled:
+                return (layout.prompt,), False
+            return layout.responses, True
     for field in PROMPTS:
         if field in filled:
-            return field, ()
+            return (field,), False
     raise UserError(
         f"{where}: there is no prompt in it; the row has {', '.join(sorted(row)) or 'no field'}. "
         f"Expected {' or '.join(PROMPTS)}, messages, conversations, or chosen and rejected"

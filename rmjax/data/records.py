@@ -186,21 +186,22 @@ class RowReader:
         Raises:
           UserError: naming file, row and field.
         """
-        field, whole = find_prompt(row.fields, row.where)
-        self.see(row.fields, {field, *whole})
-        if len(whole) > 1:
-            pair = [self.conversation(row.fields, name, row.where) for name in whole]
+        names, whole = find_prompt(row.fields, row.where)
+        self.see(row.fields, names)
+        field, *other = names
+        if other:
+            pair = [self.conversation(row.fields, name, row.where) for name in names]
             found = pair[0].begun(shared_messages(pair))
-            if not found.messages or found.messages[-1]["role"] == "assistant":
+            roles = [message["role"] for message in found.messages]
+            if "user" not in roles or roles[-1] == "assistant" or found.tools != pair[1].tools:
                 raise UserError(
-                    f"{row.where}: fields {' and '.join(map(repr, whole))} do not begin with the "
+                    f"{row.where}: fields {' and '.join(map(repr, names))} do not begin with the "
                     "same prompt; give it as 'prompt'"
                 )
             return found
-        field = field or whole[0]
         beside = map(row.fields.get, _BESIDE)
         try:
-            found = parse_question(row.fields[field], *beside, whole=bool(whole))
+            found = parse_question(row.fields[field], *beside, whole=whole)
         except ValueError as error:
             raise UserError(f"{row.where}: field {field!r} {error}") from error
         if found.has_marks:
