@@ -1,5 +1,6 @@
 """Conversations to tokens, with an account of what the chat template does not show of them."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -35,17 +36,18 @@ class ChatEncoder:
         self._hidden: dict[_Shape, frozenset[str]] = {}
         self._tools_hidden: bool | None = None
 
-    def encode(self, conversation: Conversation, where: str) -> np.ndarray:
+    def encode(self, conversation: Conversation, where: str, asking: bool = False) -> np.ndarray:
         """Token ids [length] int32; the reward is read at the last one.
 
         Args:
           conversation: any; an empty response too.
           where: what messages call it.
+          asking: whether it is a prompt, and the tokens go on to where its response begins.
 
         Raises:
           UserError: the template refuses it, or passes over what somebody says.
         """
-        return self._read(conversation, where, encode)
+        return self._read(conversation, where, functools.partial(encode, asking=asking))
 
     def encode_spoken(self, conversation: Conversation, where: str) -> AssistantTokens:
         """The same tokens, and which of them are the assistant's last turn, for a policy.

@@ -13,10 +13,12 @@ from rmjax.data.conversation import (
     Conversation,
     PromptError,
     parse_conversation,
+    parse_question,
     parse_response,
     prompt_key,
+    shared_messages,
 )
-from rmjax.data.layouts import Layout, find_layout
+from rmjax.data.layouts import Layout, find_layout, find_prompt
 from rmjax.data.readers import GENERATED, Row, open_source
 from rmjax.errors import UserError
 
@@ -172,6 +174,37 @@ class RowReader:
             return self._listed(layout, row)
         fields = layout.responses
         return [self.conversation(row.fields, f, row.where, layout.prompt) for f in fields]
+
+    def prompt(self, row: Row) -> Conversation:
+        """The prompt of a row, as a conversation that lacks its response.
+
+        Of a whole conversation it is all before an answer at its end; of a pair of them what both
+        begin with. A row needs no response.
+
+        Raises:
+          UserError: naming file, row and field.
+        """
+        names, whole = find_prompt(row.fields, row.where)
+        self.see(row.fields, names)
+        field, *other = names
+        if other:
+            pair = [self.conversation(row.fields, name, row.where) for name in names]
+            found = pair[0].begun(shared_messages(pair))
+            roles = [message["role"] for message in found.messages]
+            if "user" not in roles or roles[-1] == "assistant" or found.tools != pair[1].tools:
+                raise UserError(
+                    f"{row.where}: fields {' and '.join(map(repr, names))} do not begin with the "
+                    "same prompt; give it as 'prompt'"
+                )
+            return found
+        beside = map(row.fields.get, _BESIDE)
+        try:
+            found = parse_question(row.fields[field], *beside, whole=whole)
+        except ValueError as error:
+            raise UserError(f"{row.where}: field {field!r} {error}") from error
+        if found.has_marks:
+            self._marked.append(row.where)
+        return found
 
     def see(self, fields: Iterable[str], used: Collection[str]) -> None:
         """Remembers which fields of a row are not among `used`."""

@@ -93,8 +93,8 @@ def _pick_template(templates: str | dict[str, str], name: str, path: Path) -> st
         raise UserError(f"{path}: there is no chat template {name!r}; there are: {there}")
     raise UserError(
         f"{path}: several chat templates, and none is called 'default': {there}. Say which, with "
-        "config.chat_template for training, chat_template of rmjax.load, or --chat-template of "
-        "rmjax.evaluate and rmjax.convert hf-to-orbax"
+        "config.chat_template for training, chat_template of rmjax.load and rmjax.load_policy, or "
+        "--chat-template of a command such as rmjax.evaluate or rmjax.convert hf-to-orbax"
     )
 
 

@@ -38,6 +38,7 @@ class Policy:
     Attributes:
       params: the model's; other ones of the same shapes may take their place.
       end_tokens: that end a sample.
+      state: changes when a file of the model does.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class Policy:
         tokenizer: Tokenizer,
         end_tokens: Sequence[int],
         rows: int = ROWS,
+        state: str = "",
     ):
         self.model, self.params, self.tokenizer = model, params, tokenizer
-        self.end_tokens = tuple(end_tokens)
+        self.end_tokens, self.state = tuple(end_tokens), state
         self._sampler = Sampler(model, rows)
 
     def sample(
@@ -133,6 +135,7 @@ def load_policy(
     dtype: str = "auto",
     attention: str = "auto",
     rows: int = ROWS,
+    chat_template: str = "",
 ) -> Policy:
     """Loads a language model to sample from.
 
@@ -143,6 +146,7 @@ def load_policy(
       dtype: of the computation; `auto` is bfloat16 on accelerators, float32 on CPUs.
       attention: its implementation for prompts: one of `ATTENTION`; `auto` chooses by device.
       rows: samples that are made at once; more are faster and take more memory.
+      chat_template: which of the tokenizer's named templates to use; empty for its default.
 
     Raises:
       UserError: there is no such model, it has no language-model head, or a file is missing.
@@ -153,7 +157,7 @@ def load_policy(
     ):
         if given not in choices:
             raise UserError(f"{name} = {given!r}: there are {', '.join(choices)}")
-    source = open_pretrained(str(path))
+    source = open_pretrained(str(path), chat_template)
     if not isinstance(source.head, LanguageModelHead):
         raise UserError(
             f"{path}: a reward model, which has no language-model head and cannot write; name the "
@@ -166,4 +170,5 @@ def load_policy(
     model = Model(source.llama, options, source.head)
     params = load_params(source, model, seed=0, dtype=computed)
     tokenizer = source.tokenizer()
-    return Policy(model, params, tokenizer, end_tokens(source.files, tokenizer), rows)
+    ends = end_tokens(source.files, tokenizer)
+    return Policy(model, params, tokenizer, ends, rows, source.state())

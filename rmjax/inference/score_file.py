@@ -1,14 +1,7 @@
-"""Scores every response of a source of data into a file of JSON lines, which a kill does not lose.
-
-OUT is OUT.partial until its last row is there. Beside it stands what it is made by, so that only
-the same model, data and settings continue it.
-"""
+"""Scores of a source's responses, in a file of JSON lines that a kill does not lose."""
 
 import dataclasses
-import datetime
 import itertools
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +12,10 @@ from rich.progress import Progress, TimeElapsedColumn
 from rmjax.data.conversation import Conversation
 from rmjax.data.readers import Row, Source
 from rmjax.data.records import RowReader
+from rmjax.data.row_file import json_line, open_row_file
 from rmjax.errors import UserError
 from rmjax.inference.scorer import Encoded, Scorer
 from rmjax.inference.scores import Score
-from rmjax.runtime.files import PARTIAL, read_json, replace_file
 
 FIELDS = ("scores", "attributes", "tokens", "cut")  # what a row of the result has beside its own
 _AT_ONCE = 128  # conversations for each shard of rows, after which their rows are written
@@ -65,60 +58,23 @@ def score_file(scorer: Scorer, source: Source, out: Path, made_by: dict[str, Any
     Raises:
       UserError: a bad row, with its file; the file exists; or it was begun by something else.
     """
-    partial = out.with_name(out.name + PARTIAL)
-    if out.exists():
-        raise UserError(f"{out}: is there already; name another file, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    written = Written(before=_continued(partial, made_by))
     reader = RowReader(used=FIELDS)
     at_once = _AT_ONCE * scorer.model.options.sharding.row_shards
     with (
-        open(partial, "ab") as file,
+        open_row_file(out, made_by) as file,
         Progress(
             *Progress.get_default_columns()[:2], "{task.completed:,}", TimeElapsedColumn()
         ) as bar,
     ):
+        written = Written(before=file.before)
         task = bar.add_task("scoring rows", total=None, completed=written.before)
         for part in _portions(source, reader, written, at_once):
-            file.writelines(_scored(scorer, part, written))
-            file.flush()
-            os.fsync(file.fileno())
+            file.write(_scored(scorer, part, written))
             bar.update(task, completed=written.rows)
-    if not written.rows:
-        raise UserError(f"{source.name}: there is no row in it")
-    partial.rename(out)
-    _beside(partial).unlink()
+        if not written.rows:
+            raise UserError(f"{source.name}: there is no row in it")
     written.notes = reader.notes()
     return written
-
-
-def _beside(partial: Path) -> Path:
-    return partial.with_name(partial.name + ".json")
-
-
-def _continued(partial: Path, made_by: dict[str, Any]) -> int:
-    """How many whole rows a partial file holds; half a line at its end is cut off.
-
-    Raises:
-      UserError: something else began it.
-    """
-    if not partial.exists():
-        replace_file(_beside(partial), json.dumps(made_by, indent=2).encode())
-        return 0
-    before = read_json(_beside(partial))
-    if before != made_by:
-        other = [name for name in {**before, **made_by} if before.get(name) != made_by.get(name)]
-        raise UserError(
-            f"{partial}: begun with another {' and another '.join(other)}; give the same command "
-            "as then to end it, or remove it"
-        )
-    complete = rows = 0
-    with open(partial, "rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                complete, rows = complete + len(line), rows + 1
-    os.truncate(partial, complete)
-    return rows
 
 
 _Scored = tuple[Row, list[Conversation]]
@@ -174,15 +130,4 @@ def _line(row: Row, scores: list[Score | None]) -> bytes:
         "tokens": [s.tokens if s else None for s in scores],
         "cut": [s.cut if s else None for s in scores],
     }
-    try:
-        text = json.dumps(row.fields | fields, ensure_ascii=False, default=_text)
-        return (text + "\n").encode()
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{row.where}: cannot be written as JSON ({error})") from error
-
-
-def _text(value: Any) -> str:
-    """What tables have and JSON has not: a time becomes its text."""
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
-    raise TypeError(f"there is a {type(value).__name__} in it")
+    return json_line(row, row.fields | fields)
