@@ -143,7 +143,7 @@ def make_programs(model: Model) -> Programs:
         if apart:
             layers = zip(cache, split_layers(new, depth), strict=True)
             return [_insert(kept, keys_values, source) for kept, keys_values in layers]
-        return jax.lax.map(lambda layer: _insert(*layer, source), (cache, new))
+        return jax.lax.map(lambda layer: _insert(layer[0], layer[1], source), (cache, new))
 
     def move(cache: Cache, source: jax.Array) -> Cache:
         def of_layers(kept: Kept) -> Kept:
@@ -274,7 +274,10 @@ def _sample(
         # otherwise the compiler has the cache copied.
         slot = jnp.where(jnp.isfinite(hidden[0, 0, 0]), read % slots, 0)
         written: Any = (
-            [_write(*layer, slot) for layer in zip(now.cache, new, strict=True)]
+            [
+                _write(kept, pair, slot)  # pyright: ignore[reportArgumentType]
+                for kept, pair in zip(now.cache, new, strict=True)
+            ]
             if apart
             else _write(now.cache, new, slot)  # pyright: ignore[reportArgumentType]
         )

@@ -1,7 +1,5 @@
 """Attention over kept keys and values against numpy, row by row."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,8 +34,9 @@ def test_it_is_softmax_attention_over_what_is_seen(places, slots, visible, rng):
     )
     share = {"some": 0.5, "none": 0.0, "all": 1.0}[visible]
     seen = Seen(rng.random((G, R, places)) < share, rng.random((G, R, slots)) < share)
-    arrays: Any = [jnp.asarray(x) for x in (q, k, v)]
-    found = attend_kept(*arrays, Kept(*map(jnp.asarray, kept)), seen)
+    found = attend_kept(
+        jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), Kept(*map(jnp.asarray, kept)), seen
+    )
     for row in range(G * R):
         g, r = divmod(row, R)
         prompt, own = seen.prompt[g, r], seen.own[g, r]
