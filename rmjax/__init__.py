@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rmjax.convert import hf_to_orbax, orbax_to_hf
     from rmjax.errors import UserError
+    from rmjax.generation.completions import Completion, SamplingSettings
+    from rmjax.generation.policy import Policy, load_policy
     from rmjax.inference.scorer import Scorer, load
     from rmjax.inference.scores import Comparison, Score
     from rmjax.models.rewards.aggregation import PUBLISHED
@@ -18,12 +20,16 @@ __version__ = "0.1.0"
 __all__ = [
     "PUBLISHED",
     "Comparison",
+    "Completion",
+    "Policy",
+    "SamplingSettings",
     "Score",
     "Scorer",
     "UserError",
     "__version__",
     "hf_to_orbax",
     "load",
+    "load_policy",
     "orbax_to_hf",
 ]
 
@@ -31,6 +37,8 @@ _HOMES = {
     "rmjax.inference.scorer": ("Scorer", "load"),
     "rmjax.convert": ("hf_to_orbax", "orbax_to_hf"),
     "rmjax.errors": ("UserError",),
+    "rmjax.generation.completions": ("Completion", "SamplingSettings"),
+    "rmjax.generation.policy": ("Policy", "load_policy"),
     "rmjax.inference.scores": ("Comparison", "Score"),
     "rmjax.models.rewards.aggregation": ("PUBLISHED",),
 }

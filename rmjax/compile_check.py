@@ -23,6 +23,7 @@ from rmjax.config import Config
 from rmjax.errors import UserError
 from rmjax.runtime.sharding import make_mesh
 from rmjax.training.command_line import run_with_config
+from rmjax.training.objectives.objective import is_policy
 from rmjax.training.validate_config import validate
 
 # Without these the compiler asks a cloud that is not there, and talks about it.
@@ -52,6 +53,11 @@ _MINUTES = flags.DEFINE_float("minutes", 15.0, "Time limit of a search.")
 def run(config: Config) -> None:
     """The command; exits with 1 if the program does not fit."""
     validate(config)
+    if is_policy(config.objective):
+        raise UserError(
+            f"config.objective = {config.objective!r}: a policy's step is not foreseen here, only "
+            "a reward model's"
+        )
     if not _TOPOLOGY.value:
         raise UserError("which hardware? --topology=v5p:4x4x4")
     if not 0 <= _TOKENS.value <= config.data.max_length:

@@ -31,7 +31,7 @@ class DataConfig:
         sources of pairs hold pairs.
       hold_out: share of the training prompts held out for validation.
       attributes: rating columns. The first is the headline: a model's scalar reward unless told
-        otherwise, and what preference pairs train.
+        otherwise, and what preference pairs train. A policy has none and takes no notice of it.
       label_range: the lowest and highest rating; anything else is an error.
       max_length: most tokens of a sample.
       over_long: what happens to a longer one: `drop`, `truncate_left` or `error`.
@@ -66,6 +66,8 @@ class PreferenceConfig:
       label_smoothing: the probability that a pair's label is wrong, less than .5.
       center_rewards_coefficient: of the mean of (reward of chosen + reward of rejected) squared,
         which keeps rewards near 0; 0 for none.
+      beta: of a policy, how closely it is held to the reference, which is what it was before the
+        first step; .1 is TRL's default and the DPO paper's.
       ties: what becomes of pairs without a preference: `drop` leaves them out of the data, `half`
         takes them as preferred one half each way, `zero_weight` computes them but learns nothing
         from them.
@@ -74,6 +76,7 @@ class PreferenceConfig:
     attribute: str = ""
     label_smoothing: float = 0.0
     center_rewards_coefficient: float = 0.0
+    beta: float = 0.1
     ties: str = "drop"
 
 
@@ -112,7 +115,8 @@ class Config:
       chat_template: which of the tokenizer's templates to use where it has several with names;
         empty takes the one called `default`, or the only one.
       objective: a name in `objectives.OBJECTIVES`, or a sum of several with coefficients, such as
-        `regression + 0.5 * bradley_terry`.
+        `regression + 0.5 * bradley_terry`; or in `POLICY_OBJECTIVES`: then the model is a policy,
+        a language model that learns what to say.
       preference: how pairs are learned from.
       trainable: patterns that must match a parameter's whole path for it to be trained.
       lora: adapters to train with the head, instead of the weights; see `lora.LoraConfig`.

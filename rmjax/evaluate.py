@@ -16,7 +16,6 @@ twice, in this evaluation or the next.
 """
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,12 @@ from rich.console import Console
 
 from rmjax.errors import UserError, exit_with_message
 from rmjax.evaluation.benchmarks import BENCHMARKS, FROM_HUB
-from rmjax.evaluation.fit_weights import FittedWeights, read_weights
+from rmjax.evaluation.fit_weights import parse_value
 from rmjax.evaluation.items import BenchmarkData, read_benchmarks
 from rmjax.evaluation.model_evaluation import evaluate_model, write_samples
 from rmjax.evaluation.model_scores import ScoringSettings
-from rmjax.models.rewards.aggregation import parse_rule
 from rmjax.runtime.compilation import enable_compilation_cache
-from rmjax.runtime.sharding import MeshConfig
+from rmjax.runtime.sharding import parse_mesh
 
 _OVER_LONG = ("truncate_left", "drop")
 
@@ -62,26 +60,6 @@ def report_evaluation(
     write_report(document, out, report)
     write_samples(out / "samples.jsonl", evaluation.benchmarks, evaluation.scores.rule)
     return report
-
-
-def _value(text: str | None) -> tuple[Any, FittedWeights | None]:
-    """`--value`: a name, a JSON mapping, or a file that `--fit` wrote, with what it says."""
-    if text is None:
-        return None, None
-    if text.endswith(".json"):
-        fitted = read_weights(Path(text))
-        return fitted.weights, fitted
-    return parse_rule(text), None
-
-
-def _mesh(text: str) -> MeshConfig:
-    """`--mesh=fsdp:4,tensor:2`."""
-    try:
-        sizes = {name: int(size) for name, size in (part.split(":") for part in text.split(","))}
-        return MeshConfig(**sizes)
-    except (ValueError, TypeError) as error:
-        axes = ", ".join(field.name for field in dataclasses.fields(MeshConfig))
-        raise UserError(f"--mesh={text}: expected AXIS:SIZE,... of {axes}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,7 +95,7 @@ def _main() -> None:
     enable_compilation_cache()
     console = Console(highlight=False, soft_wrap=True)
     data = read_benchmarks(args.benchmarks or FROM_HUB, args.gold)
-    value, known = _value(args.value)
+    value, known = parse_value(args.value)
     fit = BenchmarkData(BENCHMARKS["pairs"], args.fit, "fit") if args.fit else None
     out = Path(args.out or Path("evaluations") / Path(args.model).name.replace(":", "-"))
     settings = ScoringSettings(
@@ -125,7 +103,7 @@ def _main() -> None:
         args.over_long,
         args.dtype,
         args.quantize,
-        _mesh(args.mesh),
+        parse_mesh(args.mesh),
         args.chat_template,
     )
     report = report_evaluation(

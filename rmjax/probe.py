@@ -112,6 +112,11 @@ def check_probe(config: Config, dst: str, fit: str) -> str:
     check_target(dst)
     if not config.init:
         raise UserError("config.init is empty: a probe reads what a trained model computes")
+    if config_objective(config).policy:
+        raise UserError(
+            f"config.objective = {config.objective!r}: a probe fits a reward model's head, and a "
+            "policy has none; take rmjax.train"
+        )
     if config_objective(config).levels:
         raise UserError(
             f"config.objective = {config.objective!r}: a probe fits the head alone, without "

@@ -1,4 +1,6 @@
-"""Trains a reward model: `python -m rmjax.train --config=configs/NAME.py [--config.field=value]`.
+"""Trains a reward model or a policy.
+
+    python -m rmjax.train --config=configs/NAME.py [--config.field=value]
 
 Running the same command again continues the run.
 """
@@ -30,6 +32,7 @@ from rmjax.training.console import announce, conclude
 from rmjax.training.datasets import check_position, data_position, load_rows
 from rmjax.training.experiment import config_objective, first_params, make_model, pick_tokenizer
 from rmjax.training.logger import MetricsLogger
+from rmjax.training.reference import with_references
 from rmjax.training.step import Metrics, TrainState, make_program
 from rmjax.training.validate_config import validate
 from rmjax.training.validation import evaluate
@@ -62,6 +65,11 @@ def train_in(workdir: Path, config: Config) -> None:
     # ---- data --------------------------------------------------------------------------------
     share, packing = config.data.share_prompts, config.data.packing
     data, validation, shape = load_rows(config, model, tokenizer)
+    objective, score = config_objective(config), make_score(model)
+    if objective.reference:
+        data, validation = with_references(
+            config, source, model, score, data, validation, shape, console
+        )
     plan = plan_steps(
         data,
         batch_size=config.batch_size,
@@ -76,7 +84,6 @@ def train_in(workdir: Path, config: Config) -> None:
     constants = mean_ratings(data.labels)
 
     # ---- step --------------------------------------------------------------------------------
-    objective, score = config_objective(config), make_score(model)
     program = make_program(
         model,
         objective,
@@ -95,7 +102,7 @@ def train_in(workdir: Path, config: Config) -> None:
     if start >= total:
         checkpoints.close()
         console.print(f"nothing to do: step {start} of {total} is done")
-        conclude(console, workdir, checkpoints.evaluations)
+        conclude(console, workdir, checkpoints.evaluations, objective.policy)
         return
     if start:
         state = TrainState.from_items(checkpoints.restore(start, program.abstract.items()))
@@ -154,7 +161,7 @@ def train_in(workdir: Path, config: Config) -> None:
     if stopped and step < total:
         console.print(f"stopped by SIGTERM, step {step} of {total} is saved; run again to continue")
     else:
-        conclude(console, workdir, checkpoints.evaluations)
+        conclude(console, workdir, checkpoints.evaluations, objective.policy)
 
 
 def is_due(step: int, every: int, total: int) -> bool:

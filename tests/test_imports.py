@@ -19,6 +19,7 @@ LAYERS = (
     "rmjax.checkpoints",
     "rmjax.checkpoints.conversion",
     "rmjax.inference",
+    "rmjax.generation",
     "rmjax.evaluation",
     "rmjax.training.objectives",
     "rmjax.training",

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Float32, Int32
+from jaxtyping import Bool, Float32, Int32
 
 from rmjax.models.inputs import ROWS_AXES, Rows
 
@@ -44,24 +44,51 @@ class Targets(NamedTuple):
     pairs: Pairs
 
 
+class Responses(NamedTuple):
+    """What a policy is asked about the samples of a row, whose responses it may learn.
+
+    Attributes:
+      predicting: the places that predict a token of a response; see `data/predicted.py`.
+      lengths: how many tokens each sample's response has.
+      imitated: 1 where a response is one to learn, else 0, as for the rejected one of a pair.
+      reference: the log-probability of each sample's response by the policy that the trained one
+        is held to; 0 without one.
+    """
+
+    predicting: Bool[jax.Array, "... L"]
+    lengths: Float32[jax.Array, "... S"]
+    imitated: Float32[jax.Array, "... S"]
+    reference: Float32[jax.Array, "... S"]
+
+
+class PolicyTargets(NamedTuple):
+    """What a policy learns from a row; either may be empty."""
+
+    responses: Responses
+    pairs: Pairs
+
+
 class Batch(NamedTuple):
     """One optimizer step's data: M micro-batches of B rows with S sample slots.
 
     Attributes:
       rows: the model's input.
-      targets: what the objective compares the scores with.
+      targets: what the objective compares the scores with; a policy's are `PolicyTargets`.
       samples: the sample's index in its data set, -1 in empty slots.
       microbatches: how many of the M micro-batches are not empty.
     """
 
     rows: Rows
-    targets: Targets
+    targets: Targets | PolicyTargets
     samples: Int32[jax.Array, "M B S"]
     microbatches: Int32[jax.Array, ""]
 
 
-TARGETS_AXES = Targets(
-    Ratings._make([("row", "sample", "attribute")] * 2), Pairs._make([("row", "sample")] * 4)
+_PAIRS_AXES = Pairs._make([("row", "sample")] * 4)
+TARGETS_AXES = Targets(Ratings._make([("row", "sample", "attribute")] * 2), _PAIRS_AXES)
+POLICY_TARGETS_AXES = PolicyTargets(
+    Responses(("row", "length"), *[("row", "sample")] * 3),  # pyright: ignore[reportArgumentType]
+    _PAIRS_AXES,
 )
 
 
@@ -75,3 +102,9 @@ def _by_microbatch(axes: Any) -> Any:
 BATCH_AXES = Batch._make(
     [_by_microbatch(ROWS_AXES), _by_microbatch(TARGETS_AXES), ("microbatch", "row", "sample"), ()]
 )
+POLICY_BATCH_AXES = BATCH_AXES._replace(targets=_by_microbatch(POLICY_TARGETS_AXES))
+
+
+def batch_axes(batch: Batch) -> Batch:
+    """The names of each array's axes in this batch."""
+    return POLICY_BATCH_AXES if isinstance(batch.targets, PolicyTargets) else BATCH_AXES

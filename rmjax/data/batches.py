@@ -12,12 +12,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
-from rmjax.data.batch import BATCH_AXES, Batch, Pairs, Ratings, Targets
+from rmjax.data.batch import (
+    Batch,
+    Pairs,
+    PolicyTargets,
+    Ratings,
+    Responses,
+    Targets,
+    batch_axes,
+)
 from rmjax.data.planning import Row, group_length, make_segments, plan_rows
+from rmjax.data.predicted import predicting
 from rmjax.data.row_layout import RowShape, make_rows
-from rmjax.data.tokenized import TokenizedData
+from rmjax.data.tokenized import REFERENCE, TokenizedData
 from rmjax.runtime.sharding import Sharding, put
 
 
@@ -98,7 +107,8 @@ def make_batch(
       share: whether the samples of a group share their prefix.
 
     Returns:
-      A batch of numpy arrays.
+      A batch of numpy arrays. Where `data` knows what the assistant says, its targets are a
+      policy's.
     """
     count = microbatches * shape.rows
     samples = np.full((count, shape.slots), -1, np.int32)
@@ -111,10 +121,15 @@ def make_batch(
     def stack(array: np.ndarray) -> np.ndarray:
         return array.reshape(microbatches, shape.rows, *array.shape[1:])
 
+    laid = make_rows(segments, count, shape)
+    if data.spoken is None:
+        targets = make_targets(data, samples)
+    else:
+        targets = make_policy_targets(data, samples, predicting(data, samples, laid))
     return Batch._make(
         [
-            jax.tree.map(stack, make_rows(segments, count, shape)),
-            jax.tree.map(stack, make_targets(data, samples)),
+            jax.tree.map(stack, laid),
+            jax.tree.map(stack, targets),
             stack(samples),
             np.int32(-(-len(rows) // shape.rows)),
         ]
@@ -133,13 +148,38 @@ def make_targets(data: TokenizedData, samples: Int[np.ndarray, "B S"]) -> Target
     ratings = Ratings._make(
         [np.where(rated, labels, 0).astype(np.float32), rated.astype(np.float32)]
     )
+    return Targets(ratings, _pairs(data, samples))
 
+
+def make_policy_targets(
+    data: TokenizedData, samples: Int[np.ndarray, "B S"], places: Bool[np.ndarray, "B L"]
+) -> PolicyTargets:
+    """What a policy learns from slots, as numpy arrays; see `make_targets`.
+
+    Args:
+      data: the samples, with `spoken`.
+      samples: the one that each slot of a row holds, -1 for none; the two of a pair side by side.
+      places: that predict a token of a response; see `predicting`.
+    """
+    there = samples >= 0
+    lengths, reference = (np.zeros(samples.shape, np.float32) for _ in range(2))
+    lengths[there] = [data.spoken_in(sample).sum() for sample in samples[there]]
+    if REFERENCE in data.attributes:
+        reference[there] = data.labels[samples[there], data.attributes.index(REFERENCE)]
+    # Of a pair the chosen one, and of a tie neither.
+    refused = np.concatenate([[False], data.chosen[:-1]]) | (data.chosen & (data.strengths == 0))
+    imitated = (there & ~refused[samples]).astype(np.float32)
+    responses: Any = (places, lengths, imitated, reference)
+    return PolicyTargets(Responses._make(responses), _pairs(data, samples))
+
+
+def _pairs(data: TokenizedData, samples: Int[np.ndarray, "B S"]) -> Pairs:
     chosen = (samples >= 0) & data.chosen[samples]
     most = max(1, samples.shape[1] // 2)
     slots = np.argsort(~chosen, axis=1, kind="stable")[:, :most].astype(np.int32)
     present = np.take_along_axis(chosen, slots, axis=1)
     strengths = data.strengths[np.take_along_axis(samples, slots, axis=1)]
-    pairs = Pairs._make(
+    return Pairs._make(
         [
             np.where(present, slots, 0),
             np.where(present, slots + 1, 0),
@@ -147,7 +187,6 @@ def make_targets(data: TokenizedData, samples: Int[np.ndarray, "B S"]) -> Target
             np.where(present, np.where(np.isnan(strengths), 1, strengths), 0).astype(np.float32),
         ]
     )
-    return Targets(ratings, pairs)
 
 
 def iterate(batches: Batches, start: int, sharding: Sharding) -> Iterator[Batch]:
@@ -157,4 +196,4 @@ def iterate(batches: Batches, start: int, sharding: Sharding) -> Iterator[Batch]
     steps = grain.MapDataset.range(start, len(batches)).map(batches.__getitem__)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     for batch in steps.to_iter_dataset(options):
-        yield put(batch, BATCH_AXES, sharding)
+        yield put(batch, batch_axes(batch), sharding)

@@ -1,15 +1,20 @@
 """Conversations to tokens, with an account of what the chat template does not show of them."""
 
+import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import numpy as np
 
+from rmjax.data.assistant_tokens import AssistantTokens, assistant_tokens
 from rmjax.data.conversation import Conversation
 from rmjax.data.messages import SAYS, Message
+from rmjax.data.tokenized import most_shared
 from rmjax.data.tokenizer import Tokenizer, encode, render
 from rmjax.errors import UserError
 
+_Tokens = TypeVar("_Tokens")
 _Shape = tuple[str, tuple[str, ...], bool, bool, bool, bool]
 
 
@@ -31,18 +36,41 @@ class ChatEncoder:
         self._hidden: dict[_Shape, frozenset[str]] = {}
         self._tools_hidden: bool | None = None
 
-    def encode(self, conversation: Conversation, where: str) -> np.ndarray:
+    def encode(self, conversation: Conversation, where: str, asking: bool = False) -> np.ndarray:
         """Token ids [length] int32; the reward is read at the last one.
 
         Args:
           conversation: any; an empty response too.
           where: what messages call it.
+          asking: whether it is a prompt, and the tokens go on to where its response begins.
 
         Raises:
           UserError: the template refuses it, or passes over what somebody says.
         """
+        return self._read(conversation, where, functools.partial(encode, asking=asking))
+
+    def encode_spoken(self, conversation: Conversation, where: str) -> AssistantTokens:
+        """The same tokens, and which of them are the assistant's last turn, for a policy.
+
+        Raises:
+          UserError: see `encode`; or a policy cannot be asked for these tokens.
+        """
+
+        def read(tokenizer: Tokenizer, conversation: Conversation) -> AssistantTokens:
+            found = assistant_tokens(tokenizer, conversation)
+            most_shared(found.spoken)  # which says what nothing predicts
+            return found
+
+        return self._read(conversation, where, read)
+
+    def _read(
+        self,
+        conversation: Conversation,
+        where: str,
+        read: Callable[[Tokenizer, Conversation], _Tokens],
+    ) -> _Tokens:
         try:
-            tokens = encode(self.tokenizer, conversation)
+            tokens = read(self.tokenizer, conversation)
             hidden = self._hidden_fields(conversation)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error

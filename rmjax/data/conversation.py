@@ -42,6 +42,10 @@ class Conversation:
         """What the last message says."""
         return message_text(self.messages[-1])
 
+    def begun(self, messages: int) -> "Conversation":
+        """The conversation up to its first so many messages."""
+        return Conversation(self.messages[:messages], self.tools)
+
     @property
     def is_empty(self) -> bool:
         """Whether the response says nothing."""
@@ -148,6 +152,27 @@ def parse_prompt(prompt: Any) -> list[Message]:
     return messages
 
 
+def parse_question(
+    value: Any, system: Any = None, tools: Any = None, whole: bool = False
+) -> Conversation:
+    """A prompt to be answered: a conversation that lacks its response.
+
+    Args:
+      value: as `parse_prompt` takes it, or a mapping that holds it as `messages`.
+      system: see `parse_conversation`.
+      tools: likewise.
+      whole: whether the value is a conversation, of which an answer at its end is left out.
+
+    Raises:
+      ValueError: what is wrong with it, in words that follow "field 'prompt' ".
+    """
+    value, system, tools = _unwrapped(value, system, tools)
+    if whole and not (isinstance(value, list | tuple) and _asks(value)):
+        found = parse_conversation(value, system, tools)
+        return found.begun(len(found.messages) - 1)
+    return Conversation(_with_system(parse_prompt(value), system), _parse_tools(tools))
+
+
 def shared_messages(conversations: Sequence[Conversation]) -> int:
     """How many messages all conversations begin with; never the last one of any."""
     most = min(len(conversation.messages) for conversation in conversations) - 1
@@ -179,6 +204,11 @@ def conversation_key(conversation: Conversation) -> str:
 
 def _said(message: Message) -> tuple[Any, ...]:
     return tuple(map(message.get, ("role", "content", *SAYS)))
+
+
+def _asks(value: Sequence[Any]) -> bool:
+    """Whether messages end with somebody else's turn than the assistant's."""
+    return bool(value) and parse_messages(value)[-1]["role"] != "assistant"
 
 
 def _unwrapped(value: Any, system: Any, tools: Any) -> tuple[Any, Any, Any]:

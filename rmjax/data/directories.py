@@ -15,6 +15,7 @@ _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]+
 # What datasets writes beside data.
 _METADATA = ("config.json", "dataset_dict.json", "dataset_info.json", "dataset_infos.json")
 _STATE = "state.json"
+_LIKE_DATA = re.compile(r"\.(jsonl?|ndjson|csv|tsv|parquet|arrow|feather)\b", re.IGNORECASE)
 
 # By split, the files that hold it, in order. Several lists are several answers.
 Files = list[Path]
@@ -42,8 +43,6 @@ def find_files(directory: Path, wanted: Wanted, pairs: bool | None) -> tuple[Fil
             f"{directory}: there is no file of data in it ({', '.join(SUFFIXES)}); there is "
             f"{listed(there) or 'nothing'}"
         )
-    if not find_split(wanted.name, groups):
-        _check_unread(directory, wanted.name)
     places = {name: _described(directory, name, files) for name, (files, *_) in groups.items()}
     if PREFERENCE in groups:
         found = find_split(wanted.name, groups)
@@ -56,6 +55,8 @@ def find_files(directory: Path, wanted: Wanted, pairs: bool | None) -> tuple[Fil
                 names = f"{places[found[0]]} and {places[PREFERENCE]}"
                 raise UserError(f"{directory}: {names} are both there; name one of the files")
             return _only(directory, PREFERENCE, groups), wanted
+    if not find_split(wanted.name, places):
+        _check_unread(directory, wanted.name)
     name, wanted = find_place(wanted, places, str(directory))
     return _only(directory, name, groups), wanted
 
@@ -105,16 +106,15 @@ def _visible(directory: Path) -> Files:
 
 
 def _check_unread(directory: Path, split: str) -> None:
-    """Raises a `UserError` if there is a file of a split, but of a kind that is not read.
+    """Raises a `UserError` if there is a file of a split, such as `train.tsv`, that is not read.
 
-    Such as `validation.jsonl.bz2`: the split is then not missing, and rows of another one must not
-    be searched for it.
+    The split is then not missing, and is not searched for among the rows of another one.
     """
     for path in _visible(directory) + _visible(directory / "data"):
         stem = path.name.partition(".")[0]
         shard = _SHARD.fullmatch(stem)
         named = find_split(split, [shard["split"] if shard else stem])
-        if named and path.is_file() and not suffix_of(path):
+        if named and _LIKE_DATA.search(path.name) and not suffix_of(path):
             raise UserError(
                 f"{directory}: there is no split {split!r} in the kinds of files that are read "
                 f"({', '.join(SUFFIXES)}); there is {path.relative_to(directory)}"

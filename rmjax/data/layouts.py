@@ -69,6 +69,39 @@ LAYOUTS = (
     Layout("ratings", "", ("conversations",)),
 )
 
+PROMPTS = ("prompt", "context")  # fields that hold a prompt, whatever else is in the row
+# What a row says of responses of its own: of other ones it would be wrong.
+RESPONSES = frozenset(name for layout in LAYOUTS for name in layout.fields - {layout.prompt})
+
+
+def find_prompt(row: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], bool]:
+    """Where a row has its prompt: a field of its own, or whole conversations.
+
+    Args:
+      row: its fields; it need not have a response.
+      where: file and row, for messages.
+
+    Returns:
+      The field of the prompt, or of a conversation, or the two of a pair of them; and whether they
+      are conversations.
+
+    Raises:
+      UserError: it has neither.
+    """
+    filled = {field for field, value in row.items() if value is not None}
+    for layout in LAYOUTS:
+        if set(layout.required) <= filled:
+            if layout.prompt in filled:
+                return (layout.prompt,), False
+            return layout.responses, True
+    for field in PROMPTS:
+        if field in filled:
+            return (field,), False
+    raise UserError(
+        f"{where}: there is no prompt in it; the row has {', '.join(sorted(row)) or 'no field'}. "
+        f"Expected {' or '.join(PROMPTS)}, messages, conversations, or chosen and rejected"
+    )
+
 
 def find_layout(row: Mapping[str, Any], where: str, *kinds: Kind) -> Layout:
     """The layout of a row.

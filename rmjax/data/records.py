@@ -13,10 +13,12 @@ from rmjax.data.conversation import (
     Conversation,
     PromptError,
     parse_conversation,
+    parse_question,
     parse_response,
     prompt_key,
+    shared_messages,
 )
-from rmjax.data.layouts import Layout, find_layout
+from rmjax.data.layouts import Layout, find_layout, find_prompt
 from rmjax.data.readers import GENERATED, Row, open_source
 from rmjax.errors import UserError
 
@@ -160,6 +162,50 @@ class RowReader:
             raise UserError(f"{row.where}: field {layout.prompt!r} is null, expected a prompt")
         return self.conversation(row.fields, layout.responses[0], row.where, layout.prompt)
 
+    def responses(self, row: Row) -> list[Conversation]:
+        """The conversations of all responses of a row, in the order in which it has them.
+
+        Raises:
+          UserError: naming file, row and field.
+        """
+        layout = find_layout(row.fields, row.where)
+        self.see(row.fields, layout.fields)
+        if layout.kind == "ranking":
+            return self._listed(layout, row)
+        fields = layout.responses
+        return [self.conversation(row.fields, f, row.where, layout.prompt) for f in fields]
+
+    def prompt(self, row: Row) -> Conversation:
+        """The prompt of a row, as a conversation that lacks its response.
+
+        Of a whole conversation it is all before an answer at its end; of a pair of them what both
+        begin with. A row needs no response.
+
+        Raises:
+          UserError: naming file, row and field.
+        """
+        names, whole = find_prompt(row.fields, row.where)
+        self.see(row.fields, names)
+        field, *other = names
+        if other:
+            pair = [self.conversation(row.fields, name, row.where) for name in names]
+            found = pair[0].begun(shared_messages(pair))
+            roles = [message["role"] for message in found.messages]
+            if "user" not in roles or roles[-1] == "assistant" or found.tools != pair[1].tools:
+                raise UserError(
+                    f"{row.where}: fields {' and '.join(map(repr, names))} do not begin with the "
+                    "same prompt; give it as 'prompt'"
+                )
+            return found
+        beside = map(row.fields.get, _BESIDE)
+        try:
+            found = parse_question(row.fields[field], *beside, whole=whole)
+        except ValueError as error:
+            raise UserError(f"{row.where}: field {field!r} {error}") from error
+        if found.has_marks:
+            self._marked.append(row.where)
+        return found
+
     def see(self, fields: Iterable[str], used: Collection[str]) -> None:
         """Remembers which fields of a row are not among `used`."""
         self._unused.update(field for field in fields if field not in used)
@@ -260,9 +306,27 @@ def read_samples(
         if unrated:
             row.fields.setdefault(unrated, None)
         conversation = reader.rated(row)
-        check_fields(row.fields, attributes, row.where)
+        check_fields(row.fields, attributes, row.where, "; where there is no rating, write null")
         labels = tuple(rating_field(row.fields, a, row.where, label_range) for a in attributes)
         return [(Sample(conversation, labels, row.where, row.number),)]
+
+    return _read(source, split, False, reader, read)
+
+
+def read_responses(source: str, split: str) -> Records:
+    """All conversations of a source, checked, whose last turn a policy learns to say.
+
+    Args:
+      source: see `open_source`.
+      split: `train` or `validation`.
+
+    Raises:
+      UserError: naming file, row and field.
+    """
+    reader = RowReader()
+
+    def read(row: Row) -> list[tuple[Sample, ...]]:
+        return [(Sample(reader.rated(row), (), row.where, row.number),)]
 
     return _read(source, split, False, reader, read)
 
@@ -364,13 +428,15 @@ def describe(source: str, split: str, pairs: bool | None = None) -> tuple[str, t
     return "ratings", tuple(field for field, n in numeric.items() if n and field not in refused)
 
 
-def check_fields(row: Mapping[str, Any], fields: Collection[str], where: str) -> None:
-    """Raises a `UserError` unless a row has all of these."""
+def check_fields(
+    row: Mapping[str, Any], fields: Collection[str], where: str, advice: str = ""
+) -> None:
+    """Raises a `UserError`, which may end with advice, unless a row has all of these."""
     for field in fields:
         if field not in row:
             raise UserError(
                 f"{where}: field {field!r} is missing; the row has "
-                f"{', '.join(sorted(row)) or 'no field'}"
+                f"{', '.join(sorted(row)) or 'no field'}{advice}"
             )
 
 

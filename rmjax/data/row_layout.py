@@ -75,6 +75,12 @@ def make_rows(rows: Sequence[Sequence[Segment]], count: int, shape: RowShape) ->
     return Rows(tokens, segment_ids, positions, masked_start, masked_end, last_token_index)  # pyright: ignore[reportArgumentType]
 
 
+def own_places(rows: Rows, row: int, slot: int) -> slice:
+    """Where in its row a sample stands, without the prefix that it shares."""
+    last = int(rows.last_token_index[row, slot])
+    return slice(int(rows.masked_end[row, last]), last + 1)
+
+
 def segment_length(lengths: Sequence[int] | np.ndarray, shared: int, align: int) -> int:
     """Token positions that a segment takes in a row, the gaps of alignment included.
 

@@ -23,6 +23,7 @@ from rmjax.data.records import (
     Sample,
     pairs_of_ratings,
     read_pairs,
+    read_responses,
     read_samples,
 )
 from rmjax.data.tokenized import TokenizedData, shared_prefixes
@@ -48,6 +49,7 @@ def load_tokenized(
     compare: str = "",
     ties: str = "drop",
     unrated: str = "",
+    policy: bool = False,
 ) -> TokenizedData:
     """The tokenized samples of a source, from the cache if it has them.
 
@@ -57,7 +59,7 @@ def load_tokenized(
       source: see `open_source`.
       split: `train` or `validation`.
       tokenizer: of the model.
-      attributes: of the head.
+      attributes: of the head; a policy has none.
       label_range: the lowest and highest rating.
       max_length: most tokens of a sample.
       over_long: one of `OVER_LONG`.
@@ -65,6 +67,8 @@ def load_tokenized(
       compare: the rating whose differences make them; empty if the source holds pairs.
       ties: whether pairs without a preference are left out: `drop`, or anything else.
       unrated: an attribute whose column may be missing.
+      policy: whether they are for a policy: then it is noted which tokens the assistant says, and
+        without pairs any conversation will do, rated or not.
 
     Raises:
       UserError: bad data, naming file, row and field; or nothing is left after the length policy.
@@ -83,6 +87,8 @@ def load_tokenized(
         "ties": ties == "drop",
         "unrated": unrated,
     }
+    if policy:  # and else no field, so that what was cached for reward models keeps its key
+        made_by["policy"] = True
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
     entry = cache_root() / "tokens" / key
     if not (entry / _SUMMARY).exists():
@@ -91,11 +97,19 @@ def load_tokenized(
             records = pairs_of_ratings(records, compare)
         elif pairs:
             records = read_pairs(source, split)
+        elif policy:
+            records = read_responses(source, split)
         else:
             records = read_samples(source, split, attributes, label_range, unrated)
         encoder = ChatEncoder(tokenizer)
         arrays, counts = _tokenize(
-            records, len(attributes), encoder, max_length, over_long, drop_ties=ties == "drop"
+            records,
+            len(attributes),
+            encoder,
+            max_length,
+            over_long,
+            drop_ties=ties == "drop",
+            policy=policy,
         )
         summary = {
             "counts": counts,
@@ -124,21 +138,28 @@ def _tokenize(
     max_length: int,
     over_long: str,
     drop_ties: bool,
+    policy: bool,
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Arrays and counts. The two samples of a pair stay together."""
     entries, bos = records.entries, encoder.tokenizer.bos_token_id
     counts: Counter[str] = Counter(read=len(entries))
     counts.update({f"skipped: {reason}": n for reason, n in records.skipped.items()})
     encoded: dict[int, np.ndarray] = {}  # ranked lists have a conversation in several pairs
+    spoken: dict[int, np.ndarray] = {}  # which of these tokens are the assistant's, for a policy
     prompts: dict[str, list[tuple[Sample, np.ndarray]]] = {}
     pairs: Counter[tuple[bytes, bytes]] = Counter()
     for entry in entries:
         reason = _reason_to_drop(entry, drop_ties)
         if not reason:
             for sample in entry:
-                if id(sample.conversation) not in encoded:
-                    tokens = encoder.encode(sample.conversation, sample.where)
-                    encoded[id(sample.conversation)] = tokens
+                known = id(sample.conversation)
+                if known in encoded:
+                    continue
+                if policy:
+                    found = encoder.encode_spoken(sample.conversation, sample.where)
+                    encoded[known], spoken[known] = found
+                else:
+                    encoded[known] = encoder.encode(sample.conversation, sample.where)
             if not all(encoder.shows_response(sample.conversation) for sample in entry):
                 reason = EMPTY
         tokens = [] if reason else [encoded[id(sample.conversation)] for sample in entry]
@@ -174,6 +195,7 @@ def _tokenize(
             f"({', '.join(f'{n} {reason}' for reason, n in counts.items() if n)})"
         )
     samples, sequences = zip(*kept)
+    said = [spoken[id(sample.conversation)] for sample in samples] if policy else None
     prompt_ids = np.repeat(np.arange(len(prompts)), [len(p) for p in prompts.values()])
     labels = [(np.nan,) * columns if paired else sample.labels for sample in samples]
     arrays = {
@@ -182,11 +204,13 @@ def _tokenize(
         "labels": np.asarray(labels, np.float32),
         "prompt_ids": prompt_ids.astype(np.int32),
         "prompt_hashes": np.asarray(list(map(_hash, prompts)), np.int64)[prompt_ids],
-        "shared": shared_prefixes(sequences, prompt_ids),
+        "shared": shared_prefixes(sequences, prompt_ids, said),
         "rows": np.asarray([sample.row for sample in samples], np.int32),
         "chosen": (np.arange(len(samples)) % 2 == 0) & paired,
         "strengths": np.asarray([sample.strength for sample in samples], np.float32),
     }
+    if said:
+        arrays["spoken"] = np.concatenate(said)
     return arrays, dict(counts)
 
 
@@ -209,7 +233,8 @@ def _reason_to_drop(entry: Sequence[Sample], drop_ties: bool) -> str:
     if any(sample.conversation.is_empty for sample in entry):
         return EMPTY
     if len(entry) == 1:
-        return "no label" if all(np.isnan(entry[0].labels)) else ""
+        labels = entry[0].labels
+        return "no label" if labels and all(np.isnan(labels)) else ""
     return TIE if drop_ties and entry[0].strength == 0 else ""
 
 

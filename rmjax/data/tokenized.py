@@ -10,6 +10,9 @@ from jaxtyping import Bool, Float32, Int, Int32, Int64
 from rmjax.data.row_layout import common_prefix
 from rmjax.errors import UserError
 
+# The label column that holds the log-probability of a sample's response by a reference policy.
+REFERENCE = "reference_log_probability"
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenizedData:
@@ -31,6 +34,8 @@ class TokenizedData:
       chosen: whether the sample is the preferred one of a pair; the next one is then the other.
       strengths: how much better the preferred one of the sample's pair is; 0 in a tie, NaN where
         the data do not say, or where there is no pair.
+      spoken: of each of `tokens`, whether the assistant says it, which is what policies are trained
+        on; None where nobody asked, as for a reward.
     """
 
     attributes: tuple[str, ...]
@@ -47,6 +52,7 @@ class TokenizedData:
     source: str
     key: str
     notes: tuple[str, ...] = ()
+    spoken: Bool[np.ndarray, "T"] | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -65,24 +71,36 @@ class TokenizedData:
         """Tokens of one sample."""
         return self.tokens[self.offsets[sample] : self.offsets[sample + 1]]
 
+    def spoken_in(self, sample: int) -> Bool[np.ndarray, "L"]:
+        """Which tokens of one sample the assistant says."""
+        assert self.spoken is not None
+        return self.spoken[self.offsets[sample] : self.offsets[sample + 1]]
+
     def where(self, sample: int) -> str:
         """File and row of a sample, for messages."""
         return f"{self.source} row {self.rows[sample]}"
 
 
 def in_memory(
-    tokens: Sequence[np.ndarray], prompts: Sequence[Hashable]
+    tokens: Sequence[np.ndarray],
+    prompts: Sequence[Hashable],
+    spoken: Sequence[np.ndarray] | None = None,
 ) -> tuple[TokenizedData, Int64[np.ndarray, "N"]]:
     """Samples without labels, ordered by prompt, and which of `tokens` each of them is.
 
     Args:
       tokens: of each sample.
       prompts: of each sample.
+      spoken: which tokens of each sample the assistant says, for policies.
+
+    Raises:
+      UserError: a policy cannot be asked for a sample's tokens; see `most_shared`.
     """
     numbers: dict[Hashable, int] = {}
     ids = np.asarray([numbers.setdefault(prompt, len(numbers)) for prompt in prompts], np.int32)
     order = np.argsort(ids, kind="stable")
     sequences = [tokens[i] for i in order]
+    said = [spoken[i] for i in order] if spoken else None
     data = TokenizedData(
         attributes=(),
         tokens=np.concatenate(sequences),
@@ -90,26 +108,63 @@ def in_memory(
         labels=np.zeros((len(order), 0), np.float32),
         prompt_ids=ids[order],
         prompt_hashes=ids[order].astype(np.int64),
-        shared=shared_prefixes(sequences, ids[order]),
+        shared=shared_prefixes(sequences, ids[order], said),
         rows=order.astype(np.int32) + 1,
         chosen=np.zeros(len(order), bool),
         strengths=np.full(len(order), np.nan, np.float32),
         counts={},
         source="memory",
         key="",
+        spoken=np.concatenate(said) if said else None,
     )
     return data, order
 
 
 def shared_prefixes(
-    tokens: Sequence[np.ndarray], prompt_ids: Int[np.ndarray, "N"]
+    tokens: Sequence[np.ndarray],
+    prompt_ids: Int[np.ndarray, "N"],
+    spoken: Sequence[np.ndarray] | None = None,
 ) -> Int32[np.ndarray, "N"]:
-    """Length of the prefix that each sample shares with the other samples of its prompt."""
+    """Length of the prefix that each sample shares with the other samples of its prompt.
+
+    Args:
+      tokens: of each sample.
+      prompt_ids: of each sample, ascending.
+      spoken: which tokens of each sample the assistant says, for policies; see `most_shared`.
+    """
     bounds = np.flatnonzero(np.diff(prompt_ids)) + 1
     shared = np.zeros(len(prompt_ids), np.int32)
     for samples in np.split(np.arange(len(prompt_ids)), bounds):
-        shared[samples] = common_prefix([tokens[i] for i in samples])
+        length = common_prefix([tokens[i] for i in samples])
+        if spoken:
+            length = min(length, *(most_shared(spoken[i]) for i in samples))
+        shared[samples] = length
     return shared
+
+
+def most_shared(spoken: Bool[np.ndarray, "L"]) -> int:
+    """How much of a sample other samples may share, if the assistant's tokens are predicted.
+
+    A token is predicted by the one before it. The last token of a prompt predicts each response's
+    first one, and so every response needs its own: what is shared ends one token before the prompt.
+
+    Raises:
+      UserError: there is no such token, or nothing before the first of them.
+    """
+    if not spoken.any():
+        raise UserError("none of the sample's tokens are the assistant's")
+    first = int(np.argmax(spoken))
+    if first == 0:
+        raise UserError(
+            "the assistant's tokens begin with the sample's first one, which nothing predicts: a "
+            "BOS or a prompt must stand before it"
+        )
+    return first - 1
+
+
+def with_reference(data: TokenizedData, values: Float32[np.ndarray, "N"]) -> TokenizedData:
+    """A policy's data with each response's log-probability by the reference."""
+    return dataclasses.replace(data, attributes=(REFERENCE,), labels=values[:, None])
 
 
 def subset(data: TokenizedData, samples: np.ndarray) -> TokenizedData:
@@ -132,6 +187,7 @@ def subset(data: TokenizedData, samples: np.ndarray) -> TokenizedData:
         rows=data.rows[samples],
         chosen=data.chosen[samples],
         strengths=data.strengths[samples],
+        spoken=_concatenated(data, samples),
         counts=data.counts
         | {
             "kept": len(samples) // data.samples_together,
@@ -142,8 +198,16 @@ def subset(data: TokenizedData, samples: np.ndarray) -> TokenizedData:
     )
 
 
+def _concatenated(data: TokenizedData, samples: np.ndarray) -> np.ndarray | None:
+    """Which of the tokens of some samples the assistant says."""
+    if data.spoken is None:
+        return None
+    return np.concatenate([data.spoken[:0], *(data.spoken_in(i) for i in samples)])
+
+
 def join(rated: TokenizedData, pairs: TokenizedData) -> TokenizedData:
     """Rated samples and then pairs; a prompt that both have counts as two."""
+    assert (rated.spoken is None) == (pairs.spoken is None)
     digest = hashlib.sha256(f"{rated.key} {pairs.key}".encode())
 
     def both(name: str) -> np.ndarray:
@@ -160,6 +224,7 @@ def join(rated: TokenizedData, pairs: TokenizedData) -> TokenizedData:
         rows=both("rows"),
         chosen=both("chosen"),
         strengths=both("strengths"),
+        spoken=None if rated.spoken is None else both("spoken"),
         counts={f"ratings {name}": count for name, count in rated.counts.items()}
         | {f"pairs {name}": count for name, count in pairs.counts.items()},
         source=f"{rated.source} and {pairs.source}",

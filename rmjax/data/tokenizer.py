@@ -93,8 +93,8 @@ def _pick_template(templates: str | dict[str, str], name: str, path: Path) -> st
         raise UserError(f"{path}: there is no chat template {name!r}; there are: {there}")
     raise UserError(
         f"{path}: several chat templates, and none is called 'default': {there}. Say which, with "
-        "config.chat_template for training, chat_template of rmjax.load, or --chat-template of "
-        "rmjax.evaluate and rmjax.convert hf-to-orbax"
+        "config.chat_template for training, chat_template of rmjax.load and rmjax.load_policy, or "
+        "--chat-template of a command such as rmjax.evaluate or rmjax.convert hf-to-orbax"
     )
 
 
@@ -140,13 +140,18 @@ def freeze_date(template: str) -> str:
     return frozen
 
 
-def encode(tokenizer: Tokenizer, conversation: Conversation) -> np.ndarray:
+def encode(tokenizer: Tokenizer, conversation: Conversation, asking: bool = False) -> np.ndarray:
     """Token ids [length] int32 of a conversation; the reward is read at the last one.
+
+    Args:
+      tokenizer: with a chat template.
+      conversation: the messages.
+      asking: whether the tokens go on to where the assistant's next turn begins.
 
     Raises:
       UserError: the template refuses the conversation, or the text is not valid Unicode.
     """
-    text = render(tokenizer, conversation)
+    text = render(tokenizer, conversation, asking)
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can hold half a surrogate pair
@@ -164,11 +169,18 @@ def encode(tokenizer: Tokenizer, conversation: Conversation) -> np.ndarray:
     return np.asarray(ids, np.int32)
 
 
-def render(tokenizer: Tokenizer, conversation: Conversation) -> str:
-    """The text of a conversation by the chat template; a `UserError` if that refuses it."""
+def render(tokenizer: Tokenizer, conversation: Conversation, asking: bool = False) -> str:
+    """The text of a conversation by the chat template; see `encode`.
+
+    Raises:
+      UserError: the template refuses it.
+    """
     try:
         return tokenizer.apply_chat_template(
-            conversation.messages, tools=conversation.tools or None, tokenize=False
+            conversation.messages,
+            tools=conversation.tools or None,
+            tokenize=False,
+            add_generation_prompt=asking,
         )
     except Exception as error:  # jinja's and the template's own complaints
         raise UserError(f"the chat template refuses this conversation ({error})") from error

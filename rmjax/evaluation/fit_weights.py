@@ -13,6 +13,7 @@ from rmjax.data.conversation import prompt_key
 from rmjax.errors import UserError
 from rmjax.evaluation.benchmark_metrics import ScoredBenchmark
 from rmjax.evaluation.items import Item
+from rmjax.models.rewards.aggregation import parse_rule
 
 WEIGHTS_FORMAT = "rmjax.weights/1"
 _RIDGE = 1e-3  # on standardised attributes: a weight that does not matter stays at 0
@@ -109,3 +110,17 @@ def read_weights(path: Path) -> FittedWeights:
         raise UserError(
             f"{path}: not a file of weights as `--fit` writes it ({error!r})"
         ) from error
+
+
+def parse_value(
+    text: str | None,
+) -> tuple[str | Mapping[str, float] | None, FittedWeights | None]:
+    """`--value`: a name, a JSON mapping, or a file that `--fit` wrote, with what it says.
+
+    Raises:
+      UserError: broken JSON, or another file.
+    """
+    if text and text.endswith(".json"):
+        fitted = read_weights(Path(text))
+        return fitted.weights, fitted
+    return (parse_rule(text) if text else None), None

@@ -1,26 +1,59 @@
 """The compiled functions that score rows, and their use on whole data sets."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int32
+from jaxtyping import Array, Bool, Float32, Int32
 
-from rmjax.data.batch import Batch
+from rmjax.data.batch import Batch, PolicyTargets
 from rmjax.data.batches import Batches
+from rmjax.models.heads import LanguageModelHead
 from rmjax.models.inputs import ROWS_AXES, Rows
+from rmjax.models.log_probabilities import sums_of_samples
 from rmjax.models.model import Model
 from rmjax.models.parameters import Params
 from rmjax.runtime.compilation import compiler_options
 from rmjax.runtime.sharding import Sharding, put
 
-ScoreFn = Callable[[Params, Rows], jax.Array]
+ScoreFn = Callable[..., jax.Array]  # of the parameters, rows, and a policy's places
 
 
-def make_score(model: Model) -> Callable[[Params, Rows], Float32[Array, "B S A"]]:
-    """The function that scores rows, whole on every process; all of rmjax scores with it."""
-    return _whole_everywhere(model, model)
+def make_score(model: Model) -> ScoreFn:
+    """The function that scores rows, whole on every process; all of rmjax scores with it.
+
+    It takes parameters and rows; of a language model the places that predict a token of a response,
+    too, and its scores are those of `response_scores`.
+    """
+
+    def score(params: Params, rows: Rows, *places: Bool[Array, "B L"]) -> jax.Array:
+        if isinstance(model.head, LanguageModelHead):
+            return response_scores(model, params, rows, *places)
+        return model(params, rows)
+
+    return _whole_everywhere(model, score)
+
+
+def response_scores(
+    model: Model,
+    params: Params,
+    rows: Rows,
+    places: Bool[Array, "B L"],
+    dropout: jax.Array | None = None,
+) -> Float32[Array, "B S 1"]:
+    """The log-probability of each sample's response, as the only column of a score.
+
+    Args:
+      model: a language model.
+      params: its parameters.
+      rows: the samples.
+      places: that predict a token of a response; see `data/predicted.py`.
+      dropout: the key of LoRA's dropout; None for none.
+    """
+    found = model.log_probabilities(params, rows, places, dropout)
+    return sums_of_samples(found.tokens, rows)[..., None]
 
 
 def make_features(model: Model) -> Callable[[Params, Rows], Float32[Array, "B S D"]]:
@@ -43,10 +76,9 @@ def score_data(
       batches: hold each sample once, in one micro-batch a step; see `evaluation_batches`.
       sharding: the mesh.
     """
-    data = batches.data
-    scores = np.full((len(data), len(data.attributes)), np.nan, np.float32)
-    for step in range(len(batches)):
-        samples, values = score_batch(score, params, batches[step], sharding)
+    found = [score_batch(score, params, batches[step], sharding) for step in range(len(batches))]
+    scores = np.full((len(batches.data), found[0][1].shape[1]), np.nan, np.float32)
+    for samples, values in found:
         scores[samples] = values
     return scores
 
@@ -55,15 +87,16 @@ def score_batch(
     score: ScoreFn, params: Params, batch: Batch, sharding: Sharding
 ) -> tuple[Int32[np.ndarray, "n"], Float32[np.ndarray, "n A"]]:
     """The samples of a batch of one micro-batch, and their scores."""
-    rows = jax.tree.map(lambda x: x[0], batch.rows)
-    scores = np.asarray(score(params, put(rows, ROWS_AXES, sharding)))
+    rows, targets = jax.tree.map(lambda x: x[0], (batch.rows, batch.targets))
+    arrays: list[Any] = [put(rows, ROWS_AXES, sharding)]
+    if isinstance(targets, PolicyTargets):
+        arrays.append(put(targets.responses.predicting, ("row", "length"), sharding))
+    scores = np.asarray(score(params, *arrays))
     samples = np.asarray(batch.samples[0])
     return samples[samples >= 0], scores[samples >= 0]
 
 
-def _whole_everywhere(
-    model: Model, function: Callable[[Params, Rows], jax.Array]
-) -> Callable[[Params, Rows], jax.Array]:
+def _whole_everywhere(model: Model, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     replicated = model.options.sharding.replicated
     return jax.jit(
         function, out_shardings=replicated, compiler_options=compiler_options(replicated.mesh)

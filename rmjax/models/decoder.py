@@ -3,6 +3,7 @@
 B row, L token, P position, D embed, N heads, K kv_heads, H head_dim, F mlp
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,10 +12,12 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int32
 
+from rmjax.models.attention.cached import Kept, Seen, attend_kept
 from rmjax.models.attention.dispatch import AttentionPlan, attention, prepare
 from rmjax.models.attention.mask import RESULT, Layout
 from rmjax.models.inputs import Rows
 from rmjax.models.layers import Layer, rms_norm
+from rmjax.models.parameters import Params
 from rmjax.models.rope import angles, inverse_frequencies, rotate
 
 _save = jax.checkpoint_policies
@@ -29,19 +32,32 @@ _POLICIES = {
 }
 REMAT = tuple(_POLICIES)
 
+KeysValues = tuple[Float[Array, "... B L K H"], Float[Array, "... B L K H"]]
+
 
 class Block(Layer):
-    """One decoder layer."""
+    """One decoder layer.
+
+    Attributes:
+      keys_wanted: whether it gives the keys and values of its tokens, for those that follow.
+    """
+
+    keys_wanted: bool = False
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        layout: Layout | AttentionPlan,
+        layout: Layout | AttentionPlan | Seen,
         cos: jax.Array,
         sin: jax.Array,
-    ) -> tuple[Float[Array, "B L D"], None]:
-        """Returns the residual stream after this layer, as `nn.scan` wants its carry."""
+        kept: Kept | None = None,
+    ) -> tuple[Float[Array, "B L D"], KeysValues | None]:
+        """Returns the residual stream after this layer, and keys and values if they are wanted.
+
+        Tokens attend to each other as `layout` says; or each is a row's new one and attends to what
+        is kept of the layer.
+        """
         config = self.config
         with jax.named_scope("attention"):
             y = rms_norm(x, self.weight("layers/attention_norm"), config.rms_norm_eps)
@@ -53,7 +69,12 @@ class Block(Layer):
             k = self.place(rotate(k, cos, sin), "row", "length", "kv_heads", "head_dim")
             v = self.place(v, "row", "length", "kv_heads", "head_dim")
             q, k, v = map(checkpoint_name, (q, k, v), ("q", "k", "v"))
-            y = self.linear("blnh,nhd->bld", attention(q, k, v, layout), "layers/o", bias)
+            if isinstance(layout, Seen):
+                assert kept is not None
+                y = attend_kept(q, k, v, kept, layout)
+            else:
+                y = attention(q, k, v, layout)
+            y = self.linear("blnh,nhd->bld", y, "layers/o", bias)
             x = self.place(x + y, "row", "length", "embed")
         with jax.named_scope("mlp"):
             y = rms_norm(x, self.weight("layers/mlp_norm"), config.rms_norm_eps)
@@ -62,13 +83,12 @@ class Block(Layer):
             y = self.place(jax.nn.silu(gate) * up, "row", "length", "mlp")
             y = self.linear("blf,fd->bld", y, "layers/down", config.mlp_bias)
             x = self.place(x + y, "row", "length", "embed")
-        return x, None
+        return x, (k, v) if self.keys_wanted else None
 
 
 class Decoder(Layer):
     """Rows of tokens to hidden states: embed, layers, final norm."""
 
-    @nn.compact
     def __call__(
         self, rows: Rows, positions: Int32[Array, "B P"] | None = None
     ) -> Float[Array, "B P D"]:
@@ -81,12 +101,75 @@ class Decoder(Layer):
         Returns:
           Their states, in the dtype of the computation; arbitrary finite numbers in padding.
         """
+        return self._run(rows.tokens, rows.positions, self._plan(rows), wanted=positions)[0]
+
+    def keys_values(self, rows: Rows) -> KeysValues:
+        """The keys, rotated, and the values of tokens, with the layers in front."""
+        return self._run(rows.tokens, rows.positions, self._plan(rows), keys_wanted=True)[1]
+
+    def extend(
+        self,
+        tokens: Int32[Array, "B 1"],
+        positions: Int32[Array, "B 1"],
+        kept: Kept | Sequence[Kept],
+        seen: Seen,
+        layers: Sequence[Params] | None = None,
+    ) -> tuple[Float[Array, "B 1 D"], KeysValues | Sequence[KeysValues]]:
+        """The hidden states of one new token a row, behind tokens whose keys and values are kept.
+
+        Args:
+          tokens: the new ones.
+          positions: of each in its own sample.
+          kept: keys and values of the tokens before, with the layers in front, or layer by layer.
+          seen: which of these each row sees.
+          layers: the parameters of each layer by itself, if `kept` is so; see `split_layers`. The
+            layers are then no loop.
+
+        Returns:
+          The states, as `__call__` gives them; keys and values of the new tokens, as `kept` is.
+        """
+        return self._run(tokens, positions, seen, kept, keys_wanted=True, apart=layers)
+
+    def _plan(self, rows: Rows) -> Layout | AttentionPlan:
+        layout = Layout(rows.segment_ids, rows.masked_start, rows.masked_end)
+        if self.is_initializing():  # with rows that are shorter than any kernel wants
+            return layout
+        return prepare(self.options.attention, layout, self.options.sharding)
+
+    @nn.compact
+    def _run(
+        self,
+        tokens: Int32[Array, "B L"],
+        token_positions: Int32[Array, "B L"],
+        layout: Layout | AttentionPlan | Seen,
+        kept: Any = None,
+        *,
+        wanted: Int32[Array, "B P"] | None = None,
+        keys_wanted: bool = False,
+        apart: Sequence[Params] | None = None,
+    ) -> Any:
         config, options = self.config, self.options
         # Rows are looked up before they are rounded: the gradient sums many tokens' in float32.
-        x = self.weight("embed")[rows.tokens].astype(options.dtype)
+        x = self.weight("embed")[tokens].astype(options.dtype)
         x = self.place(x, "row", "length", "embed")
-        cos, sin = angles(rows.positions, inverse_frequencies(config.rope, config.head_dim))
+        cos, sin = angles(token_positions, inverse_frequencies(config.rope, config.head_dim))
 
+        if apart is None:
+            x, keys = self._layers(keys_wanted)(x, layout, cos, sin, kept)
+        else:
+            block, keys = Block(config, options, self.lora, keys_wanted, parent=None), []
+            for layer, of_layer in zip(apart, kept, strict=True):
+                x, new = block.apply({"params": layer}, x, layout, cos, sin, of_layer)  # pyright: ignore[reportGeneralTypeIssues]
+                keys.append(new)
+
+        with jax.named_scope("head"):
+            if wanted is not None:
+                x = jnp.take_along_axis(x, wanted[:, :, None], axis=1)
+            return rms_norm(x, self.weight("final_norm"), config.rms_norm_eps), keys
+
+    def _layers(self, keys_wanted: bool) -> Any:
+        """All layers as one loop."""
+        config, options = self.config, self.options
         block = Block
         if options.remat != "none":
             block = nn.remat(Block, policy=_POLICIES[options.remat], prevent_cse=False)
@@ -94,15 +177,16 @@ class Decoder(Layer):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
             length=config.num_hidden_layers,
         )
-        layout: Any = Layout(rows.segment_ids, rows.masked_start, rows.masked_end)
-        if not self.is_initializing():  # whose rows are shorter than any kernel wants
-            layout = prepare(options.attention, layout, options.sharding)
-        x, _ = layers(config, options, self.lora, name="layers")(x, layout, cos, sin)
+        return layers(config, options, self.lora, keys_wanted, name="layers")
 
-        with jax.named_scope("head"):
-            if positions is not None:
-                x = jnp.take_along_axis(x, positions[:, :, None], axis=1)
-            return rms_norm(x, self.weight("final_norm"), config.rms_norm_eps)
+
+def split_layers(stacked: Any, count: int) -> list[Any]:
+    """Of arrays with the layers in front, those of each of `count` layers.
+
+    XLA's CPU backend copies a layer's weights, and what is kept of it, each time a loop over the
+    layers comes to it. Taken apart before a loop over tokens they are copied once.
+    """
+    return [jax.tree.map(lambda x, i=layer: x[i], stacked) for layer in range(count)]

@@ -4,7 +4,6 @@ B row, P position, D embed, A attribute, V vocab
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,13 +82,16 @@ class LanguageModelHead:
 
     def __call__(self, params: Params, hidden: Float[Array, "B P D"]) -> Float32[Array, "B P V"]:
         """The logits of hidden states, a product in their dtype that is summed in float32."""
-        matrix: Any = params["embed"].T if self.tied else params[LM_HEAD.path]
         return jnp.einsum(
             "bpd,dv->bpv",
             hidden,
-            matrix.astype(hidden.dtype),
+            self.matrix(params).astype(hidden.dtype),
             preferred_element_type=jnp.float32,
         )
+
+    def matrix(self, params: Params) -> Float[Array, "D V"]:
+        """From hidden states to logits."""
+        return params["embed"].T if self.tied else params[LM_HEAD.path]
 
 
 Head = RewardHead | LanguageModelHead

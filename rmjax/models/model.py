@@ -5,13 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from rmjax.models.decoder import Decoder
 from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
-from rmjax.models.heads import Head, model_parameters, model_sizes
+from rmjax.models.heads import Head, LanguageModelHead, model_parameters, model_sizes
 from rmjax.models.inputs import Rows
 from rmjax.models.layers import ModelOptions
+from rmjax.models.log_probabilities import LogProbabilities, log_probabilities, next_tokens
 from rmjax.models.parameters import Parameter, Params, abstract_params
 
 
@@ -73,6 +74,25 @@ class Model:
           dropout: the key of LoRA's dropout; None for none, as in scoring.
         """
         return self.head(params, self.hidden(params, rows, dropout))
+
+    def log_probabilities(
+        self,
+        params: Params,
+        rows: Rows,
+        wanted: Bool[Array, "B L"],
+        dropout: jax.Array | None = None,
+    ) -> LogProbabilities:
+        """What a language model says of the token behind each wanted place; see `__call__`.
+
+        Args:
+          params: the parameters.
+          rows: the samples.
+          wanted: the places; none that ends a sample, or a prefix that several share.
+          dropout: the key of LoRA's dropout; None for none.
+        """
+        assert isinstance(self.head, LanguageModelHead)
+        hidden, matrix = self.hidden(params, rows, dropout), self.head.matrix(params)
+        return log_probabilities(hidden, matrix, next_tokens(rows), wanted, self.options.sharding)
 
 
 def compute_dtype(name: str) -> Any:

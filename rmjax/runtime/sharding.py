@@ -48,6 +48,11 @@ ACTIVATION_AXES: dict[str, MeshAxes] = {
     "attribute": None,
     "rank": None,
     "microbatch": None,
+    # Of what generation keeps: layers, rows that share prompts, places of a prompt or a row's own.
+    "layers": None,
+    "member": None,
+    "place": None,
+    "choice": None,  # the vocabulary, where a token is drawn
 }
 
 
@@ -64,6 +69,20 @@ class MeshConfig:
     fsdp: int = -1
     context: int = 1
     tensor: int = 1
+
+
+def parse_mesh(text: str) -> MeshConfig:
+    """A mesh from a command line: `fsdp:4,tensor:2`.
+
+    Raises:
+      UserError: it is none.
+    """
+    try:
+        sizes = {name: int(size) for name, size in (part.split(":") for part in text.split(","))}
+        return MeshConfig(**sizes)
+    except (ValueError, TypeError) as error:
+        axes = ", ".join(field.name for field in dataclasses.fields(MeshConfig))
+        raise UserError(f"--mesh={text}: expected AXIS:SIZE,... of {axes}") from error
 
 
 def mesh_shape(config: MeshConfig, devices: int) -> dict[str, int]:

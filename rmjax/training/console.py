@@ -68,8 +68,13 @@ def announce(
         )
 
 
-def conclude(console: Console, workdir: Path, evaluations: Mapping[int, Mapping[str, Any]]) -> None:
-    """Prints the metrics of the best checkpoint, and what to do next."""
+def conclude(
+    console: Console,
+    workdir: Path,
+    evaluations: Mapping[int, Mapping[str, Any]],
+    policy: bool,
+) -> None:
+    """Prints the metrics of the best checkpoint, and what to do next with it."""
     if evaluations:
         best = min(evaluations, key=lambda step: evaluations[step]["validation_loss"])
         metrics = evaluations[best]
@@ -82,6 +87,11 @@ def conclude(console: Console, workdir: Path, evaluations: Mapping[int, Mapping[
             console.print(attribute_table(title, rows))
         if metrics.get("pairs"):
             console.print(pair_table(title, PairMetrics(**metrics["pairs"])))
+    use = f"""rm = rmjax.load("{workdir}")
+  >>> rm.compare("a prompt", "one response", "another response")"""
+    if policy:
+        use = f"""policy = rmjax.load_policy("{workdir}")
+  >>> policy.sample(["a prompt"], n=2)"""
     console.print(
         f"""
 Next:
@@ -90,8 +100,7 @@ Next:
   tensorboard --logdir {workdir}/tensorboard
   python
   >>> import rmjax
-  >>> rm = rmjax.load("{workdir}")
-  >>> rm.compare("a prompt", "one response", "another response")"""
+  >>> {use}"""
     )
 
 

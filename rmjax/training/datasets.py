@@ -59,7 +59,7 @@ def load_data(
     """
     data, objective = config.data, config_objective(config)
     trained, held = [], []
-    if objective.ratings:
+    if objective.ratings or not objective.pairs:  # a policy's responses, if there are no pairs
         trained.append(_load(config, tokenizer, data.train, "train", pairs=False))
         if data.validation:
             held.append(_load(config, tokenizer, data.validation, "validation", pairs=False))
@@ -109,7 +109,7 @@ def _load(
         source,
         split,
         tokenizer,
-        attributes=settings.attributes,
+        attributes=() if objective.policy else settings.attributes,
         label_range=settings.label_range,
         max_length=settings.max_length,
         over_long=settings.over_long,
@@ -117,6 +117,7 @@ def _load(
         compare=settings.compare if pairs else "",
         ties=config.preference.ties,
         unrated=unrated,
+        policy=objective.policy,
     )
     if objective.levels and not pairs:
         _check_levels(data)

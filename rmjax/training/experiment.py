@@ -11,13 +11,13 @@ from rmjax.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
 from rmjax.errors import UserError, differing
 from rmjax.models.attention.dispatch import choose
 from rmjax.models.decoder_config import LlamaConfig
-from rmjax.models.heads import RewardHead
+from rmjax.models.heads import LanguageModelHead, RewardHead
 from rmjax.models.init import random_params
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model, compute_dtype
 from rmjax.models.parameters import Params
 from rmjax.runtime.sharding import Sharding
-from rmjax.training.objectives.objective import Objective, make_objective
+from rmjax.training.objectives.objective import Objective, is_policy, make_objective
 
 
 def make_model(config: Config, source: Pretrained | None, sharding: Sharding) -> Model:
@@ -48,7 +48,9 @@ def make_model(config: Config, source: Pretrained | None, sharding: Sharding) ->
 
 
 def new_model(config: Config, llama: LlamaConfig, options: ModelOptions) -> Model:
-    """The model that a config trains: a decoder, its adapters and a reward head."""
+    """The model that a config trains: a decoder, its adapters, and a head."""
+    if is_policy(config.objective):
+        return Model(llama, options, LanguageModelHead(llama.tie_word_embeddings), config.lora)
     return Model(llama, options, RewardHead(len(config.data.attributes)), config.lora)
 
 
@@ -84,12 +86,25 @@ def first_params(config: Config, source: Pretrained | None, model: Model) -> tup
     if source is None:
         params, origin = random_params(model, config.seed), f"random weights, seed {config.seed}"
     else:
-        source, origin = with_first_head(config, source)
+        if is_policy(config.objective):
+            source, origin = _language_model(config, source), source.name
+        else:
+            source, origin = with_first_head(config, source)
         dtype = model.options.dtype if model.lora.rank else jnp.float32
         params = load_params(source, model, seed=config.seed, dtype=dtype)
     objective = config_objective(config)
     own = objective.abstract(model.sizes, model.options.sharding)
     return params | objective.first_params(own, source.spec if source else None), origin
+
+
+def _language_model(config: Config, source: Pretrained) -> Pretrained:
+    """`source`, which a policy can begin with; or a `UserError`."""
+    if source.spec:
+        raise UserError(
+            f"config.init = {source.name!r}: a reward model, which has no language-model head, and "
+            f"config.objective = {config.objective!r} trains a policy; name a language model"
+        )
+    return source
 
 
 def with_first_head(config: Config, source: Pretrained) -> tuple[Pretrained, str]:

@@ -9,7 +9,8 @@ import optax
 from jaxtyping import Array, Float32, Int32
 
 from rmjax.config import OptimizerConfig
-from rmjax.data.batch import Batch
+from rmjax.data.batch import Batch, PolicyTargets
+from rmjax.inference.score_step import response_scores
 from rmjax.models.init import abstract_model
 from rmjax.models.model import Model
 from rmjax.models.parameters import Params
@@ -156,7 +157,7 @@ def make_train_step(
             key = jax.random.fold_in(jax.random.key(seed), state.step) if dropping else None
             key = None if key is None else jax.random.fold_in(key, index)
             params = merge(free, frozen)
-            scores = model(params, micro.rows, key)
+            scores = scores_of(model, params, micro, key)
             return objective.loss(scores, micro.targets, weights, params)
 
         gradient = jax.value_and_grad(loss_of)
@@ -177,6 +178,20 @@ def make_train_step(
         compiler_options=compiler_options(replicated.mesh),
         out_shardings=(_shardings(abstract), Metrics._make([replicated] * 3)),
     )
+
+
+def scores_of(
+    model: Model, params: Params, batch: Batch, dropout: jax.Array | None = None
+) -> Float32[Array, "... S A"]:
+    """What an objective compares with the targets of one micro-batch.
+
+    Of a reward model these are the scores of each sample, of a language model the log-probability
+    of its response.
+    """
+    if not isinstance(batch.targets, PolicyTargets):
+        return model(params, batch.rows, dropout)
+    places = batch.targets.responses.predicting
+    return response_scores(model, params, batch.rows, places, dropout)
 
 
 def _summed(

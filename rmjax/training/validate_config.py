@@ -22,7 +22,7 @@ from rmjax.models.attention.dispatch import ATTENTION
 from rmjax.models.decoder import REMAT
 from rmjax.models.decoder_config import TARGETS
 from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
-from rmjax.training.objectives.objective import make_objective
+from rmjax.training.objectives.objective import is_policy, make_objective
 
 # Fields that name one of a few things. (Config overrides cannot be typed as `Literal`.)
 _CHOICES = {
@@ -100,7 +100,8 @@ def validate(config: Config) -> Config:
             f"{data.max_length}: a sample must fit in a row"
         )
     _check_objective(config)
-    if len(set(data.attributes)) != len(data.attributes) or not data.attributes:
+    named = data.attributes or is_policy(config.objective)
+    if len(set(data.attributes)) != len(data.attributes) or not named:
         raise UserError(f"config.data.attributes = {data.attributes!r}: expected distinct names")
     if data.label_range[0] >= data.label_range[1]:
         raise UserError(f"config.data.label_range = {data.label_range!r}: expected (low, high)")
@@ -138,10 +139,26 @@ def _check_objective(config: Config) -> None:
             f"config.data.validation_pairs = {data.validation_pairs!r}: it goes with data.pairs "
             "and data.validation, and they with it"
         )
+    if objective.policy:
+        _check_policy(config)
     if data.compare and not objective.pairs:
         raise UserError(
             f"config.data.compare = {data.compare!r} makes pairs, and config.objective = "
             f"{config.objective!r} learns from none"
+        )
+
+
+def _check_policy(config: Config) -> None:
+    if config.lora.rank:
+        raise UserError(
+            f"config.lora.rank = {config.lora.rank} with config.objective = {config.objective!r}: "
+            "a policy's adapters cannot be stored; set lora.rank to 0"
+        )
+    if config.data.over_long == "truncate_left":
+        raise UserError(
+            "config.data.over_long = 'truncate_left' with config.objective = "
+            f"{config.objective!r}: a policy would learn answers to prompts that it did not see; "
+            "choose 'drop' or 'error'"
         )
 
 

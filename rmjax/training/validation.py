@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 
-from rmjax.data.batches import Batches, make_targets
-from rmjax.data.tokenized import TokenizedData
+from rmjax.data.batches import Batches, make_policy_targets, make_targets
+from rmjax.data.tokenized import REFERENCE, TokenizedData
 from rmjax.errors import UserError
 from rmjax.evaluation.metrics import AttributeMetrics, PairMetrics, attribute_metrics, pair_metrics
 from rmjax.inference.score_step import ScoreFn, score_data
@@ -81,6 +81,9 @@ def validation_metrics(
             f"the scores of {len(bad)} held-out samples are not finite, the first of them "
             f"{data.where(int(bad[0]))}; nothing was saved"
         )
+    loss = objective_value(objective, scores, data, params)
+    if objective.policy:
+        return ValidationMetrics(loss, {}, _implicit_rewards(objective, scores, data))
     ratings = _as_ratings(objective, scores, params, constants, data.attributes)
     rated = {
         name: row
@@ -94,14 +97,31 @@ def validation_metrics(
     if len(first):
         rule = _pair_rule(objective, data.attributes)
         values = rule.values(np.stack([ratings[first], ratings[first + 1]], axis=1))
-        pairs = pair_metrics(
-            rule.name,
-            values[:, 0],
-            values[:, 1],
-            data.strengths[first],
-            np.stack([data.lengths[first], data.lengths[first + 1]], axis=1),
-        )
-    return ValidationMetrics(objective_value(objective, scores, data, params), rated, pairs)
+        pairs = _pair_metrics(rule.name, values, data, first)
+    return ValidationMetrics(loss, rated, pairs)
+
+
+def _implicit_rewards(
+    objective: Objective, scores: Float32[np.ndarray, "N 1"], data: TokenizedData
+) -> PairMetrics | None:
+    """Metrics of beta log(policy / reference), DPO's reward; None without pairs."""
+    if not objective.reference:
+        return None
+    reference = data.labels[:, data.attributes.index(REFERENCE)]
+    rewards, first = objective.beta * (scores[:, 0] - reference), np.flatnonzero(data.chosen)
+    values = np.stack([rewards[first], rewards[first + 1]], axis=1)
+    return _pair_metrics("implicit reward", values, data, first)
+
+
+def _pair_metrics(
+    name: str,
+    values: Float[np.ndarray, "P 2"],
+    data: TokenizedData,
+    first: Int[np.ndarray, "P"],
+) -> PairMetrics:
+    """Metrics of what the two samples of each pair are worth; `first` are the chosen ones."""
+    lengths = np.stack([data.lengths[first], data.lengths[first + 1]], axis=1)
+    return pair_metrics(name, values[:, 0], values[:, 1], data.strengths[first], lengths)
 
 
 def _pair_rule(objective: Objective, attributes: tuple[str, ...]) -> Rule:
@@ -132,7 +152,11 @@ def objective_value(
     params: Params | None = None,
 ) -> float:
     """The objective over all samples at once; of `params` only the thresholds are used."""
-    targets = make_targets(data, np.arange(len(data))[None])
+    samples = np.arange(len(data))[None]
+    if objective.policy:  # no loss looks at places
+        targets = make_policy_targets(data, samples, np.zeros((1, 0), bool))
+    else:
+        targets = make_targets(data, samples)
     # A copy on this process's default device, whatever mesh the thresholds are on.
     paths = [row.path for row in objective.parameters]
     own = {path: jnp.asarray(np.asarray((params or {})[path])) for path in paths}

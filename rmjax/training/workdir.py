@@ -17,7 +17,7 @@ from rmjax.checkpoints import manager
 from rmjax.checkpoints.model_files import FORMAT_VERSION, SPEC_FILE, write_model_files
 from rmjax.checkpoints.pretrained import public_name
 from rmjax.config import Config, as_flat_dict
-from rmjax.data.tokenized import TokenizedData
+from rmjax.data.tokenized import REFERENCE, TokenizedData
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError, disk_errors
 from rmjax.evaluation.metrics import mean_ratings
@@ -147,19 +147,20 @@ def record_run(
         "versions": package_versions(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    spec = run_spec(config, model, data)
+    spec = None if config_objective(config).policy else run_spec(config, model, data)
     described = {"train": describe_data(data)}
     if validation:
         described["validation"] = describe_data(validation)
     with disk_errors(f"the run's files in {workdir}"):
         _write(workdir / RECORD, record)
         _write(workdir / "data.json", described)
-        if not (workdir / MODEL_DIRECTORY / SPEC_FILE).exists():  # the last of them to be written
+        # The last of them to be written; a policy has none, and its files are written again.
+        if not (workdir / MODEL_DIRECTORY / SPEC_FILE).exists():
             write_model_files(workdir / MODEL_DIRECTORY, model.config, tokenizer, spec)
 
 
 def run_spec(config: Config, model: Model, data: TokenizedData) -> RewardSpec:
-    """What there is to know of a run's model before its first step."""
+    """What there is to know of a run's reward model before its first step."""
     attributes, objective = config.data.attributes, config_objective(config)
     levels = objective.levels
     rated = [n for n, mean in zip(attributes, mean_ratings(data.labels)) if np.isfinite(mean)]
@@ -196,7 +197,7 @@ def describe_data(data: TokenizedData) -> dict[str, Any]:
                 "sd": float(np.nanstd(column)),
             }
             for name, column in zip(data.attributes, labels.T)  # of pairs there are none
-            if not np.isnan(column).all()
+            if name != REFERENCE and not np.isnan(column).all()
         },
     }
 

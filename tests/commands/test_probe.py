@@ -24,8 +24,8 @@ from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.config import Config
 from rmjax.convert import orbax_to_hf
 from rmjax.errors import UserError
+from rmjax.training import features as cache
 from rmjax.training.experiment import make_model
-from rmjax.training.probing import features as cache
 from rmjax.training.probing import fit as head_fit
 from rmjax.training.probing.adamw import head_scores
 

@@ -101,6 +101,16 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_two_processes_compute_a_reference_together(tmp_path):
+    """A policy that is its own reference has no margin: so the loss is log 2."""
+    pairs = dict(objective="dpo", data__compare="helpfulness", data__validation="")
+    config = config_of(tmp_path / "run", epochs=0, steps=1, **pairs)
+    outputs = run_all(arguments(config), environment={"RMJAX_CACHE": str(tmp_path / "cache")})
+    assert [ended.code for ended in outputs] == [0, 0], outputs
+    assert metrics(tmp_path / "run")[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
+
+
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one(one, two):
     ours, theirs = numbers(two.workdir), numbers(one)
     assert [line["step"] for line in ours] == [1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 8]

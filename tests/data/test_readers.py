@@ -541,6 +541,7 @@ def test_a_file_of_the_split_that_is_not_read_is_named(folder, name, tmp_path):
     """Else only the file of train would be there, or a split be missing that is not."""
     write(tmp_path / "train.jsonl", [{"response": "a"}])
     write(tmp_path / folder / name, [{"response": "b"}])
+    (tmp_path / "eval.py").write_text("reads it")
     path = f"{folder}/{name}".lstrip("/")
     refused(
         f"there is no split 'validation' in the kinds .*; there is {path}$", tmp_path, "validation"

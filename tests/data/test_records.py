@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from rmjax.data.records import pairs_of_ratings, read_pairs, read_samples
+from rmjax.data.readers import Row
+from rmjax.data.records import RowReader, pairs_of_ratings, read_pairs, read_samples
 from rmjax.errors import UserError
 
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -305,6 +306,27 @@ def test_what_is_not_used_is_said(tmp_path):
     assert rated.notes == ("columns that are not used: other",)
 
 
+def test_a_column_that_said_the_split_is_used(tmp_path):
+    rows = [row(split="train", fold="b"), row(split="test", fold="c")]
+    path = str(write(tmp_path / "x.jsonl", rows))
+    assert read_samples(path, "train", ["helpful"], (0, 4)).notes == (
+        "columns that are not used: fold",
+    )
+    assert read_samples(path, "", ["helpful"], (0, 4)).notes == (
+        "columns that are not used: fold, split",
+    )
+
+
+def test_a_rating_that_one_row_lacks_can_be_null(tmp_path):
+    lacks = row()
+    del lacks["helpful"]
+    path = str(write(tmp_path / "x.jsonl", [row(), lacks]))
+    with pytest.raises(UserError, match=r"row 2: field 'helpful' is missing; .*, write null$"):
+        read_samples(path, "train", ["helpful"], (0, 4))
+    write(tmp_path / "x.jsonl", [row(), lacks | {"helpful": None}])
+    assert len(read_samples(path, "train", ["helpful"], (0, 4)).entries) == 2
+
+
 RANKED = {"prompt": "p", "responses": ["a", "b", "c"]}
 
 
@@ -341,3 +363,65 @@ def test_a_row_of_no_layout_names_the_nearest(tmp_path):
         pairs_in(path)
     with pytest.raises(UserError, match=r"row 1: expected ratings, found pairs \(prompt, chosen"):
         read(write(tmp_path / "y.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}]))
+
+
+# ---- prompts ----------------------------------------------------------------------------------
+
+HI = [{"role": "user", "content": "hi"}]
+HELLO = {"role": "assistant", "content": "hello"}
+MORE = [*HI, HELLO, {"role": "user", "content": "and?"}]
+BRIEF = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"prompt": "hi"}, HI),
+        ({"prompt": HI, "response": None}, HI),
+        ({"prompt": "hi", "system": "Be brief."}, [BRIEF, *HI]),
+        ({"prompt": {"messages": MORE, "system": "Be brief."}}, [BRIEF, *MORE]),
+        ({"prompt": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: and?\n\nAssistant:"}, MORE),
+        ({"prompt": "hi", "responses": ["a", "b"], "scores": [1, 2]}, HI),
+        ({"context": MORE, "response1": "a", "response2": "b", "overall_preference": 1}, MORE),
+        ({"messages": [*MORE, HELLO]}, MORE),
+        ({"messages": MORE}, MORE),
+        ({"conversations": [{"from": "human", "value": "hi"}]}, HI),
+        ({"chosen": [*MORE, HELLO], "rejected": [*MORE, HELLO], "prompt": None}, MORE),
+        (
+            {
+                "chosen": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: and?\n\nAssistant: a",
+                "rejected": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: and?\n\nAssistant: b",
+            },
+            MORE,
+        ),
+    ],
+)
+def test_the_prompt_of_a_row(fields, expected):
+    reader = RowReader()
+    found = reader.prompt(Row("x row 1", 1, fields | {"tools": '[{"name": "look_up"}]'}))
+    assert found.messages == expected
+    assert found.tools == [{"name": "look_up"}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"question": "hi"}, "x row 1: there is no prompt in it; the row has question"),
+        ({"prompt": None}, "there is no prompt in it"),
+        ({"prompt": " "}, "field 'prompt' has no user turn"),
+        ({"prompt": [*HI, HELLO]}, "field 'prompt' ends with a turn of 'assistant'"),
+        ({"messages": "hi"}, "field 'messages' does not begin with"),
+        ({"messages": [HELLO]}, "field 'messages' has a prompt that has no user turn"),
+        (
+            {"chosen": [*HI, HELLO], "rejected": [{"role": "user", "content": "no"}, HELLO]},
+            "do not begin with the same prompt",
+        ),
+        (
+            {"chosen": [BRIEF, *HI, HELLO], "rejected": [BRIEF, *MORE[2:], HELLO]},
+            "do not begin with the same prompt",
+        ),
+    ],
+)
+def test_a_row_without_a_prompt_is_named(fields, said):
+    with pytest.raises(UserError, match=said):
+        RowReader().prompt(Row("x row 1", 1, fields))

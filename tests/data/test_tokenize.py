@@ -498,3 +498,23 @@ def test_a_prompt_of_ratings_and_pairs_is_held_out_of_both(tmp_path):
     )
     assert not trained & out and len(out) == round(0.3 * 90)
     assert {len(part) > 0 for part in (*kept, *held)} == {True}
+
+
+def test_of_a_policys_data_it_is_known_what_the_assistant_says(tmp_path, cache):
+    """Of one prompt both responses, from the cache too; and no rating is needed."""
+    rows = [{"prompt": "p", "response": text} for text in ("so", "no")]
+    source = write(tmp_path / "x.jsonl", rows)
+    for _ in range(2):
+        data = load(source, attributes=(), policy=True)
+        assert data.labels.shape == (2, 0)
+        asked = BYTES.apply_chat_template(
+            [{"role": "user", "content": "p"}], add_generation_prompt=True, return_dict=False
+        )
+        for sample in range(2):
+            expected = np.arange(len(data.sequence(sample))) >= len(asked)
+            np.testing.assert_array_equal(data.spoken_in(sample), expected)
+        assert data.shared.tolist() == [len(asked) - 1] * 2
+    assert len(list((cache / "tokens").iterdir())) == 1
+    rated = write(tmp_path / "y.jsonl", [row(), row(response="s")])
+    assert load(rated).key != load(rated, attributes=(), policy=True).key
+    assert load(rated).spoken is None

@@ -99,7 +99,30 @@ def test_helpsteer2_preferences_of_the_wanted_split(tmp_path):
     rows = [row | {"split": "train"}, row | {"split": "val", "response_1": "c"}]
     with gzip.open(tmp_path / "preference.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(r) + "\n" for r in rows)
-    assert [i.responses for i in read("helpsteer2-preference", tmp_path).items] == [("c", "b")]
+    data = read("helpsteer2-preference", tmp_path)
+    assert [i.responses for i in data.items] == [("c", "b")]
+    assert data.dropped == {"of another split (train)": 1} and not data.notes  # the column is used
+
+
+def test_a_subset_is_no_split_whatever_it_is_called(tmp_path):
+    pair = {"prompt": "Why?", "chosen": "a", "rejected": "b"}
+    rows = [pair | {"subset": name} for name in ("test", "math", "train")]
+    data = read("pairs", write(tmp_path / "x.jsonl", rows))
+    assert [item.subset for item in data.items] == ["test", "math", "train"] and not data.dropped
+
+
+def test_a_fold_is_no_rating(tmp_path):
+    rows = [{"prompt": "p", "response": f"r{i}", "fold": i % 2, "good": i} for i in range(4)]
+    data = read("ratings", f"{write(tmp_path / 'x.jsonl', rows)}:1")
+    assert (data.gold, [item.gold for item in data.items]) == ("good", [(1, 3)])
+
+
+@pytest.mark.parametrize("name", ["pairs", "rm-bench", "llmbar"])
+@pytest.mark.parametrize("source", ["~nobody-has-this-name/x.jsonl", "x" * 5000])
+def test_a_source_that_cannot_be_a_path_is_named(name, source):
+    with pytest.raises(UserError) as caught:
+        read(name, source)
+    assert str(caught.value).startswith(f"{source}: ")
 
 
 def test_responses_to_one_prompt_are_one_item(tmp_path):

@@ -10,6 +10,6 @@ import rmjax.evaluate
 import rmjax.extrapolate
 import rmjax.report
 import rmjax.train
+import rmjax.training.features
 import rmjax.training.probing.adamw
-import rmjax.training.probing.features
 import rmjax.training.probing.ridge

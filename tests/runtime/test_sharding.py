@@ -46,7 +46,7 @@ def test_every_axis_of_every_array_is_in_the_tables():
     sharding = one_device()
     for row in PARAMETERS:
         sharding.parameter(row.all_axes)
-    targets = BATCH_AXES.targets
+    targets: Any = BATCH_AXES.targets
     named: list[Any] = [*BATCH_AXES.rows, *targets.ratings, *targets.pairs, *BATCH_AXES[2:]]
     for axes in [*named, *ROWS_AXES]:
         sharding.activation(axes)

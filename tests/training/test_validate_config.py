@@ -12,12 +12,13 @@ from helpers.checks import known
 from helpers.paths import ROOT
 from helpers.runs import QUICKSTART, load_config
 from rmjax.config import as_flat_dict
-from rmjax.data.batch import Batch, Pairs, Ratings, Targets
+from rmjax.data.batch import Batch, Pairs, PolicyTargets, Ratings, Responses, Targets
 from rmjax.errors import UserError
 from rmjax.models.decoder_config import Rope
 from rmjax.models.inputs import Rows
 from rmjax.runtime.sharding import MeshConfig, Sharding, abstract_mesh
 from rmjax.training.experiment import config_objective, make_model
+from rmjax.training.objectives.objective import is_policy
 from rmjax.training.step import make_program
 from rmjax.training.validate_config import check_continues, validate
 
@@ -62,7 +63,11 @@ def test_every_config_traces_on_its_mesh(path, arg):
     slots = shape(8, dtype=jnp.int32)
     pair = shape(4, dtype=jnp.int32)
     ratings = Ratings._make([shape(8, attributes)] * 2)
-    targets = Targets(ratings, Pairs._make([pair, pair, shape(4), shape(4)]))
+    pairs = Pairs._make([pair, pair, shape(4), shape(4)])
+    targets = Targets(ratings, pairs)
+    if is_policy(config.objective):
+        predicting = shape(config.row_length, dtype=jnp.bool_)
+        targets = PolicyTargets(Responses._make([predicting, *[shape(8)] * 3]), pairs)
     microbatches = jax.ShapeDtypeStruct((), jnp.int32)
     batch = Batch._make([Rows._make([*[row] * 5, slots]), targets, slots, microbatches])
     after, metrics = jax.eval_shape(program.step, program.abstract, batch)

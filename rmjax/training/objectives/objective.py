@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float32
 
 from rmjax.config import PreferenceConfig
-from rmjax.data.batch import Targets
+from rmjax.data.batch import PolicyTargets, Targets
 from rmjax.errors import UserError
 from rmjax.models.parameters import THRESHOLDS, Parameter, Params, abstract_params
 from rmjax.models.rewards.general_preference import NAME as GENERAL
@@ -27,6 +27,12 @@ from rmjax.models.rewards.spec import RewardSpec
 from rmjax.runtime.sharding import Sharding
 from rmjax.training.objectives.base import Scores, Term
 from rmjax.training.objectives.pairs import OF_MARGINS, general_term, pair_column, pair_term
+from rmjax.training.objectives.policies import (
+    OF_POLICY_PAIRS,
+    imitated_tokens,
+    negative_log_likelihood,
+    policy_pair_term,
+)
 from rmjax.training.objectives.ratings import ordinal, squared_error, sum_of_ratings
 
 
@@ -41,6 +47,8 @@ class Objective(NamedTuple):
       column: of the head, that pairs train.
       levels: lowest and highest of the ratings, where they are ordinal; else None.
       general: how it compares responses, where that is not by one number each; else None.
+      policy: whether it is a policy's: scores are then log-probabilities of responses.
+      beta: of a policy's pairs, how closely they hold it to the reference; 0 without them.
     """
 
     terms: tuple[tuple[float, Term], ...]
@@ -50,6 +58,13 @@ class Objective(NamedTuple):
     column: int
     levels: tuple[int, int] | None = None
     general: GeneralPreference | None = None
+    policy: bool = False
+    beta: float = 0.0
+
+    @property
+    def reference(self) -> bool:
+        """Whether it needs a reference policy's log-probability of each response."""
+        return self.beta > 0
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -77,7 +92,7 @@ class Objective(NamedTuple):
 
         return jax.tree.map(value, abstract)
 
-    def weights(self, targets: Targets) -> Float32[Array, "T"]:
+    def weights(self, targets: Targets | PolicyTargets) -> Float32[Array, "T"]:
         """What each term's sum over `targets` is divided by, at least 1."""
         found = [term.weight(targets) for _, term in self.terms]
         return jnp.maximum(jnp.stack(found), 1.0)
@@ -85,7 +100,7 @@ class Objective(NamedTuple):
     def loss(
         self,
         scores: Scores,
-        targets: Targets,
+        targets: Targets | PolicyTargets,
         weights: Float32[Array, "T"],
         params: Params | None = None,
     ) -> Float32[Array, ""]:
@@ -100,13 +115,18 @@ class Objective(NamedTuple):
         return jnp.sum(jnp.stack(terms))
 
 
-_NEED_STRENGTHS = ("margin_bradley_terry", "scaled_bradley_terry")
+_NEED_STRENGTHS = ("margin_bradley_terry", "scaled_bradley_terry", "margin_dpo", "scaled_dpo")
 _OF_RATINGS = ("regression", "ordinal")
 OBJECTIVES = (*_OF_RATINGS, *OF_MARGINS, GENERAL)
+POLICY_OBJECTIVES = ("sft", *OF_POLICY_PAIRS)
 
 
-def parse_objective(text: str) -> dict[str, float]:
+def parse_objective(text: str, known: tuple[str, ...] = OBJECTIVES) -> dict[str, float]:
     """Coefficients by name: `"regression + 0.5 * bradley_terry"` has 1 and 0.5.
+
+    Args:
+      text: a name, or a sum of several.
+      known: the names there are.
 
     Raises:
       UserError: naming what is not understood.
@@ -123,9 +143,9 @@ def parse_objective(text: str) -> dict[str, float]:
                 f"config.objective = {text!r}: expected names, each once, with positive "
                 "coefficients, such as 'regression + 0.5 * bradley_terry'"
             )
-        if match[2] not in OBJECTIVES:
+        if match[2] not in known:
             raise UserError(
-                f"config.objective = {text!r}: there are {', '.join(OBJECTIVES)}, and sums of them"
+                f"config.objective = {text!r}: there are {', '.join(known)}, and sums of them"
             )
         found[match[2]] = coefficient
     if all(name in found for name in _OF_RATINGS):
@@ -134,6 +154,22 @@ def parse_objective(text: str) -> dict[str, float]:
             "thresholds, not both: choose one of " + ", ".join(_OF_RATINGS)
         )
     return found
+
+
+def is_policy(text: str) -> bool:
+    """Whether an objective is a policy's, by its names.
+
+    Raises:
+      UserError: see `parse_objective`; or it is a policy's and a reward model's at once.
+    """
+    names = parse_objective(text, (*OBJECTIVES, *POLICY_OBJECTIVES))
+    policies = [name for name in names if name in POLICY_OBJECTIVES]
+    if policies and len(policies) < len(names):
+        raise UserError(
+            f"config.objective = {text!r}: {', '.join(policies)} is for a policy, the others for a "
+            "reward model, and a model is one of them"
+        )
+    return bool(policies)
 
 
 def make_objective(
@@ -153,6 +189,8 @@ def make_objective(
     Raises:
       UserError: it does not fit the attributes or the range.
     """
+    if is_policy(text):
+        return make_policy_objective(text, config)
     column = pair_column(attributes, config)
     coefficients = parse_objective(text)
     general = GeneralPreference() if GENERAL in coefficients else None
@@ -178,6 +216,44 @@ def make_objective(
         column=column,
         levels=found,
         general=general,
+    )
+
+
+def make_policy_objective(text: str, config: PreferenceConfig) -> Objective:
+    """The objective of a policy.
+
+    Args:
+      text: names of `POLICY_OBJECTIVES`; see `parse_objective`. Beside pairs, `sft` is of their
+        chosen responses.
+      config: of the terms that learn from pairs.
+
+    Raises:
+      UserError: a name that is none, or settings that mean nothing here.
+    """
+    coefficients = parse_objective(text, POLICY_OBJECTIVES)
+    pairs = [name for name in coefficients if name != "sft"]
+    if pairs and not config.beta > 0:
+        raise UserError(f"config.preference.beta = {config.beta}: expected a positive number")
+    if config.attribute or config.center_rewards_coefficient:
+        raise UserError(
+            f"config.preference.attribute = {config.attribute!r} and center_rewards_coefficient = "
+            f"{config.center_rewards_coefficient}: a policy has neither columns nor rewards to "
+            "centre; leave both out"
+        )
+
+    def term(name: str) -> Term:
+        if name == "sft":
+            return Term(negative_log_likelihood, imitated_tokens)
+        return policy_pair_term(name, config)
+
+    return Objective(
+        terms=tuple((coefficient, term(name)) for name, coefficient in coefficients.items()),
+        ratings=False,
+        pairs=bool(pairs),
+        strengths=any(name in _NEED_STRENGTHS for name in pairs),
+        column=0,
+        policy=True,
+        beta=config.beta if pairs else 0.0,
     )
 
 

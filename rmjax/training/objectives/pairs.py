@@ -11,7 +11,7 @@ from rmjax.models.rewards.general_preference import GeneralPreference
 from rmjax.training.objectives.base import Rewards, Scores, Term
 
 
-def _rewards(scores: Scores, pairs: Pairs, column: int) -> tuple[Rewards, Rewards]:
+def pair_rewards(scores: Scores, pairs: Pairs, column: int) -> tuple[Rewards, Rewards]:
     """Of the chosen and of the rejected; 0 where there is no pair, whose slots hold anything."""
     reward = scores[..., column]
     found = [jnp.take_along_axis(reward, s, axis=-1) for s in (pairs.chosen, pairs.rejected)]
@@ -19,14 +19,20 @@ def _rewards(scores: Scores, pairs: Pairs, column: int) -> tuple[Rewards, Reward
     return chosen, rejected
 
 
-def _pair_weights(pairs: Pairs, config: PreferenceConfig) -> Rewards:
+def pair_weights(pairs: Pairs, config: PreferenceConfig) -> Rewards:
+    """How much each pair counts: 0 where there is none."""
     learned = pairs.strengths > 0 if config.ties == "zero_weight" else True
     return jnp.where(learned, pairs.weights, 0.0)
 
 
+def chosen_is_better(pairs: Pairs, config: PreferenceConfig) -> Rewards:
+    """The probability p that a pair's chosen sample is the better one; 1/2 in a tie."""
+    return jnp.where(pairs.strengths > 0, 1 - config.label_smoothing, 0.5)
+
+
 def _cross_entropy(margins: Rewards, pairs: Pairs, config: PreferenceConfig) -> Rewards:
-    """-p log sigmoid(margin) - (1 - p) log sigmoid(-margin), p = 1 - smoothing, 1/2 in a tie."""
-    p = jnp.where(pairs.strengths > 0, 1 - config.label_smoothing, 0.5)
+    """-p log sigmoid(margin) - (1 - p) log sigmoid(-margin), p as `chosen_is_better` gives it."""
+    p = chosen_is_better(pairs, config)
     return p * jax.nn.softplus(-margins) + (1 - p) * jax.nn.softplus(margins)
 
 
@@ -52,13 +58,13 @@ def pair_term(name: str, column: int, config: PreferenceConfig) -> Term:
 
     def loss(scores: Scores, targets: Targets, params: Params) -> jax.Array:
         pairs = targets.pairs
-        chosen, rejected = _rewards(scores, pairs, column)
+        chosen, rejected = pair_rewards(scores, pairs, column)
         found = OF_MARGINS[name](chosen - rejected, pairs, config)
         if config.center_rewards_coefficient:
             found += config.center_rewards_coefficient * jnp.square(chosen + rejected)
-        return jnp.sum(_pair_weights(pairs, config) * found)
+        return jnp.sum(pair_weights(pairs, config) * found)
 
-    return Term(loss, lambda targets: jnp.sum(_pair_weights(targets.pairs, config)))
+    return Term(loss, lambda targets: jnp.sum(pair_weights(targets.pairs, config)))
 
 
 def general_term(general: GeneralPreference, config: PreferenceConfig) -> Term:
@@ -72,9 +78,9 @@ def general_term(general: GeneralPreference, config: PreferenceConfig) -> Term:
             for slots in (pairs.chosen, pairs.rejected)
         )
         found = _cross_entropy(general.margins(chosen, rejected), pairs, config)
-        return jnp.sum(_pair_weights(pairs, config) * found)
+        return jnp.sum(pair_weights(pairs, config) * found)
 
-    return Term(loss, lambda targets: jnp.sum(_pair_weights(targets.pairs, config)))
+    return Term(loss, lambda targets: jnp.sum(pair_weights(targets.pairs, config)))
 
 
 def pair_column(attributes: tuple[str, ...], config: PreferenceConfig) -> int:

@@ -16,21 +16,19 @@ from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenized import TokenizedData
 from rmjax.evaluation.metrics import attribute_metrics, mean_ratings
 from rmjax.inference.batching import evaluation_batches
-from rmjax.inference.score_step import make_features
+from rmjax.inference.score_step import make_features, score_batch
 from rmjax.models.init import random_head
-from rmjax.models.inputs import ROWS_AXES
 from rmjax.models.model import Model
 from rmjax.models.parameters import HEAD
-from rmjax.runtime.sharding import put
 from rmjax.training.console import attribute_table, pair_table
 from rmjax.training.experiment import config_objective, with_first_head
-from rmjax.training.probing.adamw import head_scores, train_head
-from rmjax.training.probing.features import (
-    Features,
-    cached_features,
+from rmjax.training.features import (
+    Compute,
+    cached_values,
     describe_model,
     fingerprint_weights,
 )
+from rmjax.training.probing.adamw import head_scores, train_head
 from rmjax.training.probing.ridge import Ridge, fit_ridge
 from rmjax.training.validation import ValidationMetrics, validation_metrics
 
@@ -56,19 +54,19 @@ def extract(
     made_by = describe_model(model, fingerprint_weights(source), source)
 
     @functools.cache
-    def load() -> Features:
+    def load() -> Compute:
         # Not in float32 where products round them anyway: half the memory and the same numbers.
         read = with_first_head(config, source)[0]
         params = load_params(read, model, seed=config.seed, dtype=model.options.dtype)
         compute = make_features(model)
-        return lambda rows: compute(params, put(rows, ROWS_AXES, model.options.sharding))
+        return lambda batch: score_batch(compute, params, batch, model.options.sharding)[1]
 
     def samples(data: TokenizedData) -> Samples:
         settings, width = config.data, model.config.hidden_size
         batches = evaluation_batches(
             data, shape, packing=settings.packing, share=settings.share_prompts
         )
-        return Samples(data, cached_features(batches, made_by, width, load, console))
+        return Samples(data, cached_values("features", batches, made_by, width, load, console))
 
     return samples(data), samples(validation) if validation is not None else None
 

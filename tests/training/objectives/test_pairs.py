@@ -7,6 +7,7 @@ import pytest
 
 from helpers.checks import known
 from helpers.runs import numbers, parts, run, tiny_config
+from rmjax.data.batch import Targets
 from rmjax.data.batches import training_batches
 from rmjax.data.planning import plan_steps, row_shape
 from rmjax.errors import UserError
@@ -67,6 +68,7 @@ def test_pairs_stay_whole_at_any_batch_size():
                         assert row[b] == row[a] + 1 and data.chosen[row[a]]
                         assert strength == data.strengths[row[a]]
                         seen.append(row[a])
+            assert isinstance(batch.targets, Targets)
             rated += int(batch.targets.ratings.weights.sum())
         assert sorted(seen) == np.flatnonzero(data.chosen).tolist()
         assert rated == int((~np.isnan(data.labels)).sum())

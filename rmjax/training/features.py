@@ -1,6 +1,6 @@
-"""What the head reads of every sample, computed once and kept on disk.
+"""What a model computes of every sample, once, and kept on disk: features, log-probabilities.
 
-A cache's entry is a directory of parts, each the features of a few micro-batches and put there
+A cache's entry is a directory of parts, each the values of a few micro-batches and put there
 whole, so an extraction that was killed goes on where it was.
 """
 
@@ -15,18 +15,21 @@ from typing import Any
 import jax
 import numpy as np
 import xxhash
+from jax.experimental import multihost_utils
 from jaxtyping import Float32
 from rich.console import Console
 
 from rmjax.checkpoints.pretrained import Pretrained
+from rmjax.data.batch import Batch
 from rmjax.data.batches import Batches
 from rmjax.errors import UserError
-from rmjax.models.inputs import Rows
+from rmjax.models.decoder_config import NO_LORA
 from rmjax.models.model import Model
 from rmjax.runtime.cache import cache_errors, cache_root
 from rmjax.runtime.files import replace_file
 
-Features = Callable[[Rows], jax.Array]
+# From a batch of one micro-batch to the values of its samples, in the order of its slots.
+Compute = Callable[[Batch], np.ndarray]
 _VERSION = 1  # of this module's result; part of the cache's key
 _PART = 16  # micro-batches of a part
 _CHUNK_BYTES = 16 << 20  # read at once for a fingerprint
@@ -54,20 +57,20 @@ def _fingerprint_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def describe_model(model: Model, weights: str, source: Pretrained) -> dict[str, Any]:
-    """What the features of given rows depend on, in JSON's types.
+def describe_model(model: Model, weights: str, source: Pretrained | None) -> dict[str, Any]:
+    """What the decoder computes of given rows depends on, in JSON's types.
 
     Args:
       model: what computes them.
       weights: their fingerprint.
-      source: of the weights.
+      source: of the weights, if they are not new.
     """
     options = model.options
     device = jax.devices()[0]
     return {
         "version": _VERSION,
         "weights": weights,
-        "adapters": repr(source.lora),
+        "adapters": repr(source.lora if source else NO_LORA),
         "architecture": repr(model.config),
         "dtype": options.dtype.name,
         # None of these changes more than how numbers are rounded.
@@ -78,26 +81,26 @@ def describe_model(model: Model, weights: str, source: Pretrained) -> dict[str, 
     }
 
 
-def cached_features(
+def cached_values(
+    what: str,
     batches: Batches,
     made_by: dict[str, Any],
     width: int,
-    load: Callable[[], Features],
+    load: Callable[[], Compute],
     console: Console,
 ) -> Float32[np.ndarray, "N D"]:
-    """The features of every sample of `batches`, in the data's order, from the cache if it can.
-
-    The cache is `features/` in that of `runtime.cache`.
+    """Values of every sample of `batches`, in the data's order, from the cache if it can.
 
     Args:
+      what: they are, one word; the cache is a directory of that name in that of `runtime.cache`.
       batches: from `data.batches.evaluation_batches`, which hold each sample once.
       made_by: what computes them, see `describe_model`; the data and their rows are added to it.
-      width: of the features.
+      width: how many values a sample has.
       load: gives the function that computes them; not called if nothing is missing.
       console: to say on how far it is.
 
     Raises:
-      UserError: a feature is not finite, or the cache cannot be written.
+      UserError: a value is not finite, or the cache cannot be written.
     """
     data, shape = batches.data, batches.shape
     made_by = made_by | {"data": data.key, "rows": repr(shape), "share": batches.share}
@@ -106,41 +109,40 @@ def cached_features(
         layout.update(f"{step}".encode() + batches.samples(step).astype(np.int64).tobytes())
     made_by |= {"layout": layout.hexdigest()}
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
-    entry = cache_root() / "features" / key
-    features = np.empty((len(data), width), np.float32)
-    compute: Features | None = None
+    entry = cache_root() / what / key
+    values = np.empty((len(data), width), np.float32)
+    compute: Compute | None = None
     for number, start in enumerate(range(0, len(batches), _PART)):
         steps = range(start, min(start + _PART, len(batches)))
         samples = np.concatenate([batches.samples(step) for step in steps])
         file = entry / f"{number:05d}.npy"
         part = _read(file, (len(samples), width))
-        if part is None:
+        if not _everywhere(part is not None) or part is None:
             compute = compute or load()
             part = _compute(compute, batches, steps)
-            _check_finite(part, samples, batches)
+            _check_finite(what, part, samples, batches)
             _write(file, part, made_by)
-            console.print(
-                f"features    {data.source}: {steps.stop} of {len(batches)} micro-batches"
-            )
-        features[samples] = part
-    return features
+            console.print(f"{what:<11} {data.source}: {steps.stop} of {len(batches)} micro-batches")
+        values[samples] = part
+    return values
 
 
-def _compute(compute: Features, batches: Batches, steps: range) -> Float32[np.ndarray, "n D"]:
-    parts = []
-    for step in steps:
-        batch = batches[step]
-        rows = jax.tree.map(lambda x: x[0], batch.rows)
-        samples = np.asarray(batch.samples[0])
-        parts.append(np.asarray(compute(rows))[samples >= 0])
-    return np.concatenate(parts)
+def _everywhere(found: bool) -> bool:
+    """Whether every process has found something: what is missing, all must compute together."""
+    if jax.process_count() == 1:
+        return found
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(found))))
 
 
-def _check_finite(part: np.ndarray, samples: np.ndarray, batches: Batches) -> None:
+def _compute(compute: Compute, batches: Batches, steps: range) -> Float32[np.ndarray, "n D"]:
+    return np.concatenate([compute(batches[step]) for step in steps])
+
+
+def _check_finite(what: str, part: np.ndarray, samples: np.ndarray, batches: Batches) -> None:
     bad = np.flatnonzero(~np.isfinite(part).all(axis=1))
     if len(bad):
         raise UserError(
-            f"the features of {batches.data.where(int(samples[bad[0]]))} are not finite: the "
+            f"the {what} of {batches.data.where(int(samples[bad[0]]))} are not finite: the "
             "weights are damaged, or config.dtype is too small for them"
         )
 

@@ -1,0 +1,84 @@
+"""Makes training data of scored responses, as `python -m rmjax.score` writes them.
+
+    python -m rmjax.choose SCORED OUT.jsonl --way=best-of    # the best of n, to imitate
+    python -m rmjax.choose SCORED OUT.jsonl --way=pairs      # best and worst, to prefer
+    python -m rmjax.choose SCORED OUT.jsonl --way=steerlm    # all, told their ratings
+
+best-of writes conversations (`messages`), pairs writes `chosen`, `rejected` and `margin`, steerlm
+writes conversations whose system turn says the response's ratings. Responses that did not end, by a
+column `ended`, are left out unless --unended is given. What is left out is counted.
+"""
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+
+from rmjax.data.choosing import WAYS, Choice, choose
+from rmjax.data.readers import open_source
+from rmjax.errors import UserError, exit_with_message
+from rmjax.runtime.files import PARTIAL
+
+
+def choose_file(source: str, out: str, choice: Choice) -> Counter[str]:
+    """Writes the rows that are chosen; see the top of this file.
+
+    Args:
+      source: a file of scored responses.
+      out: the file to write; it is whole, or not there.
+      choice: what is chosen.
+
+    Returns:
+      How many rows were read and written, and why others were not.
+
+    Raises:
+      UserError: a bad row, nothing is chosen, or the file is there.
+    """
+    path = Path(out)
+    if path.exists():
+        raise UserError(f"{out}: is there already; name another file, or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, counts = path.with_name(path.name + PARTIAL), Counter[str]()
+    with open(partial, "w", encoding="utf-8") as file:
+        for row in choose(open_source(source, ""), choice, counts):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    if not counts["written"]:
+        partial.unlink()
+        raise UserError(f"{source}: nothing is chosen of it ({_said(counts)})")
+    partial.rename(path)
+    return counts
+
+
+def _said(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m rmjax.choose",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", metavar="SCORED", help="a file of scored responses")
+    add("out", metavar="OUT", help="the file to write, JSON lines")
+    add("--way", choices=[*WAYS], required=True, help="what is made of them")
+    add("--first", type=int, default=0, metavar="N", help="take only a row's first N responses")
+    add("--unended", action="store_true", help="responses that did not end count as well")
+    add("--apart", type=float, default=0.0, help="of pairs: the least difference of the values")
+    add(
+        "--ratings", default="0,4", metavar="LOW,HIGH", help="of steerlm: ratings are rounded to it"
+    )
+    args = parser.parse_args()
+    if args.first < 0 or args.apart < 0:
+        raise UserError("--first and --apart: expected 0 or more")
+    try:
+        low, high = map(int, args.ratings.split(","))
+    except ValueError as error:
+        raise UserError(f"--ratings={args.ratings}: expected LOW,HIGH such as 0,4") from error
+    choice = Choice(args.way, args.first, args.unended, args.apart, (low, high))
+    print(f"{_said(choose_file(args.source, args.out, choice))}\n{args.out}")
+
+
+if __name__ == "__main__":
+    exit_with_message(_main)

@@ -1,0 +1,171 @@
+"""Training data made of scored responses: the best of n, best and worst, or all with their ratings.
+
+Each way is a function from a row's scored responses to what is written for it, or a reason why
+nothing is; `WAYS` has them by name.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rmjax.data.conversation import Conversation
+from rmjax.data.messages import Message
+from rmjax.data.readers import Row, Source
+from rmjax.data.records import EQUAL, TIE, RowReader, is_number
+from rmjax.errors import UserError
+
+NO_SCORE, TOO_CLOSE = "no response with a score", "the best and the worst are too close"
+UNENDED = "responses that did not end"
+_RATINGS_TURN = "Answer with these ratings: "
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A response and its scores.
+
+    Attributes:
+      conversation: that ends with it.
+      value: its score.
+      attributes: its scores by name.
+    """
+
+    conversation: Conversation
+    value: float
+    attributes: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How responses are chosen.
+
+    Attributes:
+      way: one of `WAYS`.
+      first: how many of a row's responses count, from its first; 0 for all.
+      unended: whether responses that did not end count.
+      apart: how far the best and the worst must be apart, at least.
+      ratings: the lowest and the highest rating that is written into a conversation.
+    """
+
+    way: str
+    first: int = 0
+    unended: bool = False
+    apart: float = 0.0
+    ratings: tuple[int, int] = (0, 4)
+
+
+Rows = list[dict[str, Any]]
+
+
+def best(scored: Sequence[Scored], choice: Choice) -> Rows | str:
+    """The response with the highest value (the first of equal ones), as `messages`."""
+    found = max(scored, key=lambda s: s.value)
+    return [_messages(found.conversation) | {"score": found.value, **_named(found)}]
+
+
+def best_and_worst(scored: Sequence[Scored], choice: Choice) -> Rows | str:
+    """`chosen` and `rejected` with the difference of their values as `margin`."""
+    top, bottom = max(scored, key=lambda s: s.value), min(scored, key=lambda s: s.value)
+    margin = top.value - bottom.value
+    if margin == 0:
+        return TIE
+    if top.conversation == bottom.conversation:
+        return EQUAL
+    if margin < choice.apart:
+        return TOO_CLOSE
+    sides = {"chosen": top.conversation.messages, "rejected": bottom.conversation.messages}
+    return [sides | {"margin": margin} | _tools(top.conversation)]
+
+
+def steered(scored: Sequence[Scored], choice: Choice) -> Rows | str:
+    """Every response as `messages` whose system turn says its ratings (SteerLM, 2310.05344)."""
+    low, high = choice.ratings
+    rows = []
+    for response in scored:
+        ratings = {k: min(high, max(low, round(v))) for k, v in response.attributes.items()}
+        told = Conversation(
+            with_ratings(response.conversation.messages, ratings), response.conversation.tools
+        )
+        rows.append(_messages(told) | {"score": response.value, **_named(response)})
+    return rows
+
+
+WAYS: dict[str, Callable[[Sequence[Scored], Choice], Rows | str]] = {
+    "best-of": best,
+    "pairs": best_and_worst,
+    "steerlm": steered,
+}
+
+
+def with_ratings(messages: Sequence[Message], ratings: Mapping[str, int]) -> list[Message]:
+    """Messages whose system turn ends with the ratings that the answer has, or shall have."""
+    line = _RATINGS_TURN + ", ".join(f"{name} {rating}" for name, rating in ratings.items())
+    first, *rest = messages
+    if first["role"] != "system":
+        return [{"role": "system", "content": line}, *messages]
+    return [first | {"content": f"{first['content']}\n\n{line}"}, *rest]
+
+
+def choose(source: Source, choice: Choice, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    """The rows that are chosen of a source of scored responses.
+
+    Args:
+      source: rows with `scores`, as `rmjax.score` writes them.
+      choice: what is chosen.
+      counts: gets how many rows were read and written, and why others were not.
+
+    Raises:
+      UserError: a row is not one of scored responses, with its file.
+    """
+    reader = RowReader()
+    for row in source:
+        counts["read"] += 1
+        scored = _scored(row, reader, choice, counts)
+        found = WAYS[choice.way](scored, choice) if scored else NO_SCORE
+        if isinstance(found, str):
+            counts[f"dropped: {found}"] += 1
+            continue
+        for fields in found:
+            counts["written"] += 1
+            yield fields | ({"id": row.fields["id"]} if "id" in row.fields else {})
+
+
+def _scored(row: Row, reader: RowReader, choice: Choice, counts: Counter[str]) -> list[Scored]:
+    conversations = reader.responses(row)
+    columns = {
+        name: _column(row, name, len(conversations)) for name in ("scores", "attributes", "ended")
+    }
+    if columns["scores"] is None:
+        raise UserError(
+            f"{row.where}: field 'scores' is missing; `python -m rmjax.score` writes it"
+        )
+    scored = []
+    for number in range(len(conversations))[: choice.first or None]:
+        value: Any
+        value, named, ended = (c[number] if c else None for c in columns.values())
+        if ended is False and not choice.unended:
+            counts[UNENDED] += 1
+        elif is_number(value):
+            scored.append(Scored(conversations[number], float(value), named or {}))
+    return scored
+
+
+def _column(row: Row, name: str, count: int) -> list[Any] | None:
+    value = row.fields.get(name)
+    if value is not None and (not isinstance(value, list) or len(value) != count):
+        raise UserError(
+            f"{row.where}: field {name!r} is not a list of {count}, one for each response"
+        )
+    return value
+
+
+def _messages(conversation: Conversation) -> dict[str, Any]:
+    return {"messages": conversation.messages} | _tools(conversation)
+
+
+def _tools(conversation: Conversation) -> dict[str, Any]:
+    return {"tools": conversation.tools} if conversation.tools else {}
+
+
+def _named(scored: Scored) -> dict[str, Any]:
+    return {"attributes": dict(scored.attributes)} if scored.attributes else {}

@@ -1,0 +1,112 @@
+"""A result of JSON lines, a row of a source each, which a kill does not lose.
+
+OUT is OUT.partial until its last row is there. Beside it stands what it is made by, so that only
+the same model, data and settings continue it.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from rmjax.data.readers import Row
+from rmjax.errors import UserError
+from rmjax.runtime.files import PARTIAL, read_json, replace_file
+
+
+@dataclasses.dataclass(frozen=True)
+class RowFile:
+    """A file that is being written; make one with `open_row_file`.
+
+    Attributes:
+      file: OUT.partial.
+      before: how many rows were there already; whoever writes begins behind them.
+    """
+
+    file: IO[bytes]
+    before: int
+
+    def write(self, lines: Iterable[bytes]) -> None:
+        """Adds whole rows, which a kill does not lose from then on."""
+        self.file.writelines(lines)
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+
+@contextlib.contextmanager
+def open_row_file(out: Path, made_by: dict[str, Any], together: int = 1) -> Iterator[RowFile]:
+    """Opens a file to write, at its beginning or where a killed command left it.
+
+    It gets its name at the end, unless something was raised.
+
+    Args:
+      out: the file; it must not exist.
+      made_by: whatever decides what the file holds, in JSON's types.
+      together: so many rows are made together, from the first one on. Of those that a kill left in
+        part none is kept, where what is in a row depends on which are made with it.
+
+    Raises:
+      UserError: the file exists, or it was begun by something else.
+    """
+    partial = out.with_name(out.name + PARTIAL)
+    if out.exists():
+        raise UserError(f"{out}: is there already; name another file, or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    before = _continued(partial, made_by, together)
+    with open(partial, "ab") as file:
+        yield RowFile(file, before)
+    partial.rename(out)
+    _beside(partial).unlink()
+
+
+def json_line(row: Row, fields: Mapping[str, Any]) -> bytes:
+    """A row's line: these fields.
+
+    Raises:
+      UserError: JSON has no such value.
+    """
+    try:
+        return (json.dumps(fields, ensure_ascii=False, default=_text) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{row.where}: cannot be written as JSON ({error})") from error
+
+
+def _beside(partial: Path) -> Path:
+    return partial.with_name(partial.name + ".json")
+
+
+def _continued(partial: Path, made_by: dict[str, Any], together: int) -> int:
+    """How many whole rows a partial file holds; what is behind them is cut off.
+
+    Raises:
+      UserError: something else began it.
+    """
+    if not partial.exists():
+        replace_file(_beside(partial), json.dumps(made_by, indent=2).encode())
+        return 0
+    before = read_json(_beside(partial))
+    if before != made_by:
+        other = [name for name in {**before, **made_by} if before.get(name) != made_by.get(name)]
+        raise UserError(
+            f"{partial}: begun with another {' and another '.join(other)}; give the same command "
+            "as then to end it, or remove it"
+        )
+    ends = [0]
+    with open(partial, "rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                ends.append(ends[-1] + len(line))
+    rows = (len(ends) - 1) // together * together
+    os.truncate(partial, ends[rows])
+    return rows
+
+
+def _text(value: Any) -> str:
+    """What tables have and JSON has not: a time becomes its text."""
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    raise TypeError(f"there is a {type(value).__name__} in it")

@@ -1,0 +1,120 @@
+"""What is asked of a language model, and what it answers; whatever computes it."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from rmjax.data.messages import Message
+from rmjax.errors import UserError
+
+# A text, which is the user's turn; messages that end with the user's turn; or tokens.
+Prompt = str | Sequence[Message] | Int32[np.ndarray, "..."]
+_LARGEST = 2**32  # seeds and keys are smaller
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings:
+    """How samples are drawn.
+
+    Attributes:
+      n: samples of each prompt.
+      temperature: what logits are divided by; 0 takes the most probable token.
+      top_p: of the probability, the share that the most probable tokens must have; the others are
+        never drawn. 1 for all tokens.
+      top_k: so many of the most probable tokens are left; 0 for all. It comes before `top_p`.
+      max_tokens: of a sample.
+      stop: texts that end a sample. They are not part of its text.
+      seed: of the noise, with the prompt's key, the sample's number and the token's position.
+
+    Raises:
+      UserError: a field is out of its range.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            raise UserError(
+                f"stop = {self.stop!r}: expected several texts, such as ({self.stop!r},)"
+            )
+        object.__setattr__(self, "stop", tuple(self.stop))
+        for name, fine, range_ in (
+            ("n", self.n >= 1, "1 or more"),
+            ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0 and up to 1"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("max_tokens", self.max_tokens >= 1, "1 or more"),
+            ("stop", all(self.stop), "texts that are not empty"),
+            ("seed", 0 <= self.seed < _LARGEST, "from 0 to 2^32 - 1"),
+        ):
+            if not fine:
+                raise UserError(f"{name} = {getattr(self, name)!r}: expected {range_}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Completion:
+    """One sample.
+
+    Attributes:
+      tokens: that were sampled; an end token is part of them, and so is what a stop text is of.
+      text: of the tokens, without the end token, and without a stop text and what follows it.
+      log_probabilities: of each token given those before, by the model itself: at temperature 1,
+        among all tokens.
+      reason: why it is over: an end token, one of the `stop` texts, or no room for more.
+      stop: the text that ended it; empty otherwise.
+    """
+
+    tokens: Int32[np.ndarray, "T"]
+    text: str
+    log_probabilities: Float32[np.ndarray, "T"]
+    reason: Literal["end", "stop", "length"]
+    stop: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the model came to an end, rather than run out of room."""
+        return self.reason != "length"
+
+
+class Engine(Protocol):
+    """Whatever samples from a language model: the model in this process, or a server."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        settings: SamplingSettings,
+        keys: Sequence[int] | None = None,
+    ) -> list[list[Completion]]:
+        """The samples of each prompt, in their order.
+
+        Args:
+          prompts: what to answer.
+          settings: of all of them.
+          keys: of each prompt, on which its noise depends; its number if not given.
+        """
+        ...
+
+
+def check_keys(keys: Sequence[int] | None, count: int) -> list[int]:
+    """The key of each prompt.
+
+    Raises:
+      UserError: there are more or fewer than prompts, or one is out of range.
+    """
+    if keys is None:
+        return list(range(count))
+    if len(keys) != count:
+        raise UserError(f"keys: {len(keys)} of them for {count} prompts; give one to each")
+    for number, key in enumerate(keys):
+        if not 0 <= key < _LARGEST:
+            raise UserError(f"keys: the one of prompt {number} is {key}, expected 0 to 2^32 - 1")
+    return [int(key) for key in keys]

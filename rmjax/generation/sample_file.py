@@ -1,0 +1,177 @@
+"""Samples of a source's prompts, in a file of JSON lines that a kill does not lose."""
+
+import dataclasses
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Int32
+from numpy import ndarray
+
+from rmjax.data.chat_encoder import ChatEncoder
+from rmjax.data.conversation import Conversation
+from rmjax.data.layouts import RESPONSES
+from rmjax.data.readers import Row, Source
+from rmjax.data.records import RowReader
+from rmjax.data.row_file import json_line, open_row_file
+from rmjax.errors import UserError
+from rmjax.generation.completions import Completion, SamplingSettings
+from rmjax.generation.policy import ROWS, Policy
+from rmjax.inference import score_file
+
+# What a row of the result has of its samples, and what was said of a row's earlier ones.
+FIELDS = ("responses", "ended", "token_ids", "log_probabilities")
+_LEFT_OUT = {*FIELDS, *score_file.FIELDS, *RESPONSES}
+# Samples that are made together, after which they are written. Enough of them that few rows wait
+# for the last ones.
+_AT_ONCE = 8 * ROWS
+
+
+@dataclasses.dataclass
+class Sampled:
+    """What a file of samples holds.
+
+    Attributes:
+      rows: in the file.
+      before: how many of them were there already.
+      responses: sampled now.
+      ended: of these, how many came to an end.
+      tokens: of these.
+      no_room: rows of now whose prompt fills the model's context, and which have no response.
+      less_room: rows of now whose responses had less room than was asked for.
+      notes: what of the rows was not used.
+    """
+
+    rows: int = 0
+    before: int = 0
+    responses: int = 0
+    ended: int = 0
+    tokens: int = 0
+    no_room: int = 0
+    less_room: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """A row, its prompt, and this prompt's tokens."""
+
+    row: Row
+    prompt: Conversation
+    tokens: Int32[ndarray, "L"]
+
+
+def sample_file(
+    policy: Policy,
+    source: Source,
+    out: Path,
+    settings: SamplingSettings,
+    made_by: dict[str, Any],
+    log_probabilities: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Sampled:
+    """Writes each row of a source with samples of its prompt.
+
+    Beside its own fields a row gets `prompt`, the messages; `tools`, if there are any; and lists
+    with an entry for each sample: `responses`, the texts; `ended`; `token_ids`; and
+    `log_probabilities`, if they are wanted. Fields about responses of its own are left out, and the
+    notes say which. A prompt that leaves no room in the model's context has empty lists.
+
+    The noise of a row's samples depends on its number in the source. Rows that are sampled together
+    are the same ones after a kill, so that it does not even change the rounding.
+
+    Args:
+      policy: the model.
+      source: rows with prompts.
+      out: the file; it must not exist.
+      settings: how to sample.
+      made_by: whatever decides what the file holds, in JSON's types.
+      log_probabilities: whether they are written.
+      tell: is told how far it is.
+
+    Raises:
+      UserError: a bad row, with its file; the file exists; or it was begun by something else.
+    """
+    together = max(1, _AT_ONCE // settings.n)
+    reader, encoder = RowReader(used=_LEFT_OUT), ChatEncoder(policy.tokenizer)
+    left_out: Counter[str] = Counter()
+    with open_row_file(out, made_by, together) as file:
+        done = Sampled(before=file.before)
+        for part in _portions(source, reader, together):
+            left_out.update(field for row, _ in part for field in row.fields if _is_left(field))
+            done.rows += len(part)
+            if done.rows <= file.before:
+                continue
+            began, tokens = time.monotonic(), done.tokens
+            asked = [_Asked(r, p, encoder.encode(p, r.where, asking=True)) for r, p in part]
+            file.write(_sampled(policy, asked, settings, log_probabilities, done))
+            speed = (done.tokens - tokens) / (time.monotonic() - began)
+            tell(f"{done.rows:,} rows are sampled, {speed:,.0f} tokens/s")
+        if not done.rows:
+            raise UserError(f"{source.name}: there is no row in it")
+    notes = []
+    if left_out:
+        counts = ", ".join(f"{field} ({count:,})" for field, count in sorted(left_out.items()))
+        notes.append(
+            "columns left out, which say the prompt again or are about other responses, and of how "
+            f"many rows: {counts}"
+        )
+    done.notes = (*notes, *reader.notes(), *encoder.notes())
+    return done
+
+
+def _is_left(field: str) -> bool:
+    return field in _LEFT_OUT
+
+
+def _portions(
+    source: Source, reader: RowReader, together: int
+) -> Iterator[list[tuple[Row, Conversation]]]:
+    rows = iter(source)
+    while portion := list(itertools.islice(rows, together)):
+        yield [(row, reader.prompt(row)) for row in portion]
+
+
+def _sampled(
+    policy: Policy,
+    asked: list[_Asked],
+    settings: SamplingSettings,
+    log_probabilities: bool,
+    done: Sampled,
+) -> list[bytes]:
+    """The lines of some rows, sampled together."""
+    context = policy.model.config.max_position_embeddings
+    fitting = [one for one in asked if len(one.tokens) < context]
+    keys = [one.row.number for one in fitting]
+    found = iter(policy([one.tokens for one in fitting], settings, keys))
+    lines = []
+    for one in asked:
+        room = context - len(one.tokens)
+        completions = next(found) if room > 0 else []
+        done.no_room += room <= 0
+        done.less_room += 0 < room < settings.max_tokens
+        done.responses += len(completions)
+        done.ended += sum(completion.ended for completion in completions)
+        done.tokens += sum(len(completion.tokens) for completion in completions)
+        lines.append(_line(one, completions, log_probabilities))
+    return lines
+
+
+def _line(one: _Asked, completions: list[Completion], log_probabilities: bool) -> bytes:
+    own = {name: value for name, value in one.row.fields.items() if not _is_left(name)}
+    fields: dict[str, Any] = {"prompt": one.prompt.messages}
+    if one.prompt.tools:
+        fields["tools"] = one.prompt.tools
+    fields["responses"] = [completion.text for completion in completions]
+    fields["ended"] = [completion.ended for completion in completions]
+    fields["token_ids"] = [completion.tokens.tolist() for completion in completions]
+    if log_probabilities:
+        # The shortest decimals that read back as the same float32.
+        fields["log_probabilities"] = [
+            [float(str(value)) for value in completion.log_probabilities]
+            for completion in completions
+        ]
+    return json_line(one.row, own | fields)

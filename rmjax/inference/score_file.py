@@ -1,0 +1,133 @@
+"""Scores of a source's responses, in a file of JSON lines that a kill does not lose."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress, TimeElapsedColumn
+
+from rmjax.data.conversation import Conversation
+from rmjax.data.readers import Row, Source
+from rmjax.data.records import RowReader
+from rmjax.data.row_file import json_line, open_row_file
+from rmjax.errors import UserError
+from rmjax.inference.scorer import Encoded, Scorer
+from rmjax.inference.scores import Score
+
+FIELDS = ("scores", "attributes", "tokens", "cut")  # what a row of the result has beside its own
+_AT_ONCE = 128  # conversations for each shard of rows, after which their rows are written
+
+
+@dataclasses.dataclass
+class Written:
+    """What a file of scores holds.
+
+    Attributes:
+      rows: in the file.
+      before: how many of them were there already.
+      responses: scored now.
+      empty: of these, how many say nothing and so have no score.
+      cut: of these, how many lost their first tokens.
+      notes: what of the rows was not used.
+    """
+
+    rows: int = 0
+    before: int = 0
+    responses: int = 0
+    empty: int = 0
+    cut: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def score_file(scorer: Scorer, source: Source, out: Path, made_by: dict[str, Any]) -> Written:
+    """Writes each row of a source with its responses' scores.
+
+    Beside its own fields a row gets, each a list with an entry for every response in the row's
+    order: `scores`, the values; `attributes`, all scores by name; `tokens`; `cut`, how many tokens
+    were cut away in front. An empty response has null in place of a score.
+
+    Args:
+      scorer: the model; its settings count.
+      source: rows in any layout.
+      out: the file; it must not exist.
+      made_by: whatever decides what the file holds, in JSON's types.
+
+    Raises:
+      UserError: a bad row, with its file; the file exists; or it was begun by something else.
+    """
+    reader = RowReader(used=FIELDS)
+    at_once = _AT_ONCE * scorer.model.options.sharding.row_shards
+    with (
+        open_row_file(out, made_by) as file,
+        Progress(
+            *Progress.get_default_columns()[:2], "{task.completed:,}", TimeElapsedColumn()
+        ) as bar,
+    ):
+        written = Written(before=file.before)
+        task = bar.add_task("scoring rows", total=None, completed=written.before)
+        for part in _portions(source, reader, written, at_once):
+            file.write(_scored(scorer, part, written))
+            bar.update(task, completed=written.rows)
+        if not written.rows:
+            raise UserError(f"{source.name}: there is no row in it")
+    written.notes = reader.notes()
+    return written
+
+
+_Scored = tuple[Row, list[Conversation]]
+
+
+def _portions(
+    source: Source, reader: RowReader, written: Written, at_once: int
+) -> Iterator[list[_Scored]]:
+    """Rows with about `at_once` conversations together; those that were written are passed over."""
+    portion: list[_Scored] = []
+    count = 0
+    for done, row in enumerate(source):
+        conversations = reader.responses(row)
+        taken = [field for field in FIELDS if field in row.fields]
+        if taken:
+            raise UserError(f"{row.where}: there is a field {taken[0]!r} already; rename it")
+        if done < written.before:
+            written.rows += 1
+            continue
+        portion.append((row, conversations))
+        count += len(conversations)
+        if count >= at_once:
+            yield portion
+            portion, count = [], 0
+    if portion:
+        yield portion
+
+
+def _scored(scorer: Scorer, part: list[_Scored], written: Written) -> list[bytes]:
+    """The lines of some rows, their conversations scored together."""
+    encoded: list[Encoded | None] = []
+    for row, conversations in part:
+        for number, conversation in enumerate(conversations, start=1):
+            where = f"{row.where}, response {number}" if len(conversations) > 1 else row.where
+            encoded.append(None if conversation.is_empty else scorer.encode(conversation, where))
+    found = iter(scorer.score_encoded([e for e in encoded if e]))
+    scores = iter([next(found) if e else None for e in encoded])
+    lines = []
+    for row, conversations in part:
+        own = list(itertools.islice(scores, len(conversations)))
+        written.rows += 1
+        written.responses += len(own)
+        written.empty += own.count(None)
+        written.cut += sum(bool(score and score.cut) for score in own)
+        lines.append(_line(row, own))
+    return lines
+
+
+def _line(row: Row, scores: list[Score | None]) -> bytes:
+    fields = {
+        "scores": [s.value if s and np.isfinite(s.value) else None for s in scores],
+        "attributes": [s.attributes if s else None for s in scores],
+        "tokens": [s.tokens if s else None for s in scores],
+        "cut": [s.cut if s else None for s in scores],
+    }
+    return json_line(row, row.fields | fields)

@@ -1,0 +1,139 @@
+"""Samples responses to every prompt of a source of data from a language model.
+
+    python -m rmjax.sample MODEL PROMPTS OUT.jsonl --n=10 --temperature=0.7 --top-p=0.9
+
+MODEL is whatever `rmjax.load_policy` takes. PROMPTS is any source of data (docs/data.md): rows with
+a prompt, or with a conversation, of which an answer at its end is left out. OUT gets each row with
+`prompt`, `responses`, `ended` and `token_ids`. `python -m rmjax.score` reads it.
+
+A killed command is continued by the same command, to the same samples: OUT is OUT.partial until it
+is whole.
+"""
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rmjax.data.readers import open_source
+from rmjax.errors import UserError, exit_with_message
+from rmjax.generation.completions import SamplingSettings
+from rmjax.generation.policy import load_policy
+from rmjax.generation.sample_file import sample_file
+from rmjax.runtime.compilation import enable_compilation_cache
+from rmjax.runtime.sharding import parse_mesh
+
+_CONSOLE = Console(highlight=False, soft_wrap=True)
+
+
+def sample(
+    model: str,
+    source: str,
+    out: str,
+    settings: SamplingSettings,
+    *,
+    split: str = "",
+    log_probabilities: bool = False,
+    **options: Any,
+) -> list[str]:
+    """Writes a file of samples; see the top of this file.
+
+    Args:
+      model: the language model.
+      source: the prompts.
+      out: the file to write.
+      settings: how to sample.
+      split: which of the source's rows; empty for all.
+      log_probabilities: whether each token's is written.
+      options: of `load_policy`.
+
+    Returns:
+      Lines that say what was done.
+
+    Raises:
+      UserError: a model, a row or an option is bad, or the file is there.
+    """
+    if Path(out).exists():  # before a large model is loaded
+        raise UserError(f"{out}: is there already; name another file, or remove it")
+    opened = open_source(source, split)
+    policy = load_policy(model, **options)
+    made_by = {
+        "model": policy.state,
+        "data": opened.fingerprint(),
+        "settings": dataclasses.asdict(settings) | {"stop": list(settings.stop)},
+        "log_probabilities": log_probabilities,
+        "options": {name: str(option) for name, option in options.items()},
+    }
+    began = time.monotonic()
+    done = sample_file(policy, opened, Path(out), settings, made_by, log_probabilities, _said)
+    seconds = time.monotonic() - began
+    lines = [f"{done.rows:,} rows"]
+    if done.before:
+        lines[0] += f", {done.before:,} of them before"
+    lines.append(
+        f"{done.responses:,} responses, {done.ended / max(1, done.responses):.1%} of them ended; "
+        f"{done.tokens:,} tokens in {seconds:.1f} s"
+    )
+    context = policy.model.config.max_position_embeddings
+    if done.no_room:
+        lines.append(
+            f"{done.no_room:,} prompts have no response: they fill the model's context of "
+            f"{context:,} tokens"
+        )
+    if done.less_room:
+        lines.append(
+            f"{done.less_room:,} prompts leave less room than {settings.max_tokens:,} tokens "
+            f"(--max-tokens) in the model's context of {context:,}"
+        )
+    return [*lines, *done.notes, out]
+
+
+def _said(line: str) -> None:
+    _CONSOLE.print(line, markup=False)
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m rmjax.sample",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("model", help="the language model")
+    add("source", metavar="PROMPTS", help="the prompts")
+    add("out", metavar="OUT", help="the file to write, JSON lines")
+    add("--n", type=int, default=1, help="responses to each prompt")
+    add("--temperature", type=float, default=1.0, help="0 takes the most probable token")
+    add("--top-p", type=float, default=1.0, help="share of the probability that is left")
+    add("--top-k", type=int, default=0, help="so many most probable tokens are left; 0 for all")
+    add("--max-tokens", type=int, default=512, help="of a response")
+    add("--seed", type=int, default=0, help="of the noise")
+    add("--stop", action="append", default=[], metavar="TEXT", help="ends a response; repeatable")
+    add("--log-probabilities", action="store_true", help="write those of all tokens too")
+    add("--split", default="", help="which of the rows of PROMPTS; all by default")
+    add("--chat-template", default="", metavar="NAME", help="which of MODEL's, if it has several")
+    add("--dtype", default="auto", help="auto, float32 or bfloat16")
+    add("--mesh", default="fsdp:-1", metavar="AXIS:SIZE,...", help="of this host's devices")
+    args = parser.parse_args()
+    names = [field.name for field in dataclasses.fields(SamplingSettings)]
+    settings = SamplingSettings(**{name: getattr(args, name) for name in names})
+    enable_compilation_cache()
+    lines = sample(
+        args.model,
+        args.source,
+        args.out,
+        settings,
+        split=args.split,
+        log_probabilities=args.log_probabilities,
+        chat_template=args.chat_template,
+        dtype=args.dtype,
+        mesh=parse_mesh(args.mesh),
+    )
+    _said("\n".join(lines))
+
+
+if __name__ == "__main__":
+    exit_with_message(_main)

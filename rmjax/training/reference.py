@@ -1,0 +1,66 @@
+"""What the policy said before its first step: the reference that pairs hold it to.
+
+The reference never changes, so each response's log-probability is computed once, before training,
+and no second model is in memory during it. A run that is continued finds the numbers in the cache,
+or computes them again from where it began.
+"""
+
+import functools
+
+from rich.console import Console
+
+from rmjax.checkpoints.pretrained import Pretrained
+from rmjax.config import Config
+from rmjax.data.row_layout import RowShape
+from rmjax.data.tokenized import TokenizedData, with_reference
+from rmjax.inference.batching import evaluation_batches
+from rmjax.inference.score_step import ScoreFn, score_batch
+from rmjax.models.model import Model
+from rmjax.training.experiment import first_params
+from rmjax.training.features import Compute, cached_values, describe_model, fingerprint_weights
+
+
+def with_references(
+    config: Config,
+    source: Pretrained | None,
+    model: Model,
+    score: ScoreFn,
+    data: TokenizedData,
+    validation: TokenizedData | None,
+    shape: RowShape,
+    console: Console,
+) -> tuple[TokenizedData, TokenizedData | None]:
+    """Training and validation samples with their log-probabilities by the first weights.
+
+    The weights are read only if one is missing, and are not kept.
+
+    Args:
+      config: of the run.
+      source: of its first weights; None for random ones.
+      model: the policy.
+      score: from `make_score`.
+      data: to train on.
+      validation: held out, if anything is.
+      shape: of the run's rows.
+      console: to say on how far it is.
+
+    Raises:
+      UserError: a log-probability is not finite, or the cache cannot be written.
+    """
+    weights = fingerprint_weights(source) if source else f"random, seed {config.seed}"
+    made_by = describe_model(model, weights, source) | {"head": repr(model.head)}
+
+    @functools.cache
+    def load() -> Compute:
+        params, _ = first_params(config, source, model)
+        return lambda batch: score_batch(score, params, batch, model.options.sharding)[1]
+
+    def known(part: TokenizedData) -> TokenizedData:
+        settings = config.data
+        batches = evaluation_batches(
+            part, shape, packing=settings.packing, share=settings.share_prompts
+        )
+        found = cached_values("references", batches, made_by, 1, load, console)
+        return with_reference(part, found[:, 0])
+
+    return known(data), known(validation) if validation is not None else None

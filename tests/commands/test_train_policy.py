@@ -1,0 +1,202 @@
+"""Runs that train a policy: their losses by transformers, their checkpoints, what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import rmjax
+from helpers.hf_models import save_hf
+from helpers.models import tiny_llama
+from helpers.runs import assert_same_bits, metrics, numbers, run, tiny_config
+from rmjax.data.tokenizer import byte_tokenizer
+from rmjax.errors import UserError
+from rmjax.training.validate_config import validate
+
+BETA = 0.5
+WORDS = ("tea", "snow", "maps and bees", "rain", "no", "it is so", "bread", "é")
+
+
+def pairs(seed: int, count: int) -> list[dict]:
+    """Of some prompts two responses, in which chosen and rejected ones begin alike at times."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        chosen, other = rng.choice(len(WORDS), 2, replace=False)
+        prompt = f"{number}: what of {rng.choice(WORDS)}?"
+        rows.append({"prompt": prompt, "chosen": WORDS[chosen], "rejected": WORDS[other]})
+    return rows
+
+
+TRAINED, HELD = pairs(0, 6), pairs(1, 5)
+
+
+def write(path, rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A language model as transformers saves it."""
+    llama = tiny_llama(num_hidden_layers=2, max_position_embeddings=128)
+    return save_hf(tmp_path_factory.mktemp("base") / "hf", llama, causal=True)
+
+
+def config_of(workdir, base, data, **changes):
+    fields = dict(
+        init=str(base),
+        model=None,
+        tokenizer="",
+        data__train=data,
+        data__validation="",
+        data__attributes=(),
+        data__max_length=128,
+        data__row_length=0,
+        optimizer__learning_rate=1e-2,
+        optimizer__warmup_steps=1,
+        eval_every=0,
+        checkpoint_every=3,
+    )
+    return tiny_config(workdir, **(fields | changes))
+
+
+def dpo_config(workdir, base, data, **changes):
+    settings = dict(objective="dpo", preference__beta=BETA, batch_size=2 * len(TRAINED))
+    return config_of(workdir, base, data, **(settings | changes))
+
+
+def torch_log_probabilities(directory, dialogues) -> tuple[np.ndarray, np.ndarray]:
+    """Of each response the sum of its tokens' log-probabilities, and how many it has.
+
+    The response's tokens are those behind the templated prompt, its end token among them.
+    """
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory).float().eval()
+    tokenizer = byte_tokenizer()
+    sums, counts = [], []
+    for prompt, response in dialogues:
+        asked = [{"role": "user", "content": prompt}]
+        said = [*asked, {"role": "assistant", "content": response}]
+        start = len(
+            tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+        )
+        tokens = torch.tensor([tokenizer.apply_chat_template(said, return_dict=False)])
+        with torch.no_grad():
+            logs = torch.log_softmax(model(tokens).logits[0, :-1], dim=-1)
+        each = torch.gather(logs, 1, tokens[0, 1:, None])[start - 1 :, 0]
+        sums.append(float(each.sum()))
+        counts.append(len(each))
+    return np.asarray(sums), np.asarray(counts)
+
+
+def test_the_loss_of_sft_is_transformers(base, tmp_path):
+    """Of rows of both forms, the first of which are rated as well."""
+    rows = [{"prompt": r["prompt"], "response": r["chosen"], "helpfulness": 3} for r in TRAINED[:3]]
+    for row in TRAINED[3:]:
+        turns = zip(("user", "assistant"), (row["prompt"], row["chosen"]))
+        rows.append({"messages": [{"role": role, "content": text} for role, text in turns]})
+    data = write(tmp_path / "rows.jsonl", rows[:3])
+    whole = write(tmp_path / "messages.jsonl", rows[3:])
+    config = dict(objective="sft", batch_size=3, steps=1)
+    for number, (file, part) in enumerate(((data, TRAINED[:3]), (whole, TRAINED[3:]))):
+        run(config_of(tmp_path / f"run{number}", base, file, **config))
+        sums, counts = torch_log_probabilities(base, [(r["prompt"], r["chosen"]) for r in part])
+        loss = metrics(tmp_path / f"run{number}")[0]["loss"]
+        assert loss == pytest.approx(-sums.sum() / counts.sum(), rel=1e-5)
+
+
+def dpo_margins(base, now, rows) -> np.ndarray:
+    """beta h of each pair, by transformers: `now` is the policy, `base` the reference."""
+    dialogues = [(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
+    before, after = (torch_log_probabilities(path, dialogues)[0] for path in (base, now))
+    ratios = (after - before).reshape(-1, 2)
+    return BETA * (ratios[:, 0] - ratios[:, 1])
+
+
+def test_losses_and_metrics_of_dpo_are_numpys_on_transformers_log_probabilities(
+    base, tmp_path, capsys
+):
+    """The second step's loss is of the weights that the first one left, as they are exported."""
+    data = write(tmp_path / "train.jsonl", TRAINED)
+    held = write(tmp_path / "held.jsonl", HELD)
+    changes = dict(data__validation=held, eval_every=1)
+    run(dpo_config(tmp_path / "run", base, data, steps=1, **changes))
+    assert "references" in capsys.readouterr().out
+    rmjax.orbax_to_hf(tmp_path / "run", tmp_path / "hf")
+    run(dpo_config(tmp_path / "run", base, data, steps=2, **changes))
+    assert "references" not in capsys.readouterr().out  # known by now
+
+    lines = [line for line in metrics(tmp_path / "run") if "loss" in line]
+    assert lines[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
+    margins = dpo_margins(base, tmp_path / "hf", TRAINED)
+    assert np.abs(margins).max() > 0.1
+    assert lines[1]["loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-4)
+
+    margins = dpo_margins(base, tmp_path / "hf", HELD)
+    found = next(line for line in metrics(tmp_path / "run") if "validation_loss" in line)
+    assert found["validation_loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-4)
+    assert found["pairs/accuracy"] == np.mean(margins > 0)
+    assert found["pairs/mean_margin"] == pytest.approx(margins.mean(), rel=1e-3)
+
+
+def test_three_steps_and_three_more_are_six(base, tmp_path, monkeypatch):
+    """Also where the reference is not known any more and is computed again."""
+    data = write(tmp_path / "train.jsonl", TRAINED)
+    settings = dict(objective="dpo + 0.1 * sft", batch_size=4)
+    whole = dpo_config(tmp_path / "six", base, data, steps=6, **settings)
+    run(whole)
+    run(dpo_config(tmp_path / "three", base, data, steps=3, **settings))
+    monkeypatch.setenv("RMJAX_CACHE", str(tmp_path / "cache"))
+    run(dpo_config(tmp_path / "three", base, data, steps=6, **settings))
+    assert numbers(tmp_path / "six") == numbers(tmp_path / "three")
+    # `restore` asks for the architecture, which these configs leave to `init`.
+    policies = [rmjax.load_policy(tmp_path / name) for name in ("six", "three")]
+    assert_same_bits(*(policy.params for policy in policies))
+
+
+def test_a_run_is_a_language_model(base, tmp_path):
+    data = write(tmp_path / "train.jsonl", TRAINED)
+    run(dpo_config(tmp_path / "run", base, data, steps=1))
+    assert not (tmp_path / "run" / "model" / "rmjax.json").exists()
+    rmjax.orbax_to_hf(tmp_path / "run", tmp_path / "hf")
+    policy = rmjax.load_policy(tmp_path / "run")
+    [[found]] = policy.sample(["what of tea?"], n=1, max_tokens=8)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    asked = byte_tokenizer().apply_chat_template(
+        [{"role": "user", "content": "what of tea?"}],
+        add_generation_prompt=True,
+        return_dict=False,
+    )
+    tokens = torch.tensor([[*asked, *found.tokens.tolist()]])
+    with torch.no_grad():
+        logs = torch.log_softmax(model(tokens).logits[0], dim=-1).numpy()
+    places = np.arange(len(asked) - 1, tokens.shape[1] - 1)
+    np.testing.assert_allclose(found.log_probabilities, logs[places, found.tokens], atol=1e-4)
+    with pytest.raises(UserError, match="a causal model without a reward head"):
+        rmjax.load(tmp_path / "run")
+
+
+def test_a_reward_model_cannot_become_a_policy(tmp_path):
+    llama = tiny_llama(num_hidden_layers=1, max_position_embeddings=128)
+    reward = save_hf(tmp_path / "hf", llama)
+    data = write(tmp_path / "train.jsonl", TRAINED)
+    with pytest.raises(UserError, match="a reward model, which has no language-model head"):
+        run(dpo_config(tmp_path / "run", reward, data))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(lora__rank=4), "lora.rank = 4"),
+        (dict(data__over_long="truncate_left"), "answers to prompts that it did not see"),
+        (dict(objective="dpo + regression"), "a model is one of them"),
+        (dict(preference__beta=0.0), "config.preference.beta = 0.0"),
+        (dict(batch_size=3), "with pairs it must be even"),
+        (dict(objective="regression"), "data.attributes"),
+    ],
+)
+def test_settings_that_a_policy_cannot_have(changes, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        validate(dpo_config(tmp_path, "base", "pairs.jsonl", **changes))
