@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rmjax.data.conversation import Conversation
+from rmjax.data.fields import is_number
 from rmjax.data.messages import Message
 from rmjax.data.readers import Row, Source
-from rmjax.data.records import EQUAL, TIE, RowReader, is_number
+from rmjax.data.records import EQUAL, TIE
+from rmjax.data.row_reader import RowReader
 from rmjax.errors import UserError
 
 NO_SCORE, TOO_CLOSE = "no response with a score", "the best and the worst are too close"

@@ -20,12 +20,12 @@ from rmjax.data.records import (
     EQUAL,
     TIE,
     Records,
-    Sample,
     pairs_of_ratings,
     read_pairs,
     read_responses,
     read_samples,
 )
+from rmjax.data.row_reader import Sample
 from rmjax.data.tokenized import TokenizedData, shared_prefixes
 from rmjax.data.tokenizer import Tokenizer, truncate_left
 from rmjax.errors import UserError

@@ -19,9 +19,11 @@ from rmjax.data.conversation import (
     prompt_key,
     shared_messages,
 )
+from rmjax.data.fields import check_fields, is_number, rating_field
 from rmjax.data.messages import Message, message_text
 from rmjax.data.readers import Row, find_path, open_source
-from rmjax.data.records import EMPTY, EQUAL, TIE, RowReader, check_fields, is_number, rating_field
+from rmjax.data.records import EMPTY, EQUAL, TIE
+from rmjax.data.row_reader import RowReader
 from rmjax.errors import UserError
 from rmjax.evaluation.benchmarks import BENCHMARKS, JUDGE_BENCH_SOURCES, Benchmark
 

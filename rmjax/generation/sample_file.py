@@ -15,8 +15,8 @@ from rmjax.data.chat_encoder import ChatEncoder
 from rmjax.data.conversation import Conversation
 from rmjax.data.layouts import RESPONSES
 from rmjax.data.readers import Row, Source
-from rmjax.data.records import RowReader
 from rmjax.data.row_file import json_line, open_row_file
+from rmjax.data.row_reader import RowReader
 from rmjax.errors import UserError
 from rmjax.generation.completions import Completion, SamplingSettings
 from rmjax.generation.policy import ROWS, Policy

@@ -11,8 +11,8 @@ from rich.progress import Progress, TimeElapsedColumn
 
 from rmjax.data.conversation import Conversation
 from rmjax.data.readers import Row, Source
-from rmjax.data.records import RowReader
 from rmjax.data.row_file import json_line, open_row_file
+from rmjax.data.row_reader import RowReader
 from rmjax.errors import UserError
 from rmjax.inference.scorer import Encoded, Scorer
 from rmjax.inference.scores import Score

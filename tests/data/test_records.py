@@ -10,7 +10,8 @@ import pytest
 from pyarrow import parquet
 
 from rmjax.data.readers import Row
-from rmjax.data.records import RowReader, pairs_of_ratings, read_pairs, read_samples
+from rmjax.data.records import pairs_of_ratings, read_pairs, read_samples
+from rmjax.data.row_reader import RowReader
 from rmjax.errors import UserError
 
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")

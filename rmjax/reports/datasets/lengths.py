@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int, Real
 
 from rmjax.data.messages import message_text
-from rmjax.data.records import Sample
+from rmjax.data.row_reader import Sample
 from rmjax.data.tokenizer import Tokenizer, byte_tokenizer, encode, load_tokenizer
 from rmjax.errors import UserError
 

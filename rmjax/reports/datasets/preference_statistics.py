@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from rmjax.data.conversation import conversation_key, prompt_key
-from rmjax.data.records import Pair, Sample
+from rmjax.data.row_reader import Pair, Sample
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluation.metrics import mean_ratings, wilson_interval
 from rmjax.reports.datasets.lengths import (

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rmjax.data.conversation import prompt_key
-from rmjax.data.records import Sample
+from rmjax.data.row_reader import Sample
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluation.metrics import correlation, split_by_prompt
 from rmjax.reports.datasets.lengths import (
