@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rmjax.data.choosing import WAYS, Choice, choose
 from rmjax.data.readers import open_source
+from rmjax.data.row_file import check_new
 from rmjax.errors import UserError, exit_with_message
 from rmjax.runtime.files import PARTIAL
 
@@ -35,8 +36,7 @@ def choose_file(source: str, out: str, choice: Choice) -> Counter[str]:
       UserError: a bad row, nothing is chosen, or the file is there.
     """
     path = Path(out)
-    if path.exists():
-        raise UserError(f"{out}: is there already; name another file, or remove it")
+    check_new(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, counts = path.with_name(path.name + PARTIAL), Counter[str]()
     with open(partial, "w", encoding="utf-8") as file:

@@ -19,7 +19,8 @@ from typing import Any
 from rich.console import Console
 
 from rmjax.data.readers import open_source
-from rmjax.errors import UserError, exit_with_message
+from rmjax.data.row_file import check_new
+from rmjax.errors import exit_with_message
 from rmjax.generation.completions import SamplingSettings
 from rmjax.generation.policy import load_policy
 from rmjax.generation.sample_file import sample_file
@@ -56,8 +57,7 @@ def sample(
     Raises:
       UserError: a model, a row or an option is bad, or the file is there.
     """
-    if Path(out).exists():  # before a large model is loaded
-        raise UserError(f"{out}: is there already; name another file, or remove it")
+    check_new(Path(out))  # before a large model is loaded
     opened = open_source(source, split)
     policy = load_policy(model, **options)
     made_by = {

@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from rmjax.data.readers import open_source
+from rmjax.data.row_file import check_new
 from rmjax.errors import UserError, exit_with_message
 from rmjax.evaluation.fit_weights import parse_value
 from rmjax.inference.score_file import score_file
@@ -46,6 +47,7 @@ def score(
     Raises:
       UserError: a model, a row or an option is bad, or the file is there.
     """
+    check_new(Path(out))  # before a large model is loaded
     opened = open_source(source, split)
     scorer = load(model, over_long="truncate_left", **options)
     scorer.max_length = max_length or scorer.max_length

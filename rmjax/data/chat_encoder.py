@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -91,8 +91,11 @@ class ChatEncoder:
         return bool(said - self._hidden_fields(conversation)[-1])
 
     def notes(self) -> list[str]:
-        """What the template does not show, in words."""
-        return unread_notes(self.unread)
+        """What the template does not show, in words, from how many conversations have it."""
+        return [
+            f"the chat template does not show {what}, which {count:,} conversations have"
+            for what, count in sorted(self.unread.items())
+        ]
 
     def _hidden_fields(self, conversation: Conversation) -> list[frozenset[str]]:
         """For each message the fields that the template does not show."""
@@ -150,11 +153,3 @@ def _without(message: Message, field: str) -> Message:
     if field == "content":
         return message | {"content": f"{message['content']} more"}
     return {k: v for k, v in message.items() if k != field}
-
-
-def unread_notes(unread: Mapping[str, int]) -> list[str]:
-    """What a chat template does not show, in words, from how many conversations have it."""
-    return [
-        f"the chat template does not show {what}, which {count:,} conversations have"
-        for what, count in sorted(unread.items())
-    ]

@@ -53,14 +53,19 @@ def open_row_file(out: Path, made_by: dict[str, Any], together: int = 1) -> Iter
       UserError: the file exists, or it was begun by something else.
     """
     partial = out.with_name(out.name + PARTIAL)
-    if out.exists():
-        raise UserError(f"{out}: is there already; name another file, or remove it")
+    check_new(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     before = _continued(partial, made_by, together)
     with open(partial, "ab") as file:
         yield RowFile(file, before)
     partial.rename(out)
     _beside(partial).unlink()
+
+
+def check_new(out: Path) -> None:
+    """Raises a `UserError` if a file is there: nothing is written over."""
+    if out.exists():
+        raise UserError(f"{out}: is there already; name another file, or remove it")
 
 
 def json_line(row: Row, fields: Mapping[str, Any]) -> bytes:

@@ -111,10 +111,7 @@ def load_tokenized(
             drop_ties=ties == "drop",
             policy=policy,
         )
-        summary = {
-            "counts": counts,
-            "notes": [*records.notes, *encoder.notes()],
-        }
+        summary = {"counts": counts, "notes": [*records.notes, *encoder.notes()]}
         with cache_errors():
             _write(entry, arrays, summary)
     return _read(entry, tuple(attributes), opened.name, key)
@@ -223,9 +220,7 @@ def _repetitions(pairs: Counter[tuple[bytes, bytes]]) -> dict[str, int]:
 
 
 def _hash(prompt: str) -> int:
-    return int.from_bytes(
-        hashlib.sha256(prompt.encode(errors="surrogatepass")).digest()[:8], "big", signed=True
-    )
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big", signed=True)
 
 
 def _reason_to_drop(entry: Sequence[Sample], drop_ties: bool) -> str:

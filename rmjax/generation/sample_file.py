@@ -101,7 +101,7 @@ def sample_file(
     with open_row_file(out, made_by, together) as file:
         done = Sampled(before=file.before)
         for part in _portions(source, reader, together):
-            left_out.update(field for row, _ in part for field in row.fields if _is_left(field))
+            left_out.update(field for row, _ in part for field in row.fields if field in _LEFT_OUT)
             done.rows += len(part)
             if done.rows <= file.before:
                 continue
@@ -121,10 +121,6 @@ def sample_file(
         )
     done.notes = (*notes, *reader.notes(), *encoder.notes())
     return done
-
-
-def _is_left(field: str) -> bool:
-    return field in _LEFT_OUT
 
 
 def _portions(
@@ -161,7 +157,7 @@ def _sampled(
 
 
 def _line(one: _Asked, completions: list[Completion], log_probabilities: bool) -> bytes:
-    own = {name: value for name, value in one.row.fields.items() if not _is_left(name)}
+    own = {name: value for name, value in one.row.fields.items() if name not in _LEFT_OUT}
     fields: dict[str, Any] = {"prompt": one.prompt.messages}
     if one.prompt.tools:
         fields["tools"] = one.prompt.tools
