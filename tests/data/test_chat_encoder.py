@@ -87,6 +87,29 @@ def test_a_message_that_the_template_passes_over_is_an_error(role):
             made.encode(Conversation(messages), "row 7")
 
 
+def test_earlier_reasoning_is_hidden_and_that_of_the_last_question_is_not():
+    """As Qwen3's template has it: what one kind of message hides says nothing of another kind."""
+    made = encoder(
+        "{% for m in messages %}{{ m.content }}"
+        "{% set later = messages[loop.index :] | map(attribute='role') | list %}"
+        "{% if m.reasoning_content and 'user' not in later %}{{ m.reasoning_content }}{% endif %}"
+        "{% endfor %}"
+    )
+    thought, user = turn("assistant", "a", reasoning_content="so"), turn("user", "hi")
+    made.encode(Conversation([user, thought, user, turn("assistant", "b")]), "x")
+    assert made.unread == {"'reasoning_content' of 'assistant'": 1}
+    rounds = [
+        user,
+        turn("assistant", "c"),
+        user,
+        thought,
+        turn("tool", "3"),
+        turn("assistant", "d"),
+    ]
+    made.encode(Conversation(rounds), "x")
+    assert made.unread == {"'reasoning_content' of 'assistant'": 1}  # no more than before
+
+
 def test_a_response_of_which_nothing_is_shown():
     made, user = encoder(PLAIN), turn("user", "hi")
     thought = Conversation([user, turn("assistant", "", reasoning_content="so")])
