@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from rich.progress import Progress, TimeElapsedColumn
 
+from rmjax.data.conversation import Conversation
 from rmjax.data.prefix_groups import prefix_groups
 from rmjax.errors import UserError
-from rmjax.evaluation.items import BenchmarkData
+from rmjax.evaluation.items import BenchmarkData, Item
 
 if TYPE_CHECKING:  # heavy to import
     from rmjax.inference.scorer import Encoded, Scorer
@@ -107,13 +108,16 @@ def score_items(
     """Scores every conversation of every item, each different one once.
 
     The longest come first: if memory is too small, that shows at once.
+
+    Raises:
+      UserError: the chat template refuses a conversation, or shows nothing of its response.
     """
     encoded: dict[str, Encoded] = {}
     keys: list[list[list[str]]] = []
     for part in data:
         keys.append([])
         for item in part.items:
-            found = [scorer.encode(conversation, item.where) for conversation in item.conversations]
+            found = [_encoded(scorer, conversation, item) for conversation in item.conversations]
             keys[-1].append([_key(e.tokens) for e in found])
             encoded |= zip(keys[-1][-1], found)
     missing = {key: e for key, e in encoded.items() if key not in cache.known}
@@ -126,6 +130,16 @@ def score_items(
             cache.add(part, scorer.score_encoded([encoded[key] for key in part]))
             progress.advance(bar, len(part))
     return [[cache.of(responses) for responses in items] for items in keys]
+
+
+def _encoded(scorer: "Scorer", conversation: Conversation, item: Item) -> "Encoded":
+    found = scorer.encode(conversation, item.where)
+    if not scorer.encoder.shows_response(conversation):
+        raise UserError(
+            f"{item.where}: the model's chat template shows nothing of the response, so its score "
+            "would be the prompt's; leave the item out, or name another --chat-template"
+        )
+    return found
 
 
 def _key(tokens: np.ndarray) -> str:

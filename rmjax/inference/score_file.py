@@ -17,6 +17,7 @@ from rmjax.errors import UserError
 from rmjax.inference.scorer import Encoded, Scorer
 from rmjax.inference.scores import Score
 
+SAMPLED_TOKENS = "token_ids"  # of each response, as `rmjax.sample` writes them
 FIELDS = ("scores", "attributes", "tokens", "cut")  # what a row of the result has beside its own
 _AT_ONCE = 128  # conversations for each shard of rows, after which their rows are written
 
@@ -47,7 +48,8 @@ def score_file(scorer: Scorer, source: Source, out: Path, made_by: dict[str, Any
 
     Beside its own fields a row gets, each a list with an entry for every response in the row's
     order: `scores`, the values; `attributes`, all scores by name; `tokens`; `cut`, how many tokens
-    were cut away in front. An empty response has null in place of a score.
+    were cut away in front. An empty response has null in place of a score, and so has one of which
+    the chat template shows nothing.
 
     Args:
       scorer: the model; its settings count.
@@ -58,7 +60,7 @@ def score_file(scorer: Scorer, source: Source, out: Path, made_by: dict[str, Any
     Raises:
       UserError: a bad row, with its file; the file exists; or it was begun by something else.
     """
-    reader = RowReader(used=FIELDS)
+    reader = RowReader(used=(*FIELDS, SAMPLED_TOKENS, "ended", "log_probabilities"))
     at_once = _AT_ONCE * scorer.model.options.sharding.row_shards
     with (
         open_row_file(out, made_by) as file,
@@ -109,7 +111,7 @@ def _scored(scorer: Scorer, part: list[_Scored], written: Written) -> list[bytes
     for row, conversations in part:
         for number, conversation in enumerate(conversations, start=1):
             where = f"{row.where}, response {number}" if len(conversations) > 1 else row.where
-            encoded.append(None if conversation.is_empty else scorer.encode(conversation, where))
+            encoded.append(_encoded(scorer, row, number, conversation, where))
     found = iter(scorer.score_encoded([e for e in encoded if e]))
     scores = iter([next(found) if e else None for e in encoded])
     lines = []
@@ -121,6 +123,24 @@ def _scored(scorer: Scorer, part: list[_Scored], written: Written) -> list[bytes
         written.cut += sum(bool(score and score.cut) for score in own)
         lines.append(_line(row, own))
     return lines
+
+
+def _encoded(
+    scorer: Scorer, row: Row, number: int, conversation: Conversation, where: str
+) -> Encoded | None:
+    """A response's tokens; None of one that says nothing, or of which the template shows nothing.
+
+    A language model reads the tokens that were sampled, where the row has them.
+    """
+    sampled = row.fields.get(SAMPLED_TOKENS) if scorer.is_language_model else None
+    if sampled is not None:
+        if not isinstance(sampled, list) or len(sampled) < number:
+            raise UserError(f"{where}: field {SAMPLED_TOKENS!r} has no entry for it")
+        prompt = Conversation(conversation.messages[:-1], conversation.tools)
+        return scorer.encode_sampled(prompt, sampled[number - 1], where)
+    if conversation.is_empty or not scorer.encoder.shows_response(conversation):
+        return None
+    return scorer.encode(conversation, where)
 
 
 def _line(row: Row, scores: list[Score | None]) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 from rich.progress import track
 
 from rmjax.checkpoints.loading import load_params
@@ -28,7 +28,7 @@ from rmjax.inference.batching import scoring_batches
 from rmjax.inference.score_step import make_score, score_batch
 from rmjax.inference.scores import Comparison, Score, Work
 from rmjax.models.attention.dispatch import ATTENTION, choose
-from rmjax.models.heads import RewardHead
+from rmjax.models.heads import LanguageModelHead
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model, compute_dtype
 from rmjax.models.parameters import Params
@@ -37,6 +37,7 @@ from rmjax.models.rewards.aggregation import Rule, model_rule
 from rmjax.models.rewards.spec import RewardSpec
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
+LOG_PROBABILITY = "log_probability"  # the rule of a language model
 _OVER_LONG = ("error", "truncate_left")
 _DTYPES = ("auto", "float32", "bfloat16")
 _BAR_FROM = 8  # batches from which on there is a progress bar
@@ -49,15 +50,20 @@ class Encoded(NamedTuple):
       tokens: int32.
       cut: how many were cut away in front of them.
       where: what messages call it.
+      spoken: which of them are the response, whose log-probability is the score of a language
+        model; None for a reward model.
     """
 
     tokens: Int32[np.ndarray, "L"]
     cut: int
     where: str
+    spoken: Bool[np.ndarray, "L"] | None = None
 
 
 class Scorer:
     """A loaded reward model; make one with `rmjax.load`.
+
+    Or a language model, whose only attribute is the log-probability of the response.
 
     Attributes:
       state: changes when a file of the model does.
@@ -83,6 +89,11 @@ class Scorer:
         self.encoder = ChatEncoder(tokenizer)
         self._warned: set[str] = set()
         self._score_rows = make_score(model)
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether the score is the log-probability of a response."""
+        return isinstance(self.model.head, LanguageModelHead)
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -174,7 +185,41 @@ class Scorer:
         Raises:
           UserError: the template refuses it, or it is too long.
         """
-        tokens = self.encoder.encode(conversation, where)
+        spoken = None
+        if self.is_language_model:
+            tokens, spoken = self.encoder.encode_spoken(conversation, where)
+        else:
+            tokens = self.encoder.encode(conversation, where)
+        return self._fitted(tokens, spoken, where)
+
+    def encode_sampled(self, prompt: Conversation, token_ids: Sequence[int], where: str) -> Encoded:
+        """A prompt and the tokens that a language model said, as they are.
+
+        A text that is made tokens again need not give the tokens that were sampled.
+
+        Args:
+          prompt: a conversation that lacks its response.
+          token_ids: of the response, at least one.
+          where: what messages call it.
+
+        Raises:
+          UserError: see `encode`; or a token is none of the model's.
+        """
+        asked, said = self.encoder.encode(prompt, where, asking=True), np.asarray(token_ids)
+        size = self.model.config.vocab_size
+        whole = np.issubdtype(said.dtype, np.integer) and said.ndim == 1
+        if not whole or not len(said) or said.min() < 0 or said.max() >= size:
+            raise UserError(
+                f"{where}: its token_ids are no list of tokens of this model, whole numbers from 0 "
+                f"to {size - 1}; they are read because the model is a language model, which may be "
+                "another one than sampled: leave the column out to have the texts read"
+            )
+        tokens = np.concatenate([asked, said.astype(np.int32)])
+        return self._fitted(tokens, np.arange(len(tokens)) >= len(asked), where)
+
+    def _fitted(
+        self, tokens: np.ndarray, spoken: Bool[np.ndarray, "L"] | None, where: str
+    ) -> Encoded:
         length = len(tokens)
         if length > self.max_length:
             if self.over_long != "truncate_left":
@@ -183,13 +228,20 @@ class Scorer:
                     f"{self.max_length}; shorten it, or load with over_long='truncate_left'"
                 )
             tokens = truncate_left(tokens, self.max_length, self.tokenizer.bos_token_id)
+            if spoken is not None:
+                if spoken.sum() + 2 > self.max_length:
+                    raise UserError(
+                        f"{where}: its response has {spoken.sum()} tokens, and {self.max_length} "
+                        "hold it together with its prompt; shorten it"
+                    )
+                spoken = spoken[-len(tokens) :]
         config = self.model.config
         if config.rope.type == "dynamic" and len(tokens) > config.max_position_embeddings:
             raise UserError(
                 f"{where}: {len(tokens)} tokens, and RoPE of the type 'dynamic' is computed up to "
                 f"max_position_embeddings = {config.max_position_embeddings} here; shorten it"
             )
-        return Encoded(tokens, length - len(tokens), where)
+        return Encoded(tokens, length - len(tokens), where, spoken)
 
     def score_encoded(self, encoded: Sequence[Encoded]) -> list[Score]:
         """Scores what `encode` returned, in its order.
@@ -200,10 +252,10 @@ class Scorer:
         if not encoded:
             return []
         # Equal conversations are computed once, so that their scores are equal to the last bit.
-        number_of: dict[bytes, int] = {}
-        same = [number_of.setdefault(e.tokens.tobytes(), len(number_of)) for e in encoded]
+        number_of: dict[tuple[bytes, bytes], int] = {}
+        same = [number_of.setdefault(_identity(e), len(number_of)) for e in encoded]
         first = np.unique(same, return_index=True)[1]
-        scores = self._compute([encoded[i].tokens for i in first])[same]
+        scores = self._compute([encoded[i] for i in first])[same]
         bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
         if len(bad):
             raise UserError(
@@ -223,19 +275,23 @@ class Scorer:
             for row, value, e in zip(scores, values, encoded)
         ]
 
-    def _plan(self, tokens: Sequence[np.ndarray]) -> tuple[list[Batches], Int64[np.ndarray, "N"]]:
-        """Batches that hold each sequence once, and which of `tokens` each of their samples is."""
+    def _plan(self, encoded: Sequence[Encoded]) -> tuple[list[Batches], Int64[np.ndarray, "N"]]:
+        """Batches that hold each once, and which of `encoded` each of their samples is."""
+        tokens, spoken = [e.tokens for e in encoded], [e.spoken for e in encoded]
         groups = prefix_groups(tokens) if self.share_prompts else [[i] for i in range(len(tokens))]
         group_of = {i: number for number, group in enumerate(groups) for i in group}
-        data, order = in_memory(tokens, [group_of[i] for i in range(len(tokens))])
+        numbers = [group_of[i] for i in range(len(tokens))]
+        said = [s for s in spoken if s is not None] if self.is_language_model else None
+        data, order = in_memory(tokens, numbers, said)
         return scoring_batches(data, self.model, self.share_prompts), order
 
-    def _compute(self, tokens: Sequence[np.ndarray]) -> Float32[np.ndarray, "N A"]:
+    def _compute(self, encoded: Sequence[Encoded]) -> Float32[np.ndarray, "N A"]:
         """Scores of token sequences, all different."""
+        tokens = [e.tokens for e in encoded]
         self.work.conversations += len(tokens)
         self.work.tokens += sum(map(len, tokens))
         scores = np.empty((len(tokens), len(self.attributes)), np.float32)
-        planned, order = self._plan(tokens)
+        planned, order = self._plan(encoded)
         steps = [(batches, step) for batches in planned for step in range(len(batches))]
         for batches, step in track(
             steps, description="scoring", disable=len(steps) < _BAR_FROM, transient=True
@@ -248,6 +304,12 @@ class Scorer:
             )
             scores[order[samples]] = values
         return scores
+
+
+def _identity(encoded: Encoded) -> tuple[bytes, bytes]:
+    """What decides a score."""
+    spoken = b"" if encoded.spoken is None else encoded.spoken.tobytes()
+    return encoded.tokens.tobytes(), spoken
 
 
 def load(
@@ -268,7 +330,8 @@ def load(
       path: a run (its best checkpoint), a converted Orbax model, a Hugging Face directory or hub
         id of a `LlamaForSequenceClassification`.
       value: how attributes become the scalar `value`: an attribute, the name of a published
-        vector (`rmjax.PUBLISHED`), or weights by attribute. The model's own rule if not given.
+        vector (`rmjax.PUBLISHED`), or weights by attribute. The model's own rule if not given. Of a
+        language model `log_probability`, that of the response, is the only attribute.
       mesh: how to lay the model over the devices; fully sharded over all of them if not given.
       dtype: of the computation; `auto` is bfloat16 on accelerators, float32 on CPUs.
       over_long: `error`, or `truncate_left` to cut conversations that are too long.
@@ -290,13 +353,14 @@ def load(
         if given not in choices:
             raise UserError(f"{name} = {given!r}: there are {', '.join(choices)}")
     source = open_pretrained(str(path), chat_template)
-    spec = source.reward_spec()
+    language_model = value == LOG_PROBABILITY and source.spec is None
+    spec = RewardSpec((LOG_PROBABILITY,), {}) if language_model else source.reward_spec()
     computed: Any = compute_dtype(dtype)
     sharding = Sharding(make_mesh(mesh or MeshConfig(), jax.devices()))
     check_quantize(quantize, sharding)
     kernel = choose(attention, source.llama, sharding, computed)
     options = ModelOptions(sharding, dtype=computed, attention=kernel)
-    model = Model(source.llama, options, RewardHead(len(spec.attributes)))
+    model = Model(source.llama, options, source.head)
     rule = model_rule(spec, value)
     params = load_params(source, model, seed=0, dtype=computed)
     if quantize:

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import transformers
 
+import rmjax
 from helpers import forked
 from helpers.hf_models import NAMES, save_hf
 from helpers.models import tiny_llama
@@ -169,3 +171,36 @@ def test_what_cannot_be_sampled_is_named(model, reward_model, tmp_path):
     out.write_text("")
     with pytest.raises(UserError, match="is there already"):
         sample(model, good, str(out), SETTINGS)
+
+
+def test_a_language_model_scores_the_tokens_that_were_sampled(model, tmp_path):
+    prompts = write(tmp_path / "prompts.jsonl", ROWS[:1])
+    samples, out = tmp_path / "samples.jsonl", tmp_path / "scored.jsonl"
+    sample(model, prompts, str(samples), SETTINGS, log_probabilities=True)
+    score(model, str(samples), str(out), value="log_probability")
+    (row,) = read(out)
+    np.testing.assert_allclose(row["scores"], [sum(x) for x in row["log_probabilities"]], atol=1e-4)
+    assert row["attributes"] == [{"log_probability": value} for value in row["scores"]]
+    (row,) = read(samples)
+    bad = row | {"token_ids": [row["token_ids"][0], [9999]]}
+    with pytest.raises(UserError, match="response 2: its token_ids are no list of tokens of this"):
+        score(
+            model, write(tmp_path / "b.jsonl", [bad]), str(tmp_path / "c"), value="log_probability"
+        )
+
+
+def test_a_language_model_scores_texts_as_transformers_does(model):
+    rm = rmjax.load(model, value="log_probability")
+    answers = ["Because.", "So it is", "Because of it."]
+    found = rm.score_many([turns("Why?", answer) for answer in answers])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    torch_model = transformers.AutoModelForCausalLM.from_pretrained(model)
+    start = tokenizer.apply_chat_template(turns("Why?"), add_generation_prompt=True)["input_ids"]
+    for answer, score_ in zip(answers, found):
+        ids = tokenizer.apply_chat_template(turns("Why?", answer))["input_ids"]
+        with torch.no_grad():
+            logits = torch_model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        said = [float(logits[i - 1, ids[i]]) for i in range(len(start), len(ids))]
+        assert abs(sum(said) - score_.value) < 1e-4
+    with pytest.raises(UserError, match="without a reward head"):
+        rmjax.load(model)

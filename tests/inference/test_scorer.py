@@ -217,7 +217,7 @@ def test_attention_can_be_chosen(hf, scorer, monkeypatch):
 
 
 def planned(scorer, conversations):
-    return scorer._plan([scorer.encode(Conversation(c), "").tokens for c in conversations])[0]
+    return scorer._plan([scorer.encode(Conversation(c), "") for c in conversations])[0]
 
 
 @given(length=st.integers(1, 200_000), context=st.sampled_from([1, 2, 4, 8]))
