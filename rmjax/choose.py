@@ -3,26 +3,32 @@
     python -m rmjax.choose SCORED OUT.jsonl --way=best-of    # the best of n, to imitate
     python -m rmjax.choose SCORED OUT.jsonl --way=pairs      # best and worst, to prefer
     python -m rmjax.choose SCORED OUT.jsonl --way=steerlm    # all, told their ratings
+    python -m rmjax.choose SAMPLES OUT.jsonl --way=spin --given=DATA
 
 best-of writes conversations (`messages`), pairs writes `chosen`, `rejected` and `margin`, steerlm
-writes conversations whose system turn says the response's ratings. Responses that did not end, by a
-column `ended`, are left out unless --unended is given. What is left out is counted.
+writes conversations whose system turn says the response's ratings. spin needs no scores: it prefers
+DATA's own responses to the policy's. Responses that did not end, by a column `ended`, are left out
+unless --unended is given. What is left out is counted.
 """
 
 import argparse
 import json
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from rmjax.data.choosing import WAYS, Choice, choose
+from rmjax.data.choosing import WAYS, Choice, against_given, choose
 from rmjax.data.readers import open_source
 from rmjax.data.row_file import check_new
 from rmjax.errors import UserError, exit_with_message
 from rmjax.runtime.files import PARTIAL
 
+_SPIN = "spin"
+
 
 def choose_file(source: str, out: str, choice: Choice) -> Counter[str]:
-    """Writes the rows that are chosen; see the top of this file.
+    """Writes the rows that are chosen of scored responses; see the top of this file.
 
     Args:
       source: a file of scored responses.
@@ -35,12 +41,44 @@ def choose_file(source: str, out: str, choice: Choice) -> Counter[str]:
     Raises:
       UserError: a bad row, nothing is chosen, or the file is there.
     """
+    return _written(source, out, lambda counts: choose(open_source(source, ""), choice, counts))
+
+
+def spin_file(source: str, given: str, out: str) -> Counter[str]:
+    """Writes pairs of given responses and a policy's own; see `against_given`.
+
+    Args:
+      source: a file of samples.
+      given: whose prompts were sampled, with responses.
+      out: the file to write; it is whole, or not there.
+
+    Returns:
+      How many rows were read and written, and why others were not.
+
+    Raises:
+      UserError: a bad row, nothing is chosen, or the file is there.
+    """
+    opened = open_source(source, ""), open_source(given, "")
+    return _written(source, out, lambda counts: against_given(*opened, counts))
+
+
+def _written(
+    source: str, out: str, rows: Callable[[Counter[str]], Iterator[dict[str, Any]]]
+) -> Counter[str]:
+    """Writes rows to a file that is whole, or not there.
+
+    Returns:
+      How many rows were read and written, and why others were not.
+
+    Raises:
+      UserError: a bad row, nothing is chosen, or the file is there.
+    """
     path = Path(out)
     check_new(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, counts = path.with_name(path.name + PARTIAL), Counter[str]()
     with open(partial, "w", encoding="utf-8") as file:
-        for row in choose(open_source(source, ""), choice, counts):
+        for row in rows(counts):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     if not counts["written"]:
         partial.unlink()
@@ -62,20 +100,27 @@ def _main() -> None:
     add = parser.add_argument
     add("source", metavar="SCORED", help="a file of scored responses")
     add("out", metavar="OUT", help="the file to write, JSON lines")
-    add("--way", choices=[*WAYS], required=True, help="what is made of them")
+    add("--way", choices=[*WAYS, _SPIN], required=True, help="what is made of them")
     add("--first", type=int, default=0, metavar="N", help="take only a row's first N responses")
     add("--unended", action="store_true", help="responses that did not end count as well")
     add("--apart", type=float, default=0.0, help="of pairs: the least difference of the values")
     add(
         "--ratings", default="0,4", metavar="LOW,HIGH", help="of steerlm: ratings are rounded to it"
     )
+    add("--given", default="", metavar="DATA", help="of spin: the data whose prompts were sampled")
     args = parser.parse_args()
+    if (args.way == _SPIN) != bool(args.given):
+        raise UserError(f"--given goes with --way={_SPIN}, which needs it")
     if args.first < 0 or args.apart < 0:
         raise UserError("--first and --apart: expected 0 or more")
     try:
         low, high = map(int, args.ratings.split(","))
     except ValueError as error:
         raise UserError(f"--ratings={args.ratings}: expected LOW,HIGH such as 0,4") from error
+    if args.given:
+        counts = spin_file(args.source, args.given, args.out)
+        print(f"{_said(counts)}\n{args.out}")
+        return
     choice = Choice(args.way, args.first, args.unended, args.apart, (low, high))
     print(f"{_said(choose_file(args.source, args.out, choice))}\n{args.out}")
 

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from rmjax.data.readers import open_source
 from rmjax.data.row_file import check_new
-from rmjax.errors import exit_with_message
+from rmjax.errors import UserError, exit_with_message
 from rmjax.generation.completions import SamplingSettings
 from rmjax.generation.policy import load_policy
 from rmjax.generation.sample_file import sample_file
@@ -38,6 +38,7 @@ def sample(
     *,
     split: str = "",
     log_probabilities: bool = False,
+    ratings: dict[str, int] | None = None,
     **options: Any,
 ) -> list[str]:
     """Writes a file of samples; see the top of this file.
@@ -49,6 +50,7 @@ def sample(
       settings: how to sample.
       split: which of the source's rows; empty for all.
       log_probabilities: whether each token's is written.
+      ratings: that the answers shall have, of a policy that learned from `choose --way=steerlm`.
       options: of `load_policy`.
 
     Returns:
@@ -65,10 +67,13 @@ def sample(
         "data": opened.fingerprint(),
         "settings": dataclasses.asdict(settings) | {"stop": list(settings.stop)},
         "log_probabilities": log_probabilities,
+        "ratings": ratings or {},
         "options": {name: str(option) for name, option in options.items()},
     }
     began = time.monotonic()
-    done = sample_file(policy, opened, Path(out), settings, made_by, log_probabilities, _said)
+    done = sample_file(
+        policy, opened, Path(out), settings, made_by, log_probabilities, ratings, _said
+    )
     seconds = time.monotonic() - began
     lines = [f"{done.rows:,} rows"]
     if done.before:
@@ -89,6 +94,18 @@ def sample(
             f"(--max-tokens) in the model's context of {context:,}"
         )
     return [*lines, *done.notes, out]
+
+
+def _parse_ratings(text: str) -> dict[str, int]:
+    """`helpfulness:4,verbosity:0` as a mapping, in this order."""
+    try:
+        found = {name: int(value) for name, value in (x.split(":") for x in text.split(","))}
+    except ValueError as error:
+        raise UserError(
+            f"--ratings={text}: expected NAME:RATING,..., such as helpfulness:4,verbosity:0, with "
+            "the names and in the order in which the policy learned them"
+        ) from error
+    return found
 
 
 def _said(line: str) -> None:
@@ -113,6 +130,7 @@ def _main() -> None:
     add("--seed", type=int, default=0, help="of the noise")
     add("--stop", action="append", default=[], metavar="TEXT", help="ends a response; repeatable")
     add("--log-probabilities", action="store_true", help="write those of all tokens too")
+    add("--ratings", default="", metavar="NAME:RATING,...", help="that the answers shall have")
     add("--split", default="", help="which of the rows of PROMPTS; all by default")
     add("--chat-template", default="", metavar="NAME", help="which of MODEL's, if it has several")
     add("--dtype", default="auto", help="auto, float32 or bfloat16")
@@ -128,6 +146,7 @@ def _main() -> None:
         settings,
         split=args.split,
         log_probabilities=args.log_probabilities,
+        ratings=_parse_ratings(args.ratings) if args.ratings else None,
         chat_template=args.chat_template,
         dtype=args.dtype,
         mesh=parse_mesh(args.mesh),

@@ -5,15 +5,17 @@ nothing is; `WAYS` has them by name.
 """
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rmjax.data.conversation import Conversation
 from rmjax.data.fields import is_number
+from rmjax.data.layouts import find_layout
 from rmjax.data.messages import Message
 from rmjax.data.readers import Row, Source
-from rmjax.data.records import EQUAL, TIE
+from rmjax.data.records import EMPTY, EQUAL, TIE
 from rmjax.data.row_reader import RowReader
 from rmjax.errors import UserError
 
@@ -132,6 +134,60 @@ def choose(source: Source, choice: Choice, counts: Counter[str]) -> Iterator[dic
             yield fields | ({"id": row.fields["id"]} if "id" in row.fields else {})
 
 
+def against_given(samples: Source, given: Source, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Pairs of a given response, `chosen`, and a policy's own first one, `rejected`.
+
+    SPIN (arXiv 2401.01335) learns from these.
+
+    Args:
+      samples: as `rmjax.sample` writes them for the rows of `given`, in their order.
+      given: rows with a response; of a pair the chosen one is meant.
+      counts: gets how many rows were read and written, and why others were not.
+
+    Raises:
+      UserError: the two do not fit together, naming the row.
+    """
+    reader, other = RowReader(), RowReader()
+    missing = object()
+    for row, answer in itertools.zip_longest(given, samples, fillvalue=missing):
+        if not isinstance(row, Row) or not isinstance(answer, Row):
+            longer = answer if isinstance(answer, Row) else row
+            raise UserError(
+                f"{longer.where}: the other file has fewer rows; --given must be the file whose "  # pyright: ignore
+                "prompts were sampled"
+            )
+        counts["read"] += 1
+        if reader.prompt(row) != other.prompt(answer):
+            raise UserError(
+                f"{answer.where}: its prompt is not that of {row.where}; --given must be the file "
+                "whose prompts were sampled"
+            )
+        chosen, own = _given(row, reader), other.responses(answer)
+        if not own or own[0].is_empty or chosen.is_empty:
+            counts[f"dropped: {EMPTY}"] += 1
+        elif own[0] == chosen:
+            counts[f"dropped: {EQUAL}"] += 1
+        else:
+            counts["written"] += 1
+            pair = {"chosen": chosen.messages, "rejected": own[0].messages}
+            yield pair | _tools(chosen) | ({"id": row.fields["id"]} if "id" in row.fields else {})
+
+
+def _given(row: Row, reader: RowReader) -> Conversation:
+    """The response that a row gives as an example."""
+    layout = find_layout(row.fields, row.where)
+    if layout.kind == "pairs":
+        pairs = reader.pairs(row)
+        return pairs[0][0].conversation
+    found = reader.responses(row)
+    if len(found) != 1:
+        raise UserError(
+            f"{row.where}: {len(found)} responses, and which is the example is not said; give "
+            "rows with one response, or pairs"
+        )
+    return found[0]
+
+
 def _scored(row: Row, reader: RowReader, choice: Choice, counts: Counter[str]) -> list[Scored]:
     conversations = reader.responses(row)
     columns = {
@@ -170,4 +226,5 @@ def _tools(conversation: Conversation) -> dict[str, Any]:
 
 
 def _named(scored: Scored) -> dict[str, Any]:
-    return {"attributes": dict(scored.attributes)} if scored.attributes else {}
+    # Not `attributes`, which another model's scores of the chosen response will be.
+    return {"attribute_scores": dict(scored.attributes)} if scored.attributes else {}

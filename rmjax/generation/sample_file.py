@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from jaxtyping import Int32
 from numpy import ndarray
 
 from rmjax.data.chat_encoder import ChatEncoder
+from rmjax.data.choosing import with_ratings
 from rmjax.data.conversation import Conversation
 from rmjax.data.layouts import RESPONSES
 from rmjax.data.readers import Row, Source
@@ -71,6 +72,7 @@ def sample_file(
     settings: SamplingSettings,
     made_by: dict[str, Any],
     log_probabilities: bool = False,
+    ratings: Mapping[str, int] | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Sampled:
     """Writes each row of a source with samples of its prompt.
@@ -90,6 +92,8 @@ def sample_file(
       settings: how to sample.
       made_by: whatever decides what the file holds, in JSON's types.
       log_probabilities: whether they are written.
+      ratings: that the answers shall have, which the policy is told as `choosing.steered` tells it;
+        `prompt` in the file does not say them.
       tell: is told how far it is.
 
     Raises:
@@ -106,7 +110,10 @@ def sample_file(
             if done.rows <= file.before:
                 continue
             began, tokens = time.monotonic(), done.tokens
-            asked = [_Asked(r, p, encoder.encode(p, r.where, asking=True)) for r, p in part]
+            asked = [
+                _Asked(r, p, encoder.encode(_told(p, ratings), r.where, asking=True))
+                for r, p in part
+            ]
             file.write(_sampled(policy, asked, settings, log_probabilities, done))
             speed = (done.tokens - tokens) / (time.monotonic() - began)
             tell(f"{done.rows:,} rows are sampled, {speed:,.0f} tokens/s")
@@ -121,6 +128,12 @@ def sample_file(
         )
     done.notes = (*notes, *reader.notes(), *encoder.notes())
     return done
+
+
+def _told(prompt: Conversation, ratings: Mapping[str, int] | None) -> Conversation:
+    if not ratings:
+        return prompt
+    return Conversation(with_ratings(prompt.messages, ratings), prompt.tools)
 
 
 def _portions(
