@@ -16,7 +16,8 @@ made "$OUT/steered.jsonl" rmjax.choose "$OUT/scored.jsonl" "$OUT/steered.jsonl" 
 trained "${CONFIG:-$CONFIGS/smollm2_135m_sft.py}" "$OUT/policy" "$POLICY" "$OUT/steered.jsonl"
 shown=("$OUT/start")
 for wish in $WISHES; do
-  answered "$OUT/$wish" "$OUT/policy" --ratings="$wish"
-  shown+=("$OUT/$wish")
+  now=$OUT/${wish//[:,]/-}
+  answered "$now" "$OUT/policy" --ratings="$wish"
+  shown+=("$now")
 done
 shown "${shown[@]}"

@@ -1,8 +1,9 @@
-"""Reports on a training run from its directory, or on data before training.
+"""Reports on a training run from its directory, on data before training, or on an alignment.
 
     python -m rmjax.report RUN [--out=DIR]
     python -m rmjax.report --data=PATH [--split=train] [--attributes=a,b,c] [--ratings=PATH2]
         [--tokenizer=DIR] [--out=DIR]
+    python -m rmjax.report --rounds DIR DIR ... [--out=DIR]
 
 RUN is what --config.workdir named. It may still be running, may have been killed, and may have no
 evaluation; it is only read. Its report goes to RUN/report.
@@ -11,6 +12,10 @@ PATH holds ratings or preference pairs in any form that training reads: a file, 
 id, or generated:COUNT. A directory in HelpSteer2's layout, with train.jsonl.gz and
 preference.jsonl.gz (or preference/preference.jsonl.gz), holds both, and the report says how well
 they agree. --ratings names ratings that are elsewhere. The report goes to report-NAME.
+
+Each DIR of --rounds holds a policy's answers to the same prompts, answers.jsonl, and scores of
+them, scores-NAME.jsonl, as recipes/ writes them. The first is what the others are compared with.
+The report goes to report-rounds.
 
 A report is report.html, one file that needs no network; report.md with figures/; and report.json.
 docs/reports.md describes them.
@@ -119,6 +124,30 @@ def report_data(
     return document, write_report(document, Path(out or f"report-{name}").expanduser(), data)
 
 
+def report_rounds(directories: Sequence[str], out: str = "") -> tuple[Document, list[Path]]:
+    """Writes the page that compares the rounds of an alignment.
+
+    Args:
+      directories: of the rounds, the one that the others are compared with first.
+      out: where the report goes; `report-rounds` by default.
+
+    Returns:
+      The document, and the files that were written.
+
+    Raises:
+      UserError: a file is missing or broken, rounds are of different prompts, or the report cannot
+        be written.
+    """
+    from rmjax.reports.rounds.answers import check_same_prompts, read_round
+    from rmjax.reports.rounds.page import rounds_data, rounds_document
+
+    rounds = [read_round(directory) for directory in directories]
+    check_same_prompts(rounds)
+    data = rounds_data(rounds)
+    document = rounds_document(rounds, data)
+    return document, write_report(document, Path(out or "report-rounds").expanduser(), data)
+
+
 def _main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m rmjax.report",
@@ -127,15 +156,18 @@ def _main() -> None:
     )
     parser.add_argument("run", nargs="?", help="directory of a training run")
     parser.add_argument("--data", help="ratings or preference pairs")
+    parser.add_argument("--rounds", nargs="+", metavar="DIR", help="of policies' scored answers")
     parser.add_argument("--split", default="train", help="train (the default) or validation")
     parser.add_argument("--attributes", default="", help="columns with ratings: a,b,c")
     parser.add_argument("--ratings", default="", help="ratings of the responses in --data's pairs")
     parser.add_argument("--tokenizer", default="", help="directory, run or .gguf file, for lengths")
     parser.add_argument("--out", default="", help="directory for the report")
     args = parser.parse_args()
-    if bool(args.run) == bool(args.data):
-        raise UserError("give RUN, a training run's directory, or --data=PATH")
-    if args.run:
+    if [bool(args.run), bool(args.data), bool(args.rounds)].count(True) != 1:
+        raise UserError("give RUN, a training run's directory, or --data=PATH, or --rounds DIR ...")
+    if args.rounds:
+        document, files = report_rounds(args.rounds, args.out)
+    elif args.run:
         for option in ("attributes", "ratings", "tokenizer"):
             if getattr(args, option):
                 raise UserError(f"--{option} goes with --data")

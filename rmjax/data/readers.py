@@ -152,7 +152,7 @@ def open_source(source: str, split: str, pairs: bool | None = None) -> Source:
           whose rows name their split; or what `save_to_disk` of datasets wrote;
         - a hub id, `owner/name`, or with one of its directories, `owner/name/directory`;
         - `generated:COUNT`: ratings that follow from the text;
-        and behind all but the last perhaps `:NAME`, the split to take instead of `split`.
+        and behind it perhaps `:NAME`, the split to take instead of `split`.
       split: `train`, `validation`, `test`, or another that the source has; empty for all rows,
         whatever split they name.
       pairs: whether pairs are wanted, or ratings: a directory in HelpSteer2's layout can hold both.
@@ -257,10 +257,10 @@ def _from_hub(address: str, wanted: Wanted) -> Source:
 
 
 def _generated(source: str, split: str) -> Source:
-    count = source.removeprefix(GENERATED)
+    count, _, named = source.removeprefix(GENERATED).partition(":")
     if not count.isdecimal() or int(count) < 2:
         raise UserError(f"{source}: expected generated:COUNT with COUNT at least 2")
-    split = standard_name(split) or split
-    said = f"{source} {split}"
+    split = standard_name(named or split) or named or split
+    said = f"{GENERATED}{count} {split}"
     part = Part(said, lambda: generate(int(count), split), lambda: said)
     return Source(said, [part], Wanted(split, found=True), source)

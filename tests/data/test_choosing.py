@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from rmjax.choose import choose_file
-from rmjax.data.choosing import Choice, choose, with_ratings
+from rmjax.data.choosing import Choice, against_given, choose, with_ratings
 from rmjax.data.conversation import Conversation
 from rmjax.data.readers import open_source
 from rmjax.data.records import read_pairs
@@ -114,3 +114,28 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     with pytest.raises(UserError, match="is there already"):
         choose_file(str(source), str(out), Choice("best-of"))
     assert out.read_text() == "mine"
+
+
+def test_spin_prefers_the_given_response_to_the_policys_own(tmp_path):
+    given = [{"prompt": "p", "response": "good", "id": 1}, {"prompt": "q", "response": "same"}]
+    asked = [[{"role": "user", "content": text}] for text in "pq"]
+    samples = [{"prompt": asked[0], "responses": ["own", "x"]}]
+    samples += [{"prompt": asked[1], "responses": ["same"]}]
+
+    def read(samples):
+        for name, rows in (("given", given), ("samples", samples)):
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (tmp_path / f"{name}.jsonl").write_text(lines)
+        files = (open_source(str(tmp_path / f"{n}.jsonl"), "") for n in ("samples", "given"))
+        counts = Counter()
+        return list(against_given(*files, counts)), dict(counts)
+
+    (row,), counts = read(samples)
+    assert row["chosen"] == [*asked[0], {"role": "assistant", "content": "good"}]
+    assert row["rejected"] == [*asked[0], {"role": "assistant", "content": "own"}]
+    assert row["id"] == 1 and counts["written"] == 1 and counts["read"] == 2
+    assert any("equal" in reason or "same" in reason for reason in counts)
+    with pytest.raises(UserError, match="its prompt is not that of"):
+        read(samples[::-1])
+    with pytest.raises(UserError, match="the other file has fewer rows"):
+        read(samples[:1])
