@@ -201,6 +201,77 @@ def pair_metrics(
     )
 
 
+# ---- policies -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyMetrics:
+    """What a policy says of held-out responses; NaN where a number is not defined.
+
+    Attributes:
+      responses: how many.
+      tokens: of them.
+      log_probability: mean over their tokens.
+      chosen_log_probability: mean over the chosen responses of pairs, each a sum over its tokens.
+      rejected_log_probability: of the rejected ones.
+      chosen_reward: mean reward, as the objective defines it, of the chosen ones.
+      rejected_reward: of the rejected ones.
+      log_ratio: mean over all responses of log(policy / reference), a sum over tokens. It is no KL
+        divergence, since the policy did not say these responses.
+    """
+
+    responses: int
+    tokens: int
+    log_probability: float
+    chosen_log_probability: float
+    rejected_log_probability: float
+    chosen_reward: float
+    rejected_reward: float
+    log_ratio: float
+
+
+def policy_metrics(
+    log_probabilities: Float[np.ndarray, "N"],
+    tokens: Float[np.ndarray, "N"],
+    rewards: Float[np.ndarray, "N"] | None,
+    reference: Float[np.ndarray, "N"] | None,
+    chosen: Int[np.ndarray, "P"],
+) -> PolicyMetrics:
+    """Computes them in float64.
+
+    Args:
+      log_probabilities: of each response.
+      tokens: of each response.
+      rewards: of each response; None without pairs.
+      reference: each response's log-probability by the reference; None without one.
+      chosen: numbers of the chosen responses of pairs; the next of each is its rejected one.
+    """
+
+    def mean(values: Float[np.ndarray, "N"] | None, which: Any = slice(None)) -> float:
+        found = [] if values is None else np.asarray(values, np.float64)[which]
+        return float(np.mean(found)) if len(found) else np.nan
+
+    ratios = None if reference is None else log_probabilities - reference
+    return PolicyMetrics(
+        responses=len(tokens),
+        tokens=int(tokens.sum()),
+        log_probability=float(log_probabilities.sum(dtype=np.float64) / tokens.sum()),
+        chosen_log_probability=mean(log_probabilities, chosen),
+        rejected_log_probability=mean(log_probabilities, chosen + 1),
+        chosen_reward=mean(rewards, chosen),
+        rejected_reward=mean(rewards, chosen + 1),
+        log_ratio=mean(ratios),
+    )
+
+
+def policy_rows(metrics: PolicyMetrics) -> list[tuple[str, float]]:
+    """The metrics with names for people."""
+    return [
+        (name.replace("log_probability", "log-probability").replace("_", " "), value)
+        for name, value in dataclasses.asdict(metrics).items()
+    ]
+
+
 def wilson_interval(successes: float, count: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's (1927) 95 % interval of a share; NaN if `count` is 0."""
     if not count:

@@ -78,7 +78,8 @@ def _mean(values: Float[np.ndarray, "P"]) -> dict[str, Any]:
     known = values[np.isfinite(values)]
     if not len(known):
         return {"mean": None, "low": None, "high": None, "prompts": 0}
-    credits = Credits(("value",), (1.0,), known[:, None], [[i] for i in range(len(known))])
+    units = [[number] for number in range(len(known))]
+    credits = Credits(("value",), (1.0,), known[:, None], units)  # pyright: ignore
     drawn = bootstrap_scores(credits, seed=[0])
     low, high = percentile_interval(drawn)
     return {"mean": float(known.mean()), "low": low, "high": high, "prompts": len(known)}
