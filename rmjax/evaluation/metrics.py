@@ -201,6 +201,54 @@ def pair_metrics(
     )
 
 
+def wilson_interval(successes: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's (1927) 95 % interval of a share; NaN if `count` is 0."""
+    if not count:
+        return np.nan, np.nan
+    share = successes / count
+    centre = share + z**2 / (2 * count)
+    spread = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    scale = 1 + z**2 / count
+    return float((centre - spread) / scale), float((centre + spread) / scale)
+
+
+def pair_credits(margins: Float[np.ndarray, "P"]) -> Float[np.ndarray, "P"]:
+    """1 for each pair with a positive margin, one half where the margin is 0, else 0."""
+    return (1 + np.sign(margins)) / 2
+
+
+def calibration_bins(
+    margins: Float[np.ndarray, "P"],
+) -> tuple[Float[np.ndarray, "P"], Int[np.ndarray, "P"]]:
+    """Each pair's confidence, sigmoid(|margin|), and its bin of `CALIBRATION_BINS` equal ones."""
+    confidence = special.expit(np.abs(margins))
+    bins = (2 * CALIBRATION_BINS * (confidence - 0.5)).astype(int)
+    return confidence, np.minimum(bins, CALIBRATION_BINS - 1)
+
+
+def calibration_error(margins: Float[np.ndarray, "P"]) -> float:
+    """Mean over pairs of |accuracy - confidence| of their bin; see `PairMetrics`."""
+    if not len(margins):
+        return np.nan
+    confidence, bins = calibration_bins(margins)
+    excess = pair_credits(margins) - confidence
+    sums = [np.abs(excess[bins == i].sum()) for i in range(CALIBRATION_BINS)]
+    return float(np.sum(sums) / len(margins))
+
+
+def fit_temperature(margins: Float[np.ndarray, "P"]) -> float:
+    """The T of the lowest mean of -log sigmoid(margin / T), a convex function of 1/T."""
+    if not len(margins) or not (margins < 0).any() or margins.sum() <= 0:
+        return np.nan
+    minimum = optimize.minimize_scalar(
+        lambda log: np.logaddexp(0.0, -margins * np.exp(-log)).mean(),
+        bounds=np.log(_TEMPERATURES),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    return float(np.exp(minimum.x))
+
+
 # ---- policies -----------------------------------------------------------------------------------
 
 
@@ -270,51 +318,3 @@ def policy_rows(metrics: PolicyMetrics) -> list[tuple[str, float]]:
         (name.replace("log_probability", "log-probability").replace("_", " "), value)
         for name, value in dataclasses.asdict(metrics).items()
     ]
-
-
-def wilson_interval(successes: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's (1927) 95 % interval of a share; NaN if `count` is 0."""
-    if not count:
-        return np.nan, np.nan
-    share = successes / count
-    centre = share + z**2 / (2 * count)
-    spread = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    scale = 1 + z**2 / count
-    return float((centre - spread) / scale), float((centre + spread) / scale)
-
-
-def pair_credits(margins: Float[np.ndarray, "P"]) -> Float[np.ndarray, "P"]:
-    """1 for each pair with a positive margin, one half where the margin is 0, else 0."""
-    return (1 + np.sign(margins)) / 2
-
-
-def calibration_bins(
-    margins: Float[np.ndarray, "P"],
-) -> tuple[Float[np.ndarray, "P"], Int[np.ndarray, "P"]]:
-    """Each pair's confidence, sigmoid(|margin|), and its bin of `CALIBRATION_BINS` equal ones."""
-    confidence = special.expit(np.abs(margins))
-    bins = (2 * CALIBRATION_BINS * (confidence - 0.5)).astype(int)
-    return confidence, np.minimum(bins, CALIBRATION_BINS - 1)
-
-
-def calibration_error(margins: Float[np.ndarray, "P"]) -> float:
-    """Mean over pairs of |accuracy - confidence| of their bin; see `PairMetrics`."""
-    if not len(margins):
-        return np.nan
-    confidence, bins = calibration_bins(margins)
-    excess = pair_credits(margins) - confidence
-    sums = [np.abs(excess[bins == i].sum()) for i in range(CALIBRATION_BINS)]
-    return float(np.sum(sums) / len(margins))
-
-
-def fit_temperature(margins: Float[np.ndarray, "P"]) -> float:
-    """The T of the lowest mean of -log sigmoid(margin / T), a convex function of 1/T."""
-    if not len(margins) or not (margins < 0).any() or margins.sum() <= 0:
-        return np.nan
-    minimum = optimize.minimize_scalar(
-        lambda log: np.logaddexp(0.0, -margins * np.exp(-log)).mean(),
-        bounds=np.log(_TEMPERATURES),
-        method="bounded",
-        options={"xatol": 1e-6},
-    )
-    return float(np.exp(minimum.x))
