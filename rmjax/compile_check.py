@@ -53,11 +53,6 @@ _MINUTES = flags.DEFINE_float("minutes", 15.0, "Time limit of a search.")
 def run(config: Config) -> None:
     """The command; exits with 1 if the program does not fit."""
     validate(config)
-    if is_policy(config.objective):
-        raise UserError(
-            f"config.objective = {config.objective!r}: a policy's step is not foreseen here, only "
-            "a reward model's"
-        )
     if not _TOPOLOGY.value:
         raise UserError("which hardware? --topology=v5p:4x4x4")
     if not 0 <= _TOKENS.value <= config.data.max_length:
@@ -67,12 +62,7 @@ def run(config: Config) -> None:
             f"--prompt={_PROMPT.value} --responses={_RESPONSES.value}: expected fewer tokens than "
             f"--tokens={_TOKENS.value}, and at least 1 response"
         )
-    load = Workload(
-        config.batch_size,
-        _TOKENS.value or config.data.max_length,
-        _PROMPT.value,
-        _RESPONSES.value if _PROMPT.value else 1,
-    )
+    load = _workload(config)
     devices, chip = topology_devices(_TOPOLOGY.value, _SLICES.value)
     name = _TOPOLOGY.value + (f" x {_SLICES.value} slices" if _SLICES.value > 1 else "")
     console = Console(highlight=False)
@@ -87,6 +77,20 @@ def run(config: Config) -> None:
     if _JSON.value:
         print(json.dumps([as_json(report, chip) for report in reports], indent=2))
     sys.exit(0 if any(report.fits for report in reports) else 1)
+
+
+def _workload(config: Config) -> Workload:
+    """What the flags say of a step. A policy predicts what stands behind the prompt.
+
+    The prompt's last token is every response's own there, since it predicts the first one's.
+    """
+    tokens, prompt = _TOKENS.value or config.data.max_length, _PROMPT.value
+    predicted = 0
+    if is_policy(config.objective):
+        predicted = tokens - max(1, prompt)
+        prompt = max(0, prompt - 1)
+    responses = _RESPONSES.value if _PROMPT.value else 1
+    return Workload(config.batch_size, tokens, prompt, responses, predicted)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -252,18 +253,21 @@ class StepWork:
 
 
 def work(
-    text: str, devices: int, unknown_trips: int = 1, attention: Steps | None = None
+    text: str,
+    devices: int,
+    trips: Mapping[str, int] = MappingProxyType({}),
+    attention: Steps | None = None,
 ) -> Iterator[StepWork]:
     """Everything of a program that costs something.
 
     Args:
       text: of the optimised module.
       devices: that run it.
-      unknown_trips: how often a loop runs whose bound is data.
+      trips: how often a loop runs whose bound is data, by its scope; see `hlo.executions`.
       attention: how the steps of the attention kernel are counted; as all taken if not given.
     """
     module = parse(text)
-    for name, times in executions(module, unknown_trips).items():
+    for name, times in executions(module, trips).items():
         computation = module.computations[name]
         found = [(i, *_inside(module, name, i, devices)) for i in computation.values()]
         # TPUs' compiler spreads a collective over the operations beside which it runs.

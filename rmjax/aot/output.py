@@ -28,8 +28,9 @@ def show(report: Report, chip: Chip, load: Workload, length: int, console: Conso
     mesh = ", ".join(f"{axis} {size}" for axis, size in report.mesh.items())
     console.print(f"topology    {report.topology}: {chips} chips; mesh {mesh}")
     shared = f", {load.prompt:,} of them shared by {load.responses}" if load.prompt else ""
+    predicted = f", {load.predicted:,} of them predicted" if load.predicted else ""
     console.print(
-        f"step        {load.samples} responses of {load.tokens:,} tokens{shared}, "
+        f"step        {load.samples} responses of {load.tokens:,} tokens{shared}{predicted}, "
         f"{load.rows(length)} rows of {length:,}; {report.microbatches} x {report.rows} rows "
         f"computed, remat {report.remat}"
     )
@@ -47,7 +48,8 @@ def show(report: Report, chip: Chip, load: Workload, length: int, console: Conso
     if report.unread:
         console.print(
             "the compiler's program cannot be read, so there is no prediction; Python 3.12 and its "
-            f"newer JAX can, as a rule ({report.unread})"
+            f"newer JAX can, as a rule ({report.unread})",
+            markup=False,
         )
     if found is not None:
         _show_prediction(report, found, chip, console)
