@@ -2,8 +2,8 @@
 
     python -m rmjax.train --config=configs/llama70b_sft.py --config.data.train=FILE
 
-FILE has rows with `messages`, or with `prompt` and `response`. The last turn of each is learned: the
-loss is the mean of -log P over its tokens. A fiftieth of the prompts is held out.
+FILE has rows with `messages`, or with `prompt` and `response`. The last turn of each is learned:
+the loss is the mean of -log P over its tokens. A fiftieth of the prompts is held out.
 
 Recipe (arXiv 2406.08673, of its policies): constant 2e-6; 128 responses a step, as for its 2,400
 steps of OASST. Its 1,600 steps of Daring Anteater had 384: `--config.batch_size=384

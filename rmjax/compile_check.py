@@ -11,17 +11,20 @@ see `aot/roofline.py`.
 import json
 import os
 import sys
+from typing import Any
 
 import jax
 from absl import flags
 from rich.console import Console
 
-from rmjax.aot.output import as_json, show, show_ranking
-from rmjax.aot.program import Workload, check_program, topology_devices
+from rmjax.aot.hardware import Chip
+from rmjax.aot.output import as_json, sampling_as_json, show, show_ranking, show_sampling
+from rmjax.aot.program import Workload, architecture, check_program, topology_devices
+from rmjax.aot.sampling import check_sampling, parse_sampling, sampling_mesh
 from rmjax.aot.search import search_meshes
 from rmjax.config import Config
 from rmjax.errors import UserError
-from rmjax.runtime.sharding import make_mesh
+from rmjax.runtime.sharding import make_mesh, parse_mesh
 from rmjax.training.command_line import run_with_config
 from rmjax.training.objectives.objective import is_policy
 from rmjax.training.validate_config import validate
@@ -45,6 +48,12 @@ _TOKENS = flags.DEFINE_integer(
 )
 _PROMPT = flags.DEFINE_integer("prompt", 0, "How many of them are the prompt's, computed once.")
 _RESPONSES = flags.DEFINE_integer("responses", 2, "Responses to a prompt, with --prompt.")
+_SAMPLE = flags.DEFINE_string(
+    "sample",
+    None,
+    "Compiles sampling from the model instead: prompt:180,tokens:500,n:10,rows:512.",
+)
+_MESH = flags.DEFINE_string("mesh", None, "Of sampling, as data:8,tensor:8; chosen if not given.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat policies and micro-batches.")
 _MINUTES = flags.DEFINE_float("minutes", 15.0, "Time limit of a search.")
@@ -62,10 +71,14 @@ def run(config: Config) -> None:
             f"--prompt={_PROMPT.value} --responses={_RESPONSES.value}: expected fewer tokens than "
             f"--tokens={_TOKENS.value}, and at least 1 response"
         )
-    load = _workload(config)
+    if _MESH.value is not None and _SAMPLE.value is None:
+        raise UserError("--mesh is of --sample; a step's is --config.mesh.AXIS=SIZE")
     devices, chip = topology_devices(_TOPOLOGY.value, _SLICES.value)
     name = _TOPOLOGY.value + (f" x {_SLICES.value} slices" if _SLICES.value > 1 else "")
     console = Console(highlight=False)
+    if _SAMPLE.value is not None:
+        sys.exit(0 if _sampling_fits(config, name, devices, chip, console) else 1)
+    load = _workload(config)
     if _SEARCH.value:
         reports, fitting = search_meshes(config, name, devices, chip, load, _MINUTES.value)
         if not _JSON.value:
@@ -77,6 +90,24 @@ def run(config: Config) -> None:
     if _JSON.value:
         print(json.dumps([as_json(report, chip) for report in reports], indent=2))
     sys.exit(0 if any(report.fits for report in reports) else 1)
+
+
+def _sampling_fits(
+    config: Config, topology: str, devices: list[Any], chip: Chip, console: Console
+) -> bool:
+    """Compiles and prints sampling; whether it fits."""
+    if _TOKENS.value or _PROMPT.value or _SEARCH.value:
+        raise UserError(
+            "--sample: says itself what is sampled; leave out --tokens, --prompt and --search"
+        )
+    load, llama = parse_sampling(_SAMPLE.value or ""), architecture(config)
+    wanted = parse_mesh(_MESH.value) if _MESH.value else sampling_mesh(llama, len(devices))
+    report = check_sampling(llama, topology, make_mesh(wanted, devices), chip, load)
+    if _JSON.value:
+        print(json.dumps(sampling_as_json(report), indent=2))
+    else:
+        show_sampling(report, load, console)
+    return report.fits
 
 
 def _workload(config: Config) -> Workload:

@@ -311,16 +311,17 @@ def abstract_batch(config: Config, sharding: Sharding, load: Workload) -> tuple[
 
 def state_bytes(state: TrainState, trainable: tuple[str, ...]) -> dict[str, int]:
     """Bytes of the state's parts on one device, from shapes and shardings."""
-
-    def local(tree: Any) -> int:
-        return sum(
-            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves(tree)
-        )
-
     free, _ = partition(state.params, trainable)
     return {
-        "parameters": local(state.params),
-        "optimizer": local(state.opt_state),
-        "gradients": local(free),
+        "parameters": local_bytes(state.params),
+        "optimizer": local_bytes(state.opt_state),
+        "gradients": local_bytes(free),
     }
+
+
+def local_bytes(tree: Any) -> int:
+    """Bytes of arrays on one device, from shapes and shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

@@ -28,6 +28,7 @@ from rmjax.runtime.compilation import compiler_options
 from rmjax.runtime.sharding import check_divisible
 
 CHUNK = 32  # tokens that are sampled before the host looks
+TOKEN_LOOP = "tokens"  # the scope of the loop over them, in the program's text
 
 
 class RowStates(NamedTuple):
@@ -284,18 +285,18 @@ def _sample(
         return _Loop(now.number + 1, written, token, count, now.running & ~ended, sampled)
 
     shape = (CHUNK, *states.token.shape)
-    end = jax.lax.while_loop(
-        lambda now: (now.number < CHUNK) & now.running.any(),
-        extend,
-        _Loop(
-            jnp.zeros((), jnp.int32),
-            cache,
-            states.token,
-            states.count,
-            states.running,
-            Sampled(jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32)),
-        ),
+    start = _Loop(
+        jnp.zeros((), jnp.int32),
+        cache,
+        states.token,
+        states.count,
+        states.running,
+        Sampled(jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32)),
     )
+    with jax.named_scope(TOKEN_LOOP):
+        end = jax.lax.while_loop(
+            lambda now: (now.number < CHUNK) & now.running.any(), extend, start
+        )
     return end.cache, end.sampled
 
 
