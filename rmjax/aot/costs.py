@@ -192,7 +192,7 @@ def memory_bytes(module: Module, computation: Computation, instruction: Instruct
             continue
         main = sum(array.bytes for array in operand.arrays if not array.fast)
         if main and body is not None:
-            taken, replaces = _taken(body, position)
+            taken, replaces = _taken(module, body, position)
             main = min(main, taken) if taken is not None else main
             replaced = replaced or replaces
         elif main and instruction.opcode == "dynamic-slice":
@@ -207,8 +207,11 @@ def memory_bytes(module: Module, computation: Computation, instruction: Instruct
     return total
 
 
-def _taken(body: Computation, position: int) -> tuple[float | None, bool]:
-    """Bytes a fusion touches of its operand `position`, if a part, and whether it replaces them."""
+def _taken(module: Module, body: Computation, position: int) -> tuple[float | None, bool]:
+    """Bytes a fusion touches of its operand `position`, if a part, and whether it replaces them.
+
+    A fusion may hold another one that takes the part.
+    """
     names = {
         i.name for i in body.values() if i.opcode == "parameter" and i.operands[0] == str(position)
     }
@@ -223,6 +226,13 @@ def _taken(body: Computation, position: int) -> tuple[float | None, bool]:
         elif instruction.opcode == "dynamic-update-slice" and instruction.operands[0] in names:
             total += body[instruction.operands[1]].arrays[0].bytes
             replaces = True
+        elif instruction.opcode == "fusion":
+            inner = module.computations[str(instruction.attribute("calls"))]
+            for place in (i for i, name in enumerate(instruction.operands) if name in names):
+                part, _ = _taken(module, inner, place)
+                if part is None:
+                    return None, False
+                total += part
         else:
             return None, False
     return total, replaces
