@@ -171,7 +171,7 @@ class Sampler:
         source = np.zeros(more, np.int32)
         steps = np.arange(max(0, schedule.step - slots), schedule.step)
         source[steps % more] = steps % slots
-        return self._programs.move(cache, source), more
+        return self.programs.move(cache, source), more
 
     def _insert(
         self,
@@ -207,7 +207,7 @@ class Sampler:
                 if request.number in begins:
                     tokens = begins[request.number] + np.arange(request.places)
                     source[group, start : start + request.places] = tokens
-            cache = self._programs.insert(
+            cache = self.programs.insert(
                 params,
                 cache,
                 put(laid, ROWS_AXES, sharding),
