@@ -2,6 +2,8 @@
 
     python -m rmjax.compile_check --config=configs/llama70b_regression.py --topology=v5p:4x4x4
 
+With `--sample=prompt:180,tokens:512,n:10,rows:1280` it compiles sampling from the config's model.
+
 Needs `pip install 'rmjax[aot]'`: the TPU compiler, which runs on any Linux machine; for GPUs
 (`--topology=h100:8`) `'rmjax[cuda12]'`, and no GPU. The exit status is 0 if the program fits the
 chips' memory, else 1. Bytes and FLOPs are the compiler's; times are a prediction from a roofline,
@@ -11,17 +13,20 @@ see `aot/roofline.py`.
 import json
 import os
 import sys
+from typing import Any
 
 import jax
 from absl import flags
 from rich.console import Console
 
-from rmjax.aot.output import as_json, show, show_ranking
-from rmjax.aot.program import Workload, check_program, topology_devices
+from rmjax.aot.hardware import Chip
+from rmjax.aot.output import as_json, sampling_as_json, show, show_ranking, show_sampling
+from rmjax.aot.program import Workload, architecture, check_program, topology_devices
+from rmjax.aot.sampling import SamplingLoad, check_sampling, parse_sampling, sampling_mesh
 from rmjax.aot.search import search_meshes
 from rmjax.config import Config
 from rmjax.errors import UserError
-from rmjax.runtime.sharding import make_mesh
+from rmjax.runtime.sharding import make_mesh, parse_mesh
 from rmjax.training.command_line import run_with_config
 from rmjax.training.objectives.objective import is_policy
 from rmjax.training.validate_config import validate
@@ -45,6 +50,12 @@ _TOKENS = flags.DEFINE_integer(
 )
 _PROMPT = flags.DEFINE_integer("prompt", 0, "How many of them are the prompt's, computed once.")
 _RESPONSES = flags.DEFINE_integer("responses", 2, "Responses to a prompt, with --prompt.")
+_SAMPLE = flags.DEFINE_string(
+    "sample",
+    None,
+    "Compiles sampling from the model instead: prompt:180,tokens:500,n:10,rows:512.",
+)
+_MESH = flags.DEFINE_string("mesh", None, "Of sampling, as data:8,tensor:8; chosen if not given.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat policies and micro-batches.")
 _MINUTES = flags.DEFINE_float("minutes", 15.0, "Time limit of a search.")
@@ -53,29 +64,14 @@ _MINUTES = flags.DEFINE_float("minutes", 15.0, "Time limit of a search.")
 def run(config: Config) -> None:
     """The command; exits with 1 if the program does not fit."""
     validate(config)
-    if is_policy(config.objective):
-        raise UserError(
-            f"config.objective = {config.objective!r}: a policy's step is not foreseen here, only "
-            "a reward model's"
-        )
     if not _TOPOLOGY.value:
         raise UserError("which hardware? --topology=v5p:4x4x4")
-    if not 0 <= _TOKENS.value <= config.data.max_length:
-        raise UserError(f"--tokens={_TOKENS.value}: expected 1 to {config.data.max_length}")
-    if not (0 <= _PROMPT.value < (_TOKENS.value or 1) and _RESPONSES.value > 0):
-        raise UserError(
-            f"--prompt={_PROMPT.value} --responses={_RESPONSES.value}: expected fewer tokens than "
-            f"--tokens={_TOKENS.value}, and at least 1 response"
-        )
-    load = Workload(
-        config.batch_size,
-        _TOKENS.value or config.data.max_length,
-        _PROMPT.value,
-        _RESPONSES.value if _PROMPT.value else 1,
-    )
+    load = _workload(config) if _SAMPLE.value is None else _sampling(_SAMPLE.value)
     devices, chip = topology_devices(_TOPOLOGY.value, _SLICES.value)
     name = _TOPOLOGY.value + (f" x {_SLICES.value} slices" if _SLICES.value > 1 else "")
     console = Console(highlight=False)
+    if isinstance(load, SamplingLoad):
+        sys.exit(0 if _sampling_fits(config, name, devices, chip, load, console) else 1)
     if _SEARCH.value:
         reports, fitting = search_meshes(config, name, devices, chip, load, _MINUTES.value)
         if not _JSON.value:
@@ -87,6 +83,58 @@ def run(config: Config) -> None:
     if _JSON.value:
         print(json.dumps([as_json(report, chip) for report in reports], indent=2))
     sys.exit(0 if any(report.fits for report in reports) else 1)
+
+
+def _sampling_fits(
+    config: Config,
+    topology: str,
+    devices: list[Any],
+    chip: Chip,
+    load: SamplingLoad,
+    console: Console,
+) -> bool:
+    """Compiles and prints sampling; whether it fits."""
+    llama = architecture(config)
+    wanted = parse_mesh(_MESH.value) if _MESH.value else sampling_mesh(llama, len(devices))
+    report = check_sampling(llama, topology, make_mesh(wanted, devices), chip, load)
+    if _JSON.value:
+        print(json.dumps(sampling_as_json(report), indent=2))
+    else:
+        show_sampling(report, load, console)
+    return report.fits
+
+
+def _workload(config: Config) -> Workload:
+    """What the flags say of a step. A policy predicts what stands behind the prompt.
+
+    The prompt's last token is every response's own there, since it predicts the first one's.
+    """
+    policy, most = is_policy(config.objective), config.data.max_length
+    tokens, prompt = _TOKENS.value or most, _PROMPT.value
+    if not (_TOKENS.value >= 0 and 1 + policy <= tokens <= most):
+        raise UserError(f"--tokens={_TOKENS.value}: expected {1 + policy} to {most}")
+    if not (0 <= prompt < (_TOKENS.value or 1) and _RESPONSES.value > 0):
+        raise UserError(
+            f"--prompt={prompt} --responses={_RESPONSES.value}: expected fewer tokens than "
+            f"--tokens={_TOKENS.value}, and at least 1 response"
+        )
+    if _MESH.value is not None:
+        raise UserError("--mesh is of --sample; that of a step is --config.mesh.AXIS=SIZE")
+    predicted = 0
+    if policy:
+        predicted = tokens - max(1, prompt)
+        prompt = max(0, prompt - 1)
+    responses = _RESPONSES.value if _PROMPT.value else 1
+    return Workload(config.batch_size, tokens, prompt, responses, predicted)
+
+
+def _sampling(text: str) -> SamplingLoad:
+    """What `--sample` says."""
+    if _TOKENS.value or _PROMPT.value or _SEARCH.value:
+        raise UserError(
+            "--sample says itself what is sampled: leave out --tokens, --prompt, --search"
+        )
+    return parse_sampling(text)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -191,7 +192,7 @@ def memory_bytes(module: Module, computation: Computation, instruction: Instruct
             continue
         main = sum(array.bytes for array in operand.arrays if not array.fast)
         if main and body is not None:
-            taken, replaces = _taken(body, position)
+            taken, replaces = _taken(module, body, position)
             main = min(main, taken) if taken is not None else main
             replaced = replaced or replaces
         elif main and instruction.opcode == "dynamic-slice":
@@ -206,8 +207,11 @@ def memory_bytes(module: Module, computation: Computation, instruction: Instruct
     return total
 
 
-def _taken(body: Computation, position: int) -> tuple[float | None, bool]:
-    """Bytes a fusion touches of its operand `position`, if a part, and whether it replaces them."""
+def _taken(module: Module, body: Computation, position: int) -> tuple[float | None, bool]:
+    """Bytes a fusion touches of its operand `position`, if a part, and whether it replaces them.
+
+    A fusion may hold another one that takes the part.
+    """
     names = {
         i.name for i in body.values() if i.opcode == "parameter" and i.operands[0] == str(position)
     }
@@ -222,6 +226,13 @@ def _taken(body: Computation, position: int) -> tuple[float | None, bool]:
         elif instruction.opcode == "dynamic-update-slice" and instruction.operands[0] in names:
             total += body[instruction.operands[1]].arrays[0].bytes
             replaces = True
+        elif instruction.opcode == "fusion":
+            inner = module.computations[str(instruction.attribute("calls"))]
+            for place in (i for i, name in enumerate(instruction.operands) if name in names):
+                part, _ = _taken(module, inner, place)
+                if part is None:
+                    return None, False
+                total += part
         else:
             return None, False
     return total, replaces
@@ -252,18 +263,21 @@ class StepWork:
 
 
 def work(
-    text: str, devices: int, unknown_trips: int = 1, attention: Steps | None = None
+    text: str,
+    devices: int,
+    trips: Mapping[str, int] = MappingProxyType({}),
+    attention: Steps | None = None,
 ) -> Iterator[StepWork]:
     """Everything of a program that costs something.
 
     Args:
       text: of the optimised module.
       devices: that run it.
-      unknown_trips: how often a loop runs whose bound is data.
+      trips: how often a loop runs whose bound is data, by its scope; see `hlo.executions`.
       attention: how the steps of the attention kernel are counted; as all taken if not given.
     """
     module = parse(text)
-    for name, times in executions(module, unknown_trips).items():
+    for name, times in executions(module, trips).items():
         computation = module.computations[name]
         found = [(i, *_inside(module, name, i, devices)) for i in computation.values()]
         # TPUs' compiler spreads a collective over the operations beside which it runs.

@@ -9,7 +9,14 @@ import math
 from rmjax.aot.hardware import Chip
 from rmjax.models.decoder_config import LlamaConfig
 from rmjax.models.flops import model_flops
-from rmjax.models.heads import RewardHead, model_parameters, model_sizes
+from rmjax.models.heads import (
+    Head,
+    LanguageModelHead,
+    head_outputs,
+    model_parameters,
+    model_sizes,
+)
+from rmjax.models.log_probabilities import chunk_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Estimate:
 
 def estimate(
     llama: LlamaConfig,
-    attributes: int,
+    head: Head,
     *,
     mesh: dict[str, int],
     chip: Chip,
@@ -50,12 +57,13 @@ def estimate(
     length: int,
     group: tuple[int, list[int]],
     remat: str,
+    predicted: int = 0,
 ) -> Estimate:
     """Estimates a step in which every micro-batch computes all of its rows.
 
     Args:
       llama: the architecture.
-      attributes: outputs of the head.
+      head: of the model.
       mesh: sizes of the axes.
       chip: what computes.
       chips_per_host: devices behind one switch; whatever spans more is on the slow network. Only
@@ -65,9 +73,9 @@ def estimate(
       length: positions of a row.
       group: what rows are filled with, as `flops.model_flops` wants it.
       remat: policy.
+      predicted: tokens of a group that a language-model head predicts.
     """
     data, fsdp, context, tensor = (mesh[axis] for axis in ("data", "fsdp", "context", "tensor"))
-    head = RewardHead(attributes)
     sizes = model_sizes(llama, head)
     count = sum(
         math.prod(sizes[axis] for axis in row.all_axes) for row in model_parameters(llama, head)
@@ -81,15 +89,24 @@ def estimate(
     attended = 2 * heads + 2 * llama.num_key_value_heads * llama.head_dim  # and what it is made of
     stored = {"full": 0.0, "attention": attended / tensor}
     kept = 2 * positions * (embed + stored.get(remat, (wide + heads) / tensor + 2 * embed))
-    gathered = 2 * (count - llama.vocab_size * embed) / layers / tensor
+    vocabulary = llama.vocab_size * embed
+    policy = isinstance(head, LanguageModelHead)
+    outside = vocabulary * (2 if policy and not head.tied else 1)
+    gathered = 2 * (count - outside) / layers / tensor
     running = 2 * gathered + 2 * 3 * positions * wide / tensor + 4 * 4 * positions * embed
-    embeddings = 2 * llama.vocab_size * embed / tensor
+    embeddings = 2 * vocabulary / tensor
+    if policy:  # the matrix whole, its gradient, logits of a chunk and what is made of them
+        logits = chunk_size(math.ceil(positions)) * llama.vocab_size / tensor
+        embeddings = (2 + 4) * vocabulary / tensor + 3 * 4 * logits + 4 * positions * embed
 
     # ---- seconds
     computed = microbatches * rows * data * fsdp
     shared, samples = group
     fit = max(1, length // (shared + sum(n - shared for n in samples)))
-    flops = model_flops(llama, attributes, [group] * (computed * fit), training=True)
+    read = predicted * computed * fit if policy else None
+    groups = [group] * (computed * fit)
+    outputs = head_outputs(llama, head)
+    flops = model_flops(llama, outputs, groups, training=True, read=read)
     share = layers * embed * (attended - heads) / count  # of the products: those of q, k and v
     again = {"full": 4 / 3, "attention": 1 + (1 - share) / 3}.get(remat, 1.0)
     compute = again * flops / (data * fsdp * context * tensor * chip.flops)

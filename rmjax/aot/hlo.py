@@ -136,25 +136,26 @@ def _until_comma(text: str, start: int) -> str:
     return text[start:]
 
 
-def executions(module: Module, unknown_trips: int) -> dict[str, float]:
+def executions(module: Module, trips: Mapping[str, int]) -> dict[str, float]:
     """How often each computation runs by itself: loops multiply, branches count once each.
 
     What a fusion, a reduction or the like calls is part of that instruction and not in here.
 
     Args:
       module: the program.
-      unknown_trips: how often a loop runs whose bound is data.
+      trips: how often a loop runs whose bound is data, by the name of the scope it is written in.
+
+    Raises:
+      ValueError: such a loop is in another scope.
     """
     times: dict[str, float] = {}
 
     def visit(name: str, count: float) -> None:
         times[name] = times.get(name, 0.0) + count
         for instruction in module.computations[name].values():
-            trips = 1
-            if instruction.opcode == "while":
-                trips = _trips(module, name, instruction, unknown_trips)
+            each = _trips(module, name, instruction, trips) if instruction.opcode == "while" else 1
             for called in _called(instruction):
-                visit(called, count * trips)
+                visit(called, count * each)
 
     visit(module.entry, 1)
     return times
@@ -173,14 +174,14 @@ def _called(instruction: Instruction) -> list[str]:
     return re.findall(r"%[\w.\-<>]+", text)
 
 
-def _trips(module: Module, where: str, loop: Instruction, unknown: int) -> int:
+def _trips(module: Module, where: str, loop: Instruction, unknown: Mapping[str, int]) -> int:
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
     if known:
         return int(known.group(1))
     condition = module.computations[str(loop.attribute("condition"))]
     test = next(i for i in condition.values() if i.root)
     if test.opcode != "compare" or test.attribute("direction") != "LT":
-        return unknown
+        return _told_trips(loop, unknown)
     counter, bound = (condition[name] for name in test.operands)
     start = module.computations[where][loop.operands[0]]
     index = int(counter.attribute("index") or 0)
@@ -191,9 +192,18 @@ def _trips(module: Module, where: str, loop: Instruction, unknown: int) -> int:
         place = int(bound.attribute("index") or 0)
         last = _constant(module.computations[where], start.operands[place])
     if last is None:
-        return unknown
+        return _told_trips(loop, unknown)
     step = _step(module.computations[str(loop.attribute("body"))], index)
     return -(-(last - (first or 0)) // step)
+
+
+def _told_trips(loop: Instruction, trips: Mapping[str, int]) -> int:
+    """How often a loop runs by its scope: `chunks` in `op_name="jit(f)/.../chunks/while"`."""
+    found = re.search(r'op_name="[^"]*?([^"/]+)/while"', loop.rest)
+    scope = found.group(1) if found else ""
+    if scope not in trips:
+        raise ValueError(f"nothing says how often {loop.name} runs, in scope {scope!r}")
+    return trips[scope]
 
 
 def _step(body: Computation, index: int) -> int:

@@ -11,6 +11,8 @@ from rich.table import Table
 from rmjax.aot.hardware import Chip
 from rmjax.aot.program import Report, Workload
 from rmjax.aot.roofline import Prediction
+from rmjax.aot.sampling import SamplingLoad, SamplingReport
+from rmjax.generation.programs import CHUNK
 
 
 def line(report: Report, chip: Chip) -> str:
@@ -28,8 +30,9 @@ def show(report: Report, chip: Chip, load: Workload, length: int, console: Conso
     mesh = ", ".join(f"{axis} {size}" for axis, size in report.mesh.items())
     console.print(f"topology    {report.topology}: {chips} chips; mesh {mesh}")
     shared = f", {load.prompt:,} of them shared by {load.responses}" if load.prompt else ""
+    predicted = f", {load.predicted:,} of them predicted" if load.predicted else ""
     console.print(
-        f"step        {load.samples} responses of {load.tokens:,} tokens{shared}, "
+        f"step        {load.samples} responses of {load.tokens:,} tokens{shared}{predicted}, "
         f"{load.rows(length)} rows of {length:,}; {report.microbatches} x {report.rows} rows "
         f"computed, remat {report.remat}"
     )
@@ -44,15 +47,68 @@ def show(report: Report, chip: Chip, load: Workload, length: int, console: Conso
     if not report.fits:
         console.print(f"DOES NOT FIT: {report.peak / 2**30:.1f} GiB are needed on every chip")
     found = report.prediction
-    if report.unread:
-        console.print(
-            "the compiler's program cannot be read, so there is no prediction; Python 3.12 and its "
-            f"newer JAX can, as a rule ({report.unread})"
-        )
+    _show_unread(report.unread, console)
     if found is not None:
         _show_prediction(report, found, chip, console)
     if report.fits:
         console.print(f"FITS: {report.peak / 2**30:.1f} of {report.memory / 2**30:.1f} GiB")
+
+
+def show_sampling(report: SamplingReport, load: SamplingLoad, console: Console) -> None:
+    """Prints what sampling comes to."""
+    chips = math.prod(report.mesh.values())
+    mesh = ", ".join(f"{axis} {size}" for axis, size in report.mesh.items())
+    shape = report.shape
+    console.print(f"topology    {report.topology}: {chips} chips; mesh {mesh}")
+    console.print(
+        f"sampling    {report.rows:,} rows at once, {load.n} samples of a prompt, prompts of "
+        f"{load.prompt:,} tokens, samples of {load.tokens:,}"
+    )
+    console.print(
+        f"cache       {shape.groups} groups of {shape.members} rows, {shape.places:,} places for "
+        f"prompts, {shape.slots:,} slots a row; attention of prompts {report.attention}"
+    )
+    console.print(f"compiled    in {report.compile_seconds:.0f} s\n")
+    table = _table("bytes a chip", "", "GiB")
+    for name in ("weights", "cache", "temporaries", "peak"):
+        table.add_row(name, f"{getattr(report, name) / 2**30:.2f}")
+    table.add_row("the chip has", f"{report.memory / 2**30:.2f}")
+    console.print(table)
+    _show_unread(report.unread, console)
+    chunk, prompts = report.chunk, report.prompts
+    if chunk is not None:
+        table = _table("predicted by a roofline, not measured", "one token of every row", "ms")
+        rows = {
+            "weights and cache read once": report.bound * CHUNK,
+            "main memory": chunk.memory,
+            "FLOPs of the program": chunk.compute,
+            "all operations, estimated": chunk.operations,
+            **{f"network {name}": seconds for name, seconds in chunk.networks.items()},
+            "predicted": chunk.step,
+        }
+        for name, seconds in rows.items():
+            table.add_row(name, f"{1e3 * seconds / CHUNK:.2f}")
+        console.print(table)
+        console.print(
+            f"{report.decoded:,.0f} tokens/s, {report.decoded / chips:,.0f} a chip; "
+            f"{report.of_bound:.0%} of the time is what reading weights and cache takes"
+        )
+    if chunk is not None and prompts is not None:
+        console.print(
+            f"prompts {report.calls} x {prompts.step:.2f} s, {report.prompts_at_once:,} at once; "
+            f"with them {report.sampled:,.0f} tokens/s"
+        )
+    found = f"{report.peak / 2**30:.1f} of {report.memory / 2**30:.1f} GiB"
+    console.print(f"FITS: {found}" if report.fits else f"DOES NOT FIT: {found}")
+
+
+def _show_unread(unread: str, console: Console) -> None:
+    if unread:
+        console.print(
+            "the compiler's program cannot be read, so there is no prediction; Python 3.12 and its "
+            f"newer JAX can, as a rule ({unread})",
+            markup=False,
+        )
 
 
 def _show_prediction(report: Report, found: Prediction, chip: Chip, console: Console) -> None:
@@ -118,5 +174,18 @@ def as_json(report: Report, chip: Chip) -> dict[str, Any]:
             "serial": report.prediction.serial,
             "tokens_per_second": report.tokens / report.prediction.step,
             "mfu": report.mfu(chip),
+        }
+    return fields
+
+
+def sampling_as_json(report: SamplingReport) -> dict[str, Any]:
+    """A report in JSON's types, with what follows from it."""
+    fields = dataclasses.asdict(report) | {"rows": report.rows}
+    if report.chunk is not None:
+        fields |= {
+            "seconds_per_token": report.seconds,
+            "of_bound": report.of_bound,
+            "decoded_per_second": report.decoded,
+            "sampled_per_second": report.sampled,
         }
     return fields

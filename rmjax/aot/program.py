@@ -8,34 +8,39 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from rmjax.aot.attention_cost import kernel_steps
-from rmjax.aot.costs import work
+from rmjax.aot.compiled import compile_program
 from rmjax.aot.hardware import CHIPS, Chip, gpu_target
-from rmjax.aot.roofline import Prediction, predict
+from rmjax.aot.roofline import Prediction
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.config import Config
-from rmjax.data.batch import BATCH_AXES, Batch, Pairs, Ratings, Targets
+from rmjax.data.batch import (
+    Batch,
+    Pairs,
+    PolicyTargets,
+    Ratings,
+    Responses,
+    Targets,
+    batch_axes,
+)
 from rmjax.data.planning import slots_for
 from rmjax.errors import UserError
 from rmjax.models.attention.dispatch import choose
 from rmjax.models.decoder_config import LlamaConfig
 from rmjax.models.flops import model_flops
+from rmjax.models.heads import head_outputs
 from rmjax.models.inputs import Rows
 from rmjax.models.layers import ModelOptions
+from rmjax.models.log_probabilities import CHUNK_LOOP, chunk_size
 from rmjax.runtime.sharding import Sharding, check_divisible
-from rmjax.training.experiment import config_objective, new_model
+from rmjax.training.experiment import config_objective, new_head, new_model
+from rmjax.training.objectives.objective import is_policy
 from rmjax.training.optimizer import partition
-from rmjax.training.step import TrainState, make_program
-
-# TPU: looking up embeddings on the SparseCores cannot be written as text by every version of JAX.
-# GPU: kernels are chosen by trying them, which needs one; the compiler's own choice is taken.
-_COMPILER_OPTIONS = {
-    "tpu": {"xla_tpu_offload_gather_to_sparsecore": "false"},
-    "cuda": {"xla_gpu_autotune_level": "0"},
-}
+from rmjax.training.step import MICROBATCH_LOOP, TrainState, make_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Report:
       model_flops: of the step, over all chips; see `flops.model_flops`.
       fits: whether the compiler accepts the program and the chip has room for it.
       prediction: FLOPs, traffic and time; None if it does not fit, or cannot be read.
-      unread: why this version of JAX cannot read the compiler's program, if so.
+      unread: why the compiler's program cannot be read, if so.
       compile_seconds: what it took.
     """
 
@@ -106,12 +111,15 @@ class Workload:
       prompt: how many of them are the prompt's, computed once for all its responses; 0 if each
         response is computed with its own.
       responses: to a prompt.
+      predicted: tokens of a sample that a policy learns to predict, the first of those that are its
+        own; 0 for a reward model.
     """
 
     samples: int
     tokens: int
     prompt: int = 0
     responses: int = 1
+    predicted: int = 0
 
     @property
     def group(self) -> tuple[int, list[int]]:
@@ -131,6 +139,20 @@ class Workload:
     def rows(self, length: int) -> int:
         """Rows they fill, packed without a gap; a prompt and its responses stay together."""
         return -(-self.groups // max(1, length // self.group_places))
+
+    def read(self, groups: int) -> int | None:
+        """Places of so many groups that the head reads, as `flops.model_flops` wants it."""
+        return self.predicted * self.responses * groups if self.predicted else None
+
+    def chunks(self, length: int, rows: int, context: int) -> int:
+        """Chunks of predicting places that the busiest device computes of so many full rows."""
+        own = self.tokens - self.prompt
+        group = np.arange(self.group_places) - self.prompt
+        predicting = (group >= 0) & (group % own < self.predicted)
+        row = np.tile(predicting, max(1, length // self.group_places))
+        row = np.pad(row, (0, max(0, length - len(row))))[:length]
+        most = max(int(part.sum()) for part in np.array_split(row, context))
+        return -(-rows * most // chunk_size(rows * length // context))
 
 
 def topology_devices(name: str, slices: int = 1) -> tuple[list[Any], Chip]:
@@ -183,29 +205,12 @@ def check_program(config: Config, topology: str, mesh: Mesh, chip: Chip, load: W
     step, state = abstract_program(config, llama, sharding, kernel)
     batch, microbatches = abstract_batch(config, sharding, load)
     context = mesh.shape["context"]
+    trips = {
+        MICROBATCH_LOOP: microbatches,
+        CHUNK_LOOP: load.chunks(config.row_length, config.rows_per_device, context),
+    }
     steps = kernel_steps(load.group, load.group_places, config.row_length, context, chip)
-    platform = "tpu" if chip.torus else "cuda"
-    lowered = step.trace(state, batch).lower(lowering_platforms=(platform,))
-    prediction, unread = None, ""
-    try:
-        compiled = lowered.compile(compiler_options=_COMPILER_OPTIONS[platform])
-    except jax.errors.JaxRuntimeError as error:
-        fits, peak = False, _needed(str(error))
-    else:
-        stats = compiled.memory_analysis()
-        peak = (
-            stats.argument_size_in_bytes
-            + stats.output_size_in_bytes
-            - stats.alias_size_in_bytes
-            + stats.temp_size_in_bytes
-            + stats.generated_code_size_in_bytes
-        )
-        fits = peak <= chip.memory
-        try:
-            costs = work(compiled.as_text(), mesh.size, microbatches, steps)
-            prediction = predict(costs, mesh, chip)
-        except jax.errors.JaxRuntimeError as error:  # the compiler is newer than its reader
-            unread = f"JAX {jax.__version__}: {str(error).splitlines()[0][-160:]}"
+    made = compile_program(step.trace(state, batch), mesh, chip, trips, steps)
     parts = state_bytes(state, config.trained)
     return Report(
         topology=topology,
@@ -217,19 +222,20 @@ def check_program(config: Config, topology: str, mesh: Mesh, chip: Chip, load: W
         microbatches=microbatches,
         tokens=load.groups * load.group_places,
         **parts,
-        temporaries=max(0, peak - sum(parts.values())),
-        peak=peak,
+        temporaries=max(0, made.peak - sum(parts.values())),
+        peak=made.peak,
         memory=chip.memory,
         model_flops=model_flops(
             llama,
-            len(config.data.attributes),
+            head_outputs(llama, new_head(config, llama)),
             [load.group] * load.groups,
             training=True,
             lora=config.lora,
+            read=load.read(load.groups),
         ),
-        fits=fits,
-        prediction=prediction,
-        unread=unread,
+        fits=made.fits,
+        prediction=made.prediction,
+        unread=made.unread,
         compile_seconds=time.monotonic() - began,
     )
 
@@ -278,12 +284,18 @@ def abstract_batch(config: Config, sharding: Sharding, load: Workload) -> tuple[
     def floats(*shape: int) -> Any:
         return jax.ShapeDtypeStruct((count, rows, *shape), jnp.float32)
 
-    labels = floats(slots, len(config.data.attributes))
     pair = slots // 2
     pairs = Pairs(ints(pair), ints(pair), floats(pair), floats(pair))
+    if is_policy(config.objective):
+        predicting = jax.ShapeDtypeStruct((count, rows, length), jnp.bool_)
+        responses: Any = (predicting, *[floats(slots)] * 3)
+        targets = PolicyTargets(Responses._make(responses), pairs)
+    else:
+        labels = floats(slots, len(config.data.attributes))
+        targets = Targets(Ratings(labels, labels), pairs)
     batch = Batch(
         Rows._make([ints(length)] * 5 + [ints(slots)]),
-        Targets(Ratings(labels, labels), pairs),
+        targets,
         ints(slots),
         jax.ShapeDtypeStruct((), jnp.int32),  # pyright: ignore[reportArgumentType]
     )
@@ -292,33 +304,24 @@ def abstract_batch(config: Config, sharding: Sharding, load: Workload) -> tuple[
             leaf.shape, leaf.dtype, sharding=sharding.activation(names)
         ),
         batch,
-        BATCH_AXES,
+        batch_axes(batch),
     )
     return placed, count
 
 
 def state_bytes(state: TrainState, trainable: tuple[str, ...]) -> dict[str, int]:
     """Bytes of the state's parts on one device, from shapes and shardings."""
-
-    def local(tree: Any) -> int:
-        return sum(
-            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves(tree)
-        )
-
     free, _ = partition(state.params, trainable)
     return {
-        "parameters": local(state.params),
-        "optimizer": local(state.opt_state),
-        "gradients": local(free),
+        "parameters": local_bytes(state.params),
+        "optimizer": local_bytes(state.opt_state),
+        "gradients": local_bytes(free),
     }
 
 
-def _needed(message: str) -> int:
-    """Bytes that a program which does not fit would need, from the compiler's refusal."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message) or re.search(
-        r"\(([\d.]+)([KMGT])\) exceeds available HBM", message
+def local_bytes(tree: Any) -> int:
+    """Bytes of arrays on one device, from shapes and shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
     )
-    if not found:
-        raise UserError(f"the compiler refuses the program: {message.splitlines()[0][:400]}")
-    return int(float(found.group(1)) * 1024 ** ("KMGT".index(found.group(2)) + 1))

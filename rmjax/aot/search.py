@@ -21,6 +21,7 @@ from rmjax.config import Config
 from rmjax.errors import UserError
 from rmjax.models.decoder import REMAT
 from rmjax.runtime.sharding import MeshConfig, Sharding, abstract_mesh, make_mesh, mesh_shape
+from rmjax.training.experiment import new_head
 
 
 def search_meshes(
@@ -62,6 +63,7 @@ def _estimated(
     """Candidates that divide and should fit, with their seconds by arithmetic."""
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if chip.torus else 1
     llama = architecture(config)
+    head = new_head(config, llama)
     for mesh in _meshes(len(devices), slices):
         sizes = mesh_shape(mesh, len(devices))
         sharding = Sharding(abstract_mesh(mesh, len(devices)))
@@ -76,7 +78,7 @@ def _estimated(
                 )
                 guess = estimate(
                     llama,
-                    len(config.data.attributes),
+                    head,
                     mesh=sizes,
                     chip=chip,
                     chips_per_host=_chips_per_host(devices),
@@ -85,6 +87,7 @@ def _estimated(
                     length=config.row_length,
                     group=load.group,
                     remat=remat,
+                    predicted=load.predicted * load.responses,
                 )
                 divides = config.row_length % sizes["context"] == 0
                 if divides and sum(state.values()) + guess.temporaries < chip.memory:

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Int32, UInt32
+from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
 from rmjax.generation.choice import Rule, choose, uniform
 from rmjax.models.attention.cached import KEPT_AXES, Kept, Seen
@@ -25,9 +26,10 @@ from rmjax.models.inputs import Rows
 from rmjax.models.model import Model
 from rmjax.models.parameters import Params
 from rmjax.runtime.compilation import compiler_options
-from rmjax.runtime.sharding import check_divisible
+from rmjax.runtime.sharding import Sharding, check_divisible
 
 CHUNK = 32  # tokens that are sampled before the host looks
+TOKEN_LOOP = "tokens"  # the scope of the loop over them, in the program's text
 
 
 class RowStates(NamedTuple):
@@ -261,7 +263,7 @@ def _sample(
             method="extend",
         )
         logits = model.head(params, hidden)[:, 0]
-        logits = model.options.sharding.constrain(logits, ("row", "choice"))
+        logits = _for_drawing(logits, model.options.sharding)
         noise = uniform(keys, now.count.reshape(-1))
         token, log_probability = (x.reshape(now.token.shape) for x in choose(logits, noise, rule))
         count = now.count + now.running.astype(jnp.int32)
@@ -279,24 +281,36 @@ def _sample(
                 for kept, pair in zip(now.cache, new, strict=True)
             ]
             if apart
-            else _write(now.cache, new, slot)  # pyright: ignore[reportArgumentType]
+            else _as_named(_write(now.cache, new, slot))  # pyright: ignore[reportArgumentType]
         )
         return _Loop(now.number + 1, written, token, count, now.running & ~ended, sampled)
 
     shape = (CHUNK, *states.token.shape)
-    end = jax.lax.while_loop(
-        lambda now: (now.number < CHUNK) & now.running.any(),
-        extend,
-        _Loop(
-            jnp.zeros((), jnp.int32),
-            cache,
-            states.token,
-            states.count,
-            states.running,
-            Sampled(jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32)),
-        ),
+    start = _Loop(
+        jnp.zeros((), jnp.int32),
+        cache,
+        states.token,
+        states.count,
+        states.running,
+        Sampled(jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32)),
     )
+    with jax.named_scope(TOKEN_LOOP):
+        end = jax.lax.while_loop(
+            lambda now: (now.number < CHUNK) & now.running.any(), extend, start
+        )
     return end.cache, end.sampled
+
+
+def _for_drawing(logits: Float32[Array, "GR V"], sharding: Sharding) -> jax.Array:
+    """The same logits, each row's whole on one device, and the rows over all devices.
+
+    The product gives each device a part of the vocabulary. Without saying so first, the compiler
+    gathers the matrix for every token instead. Rows that do not divide over all devices are drawn
+    by each device of `tensor` alike.
+    """
+    logits = sharding.constrain(logits, ("row", "vocab"))
+    parts = sharding.row_shards * sharding.mesh.shape["tensor"]
+    return sharding.constrain(logits, ("row" if len(logits) % parts else "drawn", "choice"))
 
 
 def _row_keys(seed: jax.Array, states: RowStates) -> UInt32[Array, "GR 2"]:
@@ -321,3 +335,16 @@ def _write(kept: Kept, new: KeysValues, slot: jax.Array) -> Kept:
         own_keys=update(kept.own_keys, keys, slot, keys.ndim - 1),
         own_values=update(kept.own_values, values, slot, values.ndim - 2),
     )
+
+
+def _as_named(kept: Kept) -> Kept:
+    """The same in memory as its axes are named, the layers in front.
+
+    The TPUs' compiler would turn the rows' own keys and values so that writing a slot costs least:
+    it would copy all of them twice a chunk, and read each layer's in strides.
+    """
+
+    def pinned(x: jax.Array) -> jax.Array:
+        return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+    return kept._replace(own_keys=pinned(kept.own_keys), own_values=pinned(kept.own_values))

@@ -57,7 +57,8 @@ class Sampler:
         self._model, self._rows = model, rows
 
     @functools.cached_property
-    def _programs(self) -> Programs:
+    def programs(self) -> Programs:
+        """The compiled functions."""
         return make_programs(self._model)
 
     def samples(
@@ -82,16 +83,17 @@ class Sampler:
         """
         if not requests:
             return
-        shape = self._shape(requests, settings)
-        schedule, programs = Schedule(requests, shape), self._programs
+        places = [request.places for request in requests]
+        shape, rows = self.cache_shape(places, settings.n), self.prompt_rows(places)
+        schedule, programs = Schedule(requests, shape), self.programs
         sharding = self._model.options.sharding
         cache = programs.make_cache(shape)
-        row_length, seed = self._row_length(requests), np.uint32(settings.seed)
+        seed = np.uint32(settings.seed)
         rule = make_rule(settings.temperature, settings.top_p, settings.top_k)
         slots, most = shape.slots, max(request.limit for request in requests)
         prepared = programs.prepare(params)
         while True:
-            cache = self._insert(params, cache, schedule.fill(), shape, row_length)
+            cache = self._insert(params, cache, schedule.fill(), shape, rows)
             if not any(schedule.running()):
                 return
             cache, slots = self._make_room(cache, slots, schedule, most)
@@ -121,27 +123,39 @@ class Sampler:
                     schedule.finish(group, row)
                     yield running
 
-    def _shape(self, requests: Sequence[Request], settings: SamplingSettings) -> Shape:
-        """The cache for these prompts; few shapes, because each is compiled."""
+    def cache_shape(self, places: Sequence[int], n: int) -> Shape:
+        """The cache to begin with; few shapes, because each is compiled.
+
+        Args:
+          places: that each prompt takes.
+          n: samples of each.
+        """
         shards = self._model.options.sharding.row_shards
-        samples = settings.n * len(requests)
-        members = max(1, min(settings.n, min(self._rows, samples) // shards))
+        samples = n * len(places)
+        members = max(1, min(n, min(self._rows, samples) // shards))
         most = -(-self._rows // (members * shards))
         groups = 1
         while groups < most and groups * shards * members < samples:
             groups *= 2
         groups = shards * min(groups, most)
-        places = [request.places for request in requests]
         room = max(places)
         if groups * members < samples and members > 1:
             # The next prompt can begin before the last sample of the one before is over.
             room = max(room, 2 * round(sum(places) / len(places)))
         return Shape(groups, members, bucket(max(1, room), self._model), _FEWEST_SLOTS)
 
-    def _row_length(self, requests: Sequence[Request]) -> int:
-        places = [request.places for request in requests]
+    def prompt_rows(self, places: Sequence[int]) -> RowShape:
+        """The rows that prompts of so many places are computed in, as many as at once at most."""
         shards = self._model.options.sharding.row_shards
-        return bucket(max(1, *places, min(_PACKED, sum(places) // shards)), self._model)
+        length = bucket(max(1, *places, min(_PACKED, sum(places) // shards)), self._model)
+        most = shards * max(1, PADDED_TOKENS // (length * shards))
+        align = alignment(self._model.options.attention, length)
+        return RowShape(most, length, _PROMPTS, align)
+
+    @staticmethod
+    def most_slots(limit: int) -> int:
+        """Slots of a cache when samples have so many tokens."""
+        return max(_FEWEST_SLOTS, -(-limit // CHUNK) * CHUNK)
 
     def _make_room(
         self, cache: Cache, slots: int, schedule: Schedule, most: int
@@ -153,11 +167,11 @@ class Sampler:
         more = slots
         while more < needed:
             more *= 2
-        more = max(needed, min(more, -(-most // CHUNK) * CHUNK))
+        more = max(needed, min(more, self.most_slots(most)))
         source = np.zeros(more, np.int32)
         steps = np.arange(max(0, schedule.step - slots), schedule.step)
         source[steps % more] = steps % slots
-        return self._programs.move(cache, source), more
+        return self.programs.move(cache, source), more
 
     def _insert(
         self,
@@ -165,27 +179,24 @@ class Sampler:
         cache: Cache,
         placements: Sequence[Placement],
         shape: Shape,
-        row_length: int,
+        of_prompts: RowShape,
     ) -> Cache:
         """Computes prompts in packed rows, each once, and writes what is kept of them."""
         sharding = self._model.options.sharding
-        align = alignment(self._model.options.attention, row_length)
+        row_length, align = of_prompts.length, of_prompts.align
         requests = list(
             {p.request.number: p.request for p in placements if p.request.places}.values()
         )
         lengths = [segment_length([request.places], 0, align) for request in requests]
-        packed = pack(lengths, row_length, _PROMPTS)
-        shards = sharding.row_shards
-        most = shards * max(1, PADDED_TOKENS // (row_length * shards))
+        packed = pack(lengths, row_length, of_prompts.slots)
+        shards, most = sharding.row_shards, of_prompts.rows
         for first in range(0, len(packed), most):
             rows = packed[first : first + most]
             count = shards
             while count < len(rows):
                 count *= 2
             segments = [[Segment([requests[i].tokens[:-1]]) for i in row] for row in rows]
-            laid = make_rows(
-                segments, min(count, most), RowShape(count, row_length, _PROMPTS, align)
-            )
+            laid = make_rows(segments, min(count, most), of_prompts)
             begins = {
                 requests[item].number: number * row_length + sum(lengths[i] for i in row[:place])
                 for number, row in enumerate(rows)
@@ -196,7 +207,7 @@ class Sampler:
                 if request.number in begins:
                     tokens = begins[request.number] + np.arange(request.places)
                     source[group, start : start + request.places] = tokens
-            cache = self._programs.insert(
+            cache = self.programs.insert(
                 params,
                 cache,
                 put(laid, ROWS_AXES, sharding),

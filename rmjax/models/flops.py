@@ -9,29 +9,32 @@ from rmjax.models.parameters import PRODUCTS, Parameter, adapter_parameters, axi
 
 def model_flops(
     llama: LlamaConfig,
-    attributes: int,
+    outputs: int,
     groups: Iterable[tuple[int, Sequence[int]]],
     *,
     training: bool,
     lora: LoraConfig = NO_LORA,
+    read: int | None = None,
 ) -> float:
     """FLOPs of scoring samples, or of a training step on them.
 
     A product of an m x k with a k x n matrix is 2mkn. Counted are the products with weights, for
     every token; attention's two products, for the pairs of tokens that the mask allows and no
-    others, n (n + 1) / 2 in a sample of n tokens; and the head, once a sample. What the samples of
-    a group begin with is counted once, since computing it once is enough. Not counted: padding,
-    looking up embeddings, norms, softmax, anything computed twice. Training is three times that:
-    forward, and the gradients by activations and by weights; with LoRA the weights it freezes have
-    no gradient, and its own count like the others.
+    others, n (n + 1) / 2 in a sample of n tokens; and the head, at each place that it reads. What
+    the samples of a group begin with is counted once, since computing it once is enough. Not
+    counted: padding, looking up embeddings, norms, softmax, anything computed twice. Training is
+    three times that: forward, and the gradients by activations and by weights; with LoRA the
+    weights it freezes have no gradient, and its own count like the others.
 
     Args:
       llama: the architecture.
-      attributes: outputs of the head.
+      outputs: of the head: attributes, or the vocabulary.
       groups: of each group how many tokens its samples begin with in common, and the tokens of
         each sample, that beginning included. A sample by itself is `(0, [tokens])`.
       training: whether gradients are computed.
       lora: adapters.
+      read: places that the head reads; None for one a sample. A policy's are those that predict a
+        token of a response.
     """
     sizes = axis_sizes(llama, lora)
 
@@ -50,7 +53,7 @@ def model_flops(
     forward = (
         product * (weights + adapters)
         + 4 * pairs * llama.num_hidden_layers * llama.num_attention_heads * llama.head_dim
-        + 2 * samples * llama.hidden_size * attributes
+        + 2 * (samples if read is None else read) * llama.hidden_size * outputs
     )
     no_gradient = product * weights if lora.rank else 0
     return float(forward * 3 - no_gradient if training else forward)

@@ -104,6 +104,11 @@ def model_parameters(
     return (*decoder_parameters(config, lora), *head.parameters)
 
 
+def head_outputs(config: LlamaConfig, head: Head) -> int:
+    """Numbers that a head gives at each place that it reads."""
+    return head.attributes if isinstance(head, RewardHead) else config.vocab_size
+
+
 def model_sizes(config: LlamaConfig, head: Head, lora: LoraConfig = NO_LORA) -> dict[str, int]:
     """The size of every axis of `model_parameters`."""
     return axis_sizes(config, lora) | head.sizes

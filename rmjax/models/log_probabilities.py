@@ -26,6 +26,7 @@ from rmjax.runtime.sharding import ACTIVATION_AXES, PARAMETER_AXES, Sharding
 # Places computed at once on a device: 525 MB of logits of 128k words. With fewer, adding to the
 # matrix' gradient, whose time does not depend on them, would take as long as the products.
 _CHUNK = 1024
+CHUNK_LOOP = "chunks"  # the scope of the loop over them, in the program's text
 
 _ROWS: Any = ACTIVATION_AXES["row"]
 _LENGTH: Any = ACTIVATION_AXES["length"]
@@ -77,6 +78,11 @@ def next_tokens(rows: Rows) -> Int32[Array, "B L"]:
     at the end of a sample there is none, and behind a shared prefix each sample goes on by itself.
     """
     return jnp.roll(rows.tokens, -1, axis=1)
+
+
+def chunk_size(places: int) -> int:
+    """Places computed at once, on a device that holds so many."""
+    return min(places, _CHUNK)
 
 
 def sums_of_samples(values: Float32[Array, "B L"], rows: Rows) -> Float32[Array, "B S"]:
@@ -217,7 +223,7 @@ def _in_chunks(
     The last chunk is filled up with the place `N`, which does not exist: see `_take`.
     """
     count = len(wanted)
-    size = min(count, _CHUNK)
+    size = chunk_size(count)
     whole = math.ceil(count / size) * size
     (places,) = jnp.nonzero(wanted, size=whole, fill_value=count)
     places = places.astype(jnp.int32)
@@ -225,7 +231,8 @@ def _in_chunks(
     def step(number: jax.Array, value: Any) -> Any:
         return chunk(jax.lax.dynamic_slice_in_dim(places, number * size, size), value)
 
-    return jax.lax.fori_loop(0, (jnp.sum(wanted) + size - 1) // size, step, start)
+    with jax.named_scope(CHUNK_LOOP):
+        return jax.lax.fori_loop(0, (jnp.sum(wanted) + size - 1) // size, step, start)
 
 
 def _take(x: Array, places: Int32[Array, "C"]) -> Array:

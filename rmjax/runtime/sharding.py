@@ -52,7 +52,10 @@ ACTIVATION_AXES: dict[str, MeshAxes] = {
     "layers": None,
     "member": None,
     "place": None,
-    "choice": None,  # the vocabulary, where a token is drawn
+    # Of logits: as the product gives them, and where tokens are drawn, rows and vocabulary.
+    "vocab": "tensor",
+    "drawn": ("data", "fsdp", "tensor"),
+    "choice": None,
 }
 
 

@@ -11,7 +11,7 @@ from rmjax.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
 from rmjax.errors import UserError, differing
 from rmjax.models.attention.dispatch import choose
 from rmjax.models.decoder_config import LlamaConfig
-from rmjax.models.heads import LanguageModelHead, RewardHead
+from rmjax.models.heads import Head, LanguageModelHead, RewardHead
 from rmjax.models.init import random_params
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model, compute_dtype
@@ -49,9 +49,14 @@ def make_model(config: Config, source: Pretrained | None, sharding: Sharding) ->
 
 def new_model(config: Config, llama: LlamaConfig, options: ModelOptions) -> Model:
     """The model that a config trains: a decoder, its adapters, and a head."""
+    return Model(llama, options, new_head(config, llama), config.lora)
+
+
+def new_head(config: Config, llama: LlamaConfig) -> Head:
+    """The head that a config trains: a language model's for a policy, else a reward model's."""
     if is_policy(config.objective):
-        return Model(llama, options, LanguageModelHead(llama.tie_word_embeddings), config.lora)
-    return Model(llama, options, RewardHead(len(config.data.attributes)), config.lora)
+        return LanguageModelHead(llama.tie_word_embeddings)
+    return RewardHead(len(config.data.attributes))
 
 
 def pick_tokenizer(config: Config, source: Pretrained | None, vocab_size: int) -> Tokenizer:

@@ -24,6 +24,8 @@ from rmjax.training.optimizer import (
     partition,
 )
 
+MICROBATCH_LOOP = "microbatches"  # the scope of the loop over them, in the program's text
+
 
 class TrainState(NamedTuple):
     """Everything a step changes. Randomness, where needed, is `fold_in(seed, step)`."""
@@ -209,5 +211,6 @@ def _summed(
         backward.with_refs(sums)(jnp.ones_like(loss))
         return total + loss
 
-    loss = jax.lax.fori_loop(0, count, add, jnp.zeros(()))
+    with jax.named_scope(MICROBATCH_LOOP):
+        loss = jax.lax.fori_loop(0, count, add, jnp.zeros(()))
     return loss, jax.tree.map(jax.freeze, sums)

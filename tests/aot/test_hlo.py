@@ -22,7 +22,7 @@ def text_of(function, *arguments, **options) -> str:
     return known(jax.jit(function, **options).lower(*arguments).compile().as_text())
 
 
-def flops(text: str, devices: int = 1, trips: int = 1) -> float:
+def flops(text: str, devices: int = 1, **trips: int) -> float:
     return sum(item.times * item.flops for item in costs.work(text, devices, trips))
 
 
@@ -53,13 +53,20 @@ def test_loops_multiply_where_xla_counts_once():
     assert known(compiled.cost_analysis())["flops"] < 5 * 3 * 2 * M * K * K / 2
 
 
-def test_a_loop_over_data_runs_as_often_as_it_is_told():
+def test_a_loop_over_data_runs_as_often_as_its_scope_is_told():
     def repeated(x, w, times):
-        return jax.lax.fori_loop(0, times, lambda _, y: jnp.tanh(y @ w), x)
+        def pieces(_, y):
+            with jax.named_scope("pieces"):
+                return jax.lax.fori_loop(0, times, lambda _, z: jnp.tanh(z @ w), y)
+
+        with jax.named_scope("steps"):
+            return jax.lax.fori_loop(0, times, pieces, x)
 
     text = text_of(repeated, jnp.ones((M, K)), jnp.ones((K, K)), 7)
-    for trips in (1, 4):
-        assert flops(text, trips=trips) == trips * 2 * M * K * K
+    for steps, pieces in ((1, 1), (3, 1), (2, 5)):
+        assert flops(text, steps=steps, pieces=pieces) == steps * pieces * 2 * M * K * K
+    with pytest.raises(ValueError, match="in scope 'pieces'"):
+        flops(text, steps=3)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +98,7 @@ ENTRY %main (x: f32[]) -> (s32[], f32[]) {{
 }}
 """
     module = hlo.parse(text)
-    assert hlo.executions(module, unknown_trips=1)["%body"] == trips
+    assert hlo.executions(module, {})["%body"] == trips
 
 
 def brute_force(size, kernel, out, stride, low, base, spread) -> int:
@@ -368,3 +375,29 @@ def test_every_loop_of_products_is_found_in_any_order():
         assert flops(text_of(nested, jnp.ones((4, 4)), jnp.ones((4, 4)))) == (
             outer * inner * 2 * 4**3
         )
+
+
+def test_a_fusion_in_a_fusion_takes_its_slice():
+    text = """
+%inner (p: f32[80,8,16], i: s32[]) -> f32[8,16] {
+  %p = f32[80,8,16]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %d = f32[1,8,16]{2,1,0} dynamic-slice(%p, %i), dynamic_slice_sizes={1,8,16}
+}
+
+%outer (x: f32[4,8], q: f32[80,8,16], j: s32[]) -> f32[4,16] {
+  %x = f32[4,8]{1,0} parameter(0)
+  %q = f32[80,8,16]{2,1,0} parameter(1)
+  %j = s32[] parameter(2)
+  %w = f32[8,16]{1,0} fusion(%q, %j), kind=kLoop, calls=%inner
+  ROOT %c = f32[4,16]{1,0} convolution(%x, %w), dim_labels=bf_io->bf
+}
+
+ENTRY %main (a: f32[4,8], b: f32[80,8,16], n: s32[]) -> f32[4,16] {
+  %a = f32[4,8]{1,0} parameter(0)
+  %b = f32[80,8,16]{2,1,0} parameter(1)
+  %n = s32[]{:S(1)} parameter(2)
+  ROOT %f = f32[4,16]{1,0} fusion(%a, %b, %n), kind=kOutput, calls=%outer
+}
+"""
+    assert size_of(text) == 4 * (4 * 8 + 8 * 16 + 4 * 16)

@@ -15,12 +15,17 @@ from rmjax.aot.costs import Collective, StepWork
 from rmjax.aot.costs import work as work_of
 from rmjax.aot.estimate import estimate
 from rmjax.aot.hardware import CHIPS, gpu_target
+from rmjax.aot.program import Workload
 from rmjax.aot.roofline import network, predict
 from rmjax.data.row_layout import RowShape, Segment, make_rows
 from rmjax.inference.score_step import make_score
 from rmjax.models.flops import model_flops
+from rmjax.models.heads import LanguageModelHead, RewardHead
 from rmjax.models.init import random_params
+from rmjax.models.log_probabilities import CHUNK_LOOP
 from rmjax.runtime.sharding import MeshConfig, mesh_shape
+
+REWARD = RewardHead(5)
 
 
 def test_model_flops_by_hand():
@@ -34,6 +39,9 @@ def test_model_flops_by_hand():
     # Both begin with two tokens: two tokens and 2 x 3 / 2 pairs need no second computation.
     spared = 2 * (2 * 2 * weights + 2 * 2 * 3 * 4 * 8)
     assert model_flops(llama, 5, [(2, [3, 5])], training=False) == forward - spared
+    # A head that reads six places and gives 70 numbers at each, as a policy's with 70 words.
+    words = forward - 2 * 2 * 32 * 5 + 2 * 6 * 32 * 70
+    assert model_flops(llama, 70, [(0, [3]), (0, [5])], training=False, read=6) == words
 
 
 def test_model_flops_of_70b_are_six_a_parameter_and_token():
@@ -63,6 +71,39 @@ def test_the_program_computes_the_models_flops_and_attentions_masked_half(sample
     causal = model_flops(llama, 5, [(0, [length])] * samples, training=False)
     masked = 4 * samples * 3 * 4 * 8 * (length * length - length * (length + 1) // 2)
     assert counted == causal + masked
+
+
+@pytest.mark.optimized
+def test_a_policys_program_computes_its_head_where_tokens_are_predicted():
+    """Compiled for the CPU, which computes a chunk of places at a time."""
+    length, samples = 128, 20  # 2,560 places, in chunks of 1,024
+    llama = tiny_llama(max_position_embeddings=length)
+    model = make_model(llama, sharding=one_device())
+    model = dataclasses.replace(model, head=LanguageModelHead(tied=False))
+    shape = RowShape(samples, length, 1)
+    rows = make_rows([[Segment([np.arange(length, dtype=np.int32)])]] * samples, samples, shape)
+    params = jax.eval_shape(lambda: random_params(model, 0))
+    places = np.ones((samples, length), bool)
+    text = make_score(model).lower(params, rows, places).compile().as_text()
+    counted = sum(item.times * item.flops for item in work_of(text, 1, {CHUNK_LOOP: 3}))
+    groups, words = [(0, [length])] * samples, llama.vocab_size
+    causal = model_flops(llama, words, groups, training=False, read=3 * 1024)
+    masked = 4 * samples * 3 * 4 * 8 * (length * length - length * (length + 1) // 2)
+    assert counted == causal + masked
+
+
+def test_chunks_of_places_that_predict():
+    alone = Workload(8, tokens=100, predicted=60)
+    assert alone.read(8) == 480
+    # A row of 1,000 holds ten samples, so 600 places; a device has three of them.
+    assert [alone.chunks(1000, rows, context=1) for rows in (1, 3)] == [1, -(-1800 // 1024)]
+    pairs = Workload(8, tokens=100, prompt=40, responses=2, predicted=59)
+    # 40 + 2 x 60 places a pair, eight pairs in a row of 1,280: 944 places, of 1,280.
+    assert pairs.chunks(1280, 1, context=1) == 1 and pairs.chunks(1280, 4, context=1) == 4
+    # The first half of a row of one sample predicts all 60; chunks are as small as what is held.
+    assert Workload(8, tokens=120, predicted=60).chunks(120, 1, context=2) == 1
+    assert Workload(8, tokens=4096, predicted=4095).chunks(4096, 2, context=2) == 4
+    assert Workload(8, tokens=100).read(8) is None
 
 
 # ---- networks ------------------------------------------------------------------------------------
@@ -172,10 +213,10 @@ def test_estimates_grow_with_the_work(tensor, context, remat, rows):
 
     mesh = {"data": 1, "fsdp": 64 // tensor // context, "context": context, "tensor": tensor}
 
-    def at(rows):
+    def at(rows, head=REWARD, predicted=0):
         return estimate(
             LLAMA_70B,
-            5,
+            head,
             mesh=mesh,
             chip=CHIPS["v5p"],
             chips_per_host=4,
@@ -184,6 +225,7 @@ def test_estimates_grow_with_the_work(tensor, context, remat, rows):
             length=4096,
             group=(0, [4096]),
             remat=remat,
+            predicted=predicted,
         )
 
     one, two = at(rows), at(2 * rows)
@@ -194,6 +236,11 @@ def test_estimates_grow_with_the_work(tensor, context, remat, rows):
     assert one.floor <= one.serial
     full = model_flops(LLAMA_70B, 5, [(0, [4096])] * (2 * rows * mesh["fsdp"]), training=True)
     assert one.compute >= full / 64 / CHIPS["v5p"].flops
+    policy = at(rows, LanguageModelHead(tied=False), 4096)
+    more = 6 * 4096 * 8192 * 128256 * 2 * rows * mesh["fsdp"] / 64 / CHIPS["v5p"].flops
+    assert policy.compute >= one.compute + 0.99 * more
+    # A chunk of logits, and the matrix in bfloat16 with its gradient in float32.
+    assert policy.temporaries > one.temporaries + 4 * 8192 * 128256 / tensor
 
 
 def test_the_gpu_targets_are_written_for_every_gpu():

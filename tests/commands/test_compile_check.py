@@ -42,6 +42,9 @@ def get_config(arg=None):
     )
 """
 
+LAYER = 256 * (256 + 256 + 128 + 128 + 3 * 512)  # numbers of a layer's matrices
+HEAD = 256 * 1024
+
 
 def run(*arguments: str, config: Path | str, seconds: float = 500):
     """The command, in a process of its own as a user runs it."""
@@ -75,7 +78,7 @@ def test_what_a_small_model_comes_to(tiny):
     result = run("--topology=v5e:2x4", "--json", config=tiny)
     assert result.returncode == 0, result.stderr
     (report,) = reports(result)
-    layer = 256 * (256 + 256 + 128 + 128 + 3 * 512) + 2 * 256
+    layer = LAYER + 2 * 256
     parameters = 6 * layer + 1024 * 256 + 256 + 256 * 5
     whole = 6 * 2 * 256 + 256  # norms, on every chip
     assert report["parameters"] == 4 * ((parameters - whole) / 8 + whole)
@@ -93,6 +96,57 @@ def test_what_a_small_model_comes_to(tiny):
     assert gathered == pytest.approx(4 * 2 * 2 * 6 * (layer - 512) * 7 / 8, rel=0.35)
     assert found["floor"] <= found["step"] <= found["serial"] * 1.001
     assert 0 < found["mfu"] < 1
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_what_a_policys_step_comes_to(tiny):
+    told = ["objective=dpo", "data.row_length=1024", "rows_per_device=2", "batch_size=128"]
+    told = [f"--config.{setting}" for setting in told]
+    result = run("--topology=v5e:2x4", "--json", *told, "--tokens=200", "--prompt=20", config=tiny)
+    assert result.returncode == 0, result.stderr
+    (report,) = reports(result)
+    whole = 6 * 2 * 256 + 256
+    parameters = 6 * LAYER + 2 * HEAD + whole  # embedding and head
+    assert report["parameters"] == 4 * ((parameters - whole) / 8 + whole)
+    # 64 prompts of 20 tokens, of which each response has its own last one, and 180 more of it.
+    places = 19 + 2 * 181
+    assert report["tokens"] == 64 * places and report["microbatches"] == 2
+    shared = 19 * 20 // 2
+    seen = shared + 2 * (200 * 201 // 2 - shared)
+    forward = 64 * (2 * places * 6 * LAYER + 4 * 6 * seen * 256 + 2 * 2 * 180 * HEAD)
+    assert report["model_flops"] == 3 * forward
+    # 32 rows are computed, layers forward twice, but for their last product, and backward. Of the
+    # 2,048 places of a device 1,440 predict, so that the head computes two chunks of 1,024, forward
+    # twice and backward. Of four blocks of attention three: twice forward, by queries, by keys.
+    layers = 32 * 1024 * 6 * (4 * LAYER - 256 * 512) * 2
+    head = 8 * 2 * 2 * 1024 * 4 * HEAD * 2
+    attention = 32 * 6 * 4 * 3 * 512 * 512 * 64 * 2 * (2 + 2 + 3 + 4)
+    found = report["prediction"]["flops"] * 8
+    assert found == pytest.approx(layers + head + attention, rel=1e-3)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_what_sampling_comes_to(tiny):
+    sample = "--sample=prompt:65,tokens:100,n:4,rows:64"
+    result = run("--topology=v5e:2x4", "--json", sample, config=tiny)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["mesh"] == {"data": 4, "fsdp": 1, "context": 1, "tensor": 2}
+    assert report["rows"] == 64 and report["fits"]
+    norms = 6 * 2 * 256 + 256  # in float32, on every chip
+    assert report["weights"] == 2 * (6 * LAYER + 2 * HEAD) / 2 + 4 * norms
+    # Four groups of four rows a chip, of one kv head: 128 places for prompts, 128 slots a row.
+    assert report["cache"] == 2 * 2 * 6 * 4 * (128 + 4 * 128) * 64
+    assert report["read"] == report["weights"] - HEAD + report["cache"]
+    chunk = report["chunk"]
+    assert 0 < report["bound"] < report["seconds_per_token"] == chunk["step"] / 32
+    # The head's matrix stays where it is: sums of the stream, and logits, are what is moved.
+    assert sum(row["bytes"] for row in chunk["traffic"]) < 32 * HEAD
+    # What is kept is read as it lies, in part from the chip's own memory, and never copied.
+    assert chunk["bytes"] < 32 * report["read"]
+    assert report["sampled_per_second"] < report["decoded_per_second"]
 
 
 @needs_compiler
@@ -206,6 +260,10 @@ def test_arguments_are_checked(tiny):
         ([], "--topology="),
         (["--topology=v5p:4x4x4", "--tokens=300"], "1 to 256"),
         (["--topology=v5p:4x4x4", "--tokens=-1"], "1 to 256"),
+        (["--topology=v5p:4x4x4", "--tokens=1", "--config.objective=sft"], "2 to 256"),
+        (["--topology=v5p:4x4x4", "--sample=prompt:9"], "prompt:COUNT,tokens:COUNT"),
+        (["--topology=v5p:4x4x4", "--sample=prompt:9,tokens:9", "--search"], "leave out"),
+        (["--topology=v5p:4x4x4", "--mesh=tensor:2"], "--config.mesh.AXIS"),
     ):
         result = forked.run(["-m", "rmjax.compile_check", f"--config={tiny}", *arguments])
         assert result.returncode == 1 and message in result.stderr

@@ -331,7 +331,7 @@ def test_calls_of_about_the_same_size_are_compiled_once(causal):
     sizes = []
     for count in (5, 6, 8):
         one.sample(["x" * i for i in range(1, count + 1)], max_tokens=40 + count)
-        sizes.append(one._sampler._programs.sample._cache_size())  # pyright: ignore
+        sizes.append(one._sampler.programs.sample._cache_size())  # pyright: ignore
     assert sizes == [1, 1, 1]
 
 
