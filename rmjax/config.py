@@ -12,7 +12,6 @@ from rmjax.runtime.sharding import MeshConfig
 
 EVERYTHING = (".*",)
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
-TURNS = ("last", "all")
 TIES = ("drop", "half", "zero_weight")
 SCHEDULES = ("constant", "cosine", "linear")
 MOMENTS = ("float32", "bfloat16")
@@ -38,8 +37,6 @@ class DataConfig:
       over_long: what happens to a longer one: `drop`, `truncate_left` or `error`.
       row_length: token positions of a row, at least `max_length`; 0 takes `max_length`.
       packing: several prompts a row, or one.
-      turns: which of the assistant's turns a policy learns by `sft`: the `last` of a conversation,
-        or `all` of them.
       share_prompts: whether the tokens that all responses to a prompt begin with are computed once,
         in one row, instead of once a response. The numbers are the same.
     """
@@ -56,7 +53,6 @@ class DataConfig:
     over_long: str = "drop"
     row_length: int = 0
     packing: bool = True
-    turns: str = "last"
     share_prompts: bool = True
 
 
@@ -72,8 +68,6 @@ class PreferenceConfig:
         which keeps rewards near 0; 0 for none.
       beta: of a policy, how closely it is held to the reference, which is what it was before the
         first step; .1 is TRL's default and the DPO paper's.
-      gamma: of `simpo`, by how much the chosen response's reward must be higher; .5 is TRL's
-        default.
       ties: what becomes of pairs without a preference: `drop` leaves them out of the data, `half`
         takes them as preferred one half each way, `zero_weight` computes them but learns nothing
         from them.
@@ -83,7 +77,6 @@ class PreferenceConfig:
     label_smoothing: float = 0.0
     center_rewards_coefficient: float = 0.0
     beta: float = 0.1
-    gamma: float = 0.5
     ties: str = "drop"
 
 

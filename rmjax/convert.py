@@ -182,7 +182,7 @@ def orbax_to_hf(
 
 
 def orbax_to_peft(src: str, dst: str) -> list[str]:
-    """Exports the adapters of a run with LoRA, and a reward head, in PEFT's format, float32.
+    """Exports the adapters and the head of a run with LoRA in PEFT's format, float32.
 
     PEFT adds them to the model that the run began from, which is not part of the export.
 
@@ -198,9 +198,9 @@ def orbax_to_peft(src: str, dst: str) -> list[str]:
     """
     source, params = _open_orbax(src)
     spec = source.spec
-    if not source.lora.rank:
+    if not spec or not source.lora.rank:
         raise UserError(f"{src}: trained without LoRA, so it has no adapters; use orbax-to-hf")
-    if not source.base:
+    if not spec.source:
         raise UserError(
             f"{src}: began from random weights, which nobody else has and adapters are of no use "
             "without; use orbax-to-hf"
@@ -209,14 +209,13 @@ def orbax_to_peft(src: str, dst: str) -> list[str]:
     work = ToHuggingFace(
         params, source.llama, source.head, None, sys.maxsize, source.lora, adapter=True
     )
-    plan = {"command": "orbax-to-peft", "model": dataclasses.asdict(spec) if spec else CAUSAL}
+    plan = {"command": "orbax-to-peft", "model": dataclasses.asdict(spec)}
 
     def write_files(files: Path) -> None:
         write_model_files(files, source.llama, tokenizer, spec)
-        write_adapter_config(files, source.lora, source.base, causal=spec is None)
+        write_adapter_config(files, spec)
 
-    head = ", ".join(spec.attributes) if spec else "the base's own"
-    notes = [f"{len(work.keys)} tensors for {source.base}; head: {head}"]
+    notes = [f"{len(work.keys)} tensors for {spec.source}; head: {', '.join(spec.attributes)}"]
     return notes + convert_slices(work, [source], dst, plan, write_files)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rmjax.data.tokenizer import Tokenizer, pad_token_id
 from rmjax.errors import UserError
-from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
+from rmjax.models.decoder_config import LlamaConfig, LoraConfig
 from rmjax.models.hf_config import llama_config_to_hf
 from rmjax.models.rewards.general_preference import GeneralPreference
 from rmjax.models.rewards.ordinal import OrdinalScale
@@ -20,7 +20,6 @@ from rmjax.runtime.files import read_json
 
 FORMAT_VERSION = "0.1"
 SPEC_FILE = "rmjax.json"
-ADAPTERS_FILE = "adapters.json"  # of a language model's run with LoRA, which has no rmjax.json
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 CAUSAL = "LlamaForCausalLM"  # Hugging Face's class of a language model
 JOURNAL = "journal.jsonl"  # of a conversion that is not finished, see conversion/journal.py
@@ -76,53 +75,18 @@ def _classification(spec: RewardSpec) -> dict[str, Any]:
     }
 
 
-def write_adapters(directory: Path, lora: LoraConfig, base: str) -> None:
-    """Writes `adapters.json`: the adapters beside a language model's weights, and of what model."""
-    fields = {"format": "rmjax.adapters", "format_version": FORMAT_VERSION, "base": base}
-    _write_json(directory / ADAPTERS_FILE, fields | {"lora": dataclasses.asdict(lora)})
-
-
-def read_adapters(directory: Path) -> tuple[LoraConfig, str]:
-    """What `adapters.json` says; no adapters, if there is none.
-
-    Raises:
-      UserError: it is broken, or of another format version.
-    """
-    file = directory / ADAPTERS_FILE
-    if not file.exists():
-        return NO_LORA, ""
-    raw = read_json(file)
-    if (raw.get("format"), raw.get("format_version")) != ("rmjax.adapters", FORMAT_VERSION):
-        raise UserError(
-            f"{file}: not of format version {FORMAT_VERSION}, the one that this version of rmjax "
-            "reads"
-        )
-    try:
-        lora = LoraConfig(**raw["lora"])
-        return dataclasses.replace(lora, targets=tuple(lora.targets)), str(raw["base"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{file}: {error}") from error
-
-
-def write_adapter_config(directory: Path, lora: LoraConfig, base: str, causal: bool) -> None:
-    """Writes `adapter_config.json`, as PEFT 0.21 reads it, for `adapter_model.safetensors`.
-
-    Args:
-      directory: to write into.
-      lora: the adapters.
-      base: the model that they are added to.
-      causal: whether it is a language model, whose head is its own, or a reward model, whose head
-        is among the tensors.
-    """
+def write_adapter_config(directory: Path, spec: RewardSpec) -> None:
+    """Writes `adapter_config.json`, as PEFT 0.21 reads it, for `adapter_model.safetensors`."""
+    lora = spec.lora
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if causal else "SEQ_CLS",
-        "base_model_name_or_path": base,
+        "task_type": "SEQ_CLS",
+        "base_model_name_or_path": spec.source,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
         "target_modules": [f"{target}_proj" for target in lora.targets],
-        "modules_to_save": None if causal else ["score"],
+        "modules_to_save": ["score"],
         "bias": "none",
         "inference_mode": True,
     }

@@ -49,22 +49,15 @@ class ChatEncoder:
         """
         return self._read(conversation, where, functools.partial(encode, asking=asking))
 
-    def encode_spoken(
-        self, conversation: Conversation, where: str, every_turn: bool = False
-    ) -> AssistantTokens:
+    def encode_spoken(self, conversation: Conversation, where: str) -> AssistantTokens:
         """The same tokens, and which of them are the assistant's last turn, for a policy.
-
-        Args:
-          conversation: that ends with the assistant's turn.
-          where: what messages call it.
-          every_turn: whether the assistant's earlier turns count, too.
 
         Raises:
           UserError: see `encode`; or a policy cannot be asked for these tokens.
         """
 
         def read(tokenizer: Tokenizer, conversation: Conversation) -> AssistantTokens:
-            found = assistant_tokens(tokenizer, conversation, every_turn=every_turn)
+            found = assistant_tokens(tokenizer, conversation)
             most_shared(found.spoken)  # which says what nothing predicts
             return found
 

@@ -52,7 +52,6 @@ _CHOSEN = ("chosen", "rejected")
 LAYOUTS = (
     # HelpSteer2
     Layout("ratings", "prompt", ("response",)),
-    Layout("ratings", "prompt", ("completion",)),  # TRL's prompts with completions
     # HelpSteer2-Preference
     Layout("pairs", "prompt", ("response_1", "response_2"), preference="preference_strength"),
     # HelpSteer3-Preference
@@ -70,7 +69,6 @@ LAYOUTS = (
     Layout("ratings", "", ("conversations",)),
 )
 
-_OF_PAIRS = ". Objectives that learn from pairs, such as bradley_terry and dpo, take such rows"
 PROMPTS = ("prompt", "context")  # fields that hold a prompt, whatever else is in the row
 # What a row says of responses of its own: of other ones it would be wrong.
 RESPONSES = frozenset(name for layout in LAYOUTS for name in layout.fields - {layout.prompt})
@@ -128,7 +126,6 @@ def find_layout(row: Mapping[str, Any], where: str, *kinds: Kind) -> Layout:
         raise UserError(
             f"{where}: expected {' or '.join(kinds)}, found {fitting[0].kind} "
             f"({', '.join(fitting[0].required)}); {has}"
-            + (_OF_PAIRS if kinds == ("ratings",) else "")
         )
     wanted = [layout for layout in LAYOUTS if not kinds or layout.kind in kinds]
     nearest = sorted(wanted, key=lambda layout: len(set(layout.required) - set(row)))[:3]

@@ -50,7 +50,6 @@ def load_tokenized(
     ties: str = "drop",
     unrated: str = "",
     policy: bool = False,
-    every_turn: bool = False,
 ) -> TokenizedData:
     """The tokenized samples of a source, from the cache if it has them.
 
@@ -70,7 +69,6 @@ def load_tokenized(
       unrated: an attribute whose column may be missing.
       policy: whether they are for a policy: then it is noted which tokens the assistant says, and
         without pairs any conversation will do, rated or not.
-      every_turn: of a policy, whether the assistant's earlier turns are noted, too.
 
     Raises:
       UserError: bad data, naming file, row and field; or nothing is left after the length policy.
@@ -90,7 +88,7 @@ def load_tokenized(
         "unrated": unrated,
     }
     if policy:  # and else no field, so that what was cached for reward models keeps its key
-        made_by["policy"] = "every turn" if every_turn else True
+        made_by["policy"] = True
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
     entry = cache_root() / "tokens" / key
     if not (entry / _SUMMARY).exists():
@@ -112,7 +110,6 @@ def load_tokenized(
             over_long,
             drop_ties=ties == "drop",
             policy=policy,
-            every_turn=every_turn,
         )
         summary = {"counts": counts, "notes": [*records.notes, *encoder.notes()]}
         with cache_errors():
@@ -139,7 +136,6 @@ def _tokenize(
     over_long: str,
     drop_ties: bool,
     policy: bool,
-    every_turn: bool,
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Arrays and counts. The two samples of a pair stay together."""
     entries, bos = records.entries, encoder.tokenizer.bos_token_id
@@ -157,7 +153,7 @@ def _tokenize(
                 if known in encoded:
                     continue
                 if policy:
-                    found = encoder.encode_spoken(sample.conversation, sample.where, every_turn)
+                    found = encoder.encode_spoken(sample.conversation, sample.where)
                     encoded[known], spoken[known] = found
                 else:
                     encoded[known] = encoder.encode(sample.conversation, sample.where)

@@ -73,4 +73,4 @@ NO_LORA = LoraConfig()
 
 
 # What LoRA trains: nothing else has gradients or optimizer state.
-ADAPTED = (r"layers/\w+_lora_[ab]|head|thresholds",)
+ADAPTED = (r"layers/\w+_lora_[ab]", "head|thresholds")

@@ -176,11 +176,10 @@ def decoder_parameters(config: LlamaConfig, lora: LoraConfig = NO_LORA) -> Itera
     yield from adapter_parameters(lora)
 
 
-def peft_parameters(lora: LoraConfig, causal: bool) -> Iterator[Parameter]:
-    """The rows of an adapter in PEFT's format: those of LoRA, and a reward model's head."""
+def peft_parameters(lora: LoraConfig) -> Iterator[Parameter]:
+    """The rows of an adapter in PEFT's format: those of LoRA, and the head."""
     yield from adapter_parameters(lora)
-    if not causal:
-        yield dataclasses.replace(HEAD, hf_key=_PEFT + HEAD.hf_key)
+    yield dataclasses.replace(HEAD, hf_key=_PEFT + HEAD.hf_key)
 
 
 def adapter_parameters(lora: LoraConfig) -> Iterator[Parameter]:

@@ -11,15 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from rmjax.data.batches import Batches
-from rmjax.evaluation.metrics import (
-    AttributeMetrics,
-    PairMetrics,
-    PolicyMetrics,
-    policy_rows,
-)
+from rmjax.evaluation.metrics import AttributeMetrics, PairMetrics
 from rmjax.models.init import abstract_model
 from rmjax.models.model import Model
-from rmjax.models.parameters import HEAD, adapter_parameters, flatten
+from rmjax.models.parameters import adapter_parameters, flatten
 
 
 def announce(
@@ -37,11 +32,9 @@ def announce(
     sizes = {path: math.prod(leaf.shape) for path, leaf in flatten(abstract_model(model)).items()}
     stored = "float32"
     if model.lora.rank:
-        head = "the head and " if HEAD.path in sizes else ""
-        trained = [row.path for row in (HEAD, *adapter_parameters(model.lora))]
-        count = sum(sizes.get(path, 0) for path in trained)
+        trained = sizes["head"] + sum(sizes[row.path] for row in adapter_parameters(model.lora))
         stored = (
-            f"{count / 1e6:,.1f} M of them trained: {head}adapters of rank "
+            f"{trained / 1e6:,.1f} M of them trained: the head and adapters of rank "
             f"{model.lora.rank} for {', '.join(model.lora.targets)}; the rest {options.dtype.name}"
         )
     console.print(f"run         {workdir}")
@@ -94,8 +87,6 @@ def conclude(
             console.print(attribute_table(title, rows))
         if metrics.get("pairs"):
             console.print(pair_table(title, PairMetrics(**metrics["pairs"])))
-        if metrics.get("policy"):
-            console.print(policy_table(title, PolicyMetrics(**metrics["policy"])))
     use = f"""rm = rmjax.load("{workdir}")
   >>> rm.compare("a prompt", "one response", "another response")"""
     if policy:
@@ -140,17 +131,6 @@ def pair_table(title: str, metrics: PairMetrics) -> Table:
     view.add_row("calibration error", _decimal(metrics.calibration_error))
     view.add_row("temperature", _decimal(metrics.temperature))
     view.add_row("correlation with length", _decimal(metrics.length_correlation))
-    return view
-
-
-def policy_table(title: str, metrics: PolicyMetrics) -> Table:
-    """The table of what a policy says of given responses."""
-    view = _table(title)
-    view.add_column("responses that are given", no_wrap=True)
-    view.add_column("", justify="right", no_wrap=True)
-    for name, value in policy_rows(metrics):
-        if not math.isnan(value):
-            view.add_row(name, f"{value:,}" if isinstance(value, int) else _decimal(value))
     return view
 
 

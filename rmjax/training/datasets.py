@@ -118,7 +118,6 @@ def _load(
         ties=config.preference.ties,
         unrated=unrated,
         policy=objective.policy,
-        every_turn=settings.turns == "all",
     )
     if objective.levels and not pairs:
         _check_levels(data)

@@ -11,7 +11,6 @@ from rmjax.config import (
     MOMENTS,
     SCHEDULES,
     TIES,
-    TURNS,
     Config,
     DataConfig,
     OptimizerConfig,
@@ -28,7 +27,6 @@ from rmjax.training.objectives.objective import is_policy, make_objective
 # Fields that name one of a few things. (Config overrides cannot be typed as `Literal`.)
 _CHOICES = {
     "data.over_long": OVER_LONG,
-    "data.turns": TURNS,
     "preference.ties": TIES,
     "optimizer.schedule": SCHEDULES,
     "optimizer.moments": MOMENTS,
@@ -151,10 +149,10 @@ def _check_objective(config: Config) -> None:
 
 
 def _check_policy(config: Config) -> None:
-    if config.data.turns == "all" and config.objective.strip() != "sft":
+    if config.lora.rank:
         raise UserError(
-            f"config.data.turns = 'all' with config.objective = {config.objective!r}: pairs are of "
-            "last turns; choose 'last', or the objective 'sft'"
+            f"config.lora.rank = {config.lora.rank} with config.objective = {config.objective!r}: "
+            "a policy's adapters cannot be stored; set lora.rank to 0"
         )
     if config.data.over_long == "truncate_left":
         raise UserError(

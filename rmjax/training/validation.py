@@ -8,23 +8,15 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from rmjax.data.batches import Batches, make_policy_targets, make_targets
-from rmjax.data.tokenized import TokenizedData
+from rmjax.data.tokenized import REFERENCE, TokenizedData
 from rmjax.errors import UserError
-from rmjax.evaluation.metrics import (
-    AttributeMetrics,
-    PairMetrics,
-    PolicyMetrics,
-    attribute_metrics,
-    pair_metrics,
-    policy_metrics,
-)
+from rmjax.evaluation.metrics import AttributeMetrics, PairMetrics, attribute_metrics, pair_metrics
 from rmjax.inference.score_step import ScoreFn, score_data
 from rmjax.models.parameters import THRESHOLDS, Params
 from rmjax.models.rewards.aggregation import Rule, scalar_rule
 from rmjax.models.rewards.ordinal import OrdinalScale
 from rmjax.runtime.sharding import Sharding
 from rmjax.training.objectives.objective import Objective
-from rmjax.training.objectives.policies import policy_rewards
 
 
 class ValidationMetrics(NamedTuple):
@@ -34,20 +26,17 @@ class ValidationMetrics(NamedTuple):
       loss: the objective's value.
       attributes: the metrics of each rated attribute.
       pairs: the metrics of preference pairs; None without pairs.
-      policy: what a policy says of the responses; None for a reward model.
     """
 
     loss: float
     attributes: dict[str, AttributeMetrics]
     pairs: PairMetrics | None
-    policy: PolicyMetrics | None = None
 
     def record(self) -> dict[str, Any]:
         """The metrics in JSON's types, for a checkpoint."""
         rated = {name: dataclasses.asdict(row) for name, row in self.attributes.items()}
         pairs = dataclasses.asdict(self.pairs) if self.pairs else None
-        found = {"validation_loss": self.loss, "attributes": rated, "pairs": pairs}
-        return found | ({"policy": dataclasses.asdict(self.policy)} if self.policy else {})
+        return {"validation_loss": self.loss, "attributes": rated, "pairs": pairs}
 
 
 def evaluate(
@@ -94,7 +83,7 @@ def validation_metrics(
         )
     loss = objective_value(objective, scores, data, params)
     if objective.policy:
-        return _policy_validation(loss, objective, scores[:, 0], data)
+        return ValidationMetrics(loss, {}, _implicit_rewards(objective, scores, data))
     ratings = _as_ratings(objective, scores, params, constants, data.attributes)
     rated = {
         name: row
@@ -112,23 +101,16 @@ def validation_metrics(
     return ValidationMetrics(loss, rated, pairs)
 
 
-def _policy_validation(
-    loss: float, objective: Objective, scores: Float32[np.ndarray, "N"], data: TokenizedData
-) -> ValidationMetrics:
-    """Metrics of log-probabilities, and of the reward that a term of pairs takes them for."""
-    samples, first = np.arange(len(data))[None], np.flatnonzero(data.chosen)
-    responses = make_policy_targets(data, samples, np.zeros((1, 0), bool)).responses
-    lengths, references = np.asarray(responses.lengths[0]), np.asarray(responses.reference[0])
-    rewards = pairs = None
-    if objective.paired:
-        reward = policy_rewards(objective.paired[0])
-        found = reward(jnp.asarray(scores[None, :, None]), responses, objective.beta)
-        rewards = np.asarray(found)[0, :, 0]
-        values = np.stack([rewards[first], rewards[first + 1]], axis=1)
-        pairs = _pair_metrics("implicit reward", values, data, first)
-    reference = references if objective.reference else None
-    policy = policy_metrics(scores, lengths, rewards, reference, first)
-    return ValidationMetrics(loss, {}, pairs, policy)
+def _implicit_rewards(
+    objective: Objective, scores: Float32[np.ndarray, "N 1"], data: TokenizedData
+) -> PairMetrics | None:
+    """Metrics of beta log(policy / reference), DPO's reward; None without pairs."""
+    if not objective.reference:
+        return None
+    reference = data.labels[:, data.attributes.index(REFERENCE)]
+    rewards, first = objective.beta * (scores[:, 0] - reference), np.flatnonzero(data.chosen)
+    values = np.stack([rewards[first], rewards[first + 1]], axis=1)
+    return _pair_metrics("implicit reward", values, data, first)
 
 
 def _pair_metrics(

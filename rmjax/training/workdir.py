@@ -14,12 +14,7 @@ import jax
 import numpy as np
 
 from rmjax.checkpoints import manager
-from rmjax.checkpoints.model_files import (
-    FORMAT_VERSION,
-    SPEC_FILE,
-    write_adapters,
-    write_model_files,
-)
+from rmjax.checkpoints.model_files import FORMAT_VERSION, SPEC_FILE, write_model_files
 from rmjax.checkpoints.pretrained import public_name
 from rmjax.config import Config, as_flat_dict
 from rmjax.data.tokenized import REFERENCE, TokenizedData
@@ -159,12 +154,9 @@ def record_run(
     with disk_errors(f"the run's files in {workdir}"):
         _write(workdir / RECORD, record)
         _write(workdir / "data.json", described)
-        files = workdir / MODEL_DIRECTORY
         # The last of them to be written; a policy has none, and its files are written again.
-        if not (files / SPEC_FILE).exists():
-            write_model_files(files, model.config, tokenizer, spec)
-            if model.lora.rank and not spec:
-                write_adapters(files, model.lora, public_name(config.init) if config.init else "")
+        if not (workdir / MODEL_DIRECTORY / SPEC_FILE).exists():
+            write_model_files(workdir / MODEL_DIRECTORY, model.config, tokenizer, spec)
 
 
 def run_spec(config: Config, model: Model, data: TokenizedData) -> RewardSpec:

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import safetensors.numpy
 import torch
 import transformers
 
@@ -12,7 +11,6 @@ import rmjax
 from helpers.hf_models import save_hf
 from helpers.models import tiny_llama
 from helpers.runs import assert_same_bits, metrics, numbers, run, tiny_config
-from rmjax.convert import orbax_to_hf, orbax_to_peft
 from rmjax.data.tokenizer import byte_tokenizer
 from rmjax.errors import UserError
 from rmjax.training.validate_config import validate
@@ -109,34 +107,6 @@ def test_the_loss_of_sft_is_transformers(base, tmp_path):
         assert loss == pytest.approx(-sums.sum() / counts.sum(), rel=1e-5)
 
 
-def test_all_turns_of_a_dialogue_are_learned_if_asked(base, tmp_path):
-    """Each turn as transformers has it, its prompt being all that came before."""
-    turns = [("Hi", "it is so"), ("and rain?", "no"), ("why", "bread")]
-    messages = [
-        {"role": role, "content": text}
-        for turn in turns
-        for role, text in zip(("user", "assistant"), turn)
-    ]
-    data = write(tmp_path / "rows.jsonl", [{"messages": messages}])
-    for name in ("last", "all"):
-        one = dict(objective="sft", steps=1, batch_size=1, data__turns=name)
-        run(config_of(tmp_path / name, base, data, **one))
-    tokenizer = byte_tokenizer()
-    ids = tokenizer.apply_chat_template(messages, return_dict=False)
-    model = transformers.AutoModelForCausalLM.from_pretrained(base).float().eval()
-    with torch.no_grad():
-        logs = model(torch.tensor([ids])).logits[0].log_softmax(-1).numpy()
-    losses = []
-    for end in (2, 4, 6):
-        start, through = (
-            len(tokenizer.apply_chat_template(messages[:n], return_dict=False, **asking))
-            for n, asking in ((end - 1, {"add_generation_prompt": True}), (end, {}))
-        )
-        losses.append([-logs[i - 1, ids[i]] for i in range(start, through)])
-    found = [metrics(tmp_path / name)[0]["loss"] for name in ("last", "all")]
-    assert found == pytest.approx([np.mean(losses[-1]), np.mean(np.concatenate(losses))], rel=1e-5)
-
-
 def dpo_margins(base, now, rows) -> np.ndarray:
     """beta h of each pair, by transformers: `now` is the policy, `base` the reference."""
     dialogues = [(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
@@ -169,23 +139,6 @@ def test_losses_and_metrics_of_dpo_are_numpys_on_transformers_log_probabilities(
     assert found["validation_loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-4)
     assert found["pairs/accuracy"] == np.mean(margins > 0)
     assert found["pairs/mean_margin"] == pytest.approx(margins.mean(), rel=1e-3)
-    dialogues = [(row["prompt"], row[side]) for row in HELD for side in ("chosen", "rejected")]
-    (before, _), (after, tokens) = (
-        torch_log_probabilities(path, dialogues) for path in (base, tmp_path / "hf")
-    )
-    policy = {k.removeprefix("policy/"): v for k, v in found.items() if k.startswith("policy/")}
-    rewards = BETA * (after - before)
-    expected = {
-        "responses": len(dialogues),
-        "tokens": tokens.sum(),
-        "log_probability": after.sum() / tokens.sum(),
-        "chosen_log_probability": after[::2].mean(),
-        "rejected_log_probability": after[1::2].mean(),
-        "chosen_reward": rewards[::2].mean(),
-        "rejected_reward": rewards[1::2].mean(),
-        "log_ratio": (after - before).mean(),
-    }
-    assert policy == pytest.approx(expected, rel=1e-3)
 
 
 def test_three_steps_and_three_more_are_six(base, tmp_path, monkeypatch):
@@ -236,10 +189,9 @@ def test_a_reward_model_cannot_become_a_policy(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        (dict(lora__rank=4), "lora.rank = 4"),
         (dict(data__over_long="truncate_left"), "answers to prompts that it did not see"),
         (dict(objective="dpo + regression"), "a model is one of them"),
-        (dict(data__turns="all"), "pairs are of last turns"),
-        (dict(data__turns="first"), "config.data.turns = 'first': there are last, all"),
         (dict(preference__beta=0.0), "config.preference.beta = 0.0"),
         (dict(batch_size=3), "with pairs it must be even"),
         (dict(objective="regression"), "data.attributes"),
@@ -248,34 +200,3 @@ def test_a_reward_model_cannot_become_a_policy(tmp_path):
 def test_settings_that_a_policy_cannot_have(changes, said, tmp_path):
     with pytest.raises(UserError, match=said):
         validate(dpo_config(tmp_path, "base", "pairs.jsonl", **changes))
-
-
-@pytest.mark.slow
-def test_adapters_of_a_policy_are_peft_s(base, tmp_path):
-    """DPO with LoRA moves adapters alone; exports, merged and apart, give the run's numbers."""
-    data = write(tmp_path / "pairs.jsonl", TRAINED)
-    adapters = dict(lora__rank=2, lora__targets=("q", "up"), optimizer__learning_rate=0.05)
-    config = dpo_config(tmp_path / "run", base, data, steps=3, **adapters)
-    run(config)
-    first, *_, last = (line["loss"] for line in numbers(tmp_path / "run"))
-    assert first == pytest.approx(np.log(2), abs=1e-6) and last < first
-    policy = rmjax.load(str(tmp_path / "run"), value="log_probability")
-    dialogues = [(row["prompt"], row["chosen"]) for row in TRAINED]
-    asked = [
-        [{"role": "user", "content": p}, {"role": "assistant", "content": r}] for p, r in dialogues
-    ]
-    found = [score.value for score in policy.score_many(asked)]
-    assert np.abs(found - torch_log_probabilities(base, dialogues)[0]).max() > 1e-2
-    orbax_to_hf(str(tmp_path / "run"), str(tmp_path / "hf"))
-    merged = torch_log_probabilities(tmp_path / "hf", dialogues)[0]
-    np.testing.assert_allclose(found, merged, atol=1e-4)
-    orbax_to_peft(str(tmp_path / "run"), str(tmp_path / "peft"))
-    keys = safetensors.numpy.load_file(tmp_path / "peft" / "adapter_model.safetensors").keys()
-    assert len(keys) == 2 * 2 * 2 and all("lora_" in key for key in keys)
-    peft = pytest.importorskip("peft")
-    model = transformers.AutoModelForCausalLM.from_pretrained(base)
-    adapted = peft.PeftModel.from_pretrained(model, tmp_path / "peft")
-    assert adapted.peft_config["default"].task_type == "CAUSAL_LM"
-    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
-    theirs = torch_log_probabilities(tmp_path / "merged", dialogues)[0]
-    np.testing.assert_allclose(found, theirs, atol=1e-4)

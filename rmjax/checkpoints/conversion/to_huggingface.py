@@ -26,7 +26,7 @@ from rmjax.checkpoints.safetensors_file import (
 )
 from rmjax.checkpoints.tensor_slices import SLICE_BYTES, TensorSlice, band_axis, cut
 from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
-from rmjax.models.heads import Head, LanguageModelHead, model_parameters, model_sizes
+from rmjax.models.heads import Head, model_parameters, model_sizes
 from rmjax.models.lora import merge_block
 from rmjax.models.parameters import (
     ADAPTERS,
@@ -90,8 +90,7 @@ class ToHuggingFace:
         self._sizes = model_sizes(llama, head, lora)
         self._arrays: dict[str, ts.TensorStore] = {}
         self._lora = NO_LORA if adapter else lora  # what is to be merged
-        causal = isinstance(head, LanguageModelHead)
-        rows = peft_parameters(lora, causal) if adapter else model_parameters(llama, head)
+        rows = peft_parameters(lora) if adapter else model_parameters(llama, head)
         tensors: list[_Tensor] = []
         for row in rows:
             tensors += self._tensors(row, dtype)

@@ -54,26 +54,7 @@ def result_blocks(best: LoggedEvaluation) -> list[Block]:
         )
     if best.pairs:
         blocks.append(_pairs(best))
-    if best.policy:
-        blocks.append(_policy(best))
     return blocks
-
-
-def _policy(best: LoggedEvaluation) -> Table:
-    names = {name: name.replace("log_probability", "log-probability") for name in best.policy}
-    rows = tuple(
-        (name.replace("_", " "), count(value) if value == int(value) else decimal(value))
-        for field, name in names.items()
-        if np.isfinite(value := best.policy[field])
-    )
-    return Table(
-        ("responses", "value"),
-        rows,
-        caption=f"What the policy says of held-out responses at step {best.step}",
-        note="log-probability: mean over tokens; of chosen and rejected ones, mean over responses "
-        "of the sum over tokens. log ratio: mean over responses of log(policy / reference), which "
-        "is no KL divergence, since the policy did not say them.",
-    )
 
 
 def _pairs(best: LoggedEvaluation) -> Table:

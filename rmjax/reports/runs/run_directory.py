@@ -33,7 +33,6 @@ class LoggedEvaluation:
       attributes: the fields of `metrics.AttributeMetrics` for each rated attribute.
       pairs: the numbers of `metrics.PairMetrics`, and `accuracy_at_strength_...`; empty without
         pairs.
-      policy: the numbers of `metrics.PolicyMetrics`; empty of a reward model.
     """
 
     step: int
@@ -41,7 +40,6 @@ class LoggedEvaluation:
     seconds: float
     attributes: Mapping[str, Mapping[str, float]]
     pairs: Mapping[str, float]
-    policy: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,13 +149,11 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 def _evaluation(line: Mapping[str, Any]) -> LoggedEvaluation:
     attributes: dict[str, dict[str, float]] = {}
-    pairs, policy = {}, {}
+    pairs = {}
     for key, value in line.items():
         name, slash, field = key.rpartition("/")
         if slash and name == "pairs":
             pairs[field] = _float(value)
-        elif slash and name == "policy":
-            policy[field] = _float(value)
         elif slash:
             attributes.setdefault(name, {})[field] = _float(value)
     return LoggedEvaluation(
@@ -166,7 +162,6 @@ def _evaluation(line: Mapping[str, Any]) -> LoggedEvaluation:
         seconds=_float(line.get("evaluation_seconds")),
         attributes=attributes,
         pairs=pairs,
-        policy=policy,
     )
 
 

@@ -28,9 +28,7 @@ from rmjax.runtime.sharding import Sharding
 from rmjax.training.objectives.base import Scores, Term
 from rmjax.training.objectives.pairs import OF_MARGINS, general_term, pair_column, pair_term
 from rmjax.training.objectives.policies import (
-    NEED_STRENGTHS,
     OF_POLICY_PAIRS,
-    WITHOUT_REFERENCE,
     imitated_tokens,
     negative_log_likelihood,
     policy_pair_term,
@@ -50,8 +48,7 @@ class Objective(NamedTuple):
       levels: lowest and highest of the ratings, where they are ordinal; else None.
       general: how it compares responses, where that is not by one number each; else None.
       policy: whether it is a policy's: scores are then log-probabilities of responses.
-      paired: the terms of a policy that learn from pairs, by name.
-      beta: of these.
+      beta: of a policy's pairs, how closely they hold it to the reference; 0 without them.
     """
 
     terms: tuple[tuple[float, Term], ...]
@@ -62,13 +59,12 @@ class Objective(NamedTuple):
     levels: tuple[int, int] | None = None
     general: GeneralPreference | None = None
     policy: bool = False
-    paired: tuple[str, ...] = ()
     beta: float = 0.0
 
     @property
     def reference(self) -> bool:
         """Whether it needs a reference policy's log-probability of each response."""
-        return any(name not in WITHOUT_REFERENCE for name in self.paired)
+        return self.beta > 0
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -119,7 +115,7 @@ class Objective(NamedTuple):
         return jnp.sum(jnp.stack(terms))
 
 
-_NEED_STRENGTHS = ("margin_bradley_terry", "scaled_bradley_terry", *NEED_STRENGTHS)
+_NEED_STRENGTHS = ("margin_bradley_terry", "scaled_bradley_terry", "margin_dpo", "scaled_dpo")
 _OF_RATINGS = ("regression", "ordinal")
 OBJECTIVES = (*_OF_RATINGS, *OF_MARGINS, GENERAL)
 POLICY_OBJECTIVES = ("sft", *OF_POLICY_PAIRS)
@@ -257,8 +253,7 @@ def make_policy_objective(text: str, config: PreferenceConfig) -> Objective:
         strengths=any(name in _NEED_STRENGTHS for name in pairs),
         column=0,
         policy=True,
-        paired=tuple(pairs),
-        beta=config.beta,
+        beta=config.beta if pairs else 0.0,
     )
 
 

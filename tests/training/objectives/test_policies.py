@@ -72,29 +72,6 @@ def test_dpo_by_hand():
     assert loss_of("margin_dpo") == pytest.approx(margin.mean(), rel=1e-5)
 
 
-def test_simpo_by_hand():
-    """Rewards are means over tokens; the reference is not asked."""
-    rewards = 2.0 * SCORES[:, :2] / LENGTHS[:, :2]
-    margins = rewards[:, 0] - rewards[:, 1]
-    objective = make_policy_objective("simpo", PreferenceConfig(beta=2.0, gamma=1.2))
-    assert not objective.reference and make_policy_objective("dpo", PreferenceConfig()).reference
-    there, scores = targets(), np.float32(SCORES[..., None])
-    found = float(objective.loss(scores, there, objective.weights(there)))
-    assert found == pytest.approx(minus_log_sigmoid(margins - 1.2).mean(), rel=1e-5)
-
-
-def test_rpo_by_hand():
-    """NeMo-Aligner's three: given margins of 2 and 3 as probabilities, and as they are."""
-    ours, given = (1 / (1 + np.exp(-x)) for x in (BETA * RATIOS, STRENGTHS))
-
-    def divergence(p, q):
-        return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
-
-    assert loss_of("rpo_sq") == pytest.approx(np.mean((BETA * RATIOS - STRENGTHS) ** 2), rel=1e-5)
-    assert loss_of("rpo_bwd_kl") == pytest.approx(divergence(given, ours).mean(), rel=1e-5)
-    assert loss_of("rpo_fwd_kl") == pytest.approx(divergence(ours, given).mean(), rel=1e-5)
-
-
 def test_ipo_by_hand():
     plain = (RATIOS - 5) ** 2  # 1 / (2 beta) = 5
     assert loss_of("ipo") == pytest.approx(plain.mean(), rel=1e-5)
