@@ -119,7 +119,8 @@ class Config:
         a language model that learns what to say.
       preference: how pairs are learned from.
       trainable: patterns that must match a parameter's whole path for it to be trained.
-      lora: adapters to train with the head, instead of the weights; see `lora.LoraConfig`.
+      lora: adapters to train instead of the weights, with a reward model's head; see
+        `lora.LoraConfig`.
       batch_size: responses a step.
       steps: how many, or
       epochs: how often to see the training data; one of the two is set, the other 0.
@@ -165,7 +166,7 @@ class Config:
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """Patterns of what is trained: with LoRA adapters and head, else `trainable`."""
+        """Patterns of what is trained: with LoRA adapters and a reward head, else `trainable`."""
         return ADAPTED if self.lora.rank else self.trainable
 
 

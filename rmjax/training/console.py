@@ -14,7 +14,7 @@ from rmjax.data.batches import Batches
 from rmjax.evaluation.metrics import AttributeMetrics, PairMetrics
 from rmjax.models.init import abstract_model
 from rmjax.models.model import Model
-from rmjax.models.parameters import adapter_parameters, flatten
+from rmjax.models.parameters import HEAD, adapter_parameters, flatten
 
 
 def announce(
@@ -32,10 +32,12 @@ def announce(
     sizes = {path: math.prod(leaf.shape) for path, leaf in flatten(abstract_model(model)).items()}
     stored = "float32"
     if model.lora.rank:
-        trained = sizes["head"] + sum(sizes[row.path] for row in adapter_parameters(model.lora))
+        trained = sum(sizes[row.path] for row in adapter_parameters(model.lora))
+        trained += sizes.get(HEAD.path, 0)
+        what = "the head and adapters" if HEAD.path in sizes else "adapters"
         stored = (
-            f"{trained / 1e6:,.1f} M of them trained: the head and adapters of rank "
-            f"{model.lora.rank} for {', '.join(model.lora.targets)}; the rest {options.dtype.name}"
+            f"{trained / 1e6:,.1f} M of them trained: {what} of rank {model.lora.rank} for "
+            f"{', '.join(model.lora.targets)}; the rest {options.dtype.name}"
         )
     console.print(f"run         {workdir}")
     console.print(f"devices     {len(devices)} x {devices[0].device_kind}; mesh {mesh}")

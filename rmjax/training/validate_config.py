@@ -149,11 +149,6 @@ def _check_objective(config: Config) -> None:
 
 
 def _check_policy(config: Config) -> None:
-    if config.lora.rank:
-        raise UserError(
-            f"config.lora.rank = {config.lora.rank} with config.objective = {config.objective!r}: "
-            "a policy's adapters cannot be stored; set lora.rank to 0"
-        )
     if config.data.over_long == "truncate_left":
         raise UserError(
             "config.data.over_long = 'truncate_left' with config.objective = "
@@ -172,7 +167,8 @@ def _check_lora(config: Config) -> None:
     if config.lora.rank and config.trainable != EVERYTHING:
         raise UserError(
             f"config.trainable = {config.trainable!r} with config.lora.rank = {config.lora.rank}: "
-            "LoRA trains its adapters and the head; leave trainable as it is, or set lora.rank to 0"
+            "LoRA trains its adapters and a reward model's head; leave trainable as it is, or set "
+            "lora.rank to 0"
         )
 
 
