@@ -35,6 +35,8 @@ class DataConfig:
       label_range: the lowest and highest rating; anything else is an error.
       max_length: most tokens of a sample.
       over_long: what happens to a longer one: `drop`, `truncate_left` or `error`.
+      turns: of a conversation that a policy learns by `sft`, which turns of the assistant's: the
+        `last`, or `all`.
       row_length: token positions of a row, at least `max_length`; 0 takes `max_length`.
       packing: several prompts a row, or one.
       share_prompts: whether the tokens that all responses to a prompt begin with are computed once,
@@ -51,6 +53,7 @@ class DataConfig:
     label_range: tuple[float, float] = (0.0, 4.0)
     max_length: int = 4096
     over_long: str = "drop"
+    turns: str = "last"
     row_length: int = 0
     packing: bool = True
     share_prompts: bool = True

@@ -16,7 +16,7 @@ from rmjax.config import (
     OptimizerConfig,
     as_flat_dict,
 )
-from rmjax.data.tokenize import OVER_LONG
+from rmjax.data.tokenize import OVER_LONG, TURNS
 from rmjax.errors import UserError, differing
 from rmjax.models.attention.dispatch import ATTENTION
 from rmjax.models.decoder import REMAT
@@ -27,6 +27,7 @@ from rmjax.training.objectives.objective import is_policy, make_objective
 # Fields that name one of a few things. (Config overrides cannot be typed as `Literal`.)
 _CHOICES = {
     "data.over_long": OVER_LONG,
+    "data.turns": TURNS,
     "preference.ties": TIES,
     "optimizer.schedule": SCHEDULES,
     "optimizer.moments": MOMENTS,
@@ -141,6 +142,12 @@ def _check_objective(config: Config) -> None:
         )
     if objective.policy:
         _check_policy(config)
+    if data.turns == "all" and (objective.pairs or not objective.policy):
+        raise UserError(
+            f"config.data.turns = 'all' with config.objective = {config.objective!r}: only 'sft' "
+            "by itself learns every turn of the assistant's; a pair is compared by its last turns, "
+            "and a rating is of the last one"
+        )
     if data.compare and not objective.pairs:
         raise UserError(
             f"config.data.compare = {data.compare!r} makes pairs, and config.objective = "

@@ -252,12 +252,48 @@ def test_files_of_a_policy_are_written_once(base, tmp_path):
     }
 
 
-def test_a_reward_model_cannot_become_a_policy(tmp_path):
+@pytest.mark.parametrize("objective", ["dpo", "sft"])
+def test_a_reward_model_cannot_become_a_policy(objective, tmp_path):
+    """It is said before any data is read."""
     llama = tiny_llama(num_hidden_layers=1, max_position_embeddings=128)
     reward = save_hf(tmp_path / "hf", llama)
-    data = write(tmp_path / "train.jsonl", TRAINED)
     with pytest.raises(UserError, match="a reward model, which has no language-model head"):
-        run(dpo_config(tmp_path / "run", reward, data))
+        run(dpo_config(tmp_path / "run", reward, "no such file", objective=objective))
+    with pytest.raises(UserError, match=r"a reward model, .* cannot write"):
+        rmjax.load_policy(reward)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "sft", "regression"])
+def test_an_empty_file_is_an_error(objective, base, tmp_path):
+    data = write(tmp_path / "train.jsonl", [])
+    changes = dict(data__attributes=("helpfulness",), objective=objective)
+    with pytest.raises(UserError, match=r"train\.jsonl: there is no row in it"):
+        run(dpo_config(tmp_path / "run", base, data, **changes))
+
+
+def test_every_turn_is_learned_if_asked_for(base, tmp_path):
+    """The loss is transformers', of the tokens of all turns of the assistant's."""
+    texts = ("tea?", "it is so", "and maps?", "no")
+    roles = ("user", "assistant") * 2
+    talk = [{"role": role, "content": text} for role, text in zip(roles, texts)]
+    data = write(tmp_path / "rows.jsonl", [{"messages": talk}])
+    config = dict(objective="sft", batch_size=1, steps=1, data__turns="all")
+    run(config_of(tmp_path / "run", base, data, **config))
+    tokenizer = byte_tokenizer()
+    tokens = tokenizer.apply_chat_template(talk, return_dict=False)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base).float()
+    logs, total, count = said_of(model, tokens), 0.0, 0
+    for turn in (1, 3):
+        start = len(
+            tokenizer.apply_chat_template(
+                talk[:turn], add_generation_prompt=True, return_dict=False
+            )
+        )
+        words = [*talk[turn]["content"].encode(), tokenizer.eos_token_id]
+        assert tokens[start : start + len(words)] == words
+        total += sum(logs[start + i - 1, word] for i, word in enumerate(words))
+        count += len(words)
+    assert metrics(tmp_path / "run")[0]["loss"] == pytest.approx(-total / count, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +301,8 @@ def test_a_reward_model_cannot_become_a_policy(tmp_path):
     [
         (dict(lora__rank=4, trainable=("embed",)), "adapters and a reward model's head"),
         (dict(data__over_long="truncate_left"), "answers to prompts that it did not see"),
+        (dict(data__turns="all"), "data.turns = 'all' with config.objective = 'dpo'"),
+        (dict(data__turns="every"), "config.data.turns = 'every': there are last, all"),
         (dict(objective="dpo + regression"), "a model is one of them"),
         (dict(preference__beta=0.0), "config.preference.beta = 0.0"),
         (dict(batch_size=3), "with pairs it must be even"),
