@@ -71,6 +71,9 @@ class PreferenceConfig:
         which keeps rewards near 0; 0 for none.
       beta: of a policy, how closely it is held to the reference, which is what it was before the
         first step; .1 is TRL's default and the DPO paper's.
+      gamma: of `simpo`, the margin that is asked for; .5 is TRL's default.
+      strength_scale: of the `rpo` losses, what a strength is multiplied by to be a difference of
+        rewards; 1 is NeMo-Aligner's default.
       ties: what becomes of pairs without a preference: `drop` leaves them out of the data, `half`
         takes them as preferred one half each way, `zero_weight` computes them but learns nothing
         from them.
@@ -80,6 +83,8 @@ class PreferenceConfig:
     label_smoothing: float = 0.0
     center_rewards_coefficient: float = 0.0
     beta: float = 0.1
+    gamma: float = 0.5
+    strength_scale: float = 1.0
     ties: str = "drop"
 
 

@@ -44,6 +44,7 @@ _POSITIVE = (
     "optimizer.clip_norm",
     "optimizer.eps",
     "lora.alpha",
+    "preference.strength_scale",
 )
 _NOT_NEGATIVE = (
     "optimizer.warmup_steps",
@@ -52,6 +53,7 @@ _NOT_NEGATIVE = (
     "checkpoint_every",
     "seed",
     "preference.center_rewards_coefficient",
+    "preference.gamma",
     "lora.rank",
 )
 _FRACTIONS = ("optimizer.b1", "optimizer.b2", "data.hold_out", "lora.dropout")
