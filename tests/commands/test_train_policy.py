@@ -14,6 +14,7 @@ from helpers.runs import assert_same_bits, contents, metrics, numbers, run, tiny
 from rmjax.convert import orbax_to_peft
 from rmjax.data.tokenizer import byte_tokenizer
 from rmjax.errors import UserError
+from rmjax.report import report_run
 from rmjax.training.validate_config import validate
 
 BETA = 0.5
@@ -140,6 +141,49 @@ def test_losses_and_metrics_of_dpo_are_numpys_on_transformers_log_probabilities(
     assert found["validation_loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-4)
     assert found["pairs/accuracy"] == np.mean(margins > 0)
     assert found["pairs/mean_margin"] == pytest.approx(margins.mean(), rel=1e-3)
+
+    dialogues = [(row["prompt"], row[side]) for row in HELD for side in ("chosen", "rejected")]
+    (before, counts), (after, _) = (
+        torch_log_probabilities(path, dialogues) for path in (base, tmp_path / "hf")
+    )
+    assert (found["policy/responses"], found["policy/tokens"]) == (10, counts.sum())
+    for field, expected in {
+        "token_log_probability": after.sum() / counts.sum(),
+        "log_ratio": (after - before).sum() / counts.sum(),
+        "chosen_log_probability": after[::2].mean(),
+        "rejected_log_probability": after[1::2].mean(),
+        "chosen_reward": BETA * (after - before)[::2].mean(),
+        "rejected_reward": BETA * (after - before)[1::2].mean(),
+    }.items():
+        assert found[f"policy/{field}"] == pytest.approx(expected, rel=1e-3, abs=1e-4), field
+    _, files = report_run(str(tmp_path / "run"), str(tmp_path / "out"))
+    page, _, drawn = (file.read_text() for file in files)
+    assert json.loads(drawn)["evaluations"][0]["policy"] == {
+        key.removeprefix("policy/"): value
+        for key, value in found.items()
+        if key.startswith("policy/")
+    }
+    assert "log-probability of a chosen response" in page and "no KL divergence" in page
+    shown = capsys.readouterr().out
+    assert "log(policy / reference) of a token" in shown and "implicit reward, chosen" in shown
+
+
+def test_a_policy_without_a_reference_has_no_ratio(base, tmp_path, capsys):
+    """The loss of simpo, by transformers' log-probabilities, and what of the metrics is defined."""
+    data = write(tmp_path / "train.jsonl", TRAINED)
+    held = write(tmp_path / "held.jsonl", HELD)
+    settings = dict(objective="simpo", preference__beta=2.0, preference__gamma=0.3, steps=1)
+    run(dpo_config(tmp_path / "run", base, data, data__validation=held, **settings))
+    assert "references" not in capsys.readouterr().out
+    dialogues = [(row["prompt"], row[side]) for row in TRAINED for side in ("chosen", "rejected")]
+    sums, counts = torch_log_probabilities(base, dialogues)
+    means = 2.0 * (sums / counts).reshape(-1, 2)
+    margins = means[:, 0] - means[:, 1] - 0.3
+    first, last = metrics(tmp_path / "run")
+    assert first["loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-5)
+    assert last["policy/log_ratio"] is None
+    gap = last["policy/chosen_reward"] - last["policy/rejected_reward"]
+    assert gap == pytest.approx(last["pairs/mean_margin"], abs=1e-5)
 
 
 def test_three_steps_and_three_more_are_six(base, tmp_path, monkeypatch):
@@ -289,7 +333,8 @@ def test_every_turn_is_learned_if_asked_for(base, tmp_path):
                 talk[:turn], add_generation_prompt=True, return_dict=False
             )
         )
-        words = [*talk[turn]["content"].encode(), tokenizer.eos_token_id]
+        words = tokenizer(talk[turn]["content"], add_special_tokens=False)["input_ids"]
+        words.append(tokenizer.eos_token_id)
         assert tokens[start : start + len(words)] == words
         total += sum(logs[start + i - 1, word] for i, word in enumerate(words))
         count += len(words)
