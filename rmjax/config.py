@@ -35,6 +35,8 @@ class DataConfig:
       label_range: the lowest and highest rating; anything else is an error.
       max_length: most tokens of a sample.
       over_long: what happens to a longer one: `drop`, `truncate_left` or `error`.
+      turns: of a conversation that a policy learns by `sft`, which turns of the assistant's: the
+        `last`, or `all`.
       row_length: token positions of a row, at least `max_length`; 0 takes `max_length`.
       packing: several prompts a row, or one.
       share_prompts: whether the tokens that all responses to a prompt begin with are computed once,
@@ -51,6 +53,7 @@ class DataConfig:
     label_range: tuple[float, float] = (0.0, 4.0)
     max_length: int = 4096
     over_long: str = "drop"
+    turns: str = "last"
     row_length: int = 0
     packing: bool = True
     share_prompts: bool = True
@@ -68,6 +71,9 @@ class PreferenceConfig:
         which keeps rewards near 0; 0 for none.
       beta: of a policy, how closely it is held to the reference, which is what it was before the
         first step; .1 is TRL's default and the DPO paper's.
+      gamma: of `simpo`, the margin that is asked for; .5 is TRL's default.
+      strength_scale: of the `rpo` losses, what a strength is multiplied by to be a difference of
+        rewards; 1 is NeMo-Aligner's default.
       ties: what becomes of pairs without a preference: `drop` leaves them out of the data, `half`
         takes them as preferred one half each way, `zero_weight` computes them but learns nothing
         from them.
@@ -77,6 +83,8 @@ class PreferenceConfig:
     label_smoothing: float = 0.0
     center_rewards_coefficient: float = 0.0
     beta: float = 0.1
+    gamma: float = 0.5
+    strength_scale: float = 1.0
     ties: str = "drop"
 
 
@@ -119,7 +127,8 @@ class Config:
         a language model that learns what to say.
       preference: how pairs are learned from.
       trainable: patterns that must match a parameter's whole path for it to be trained.
-      lora: adapters to train with the head, instead of the weights; see `lora.LoraConfig`.
+      lora: adapters to train instead of the weights, with a reward model's head; see
+        `lora.LoraConfig`.
       batch_size: responses a step.
       steps: how many, or
       epochs: how often to see the training data; one of the two is set, the other 0.
@@ -165,7 +174,7 @@ class Config:
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """Patterns of what is trained: with LoRA adapters and head, else `trainable`."""
+        """Patterns of what is trained: with LoRA adapters and a reward head, else `trainable`."""
         return ADAPTED if self.lora.rank else self.trainable
 
 

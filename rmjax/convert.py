@@ -9,7 +9,8 @@
 
 hf-to-orbax keeps the head of a classification model. A causal model gets a fresh head, the one that
 gives the logit of a token, that of its value head, or remains a language model.
-orbax-to-peft exports the adapters and the head of a run with LoRA; orbax-to-hf merges them instead.
+orbax-to-peft exports the adapters of a run with LoRA, and a reward model's head; orbax-to-hf merges
+the adapters instead.
 
 All of them stream: a few slices of at most 64 MiB are in memory at a time, whatever the model's
 size. DST appears under its name only when it is complete and has been read back and compared with
@@ -182,7 +183,7 @@ def orbax_to_hf(
 
 
 def orbax_to_peft(src: str, dst: str) -> list[str]:
-    """Exports the adapters and the head of a run with LoRA in PEFT's format, float32.
+    """Exports the adapters of a run with LoRA, and a reward head, in PEFT's format, float32.
 
     PEFT adds them to the model that the run began from, which is not part of the export.
 
@@ -197,25 +198,24 @@ def orbax_to_peft(src: str, dst: str) -> list[str]:
       UserError: the run has no adapters, or is incomplete; or the target is not empty.
     """
     source, params = _open_orbax(src)
-    spec = source.spec
-    if not spec or not source.lora.rank:
+    spec, lora = source.spec, source.lora
+    if not lora.rank:
         raise UserError(f"{src}: trained without LoRA, so it has no adapters; use orbax-to-hf")
-    if not spec.source:
+    if not source.base:
         raise UserError(
             f"{src}: began from random weights, which nobody else has and adapters are of no use "
             "without; use orbax-to-hf"
         )
     tokenizer = source.tokenizer()
-    work = ToHuggingFace(
-        params, source.llama, source.head, None, sys.maxsize, source.lora, adapter=True
-    )
-    plan = {"command": "orbax-to-peft", "model": dataclasses.asdict(spec)}
+    work = ToHuggingFace(params, source.llama, source.head, None, sys.maxsize, lora, adapter=True)
+    plan = {"command": "orbax-to-peft", "model": dataclasses.asdict(spec) if spec else CAUSAL}
 
     def write_files(files: Path) -> None:
         write_model_files(files, source.llama, tokenizer, spec)
-        write_adapter_config(files, spec)
+        write_adapter_config(files, lora, source.base, reward=spec is not None)
 
-    notes = [f"{len(work.keys)} tensors for {spec.source}; head: {', '.join(spec.attributes)}"]
+    head = f"; head: {', '.join(spec.attributes)}" if spec else ""
+    notes = [f"{len(work.keys)} tensors for {source.base}{head}"]
     return notes + convert_slices(work, [source], dst, plan, write_files)
 
 

@@ -11,14 +11,15 @@ from typing import Any
 
 from rmjax.data.tokenizer import Tokenizer, pad_token_id
 from rmjax.errors import UserError
-from rmjax.models.decoder_config import LlamaConfig, LoraConfig
+from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
 from rmjax.models.hf_config import llama_config_to_hf
 from rmjax.models.rewards.general_preference import GeneralPreference
 from rmjax.models.rewards.ordinal import OrdinalScale
 from rmjax.models.rewards.spec import RewardSpec, Temperature
-from rmjax.runtime.files import read_json
+from rmjax.runtime.files import read_json, replace_file
 
 FORMAT_VERSION = "0.1"
+MODEL_CONFIG = "config.json"  # Hugging Face's
 SPEC_FILE = "rmjax.json"
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 CAUSAL = "LlamaForCausalLM"  # Hugging Face's class of a language model
@@ -32,13 +33,16 @@ def write_model_files(
     spec: RewardSpec | None,
     dtype: str = "float32",
 ) -> None:
-    """Writes `config.json`, the tokenizer with its frozen template, and `rmjax.json`.
+    """Writes the tokenizer with its frozen template, `rmjax.json` and, whole, `config.json`.
 
     `config.json` is that of a plain `LlamaForSequenceClassification`, or without a spec that of a
-    plain `LlamaForCausalLM`, which has no `rmjax.json`.
+    plain `LlamaForCausalLM`, which has no `rmjax.json`. It is written last: where it is, all are.
     """
     directory.mkdir(parents=True, exist_ok=True)
     pad = pad_token_id(tokenizer)
+    _save_tokenizer(directory, tokenizer, pad)
+    if spec is not None:
+        _write_spec(directory, spec)
     config = {
         "architectures": ["LlamaForSequenceClassification" if spec else CAUSAL],
         **llama_config_to_hf(llama),
@@ -49,10 +53,10 @@ def write_model_files(
         "torch_dtype": dtype,  # its name in transformers 4
         "dtype": dtype,
     }
-    _write_json(directory / "config.json", config)
-    _save_tokenizer(directory, tokenizer, pad)
-    if spec is None:
-        return
+    replace_file(directory / MODEL_CONFIG, _json(config))
+
+
+def _write_spec(directory: Path, spec: RewardSpec) -> None:
     fields = {"format": "rmjax", "format_version": FORMAT_VERSION} | dataclasses.asdict(spec)
     if not spec.lora.rank:
         del fields["lora"]
@@ -75,22 +79,52 @@ def _classification(spec: RewardSpec) -> dict[str, Any]:
     }
 
 
-def write_adapter_config(directory: Path, spec: RewardSpec) -> None:
-    """Writes `adapter_config.json`, as PEFT 0.21 reads it, for `adapter_model.safetensors`."""
-    lora = spec.lora
+def write_adapter_config(directory: Path, lora: LoraConfig, base: str, reward: bool) -> None:
+    """Writes `adapter_config.json`, as PEFT 0.21 reads it, for `adapter_model.safetensors`.
+
+    A language model has no `rmjax.json`, so that a run of one keeps its adapters' settings in this
+    file; see `read_adapter_config`.
+
+    Args:
+      directory: where to.
+      lora: the adapters.
+      base: the model that they were trained beside.
+      reward: whether that is a reward model, whose head was trained as well.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
     config = {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS",
-        "base_model_name_or_path": spec.source,
+        "task_type": "SEQ_CLS" if reward else "CAUSAL_LM",
+        "base_model_name_or_path": base,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
         "target_modules": [f"{target}_proj" for target in lora.targets],
-        "modules_to_save": ["score"],
+        "modules_to_save": ["score"] if reward else None,
         "bias": "none",
         "inference_mode": True,
     }
     _write_json(directory / ADAPTER_CONFIG, config)
+
+
+def read_adapter_config(directory: Path) -> tuple[LoraConfig, str]:
+    """The adapters of a language model's run and what they were trained beside.
+
+    No adapters where there is no such file.
+
+    Raises:
+      UserError: the file is broken.
+    """
+    file = directory / ADAPTER_CONFIG
+    if not file.exists():
+        return NO_LORA, ""
+    raw = read_json(file)
+    try:
+        targets = tuple(name.removesuffix("_proj") for name in raw["target_modules"])
+        lora = LoraConfig(raw["r"], raw["lora_alpha"], raw["lora_dropout"], targets)
+        return lora, raw["base_model_name_or_path"]
+    except KeyError as error:
+        raise UserError(f"{file}: field {error} is missing") from error
 
 
 def _save_tokenizer(directory: Path, tokenizer: Tokenizer, pad: int) -> None:
@@ -184,4 +218,8 @@ def hf_scalar(raw: dict[str, Any], attributes: tuple[str, ...]) -> dict[str, flo
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_bytes(_json(value))
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -25,6 +25,7 @@ from rmjax.checkpoints.model_files import (
     SPEC_FILE,
     hf_attributes,
     hf_scalar,
+    read_adapter_config,
     read_spec,
 )
 from rmjax.checkpoints.orbax_arrays import array_paths, read_array
@@ -52,6 +53,7 @@ class Pretrained:
       spec: names of the reward head's outputs and more; None for a causal model.
       weights: tensors by HF key, or the Orbax checkpoint that holds `params`.
       lora: adapters that are stored beside the weights and belong to the model.
+      base: the model that these were trained beside; empty if that began from random weights.
       unused: tensors that a reward model does not need.
       value_head: where a causal model's value head is; see `causal_heads.find_value_head`.
       chat_template: which of several named templates to use; see `tokenizer.load_tokenizer`.
@@ -63,6 +65,7 @@ class Pretrained:
     spec: RewardSpec | None
     weights: Weights | Path
     lora: LoraConfig = NO_LORA
+    base: str = ""
     unused: tuple[str, ...] = ()
     value_head: Path | None = None
     chat_template: str = ""
@@ -238,7 +241,7 @@ def _open_orbax(
     raw = read_json(where)
     llama = llama_config_from_hf(raw, str(where))
     if raw.get("architectures") == [CAUSAL]:
-        source = Pretrained(name, files, llama, None, weights)
+        source = Pretrained(name, files, llama, None, weights, *read_adapter_config(files))
         _check_paths(source, set())
         return source
     spec = read_spec(files)
@@ -246,7 +249,7 @@ def _open_orbax(
         spec = dataclasses.replace(spec, temperature=temperature)
     # A converted model has its thresholds in the spec, a run among its parameters.
     trained = spec.ordinal.count if spec.ordinal and not spec.ordinal.thresholds else 0
-    source = Pretrained(name, files, llama, spec, weights, spec.lora)
+    source = Pretrained(name, files, llama, spec, weights, spec.lora, spec.source)
     _check_paths(source, {THRESHOLDS.path} if trained else set())
     if spec.ordinal and trained:
         scale = spec.ordinal.with_raw(

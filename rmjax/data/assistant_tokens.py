@@ -147,7 +147,8 @@ def _why(tokenizer: Tokenizer, conversation: Conversation, turn: int) -> str:
     return (
         "the chat template writes what is said up to here otherwise if more follows, as templates "
         "do that leave out earlier reasoning or begin the answer themselves: train on the last "
-        "turn alone, or use a template that marks the assistant's words by {% generation %}"
+        "turn alone (data.turns 'last'), or use a template that marks the assistant's words by "
+        "{% generation %}"
     )
 
 

@@ -49,15 +49,17 @@ class ChatEncoder:
         """
         return self._read(conversation, where, functools.partial(encode, asking=asking))
 
-    def encode_spoken(self, conversation: Conversation, where: str) -> AssistantTokens:
-        """The same tokens, and which of them are the assistant's last turn, for a policy.
+    def encode_spoken(
+        self, conversation: Conversation, where: str, every_turn: bool = False
+    ) -> AssistantTokens:
+        """The same tokens, and which of them a policy learns: the assistant's last turn, or all.
 
         Raises:
           UserError: see `encode`; or a policy cannot be asked for these tokens.
         """
 
         def read(tokenizer: Tokenizer, conversation: Conversation) -> AssistantTokens:
-            found = assistant_tokens(tokenizer, conversation)
+            found = assistant_tokens(tokenizer, conversation, every_turn=every_turn)
             most_shared(found.spoken)  # which says what nothing predicts
             return found
 
@@ -84,11 +86,16 @@ class ChatEncoder:
         self.unread.update(unread)
         return tokens
 
-    def shows_response(self, conversation: Conversation) -> bool:
-        """Whether anything of the response is among the tokens."""
-        last = conversation.messages[-1]
-        said = {field for field in ("content", *SAYS) if last.get(field)}
-        return bool(said - self._hidden_fields(conversation)[-1])
+    def shows_response(self, conversation: Conversation, every_turn: bool = False) -> bool:
+        """Whether the tokens have anything of the response, or of each turn of the assistant's."""
+        messages, hidden = conversation.messages, self._hidden_fields(conversation)
+        turns = [len(messages) - 1]
+        if every_turn:
+            turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        return all(
+            {field for field in ("content", *SAYS) if messages[i].get(field)} - hidden[i]
+            for i in turns
+        )
 
     def notes(self) -> list[str]:
         """What the template does not show, in words, from how many conversations have it."""

@@ -52,6 +52,7 @@ _CHOSEN = ("chosen", "rejected")
 LAYOUTS = (
     # HelpSteer2
     Layout("ratings", "prompt", ("response",)),
+    Layout("ratings", "prompt", ("completion",)),  # TRL
     # HelpSteer2-Preference
     Layout("pairs", "prompt", ("response_1", "response_2"), preference="preference_strength"),
     # HelpSteer3-Preference
@@ -103,6 +104,21 @@ def find_prompt(row: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], bo
     )
 
 
+def is_pairs_alone(row: Mapping[str, Any]) -> bool:
+    """Whether a row compares responses, and holds no other one that it could stand for."""
+    kinds = {layout.kind for layout in _fitting(row)}
+    return bool(kinds) and "ratings" not in kinds
+
+
+def _fitting(row: Mapping[str, Any]) -> list[Layout]:
+    """The layouts that a row has, the first of which is meant."""
+    filled = {field for field, value in row.items() if value is not None}
+    fitting = []
+    for fields in (filled, set(row)):  # tables write null where a row lacks a field
+        fitting += [layout for layout in LAYOUTS if set(layout.required) <= fields]
+    return fitting
+
+
 def find_layout(row: Mapping[str, Any], where: str, *kinds: Kind) -> Layout:
     """The layout of a row.
 
@@ -114,10 +130,7 @@ def find_layout(row: Mapping[str, Any], where: str, *kinds: Kind) -> Layout:
     Raises:
       UserError: it has none of these layouts; the message names the nearest.
     """
-    filled = {field for field, value in row.items() if value is not None}
-    fitting = []
-    for fields in (filled, set(row)):  # tables write null where a row lacks a field
-        fitting += [layout for layout in LAYOUTS if set(layout.required) <= fields]
+    fitting = _fitting(row)
     for layout in fitting:
         if not kinds or layout.kind in kinds:
             return layout

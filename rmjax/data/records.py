@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rmjax.data.conversation import prompt_key
 from rmjax.data.fields import check_fields, is_number, rating_field
-from rmjax.data.layouts import find_layout
+from rmjax.data.layouts import find_layout, is_pairs_alone
 from rmjax.data.readers import GENERATED, Row, open_source
 from rmjax.data.row_reader import RowReader, Sample
 from rmjax.errors import UserError
@@ -66,7 +66,7 @@ def read_samples(
 
 
 def read_responses(source: str, split: str) -> Records:
-    """All conversations of a source, checked, whose last turn a policy learns to say.
+    """All conversations of a source, checked, whose response a policy learns to say.
 
     Args:
       source: see `open_source`.
@@ -78,6 +78,12 @@ def read_responses(source: str, split: str) -> Records:
     reader = RowReader()
 
     def read(row: Row) -> list[tuple[Sample, ...]]:
+        if is_pairs_alone(row.fields):
+            raise UserError(
+                f"{row.where}: responses that are compared ({', '.join(sorted(row.fields))}), and "
+                "config.objective 'sft' learns from single ones: use 'dpo', or give rows with "
+                "'messages', or with 'prompt' and 'response'"
+            )
         return [(Sample(reader.rated(row), (), row.where, row.number),)]
 
     return _read(source, split, False, reader, read)

@@ -33,6 +33,7 @@ from rmjax.runtime.cache import cache_errors, cache_root
 
 _SUMMARY = "summary.json"
 OVER_LONG = ("drop", "truncate_left", "error")
+TURNS = ("last", "all")
 _VERSION = 4  # of this module's result; part of the cache's key, which checkpoints hold too
 
 
@@ -50,6 +51,7 @@ def load_tokenized(
     ties: str = "drop",
     unrated: str = "",
     policy: bool = False,
+    turns: str = "last",
 ) -> TokenizedData:
     """The tokenized samples of a source, from the cache if it has them.
 
@@ -69,6 +71,7 @@ def load_tokenized(
       unrated: an attribute whose column may be missing.
       policy: whether they are for a policy: then it is noted which tokens the assistant says, and
         without pairs any conversation will do, rated or not.
+      turns: which of a policy's turns it learns, one of `TURNS`.
 
     Raises:
       UserError: bad data, naming file, row and field; or nothing is left after the length policy.
@@ -89,6 +92,8 @@ def load_tokenized(
     }
     if policy:  # and else no field, so that what was cached for reward models keeps its key
         made_by["policy"] = True
+    if policy and turns != "last":
+        made_by["turns"] = turns
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
     entry = cache_root() / "tokens" / key
     if not (entry / _SUMMARY).exists():
@@ -110,6 +115,7 @@ def load_tokenized(
             over_long,
             drop_ties=ties == "drop",
             policy=policy,
+            every_turn=turns == "all",
         )
         summary = {"counts": counts, "notes": [*records.notes, *encoder.notes()]}
         with cache_errors():
@@ -136,6 +142,7 @@ def _tokenize(
     over_long: str,
     drop_ties: bool,
     policy: bool,
+    every_turn: bool,
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Arrays and counts. The two samples of a pair stay together."""
     entries, bos = records.entries, encoder.tokenizer.bos_token_id
@@ -153,11 +160,11 @@ def _tokenize(
                 if known in encoded:
                     continue
                 if policy:
-                    found = encoder.encode_spoken(sample.conversation, sample.where)
+                    found = encoder.encode_spoken(sample.conversation, sample.where, every_turn)
                     encoded[known], spoken[known] = found
                 else:
                     encoded[known] = encoder.encode(sample.conversation, sample.where)
-            if not all(encoder.shows_response(sample.conversation) for sample in entry):
+            if not all(encoder.shows_response(s.conversation, every_turn) for s in entry):
                 reason = EMPTY
         tokens = [] if reason else [encoded[id(sample.conversation)] for sample in entry]
         longest = max(map(len, tokens), default=0)

@@ -201,6 +201,73 @@ def pair_metrics(
     )
 
 
+# ---- policies -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyMetrics:
+    """What a policy says of held-out responses; NaN where one is not defined.
+
+    Attributes:
+      responses: how many there are.
+      tokens: of all of them.
+      token_log_probability: mean over all these tokens.
+      log_ratio: mean over all these tokens of log(policy / reference). It is no KL divergence: the
+        tokens are the data's, and not the policy's.
+      chosen_log_probability: mean over pairs with a preference, of the sum over the response.
+      rejected_log_probability: likewise.
+      chosen_reward: the mean implicit reward of these, with the margin in `PairMetrics`.
+      rejected_reward: likewise.
+    """
+
+    responses: int
+    tokens: int
+    token_log_probability: float
+    log_ratio: float
+    chosen_log_probability: float
+    rejected_log_probability: float
+    chosen_reward: float
+    rejected_reward: float
+
+
+def policy_metrics(
+    log_probabilities: Float[np.ndarray, "N"],
+    tokens: Real[np.ndarray, "N"],
+    reference: Float[np.ndarray, "N"] | None,
+    rewards: Float[np.ndarray, "N"] | None,
+    pairs: Int[np.ndarray, "P 2"],
+) -> PolicyMetrics:
+    """Computes the metrics of a policy, in float64.
+
+    Args:
+      log_probabilities: of each response, the sum over its tokens.
+      tokens: how many each response has.
+      reference: the log-probabilities by the reference; None without one.
+      rewards: the implicit rewards; None without pairs.
+      pairs: the chosen and the rejected response of each pair with a preference.
+    """
+    logs = log_probabilities.astype(np.float64)
+    total = int(tokens.sum())
+
+    def each(values: Float[np.ndarray, "N"] | None) -> tuple[float, float]:
+        if values is None or not len(pairs):
+            return math.nan, math.nan
+        chosen, rejected = values.astype(np.float64)[pairs].mean(axis=0).tolist()
+        return chosen, rejected
+
+    return PolicyMetrics(
+        len(logs),
+        total,
+        float(logs.sum() / total),
+        float((logs - reference).sum() / total) if reference is not None else math.nan,
+        *each(logs),
+        *each(rewards),
+    )
+
+
+# ---- intervals, calibration ---------------------------------------------------------------------
+
+
 def wilson_interval(successes: float, count: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's (1927) 95 % interval of a share; NaN if `count` is 0."""
     if not count:

@@ -72,5 +72,6 @@ class LoraConfig:
 NO_LORA = LoraConfig()
 
 
-# What LoRA trains: nothing else has gradients or optimizer state.
-ADAPTED = (r"layers/\w+_lora_[ab]", "head|thresholds")
+# What LoRA trains: nothing else has gradients or optimizer state. A reward model's head is new, and
+# so is trained with the adapters; a language model's is part of what is adapted, and is not.
+ADAPTED = (r"layers/\w+_lora_[ab]|head|thresholds",)

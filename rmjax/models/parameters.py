@@ -176,10 +176,11 @@ def decoder_parameters(config: LlamaConfig, lora: LoraConfig = NO_LORA) -> Itera
     yield from adapter_parameters(lora)
 
 
-def peft_parameters(lora: LoraConfig) -> Iterator[Parameter]:
-    """The rows of an adapter in PEFT's format: those of LoRA, and the head."""
+def peft_parameters(lora: LoraConfig, reward: bool) -> Iterator[Parameter]:
+    """The rows of an adapter in PEFT's format: those of LoRA, and a reward model's head."""
     yield from adapter_parameters(lora)
-    yield dataclasses.replace(HEAD, hf_key=_PEFT + HEAD.hf_key)
+    if reward:
+        yield dataclasses.replace(HEAD, hf_key=_PEFT + HEAD.hf_key)
 
 
 def adapter_parameters(lora: LoraConfig) -> Iterator[Parameter]:

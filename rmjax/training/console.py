@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from rmjax.data.batches import Batches
-from rmjax.evaluation.metrics import AttributeMetrics, PairMetrics
+from rmjax.evaluation.metrics import AttributeMetrics, PairMetrics, PolicyMetrics
 from rmjax.models.init import abstract_model
 from rmjax.models.model import Model
-from rmjax.models.parameters import adapter_parameters, flatten
+from rmjax.models.parameters import HEAD, adapter_parameters, flatten
 
 
 def announce(
@@ -32,10 +32,12 @@ def announce(
     sizes = {path: math.prod(leaf.shape) for path, leaf in flatten(abstract_model(model)).items()}
     stored = "float32"
     if model.lora.rank:
-        trained = sizes["head"] + sum(sizes[row.path] for row in adapter_parameters(model.lora))
+        trained = sum(sizes[row.path] for row in adapter_parameters(model.lora))
+        trained += sizes.get(HEAD.path, 0)
+        what = "the head and adapters" if HEAD.path in sizes else "adapters"
         stored = (
-            f"{trained / 1e6:,.1f} M of them trained: the head and adapters of rank "
-            f"{model.lora.rank} for {', '.join(model.lora.targets)}; the rest {options.dtype.name}"
+            f"{trained / 1e6:,.1f} M of them trained: {what} of rank {model.lora.rank} for "
+            f"{', '.join(model.lora.targets)}; the rest {options.dtype.name}"
         )
     console.print(f"run         {workdir}")
     console.print(f"devices     {len(devices)} x {devices[0].device_kind}; mesh {mesh}")
@@ -87,6 +89,8 @@ def conclude(
             console.print(attribute_table(title, rows))
         if metrics.get("pairs"):
             console.print(pair_table(title, PairMetrics(**metrics["pairs"])))
+        if metrics.get("policy"):
+            console.print(policy_table(title, PolicyMetrics(**metrics["policy"])))
     use = f"""rm = rmjax.load("{workdir}")
   >>> rm.compare("a prompt", "one response", "another response")"""
     if policy:
@@ -131,6 +135,26 @@ def pair_table(title: str, metrics: PairMetrics) -> Table:
     view.add_row("calibration error", _decimal(metrics.calibration_error))
     view.add_row("temperature", _decimal(metrics.temperature))
     view.add_row("correlation with length", _decimal(metrics.length_correlation))
+    return view
+
+
+def policy_table(title: str, metrics: PolicyMetrics) -> Table:
+    """The table of what a policy says of held-out responses; see `PolicyMetrics`."""
+    view = _table(title)
+    view.add_column("responses", no_wrap=True)
+    view.add_column("policy", justify="right", no_wrap=True)
+    view.add_row("responses", str(metrics.responses))
+    view.add_row("tokens", str(metrics.tokens))
+    for label, value in (
+        ("log-probability of a token", metrics.token_log_probability),
+        ("log(policy / reference) of a token", metrics.log_ratio),
+        ("log-probability, chosen", metrics.chosen_log_probability),
+        ("log-probability, rejected", metrics.rejected_log_probability),
+        ("implicit reward, chosen", metrics.chosen_reward),
+        ("implicit reward, rejected", metrics.rejected_reward),
+    ):
+        if not math.isnan(value):
+            view.add_row(label, _decimal(value))
     return view
 
 

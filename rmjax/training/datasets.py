@@ -118,6 +118,7 @@ def _load(
         ties=config.preference.ties,
         unrated=unrated,
         policy=objective.policy,
+        turns=settings.turns,
     )
     if objective.levels and not pairs:
         _check_levels(data)

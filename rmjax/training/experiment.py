@@ -24,8 +24,13 @@ def make_model(config: Config, source: Pretrained | None, sharding: Sharding) ->
     """The model to train: the architecture of `source`, else the one the config states.
 
     Raises:
-      UserError: both are there and differ.
+      UserError: both are there and differ; or a policy is to begin with a reward model.
     """
+    if source and source.spec and is_policy(config.objective):
+        raise UserError(
+            f"config.init = {config.init!r}: a reward model, which has no language-model head, and "
+            f"config.objective = {config.objective!r} trains a policy; name a language model"
+        )
     llama = source.llama if source else config.model
     assert llama is not None  # validated
     if source and config.model is not None and config.model != llama:
@@ -91,25 +96,14 @@ def first_params(config: Config, source: Pretrained | None, model: Model) -> tup
     if source is None:
         params, origin = random_params(model, config.seed), f"random weights, seed {config.seed}"
     else:
-        if is_policy(config.objective):
-            source, origin = _language_model(config, source), source.name
-        else:
+        origin = source.name
+        if not is_policy(config.objective):
             source, origin = with_first_head(config, source)
         dtype = model.options.dtype if model.lora.rank else jnp.float32
         params = load_params(source, model, seed=config.seed, dtype=dtype)
     objective = config_objective(config)
     own = objective.abstract(model.sizes, model.options.sharding)
     return params | objective.first_params(own, source.spec if source else None), origin
-
-
-def _language_model(config: Config, source: Pretrained) -> Pretrained:
-    """`source`, which a policy can begin with; or a `UserError`."""
-    if source.spec:
-        raise UserError(
-            f"config.init = {source.name!r}: a reward model, which has no language-model head, and "
-            f"config.objective = {config.objective!r} trains a policy; name a language model"
-        )
-    return source
 
 
 def with_first_head(config: Config, source: Pretrained) -> tuple[Pretrained, str]:

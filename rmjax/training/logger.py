@@ -110,6 +110,8 @@ class MetricsLogger:
             pairs |= {f"accuracy_at_strength_{s}": share for s, (share, _) in strengths.items()}
             flat |= {f"pairs/{field}": value for field, value in pairs.items()}
             accuracy = f", pair accuracy {metrics.pairs.accuracy:.3f}"
+        if metrics.policy:
+            flat |= {f"policy/{k}": v for k, v in dataclasses.asdict(metrics.policy).items()}
         self._write(step, {"validation_loss": metrics.loss, "evaluation_seconds": seconds, **flat})
         self.console.print(
             f"step {step}: validation loss {metrics.loss:.4f}{accuracy} ({seconds:.1f} s)"

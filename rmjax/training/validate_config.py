@@ -16,7 +16,7 @@ from rmjax.config import (
     OptimizerConfig,
     as_flat_dict,
 )
-from rmjax.data.tokenize import OVER_LONG
+from rmjax.data.tokenize import OVER_LONG, TURNS
 from rmjax.errors import UserError, differing
 from rmjax.models.attention.dispatch import ATTENTION
 from rmjax.models.decoder import REMAT
@@ -27,6 +27,7 @@ from rmjax.training.objectives.objective import is_policy, make_objective
 # Fields that name one of a few things. (Config overrides cannot be typed as `Literal`.)
 _CHOICES = {
     "data.over_long": OVER_LONG,
+    "data.turns": TURNS,
     "preference.ties": TIES,
     "optimizer.schedule": SCHEDULES,
     "optimizer.moments": MOMENTS,
@@ -43,6 +44,7 @@ _POSITIVE = (
     "optimizer.clip_norm",
     "optimizer.eps",
     "lora.alpha",
+    "preference.strength_scale",
 )
 _NOT_NEGATIVE = (
     "optimizer.warmup_steps",
@@ -51,6 +53,7 @@ _NOT_NEGATIVE = (
     "checkpoint_every",
     "seed",
     "preference.center_rewards_coefficient",
+    "preference.gamma",
     "lora.rank",
 )
 _FRACTIONS = ("optimizer.b1", "optimizer.b2", "data.hold_out", "lora.dropout")
@@ -141,6 +144,12 @@ def _check_objective(config: Config) -> None:
         )
     if objective.policy:
         _check_policy(config)
+    if data.turns == "all" and (objective.pairs or not objective.policy):
+        raise UserError(
+            f"config.data.turns = 'all' with config.objective = {config.objective!r}: only 'sft' "
+            "by itself learns every turn of the assistant's; a pair is compared by its last turns, "
+            "and a rating is of the last one"
+        )
     if data.compare and not objective.pairs:
         raise UserError(
             f"config.data.compare = {data.compare!r} makes pairs, and config.objective = "
@@ -149,11 +158,6 @@ def _check_objective(config: Config) -> None:
 
 
 def _check_policy(config: Config) -> None:
-    if config.lora.rank:
-        raise UserError(
-            f"config.lora.rank = {config.lora.rank} with config.objective = {config.objective!r}: "
-            "a policy's adapters cannot be stored; set lora.rank to 0"
-        )
     if config.data.over_long == "truncate_left":
         raise UserError(
             "config.data.over_long = 'truncate_left' with config.objective = "
@@ -172,7 +176,8 @@ def _check_lora(config: Config) -> None:
     if config.lora.rank and config.trainable != EVERYTHING:
         raise UserError(
             f"config.trainable = {config.trainable!r} with config.lora.rank = {config.lora.rank}: "
-            "LoRA trains its adapters and the head; leave trainable as it is, or set lora.rank to 0"
+            "LoRA trains its adapters and a reward model's head; leave trainable as it is, or set "
+            "lora.rank to 0"
         )
 
 

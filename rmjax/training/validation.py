@@ -7,16 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
+from rmjax.data.batch import PolicyTargets
 from rmjax.data.batches import Batches, make_policy_targets, make_targets
-from rmjax.data.tokenized import REFERENCE, TokenizedData
+from rmjax.data.tokenized import TokenizedData
 from rmjax.errors import UserError
-from rmjax.evaluation.metrics import AttributeMetrics, PairMetrics, attribute_metrics, pair_metrics
+from rmjax.evaluation.metrics import (
+    AttributeMetrics,
+    PairMetrics,
+    PolicyMetrics,
+    attribute_metrics,
+    pair_metrics,
+    policy_metrics,
+)
 from rmjax.inference.score_step import ScoreFn, score_data
 from rmjax.models.parameters import THRESHOLDS, Params
 from rmjax.models.rewards.aggregation import Rule, scalar_rule
 from rmjax.models.rewards.ordinal import OrdinalScale
 from rmjax.runtime.sharding import Sharding
 from rmjax.training.objectives.objective import Objective
+from rmjax.training.objectives.policies import implicit_rewards
 
 
 class ValidationMetrics(NamedTuple):
@@ -26,17 +35,20 @@ class ValidationMetrics(NamedTuple):
       loss: the objective's value.
       attributes: the metrics of each rated attribute.
       pairs: the metrics of preference pairs; None without pairs.
+      policy: what a policy says of the responses; None of a reward model.
     """
 
     loss: float
     attributes: dict[str, AttributeMetrics]
     pairs: PairMetrics | None
+    policy: PolicyMetrics | None = None
 
     def record(self) -> dict[str, Any]:
         """The metrics in JSON's types, for a checkpoint."""
         rated = {name: dataclasses.asdict(row) for name, row in self.attributes.items()}
         pairs = dataclasses.asdict(self.pairs) if self.pairs else None
-        return {"validation_loss": self.loss, "attributes": rated, "pairs": pairs}
+        policy = {"policy": dataclasses.asdict(self.policy)} if self.policy else {}
+        return {"validation_loss": self.loss, "attributes": rated, "pairs": pairs} | policy
 
 
 def evaluate(
@@ -83,7 +95,7 @@ def validation_metrics(
         )
     loss = objective_value(objective, scores, data, params)
     if objective.policy:
-        return ValidationMetrics(loss, {}, _implicit_rewards(objective, scores, data))
+        return _of_policy(loss, objective, scores, data)
     ratings = _as_ratings(objective, scores, params, constants, data.attributes)
     rated = {
         name: row
@@ -101,16 +113,31 @@ def validation_metrics(
     return ValidationMetrics(loss, rated, pairs)
 
 
-def _implicit_rewards(
-    objective: Objective, scores: Float32[np.ndarray, "N 1"], data: TokenizedData
-) -> PairMetrics | None:
-    """Metrics of beta log(policy / reference), DPO's reward; None without pairs."""
-    if not objective.reference:
-        return None
-    reference = data.labels[:, data.attributes.index(REFERENCE)]
-    rewards, first = objective.beta * (scores[:, 0] - reference), np.flatnonzero(data.chosen)
-    values = np.stack([rewards[first], rewards[first + 1]], axis=1)
-    return _pair_metrics("implicit reward", values, data, first)
+def _of_policy(
+    loss: float, objective: Objective, scores: Float32[np.ndarray, "N 1"], data: TokenizedData
+) -> ValidationMetrics:
+    """What a policy says of the responses and, of pairs, metrics of its implicit rewards."""
+    responses = _policy_targets(data).responses
+    first, logs = np.flatnonzero(data.chosen), scores[:, 0]
+    reference = np.asarray(responses.reference[0]) if objective.reference else None
+    rewards = pairs = None
+    if objective.pairs:
+        found = implicit_rewards(
+            jnp.asarray(scores[None]), responses, objective.beta, objective.reference
+        )
+        rewards = np.asarray(found)[0, :, 0]
+        values = np.stack([rewards[first], rewards[first + 1]], axis=1)
+        pairs = _pair_metrics("implicit reward", values, data, first)
+    decided = first[data.strengths[first] != 0]
+    both = np.stack([decided, decided + 1], axis=1)
+    lengths = np.asarray(responses.lengths[0])
+    policy = policy_metrics(logs, lengths, reference, rewards, both)
+    return ValidationMetrics(loss, {}, pairs, policy)
+
+
+def _policy_targets(data: TokenizedData) -> PolicyTargets:
+    """Of all samples at once, in a row of no places: no loss looks at these."""
+    return make_policy_targets(data, np.arange(len(data))[None], np.zeros((1, 0), bool))
 
 
 def _pair_metrics(
@@ -152,11 +179,10 @@ def objective_value(
     params: Params | None = None,
 ) -> float:
     """The objective over all samples at once; of `params` only the thresholds are used."""
-    samples = np.arange(len(data))[None]
-    if objective.policy:  # no loss looks at places
-        targets = make_policy_targets(data, samples, np.zeros((1, 0), bool))
+    if objective.policy:
+        targets = _policy_targets(data)
     else:
-        targets = make_targets(data, samples)
+        targets = make_targets(data, np.arange(len(data))[None])
     # A copy on this process's default device, whatever mesh the thresholds are on.
     paths = [row.path for row in objective.parameters]
     own = {path: jnp.asarray(np.asarray((params or {})[path])) for path in paths}

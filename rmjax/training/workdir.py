@@ -14,7 +14,12 @@ import jax
 import numpy as np
 
 from rmjax.checkpoints import manager
-from rmjax.checkpoints.model_files import FORMAT_VERSION, SPEC_FILE, write_model_files
+from rmjax.checkpoints.model_files import (
+    FORMAT_VERSION,
+    MODEL_CONFIG,
+    write_adapter_config,
+    write_model_files,
+)
 from rmjax.checkpoints.pretrained import public_name
 from rmjax.config import Config, as_flat_dict
 from rmjax.data.tokenized import REFERENCE, TokenizedData
@@ -154,9 +159,12 @@ def record_run(
     with disk_errors(f"the run's files in {workdir}"):
         _write(workdir / RECORD, record)
         _write(workdir / "data.json", described)
-        # The last of them to be written; a policy has none, and its files are written again.
-        if not (workdir / MODEL_DIRECTORY / SPEC_FILE).exists():
-            write_model_files(workdir / MODEL_DIRECTORY, model.config, tokenizer, spec)
+        files = workdir / MODEL_DIRECTORY
+        if not (files / MODEL_CONFIG).exists():  # the last of them to be written
+            if spec is None and model.lora.rank:
+                base = public_name(config.init) if config.init else ""
+                write_adapter_config(files, model.lora, base, reward=False)
+            write_model_files(files, model.config, tokenizer, spec)
 
 
 def run_spec(config: Config, model: Model, data: TokenizedData) -> RewardSpec:

@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from rmjax.data.readers import Row
-from rmjax.data.records import pairs_of_ratings, read_pairs, read_samples
+from rmjax.data.records import pairs_of_ratings, read_pairs, read_responses, read_samples
 from rmjax.data.row_reader import RowReader
 from rmjax.errors import UserError
 
@@ -76,6 +76,32 @@ def test_messages_as_prompts_read_the_same(suffix, tmp_path):
         read(write(tmp_path / f"x{suffix}", [row(prompt=messages)]))[0].conversation.prompt
         == messages
     )
+
+
+@SUFFIXES
+def test_a_prompt_and_its_completion_are_a_conversation(suffix, tmp_path):
+    """TRL's layout, as texts and as messages; a policy needs no rating."""
+    asked, said = ({"role": role, "content": "x"} for role in ("user", "assistant"))
+    for prompt, completion in (("x", "x"), ([asked], [said])):
+        rows = [{"prompt": prompt, "completion": completion, "helpful": 3}]
+        path = write(tmp_path / f"data{suffix}", rows)
+        ((sample,),) = read_responses(str(path), "train").entries
+        assert sample.conversation.messages == [asked, said]
+        assert labels(read(path)) == [(3.0,)]
+
+
+PAIRED = {
+    "pair": {"prompt": "p", "chosen": "a", "rejected": "b"},
+    "preference": {"prompt": "p", "response_1": "a", "response_2": "b", "preference_strength": 1},
+    "ranking": {"prompt": "p", "responses": ["a", "b"]},
+}
+
+
+@pytest.mark.parametrize("form", PAIRED)
+def test_pairs_are_not_responses_to_imitate(form, tmp_path):
+    path = write(tmp_path / "x.jsonl", [PAIRED[form]])
+    with pytest.raises(UserError, match=r"x\.jsonl row 1: .*'sft' .* use 'dpo', or .*'messages'"):
+        read_responses(str(path), "train")
 
 
 @pytest.mark.parametrize("value", ["NaN", "null", "-100", "-100.0"])

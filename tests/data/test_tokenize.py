@@ -518,3 +518,60 @@ def test_of_a_policys_data_it_is_known_what_the_assistant_says(tmp_path, cache):
     rated = write(tmp_path / "y.jsonl", [row(), row(response="s")])
     assert load(rated).key != load(rated, attributes=(), policy=True).key
     assert load(rated).spoken is None
+
+
+MARKS = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' }}{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ m['content'] + '<|end|>' }}{% endgeneration %}{% else %}"
+    "{{ m['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def dialogue(*texts):
+    roles = itertools.cycle(("user", "assistant"))
+    return [{"role": role, "content": text} for role, text in zip(roles, texts)]
+
+
+@pytest.mark.parametrize("marks", [True, False])
+def test_every_turn_is_what_transformers_marks(marks, tmp_path):
+    """By a template's own marks, and by position with one that has none."""
+    marked, tokenizer = byte_tokenizer(), byte_tokenizer()
+    marked.chat_template = tokenizer.chat_template = MARKS
+    if not marks:
+        plain = MARKS.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+        tokenizer.chat_template = plain
+    talks = [dialogue("a", "so", "b", "no", "c", "é"), dialogue("a", "so", "d", "oh")]
+    source = write(tmp_path / "x.jsonl", [{"messages": talk} for talk in talks])
+    data = load(source, tokenizer, attributes=(), policy=True, turns="all")
+    for sample, talk in enumerate(talks):
+        theirs = marked.apply_chat_template(
+            talk, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        tokens = data.sequence(sample).tolist()
+        assert tokens == theirs["input_ids"]
+        assert data.spoken_in(sample).astype(int).tolist() == theirs["assistant_masks"]
+        said = tokenizer.decode(np.asarray(tokens)[data.spoken_in(sample)])
+        assert said == "".join(f"{m['content']}<|end|>" for m in talk if m["role"] == "assistant")
+
+
+def test_the_last_turn_and_every_turn_are_different_data(tmp_path):
+    """Of two conversations to one prompt nothing is shared that one of them learns."""
+    talks = [dialogue("a", "so", "b", text) for text in ("no", "oh")]
+    source = write(tmp_path / "x.jsonl", [{"messages": talk} for talk in talks])
+    last, every = (
+        load(source, attributes=(), policy=True, turns=turns) for turns in ("last", "all")
+    )
+    assert last.key != every.key == load(source, attributes=(), policy=True, turns="all").key
+    assert last.key == load(source, attributes=(), policy=True).key
+    assert [int(data.spoken.sum()) for data in (last, every)] == [2 * 3, 2 * 6]
+    for data in (last, every):
+        assert data.shared.tolist() == [int(np.argmax(data.spoken_in(0))) - 1] * 2
+
+
+def test_a_turn_that_says_nothing_is_not_learned(tmp_path):
+    talks = [dialogue("a", "", "b", "no"), dialogue("a", "so")]
+    source = write(tmp_path / "x.jsonl", [{"messages": talk} for talk in talks])
+    every = load(source, attributes=(), policy=True, turns="all")
+    assert every.counts["dropped: an empty response"] == 1 and len(every) == 1
+    assert len(load(source, attributes=(), policy=True)) == 2

@@ -106,6 +106,8 @@ BAD = {
     "b2": (dict(optimizer__b2=1.0), "config.optimizer.b2 = 1.0"),
     "warmup_steps": (dict(optimizer__warmup_steps=-1), "config.optimizer.warmup_steps = -1"),
     "weight_decay": (dict(optimizer__weight_decay=-0.1), "config.optimizer.weight_decay = -0.1"),
+    "gamma": (dict(preference__gamma=-1.0), "config.preference.gamma = -1.0"),
+    "scale": (dict(preference__strength_scale=0.0), "config.preference.strength_scale = 0.0"),
     "every": (dict(eval_every=-1), "config.eval_every = -1"),
     "seed": (dict(seed=-1), "config.seed = -1"),
     "schedule": (dict(optimizer__schedule="sqrt"), "config.optimizer.schedule = 'sqrt'"),

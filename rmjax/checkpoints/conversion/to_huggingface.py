@@ -1,7 +1,7 @@
 """From an Orbax model or a run to Hugging Face's files: how each slice is read and written.
 
-A run's adapters are either merged into its weights or exported alone, with the head, in PEFT's
-format.
+A run's adapters are either merged into its weights or exported alone, with a reward model's head,
+in PEFT's format.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from rmjax.checkpoints.safetensors_file import (
 )
 from rmjax.checkpoints.tensor_slices import SLICE_BYTES, TensorSlice, band_axis, cut
 from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
-from rmjax.models.heads import Head, model_parameters, model_sizes
+from rmjax.models.heads import Head, RewardHead, model_parameters, model_sizes
 from rmjax.models.lora import merge_block
 from rmjax.models.parameters import (
     ADAPTERS,
@@ -81,7 +81,7 @@ class ToHuggingFace:
           dtype: of the weights; None for the stored one.
           limit: most bytes of a file.
           lora: the adapters to merge into the weights.
-          adapter: export them and the head alone instead, by PEFT's names.
+          adapter: export them and a reward head alone instead, by PEFT's names.
 
         Raises:
           UserError: a parameter is missing, damaged or of another shape than the config calls for.
@@ -90,7 +90,9 @@ class ToHuggingFace:
         self._sizes = model_sizes(llama, head, lora)
         self._arrays: dict[str, ts.TensorStore] = {}
         self._lora = NO_LORA if adapter else lora  # what is to be merged
-        rows = peft_parameters(lora) if adapter else model_parameters(llama, head)
+        rows = model_parameters(llama, head)
+        if adapter:
+            rows = peft_parameters(lora, reward=isinstance(head, RewardHead))
         tensors: list[_Tensor] = []
         for row in rows:
             tensors += self._tensors(row, dtype)

@@ -54,6 +54,8 @@ def result_blocks(best: LoggedEvaluation) -> list[Block]:
         )
     if best.pairs:
         blocks.append(_pairs(best))
+    if best.policy:
+        blocks.append(_policy(best))
     return blocks
 
 
@@ -83,6 +85,30 @@ def _pairs(best: LoggedEvaluation) -> Table:
     )
 
 
+def _policy(best: LoggedEvaluation) -> Table:
+    get = best.policy.get
+    rows = [("responses", count(get("responses"))), ("tokens of them", count(get("tokens")))]
+    rows += [
+        (label, decimal(get(field)))
+        for label, field in (
+            ("log-probability of a token", "token_log_probability"),
+            ("log(policy / reference) of a token", "log_ratio"),
+            ("log-probability of a chosen response", "chosen_log_probability"),
+            ("log-probability of a rejected response", "rejected_log_probability"),
+            ("implicit reward of a chosen response", "chosen_reward"),
+            ("implicit reward of a rejected response", "rejected_reward"),
+        )
+        if math.isfinite(get(field, math.nan))
+    ]
+    return Table(
+        ("policy", "value"),
+        tuple(rows),
+        caption=f"What the policy says of held-out responses at step {best.step}",
+        note="Means. log(policy / reference) is no KL divergence: the tokens are the data's, and "
+        "not the policy's.",
+    )
+
+
 def evaluation_blocks(run: RunFiles) -> list[Block]:
     """Figures over evaluations, if there are at least two."""
     if len(run.evaluations) < 2:
@@ -101,7 +127,7 @@ def evaluation_blocks(run: RunFiles) -> list[Block]:
         constant = Curve("constant mean", *_over(run, name, "mse_constant"), dashed=True)
         caption = f"{name}: error on held-out ratings, beside that of always answering the mean."
         figures.append(_curves(f"mse-{i}", [model, constant], "mean squared error", caption))
-    figures += _pair_curves(run)
+    figures += _pair_curves(run) + _policy_curves(run)
     return [Heading("Over the run"), *figures]
 
 
@@ -132,6 +158,33 @@ def _pair_curves(run: RunFiles) -> list[Figure]:
     caption = "Pearson correlation of reward and tokens, over all responses."
     length = [line("length_correlation")]
     return [*figures, _curves("pairs-length", length, "correlation with length", caption)]
+
+
+def _policy_curves(run: RunFiles) -> list[Figure]:
+    evaluations = [e for e in run.evaluations if e.policy]
+    if len(evaluations) < 2:
+        return []
+    steps, figures = [e.step for e in evaluations], []
+    sides = {"chosen": "chosen_", "rejected": "rejected_"}
+    for name, ylabel, fields, caption in (
+        ("reward", "implicit reward", sides, "Mean implicit reward of held-out responses."),
+        (
+            *("log_probability", "log-probability", sides),
+            "Mean log-probability of held-out responses, the sum over their tokens.",
+        ),
+        (
+            *("log_ratio", "log(policy / reference)", {"": ""}),
+            "Mean over the tokens of held-out responses; no KL divergence, since the tokens are "
+            "the data's.",
+        ),
+    ):
+        curves = [
+            Curve(label, steps, [e.policy.get(f"{prefix}{name}", math.nan) for e in evaluations])
+            for label, prefix in fields.items()
+        ]
+        if any(np.isfinite(curve.y).any() for curve in curves):
+            figures.append(_curves(f"policy-{name.replace('_', '-')}", curves, ylabel, caption))
+    return figures
 
 
 def _over(run: RunFiles, name: str, field: str) -> tuple[list[int], list[float]]:

@@ -79,6 +79,7 @@ def run_data(run: RunFiles) -> dict[str, Any]:
                 "seconds": e.seconds,
                 "attributes": e.attributes,
                 "pairs": e.pairs or None,
+                "policy": e.policy or None,
             }
             for e in run.evaluations
         ],

@@ -13,12 +13,14 @@ from jaxtyping import Float
 
 from rmjax.checkpoints.manager import DIRECTORY
 from rmjax.errors import UserError
+from rmjax.evaluation.metrics import PolicyMetrics
 from rmjax.runtime.files import read_json
 from rmjax.training.logger import METRICS_FILE
 from rmjax.training.workdir import LOCK, RECORD
 
 _FORMAT = "rmjax-run"
 _LOCKS = Path("/proc/locks")
+_OF_POLICIES = {field.name for field in dataclasses.fields(PolicyMetrics)}
 STEP_FIELDS = ("loss", "grad_norm", "learning_rate", "tokens", "tokens_per_second", "padding")
 
 
@@ -33,6 +35,7 @@ class LoggedEvaluation:
       attributes: the fields of `metrics.AttributeMetrics` for each rated attribute.
       pairs: the numbers of `metrics.PairMetrics`, and `accuracy_at_strength_...`; empty without
         pairs.
+      policy: the numbers of `metrics.PolicyMetrics`; empty of a reward model.
     """
 
     step: int
@@ -40,6 +43,7 @@ class LoggedEvaluation:
     seconds: float
     attributes: Mapping[str, Mapping[str, float]]
     pairs: Mapping[str, float]
+    policy: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +153,13 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 def _evaluation(line: Mapping[str, Any]) -> LoggedEvaluation:
     attributes: dict[str, dict[str, float]] = {}
-    pairs = {}
+    pairs, policy = {}, {}
     for key, value in line.items():
         name, slash, field = key.rpartition("/")
         if slash and name == "pairs":
             pairs[field] = _float(value)
+        elif slash and name == "policy" and field in _OF_POLICIES:  # it may be an attribute's name
+            policy[field] = _float(value)
         elif slash:
             attributes.setdefault(name, {})[field] = _float(value)
     return LoggedEvaluation(
@@ -162,6 +168,7 @@ def _evaluation(line: Mapping[str, Any]) -> LoggedEvaluation:
         seconds=_float(line.get("evaluation_seconds")),
         attributes=attributes,
         pairs=pairs,
+        policy=policy,
     )
 
 

@@ -29,6 +29,7 @@ from rmjax.training.objectives.base import Scores, Term
 from rmjax.training.objectives.pairs import OF_MARGINS, general_term, pair_column, pair_term
 from rmjax.training.objectives.policies import (
     OF_POLICY_PAIRS,
+    WITHOUT_REFERENCE,
     imitated_tokens,
     negative_log_likelihood,
     policy_pair_term,
@@ -49,6 +50,7 @@ class Objective(NamedTuple):
       general: how it compares responses, where that is not by one number each; else None.
       policy: whether it is a policy's: scores are then log-probabilities of responses.
       beta: of a policy's pairs, how closely they hold it to the reference; 0 without them.
+      reference: whether it needs a reference policy's log-probability of each response.
     """
 
     terms: tuple[tuple[float, Term], ...]
@@ -60,11 +62,7 @@ class Objective(NamedTuple):
     general: GeneralPreference | None = None
     policy: bool = False
     beta: float = 0.0
-
-    @property
-    def reference(self) -> bool:
-        """Whether it needs a reference policy's log-probability of each response."""
-        return self.beta > 0
+    reference: bool = False
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -115,7 +113,10 @@ class Objective(NamedTuple):
         return jnp.sum(jnp.stack(terms))
 
 
-_NEED_STRENGTHS = ("margin_bradley_terry", "scaled_bradley_terry", "margin_dpo", "scaled_dpo")
+_NEED_STRENGTHS = (
+    *("margin_bradley_terry", "scaled_bradley_terry", "margin_dpo", "scaled_dpo"),
+    *("rpo_bwd_kl", "rpo_fwd_kl", "rpo_sq"),
+)
 _OF_RATINGS = ("regression", "ordinal")
 OBJECTIVES = (*_OF_RATINGS, *OF_MARGINS, GENERAL)
 POLICY_OBJECTIVES = ("sft", *OF_POLICY_PAIRS)
@@ -254,6 +255,7 @@ def make_policy_objective(text: str, config: PreferenceConfig) -> Objective:
         column=0,
         policy=True,
         beta=config.beta if pairs else 0.0,
+        reference=any(name not in WITHOUT_REFERENCE for name in pairs),
     )
 
 

@@ -79,6 +79,78 @@ def test_ipo_by_hand():
     assert loss_of("ipo", label_smoothing=0.1) == pytest.approx(smoothed.mean(), rel=1e-5)
 
 
+def test_rpo_by_hand():
+    """Two preferences, the strength's a and the policy's b, as squares and as divergences."""
+    wanted, found = 0.5 * STRENGTHS, BETA * RATIOS
+    square = (found - wanted) ** 2
+    assert loss_of("rpo_sq", strength_scale=0.5) == pytest.approx(square.mean(), rel=1e-5)
+    opposite = (-found - wanted) ** 2
+    smoothed = (0.9 * square + 0.1 * opposite).mean()
+    assert loss_of("rpo_sq", strength_scale=0.5, label_smoothing=0.1) == pytest.approx(smoothed)
+    a, b = (1 / (1 + np.exp(-x)) for x in (wanted, found))
+    for name, p, q in (("rpo_bwd_kl", a, b), ("rpo_fwd_kl", b, a)):
+        divergence = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+        assert loss_of(name, strength_scale=0.5) == pytest.approx(divergence.mean(), rel=1e-5)
+    tie = targets(np.asarray([2.0, 0.0]))
+    square = [(found[0] - 2) ** 2, found[1] ** 2]
+    assert loss_of("rpo_sq", tie, ties="half") == pytest.approx(np.mean(square), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["rpo_bwd_kl", "rpo_fwd_kl", "rpo_sq"])
+def test_rpo_is_finite_and_flat_where_the_margin_is_the_strengths(name):
+    config = PreferenceConfig(beta=1.0)
+    objective = make_policy_objective(name, config)
+    strengths = np.asarray([200.0, 5.0])
+    there = targets(strengths)
+
+    def loss(scores):
+        return objective.loss(scores, there, objective.weights(there))
+
+    scores = REFERENCES.copy()
+    scores[:, 0] += strengths
+    value, gradient = jax.value_and_grad(loss)(scores[..., None].astype(np.float32))
+    assert value == pytest.approx(0, abs=1e-6) and np.abs(gradient).max() < 1e-5
+    far = jax.grad(loss)(-scores[..., None].astype(np.float32))
+    assert np.isfinite(far).all()
+
+
+def test_simpo_by_hand():
+    """The mean log-probability of a token decides, and nobody is a reference."""
+    means = SCORES / np.maximum(LENGTHS, 1)
+    margins = 2.0 * (means[:, 0] - means[:, 1])
+    config = PreferenceConfig(beta=2.0, gamma=0.3)
+    objective = make_policy_objective("simpo", config)
+    assert not objective.reference and objective.pairs
+    there, scores = targets(), SCORES[..., None].astype(np.float32)
+
+    def loss(scores, there, objective=objective):
+        return float(objective.loss(scores, there, objective.weights(there)))
+
+    plain = minus_log_sigmoid(margins - 0.3)
+    assert loss(scores, there) == pytest.approx(plain.mean(), rel=1e-5)
+    other = there._replace(responses=there.responses._replace(reference=0 * LENGTHS))
+    assert loss(scores, other) == loss(scores, there)
+    smoothed = 0.9 * plain + 0.1 * minus_log_sigmoid(0.3 - margins)  # as TRL's CPOTrainer
+    config = dataclasses.replace(config, label_smoothing=0.1)
+    found = loss(scores, there, make_policy_objective("simpo", config))
+    assert found == pytest.approx(smoothed.mean(), rel=1e-5)
+    config = PreferenceConfig(beta=2.0, gamma=0.3, ties="half")
+    half = (minus_log_sigmoid(margins[1]) + minus_log_sigmoid(-margins[1])) / 2
+    tie = targets(np.asarray([2.0, 0.0]))
+    found = loss(scores, tie, make_policy_objective("simpo", config))
+    assert found == pytest.approx((plain[0] + half) / 2, rel=1e-5)
+
+
+def test_which_objectives_need_a_reference():
+    def needs(text):
+        return make_policy_objective(text, PreferenceConfig()).reference
+
+    assert [needs(text) for text in ("sft", "simpo", "simpo + sft", "dpo", "rpo_sq + sft")] == [
+        *[False] * 3,
+        *[True] * 2,
+    ]
+
+
 def test_ties_count_as_they_do_for_rewards():
     tie = targets(np.asarray([2.0, 0.0]))
     first = minus_log_sigmoid(BETA * RATIOS[0])
