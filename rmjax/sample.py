@@ -4,9 +4,10 @@
 
     python -m rmjax.sample http://localhost:8000 PROMPTS OUT.jsonl --tokenizer=DIRECTORY
 
-MODEL is whatever `rmjax.load_policy` takes, or the URL of an OpenAI-compatible server. PROMPTS is any source of data (docs/data.md): rows with
-a prompt, or with a conversation, of which an answer at its end is left out. OUT gets each row with
-`prompt`, `responses`, `ended` and `token_ids`. `python -m rmjax.score` reads it.
+MODEL is whatever `rmjax.load_policy` takes, or the URL of an OpenAI-compatible server. PROMPTS is
+any source of data (docs/data.md): rows with a prompt, or with a conversation, of which an answer at
+its end is left out. OUT gets each row with `prompt`, `responses`, `ended` and `token_ids`.
+`python -m rmjax.score` reads it.
 
 A killed command is continued by the same command, to the same samples: OUT is OUT.partial until it
 is whole.
@@ -81,7 +82,7 @@ def sample(
         f"{done.responses:,} responses, {done.ended / max(1, done.responses):.1%} of them ended; "
         f"{done.tokens:,} tokens in {seconds:.1f} s"
     )
-    context = f"{engine.context:,}" if engine.context else "?"
+    context = f"{engine.context or 0:,}"  # an engine that does not say counts none of these
     if done.no_room:
         lines.append(
             f"{done.no_room:,} prompts have no response: they fill the model's context of "

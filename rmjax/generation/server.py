@@ -26,11 +26,17 @@ from rmjax.generation.completions import Completion, Prompt, SamplingSettings, c
 from rmjax.generation.http_json import JsonServer
 from rmjax.generation.prompts import end_tokens, prompt_tokens
 from rmjax.generation.server_kinds import KINDS, OTHER, Kind
+from rmjax.generation.server_reply import (
+    field_of,
+    named_log_probabilities,
+    numbers_of,
+    one_choice,
+    visible,
+)
 from rmjax.generation.stopping import decode, find_stop, make_completion
 
 _KEY = "OPENAI_API_KEY"
 _BAR_FROM = 256  # samples from which on there is a progress bar
-_LETTER_IN_PART = "\ufffd"
 
 
 class _Asked(NamedTuple):
@@ -166,14 +172,14 @@ class ServerEngine:
           UserError: it is not what was asked for.
         """
         where = f"prompt {one.prompt}: the reply of {self._server.url}"
-        choice = _choice(reply, where)
-        read = _field(_field(reply, "usage", dict, where), "prompt_tokens", int, where)
+        choice = one_choice(reply, where)
+        read = field_of(field_of(reply, "usage", dict, where), "prompt_tokens", int, where)
         if read != len(one.tokens):
             raise UserError(
                 f"{where}: it read the prompt as {read} tokens, and here it has {len(one.tokens)}: "
                 "the tokenizer is not the server's, or the server puts one more BOS before a prompt"
             )
-        text, why = _field(choice, "text", str, where), choice.get("finish_reason")
+        text, why = field_of(choice, "text", str, where), choice.get("finish_reason")
         if why not in ("stop", "length"):
             raise UserError(f"{where}: 'finish_reason' is {why!r}, expected 'stop' or 'length'")
         if self.kind.own_ids:
@@ -211,7 +217,7 @@ class ServerEngine:
                 "the server's"
             )
         ours = decode(self.tokenizer, tokens)
-        if not _visible(ours).startswith(_visible(text)):
+        if not visible(ours).startswith(visible(text)):
             raise UserError(
                 f"{where}: the server reads its tokens as {shortened(text)!r}, the tokenizer as "
                 f"{shortened(ours)!r}: the tokenizer is not the server's"
@@ -227,9 +233,9 @@ class ServerEngine:
         self, choice: dict[str, Any], tokens: list[int], temperature: float
     ) -> list[float]:
         """Those of the tokens; NaN for all where the server's are not theirs, one for one."""
-        values = _listed_log_probabilities(choice.get("logprobs"), self.tokenizer, tokens)
+        values = named_log_probabilities(choice.get("logprobs"), self.tokenizer, tokens)
         if self.kind.own_ids and values is None:
-            values = _column(choice.get("logprobs"), "token_logprobs", len(tokens))
+            values = numbers_of(choice.get("logprobs"), "token_logprobs", len(tokens))
         if values is None or (self.kind.tempered and temperature not in (0.0, 1.0)):
             return [math.nan] * len(tokens)
         return values
@@ -318,50 +324,6 @@ def _context(card: dict[str, Any], cards: list[dict[str, Any]]) -> int | None:
         if type(length) is int and length > 0:
             return length
     return None
-
-
-def _choice(reply: dict[str, Any], where: str) -> dict[str, Any]:
-    choices = _field(reply, "choices", list, where)
-    if len(choices) != 1 or not isinstance(choices[0], dict):
-        raise UserError(f"{where}: 'choices' has {len(choices)} samples, expected 1")
-    return choices[0]
-
-
-def _field(found: dict[str, Any], name: str, kind: type, where: str) -> Any:
-    value = found.get(name)
-    if type(value) is not kind:
-        raise UserError(
-            f"{where}: field {name!r} is {shortened(repr(value))}, expected {kind.__name__}"
-        )
-    return value
-
-
-def _listed_log_probabilities(
-    found: Any, tokenizer: Tokenizer, tokens: list[int]
-) -> list[float] | None:
-    """Values of a reply that names the token of each, if they are these tokens."""
-    if not isinstance(found, dict):
-        return None
-    if isinstance(found.get("content"), list):  # llama.cpp's form
-        parts = [part for part in found["content"] if isinstance(part, dict)]
-        found = {name: [part.get(name) for part in parts] for name in ("id", "logprob")}
-        return _column(found, "logprob", len(tokens)) if found["id"] == tokens else None
-    if found.get("tokens") != [decode(tokenizer, [token]) for token in tokens]:
-        return None
-    return _column(found, "token_logprobs", len(tokens))
-
-
-def _column(found: Any, name: str, length: int) -> list[float] | None:
-    values = found.get(name) if isinstance(found, dict) else None
-    if not isinstance(values, list) or len(values) != length:
-        return None
-    numbers = [float(x) for x in values if isinstance(x, int | float) and not isinstance(x, bool)]
-    return numbers if len(numbers) == length else None
-
-
-def _visible(text: str) -> str:
-    """A text less what servers write in several ways: spaces, and letters that are not whole."""
-    return "".join(text.replace(_LETTER_IN_PART, "").split())
 
 
 def _digest(tokenizer: Tokenizer, ends: Sequence[int]) -> str:

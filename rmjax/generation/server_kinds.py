@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 
@@ -27,7 +26,7 @@ class Kind:
     all_top_k: int | None = None
     logprobs: int | None = None
     tempered: bool = False
-    fields: Mapping[str, Any] = MappingProxyType({})
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 _WHOLE = {"min_p": 0.0, "repetition_penalty": 1.0, "skip_special_tokens": False}
