@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rmjax.errors import UserError
     from rmjax.generation.completions import Completion, SamplingSettings
     from rmjax.generation.policy import Policy, load_policy
+    from rmjax.generation.server import ServerEngine, open_server
     from rmjax.inference.scorer import Scorer, load
     from rmjax.inference.scores import Comparison, Score
     from rmjax.models.rewards.aggregation import PUBLISHED
@@ -25,11 +26,13 @@ __all__ = [
     "SamplingSettings",
     "Score",
     "Scorer",
+    "ServerEngine",
     "UserError",
     "__version__",
     "hf_to_orbax",
     "load",
     "load_policy",
+    "open_server",
     "orbax_to_hf",
 ]
 
@@ -39,6 +42,7 @@ _HOMES = {
     "rmjax.errors": ("UserError",),
     "rmjax.generation.completions": ("Completion", "SamplingSettings"),
     "rmjax.generation.policy": ("Policy", "load_policy"),
+    "rmjax.generation.server": ("ServerEngine", "open_server"),
     "rmjax.inference.scores": ("Comparison", "Score"),
     "rmjax.models.rewards.aggregation": ("PUBLISHED",),
 }

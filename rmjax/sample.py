@@ -2,9 +2,12 @@
 
     python -m rmjax.sample MODEL PROMPTS OUT.jsonl --n=10 --temperature=0.7 --top-p=0.9
 
-MODEL is whatever `rmjax.load_policy` takes. PROMPTS is any source of data (docs/data.md): rows with
-a prompt, or with a conversation, of which an answer at its end is left out. OUT gets each row with
-`prompt`, `responses`, `ended` and `token_ids`. `python -m rmjax.score` reads it.
+    python -m rmjax.sample http://localhost:8000 PROMPTS OUT.jsonl --tokenizer=DIRECTORY
+
+MODEL is whatever `rmjax.load_policy` takes, or the URL of an OpenAI-compatible server. PROMPTS is
+any source of data (docs/data.md): rows with a prompt, or with a conversation, of which an answer at
+its end is left out. OUT gets each row with `prompt`, `responses`, `ended` and `token_ids`.
+`python -m rmjax.score` reads it.
 
 A killed command is continued by the same command, to the same samples: OUT is OUT.partial until it
 is whole.
@@ -12,6 +15,7 @@ is whole.
 
 import argparse
 import dataclasses
+import inspect
 import time
 from pathlib import Path
 from typing import Any
@@ -21,9 +25,10 @@ from rich.console import Console
 from rmjax.data.readers import open_source
 from rmjax.data.row_file import check_new
 from rmjax.errors import UserError, exit_with_message
-from rmjax.generation.completions import SamplingSettings
+from rmjax.generation.completions import Engine, SamplingSettings
 from rmjax.generation.policy import load_policy
 from rmjax.generation.sample_file import sample_file
+from rmjax.generation.server import open_server
 from rmjax.runtime.compilation import enable_compilation_cache
 from rmjax.runtime.sharding import parse_mesh
 
@@ -51,7 +56,7 @@ def sample(
       split: which of the source's rows; empty for all.
       log_probabilities: whether each token's is written.
       ratings: that the answers shall have, of a policy that learned from `choose --way=steerlm`.
-      options: of `load_policy`.
+      options: of `load_policy`, or of `open_server`.
 
     Returns:
       Lines that say what was done.
@@ -61,9 +66,9 @@ def sample(
     """
     check_new(Path(out))  # before a large model is loaded
     opened = open_source(source, split)
-    policy = load_policy(model, **options)
+    engine = _engine(model, options)
     made_by = {
-        "model": policy.state,
+        "model": engine.state,
         "data": opened.fingerprint(),
         "settings": dataclasses.asdict(settings) | {"stop": list(settings.stop)},
         "log_probabilities": log_probabilities,
@@ -72,7 +77,7 @@ def sample(
     }
     began = time.monotonic()
     done = sample_file(
-        policy, opened, Path(out), settings, made_by, log_probabilities, ratings, _said
+        engine, opened, Path(out), settings, made_by, log_probabilities, ratings, _said
     )
     seconds = time.monotonic() - began
     lines = [f"{done.rows:,} rows"]
@@ -82,16 +87,16 @@ def sample(
         f"{done.responses:,} responses, {done.ended / max(1, done.responses):.1%} of them ended; "
         f"{done.tokens:,} tokens in {seconds:.1f} s"
     )
-    context = policy.model.config.max_position_embeddings
+    context = f"{engine.context or 0:,}"  # an engine that does not say counts none of these
     if done.no_room:
         lines.append(
             f"{done.no_room:,} prompts have no response: they fill the model's context of "
-            f"{context:,} tokens"
+            f"{context} tokens"
         )
     if done.less_room:
         lines.append(
             f"{done.less_room:,} prompts leave less room than {settings.max_tokens:,} tokens "
-            f"(--max-tokens) in the model's context of {context:,}"
+            f"(--max-tokens) in the model's context of {context}"
         )
     return [*lines, *done.notes, out]
 
@@ -106,6 +111,26 @@ def _parse_ratings(text: str) -> dict[str, int]:
             "the names and in the order in which the policy learned them"
         ) from error
     return found
+
+
+def _engine(model: str, options: dict[str, Any]) -> Engine:
+    """The model in this process, or the server of a URL.
+
+    Raises:
+      UserError: an option is of the other one.
+    """
+    remote = model.startswith(("http://", "https://"))
+    if remote:
+        options = {"tokenizer": ""} | options
+    opened = open_server if remote else load_policy
+    wrong = options.keys() - inspect.signature(opened).parameters
+    if wrong:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(wrong))
+        raise UserError(
+            f"{model}: {names} is of {'a model in this process' if remote else 'a server'}, and "
+            f"this is {'a server' if remote else 'a model in this process'}; leave it out"
+        )
+    return opened(model, **options)
 
 
 def _said(line: str) -> None:
@@ -132,12 +157,17 @@ def _main() -> None:
     add("--log-probabilities", action="store_true", help="write those of all tokens too")
     add("--ratings", default="", metavar="NAME:RATING,...", help="that the answers shall have")
     add("--split", default="", help="which of the rows of PROMPTS; all by default")
-    add("--chat-template", default="", metavar="NAME", help="which of MODEL's, if it has several")
-    add("--dtype", default="auto", help="auto, float32 or bfloat16")
-    add("--mesh", default="fsdp:-1", metavar="AXIS:SIZE,...", help="of this host's devices")
+    add("--chat-template", metavar="NAME", help="which of MODEL's, if it has several")
+    add("--dtype", help="auto (by default), float32 or bfloat16")
+    add("--mesh", type=parse_mesh, metavar="AXIS:SIZE,...", help="of this host's devices; fsdp:-1")
+    add("--tokenizer", metavar="DIRECTORY", help="of a server's model; or its hub id")
+    add("--model-name", metavar="NAME", help="a server's for the model, if it has several")
+    add("--concurrency", type=int, help="requests that a server has at once; 64 by default")
     args = parser.parse_args()
     names = [field.name for field in dataclasses.fields(SamplingSettings)]
     settings = SamplingSettings(**{name: getattr(args, name) for name in names})
+    ours = ("chat_template", "dtype", "mesh", "tokenizer", "model_name", "concurrency")
+    options = {name: getattr(args, name) for name in ours if getattr(args, name) is not None}
     enable_compilation_cache()
     lines = sample(
         args.model,
@@ -147,9 +177,7 @@ def _main() -> None:
         split=args.split,
         log_probabilities=args.log_probabilities,
         ratings=_parse_ratings(args.ratings) if args.ratings else None,
-        chat_template=args.chat_template,
-        dtype=args.dtype,
-        mesh=parse_mesh(args.mesh),
+        **options,
     )
     _said("\n".join(lines))
 

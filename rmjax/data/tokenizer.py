@@ -159,7 +159,7 @@ def encode(tokenizer: Tokenizer, conversation: Conversation, asking: bool = Fals
     ids = tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     bos = tokenizer.bos_token_id
     if bos is not None:
-        if ids[:1] != [bos] and _adds_bos(tokenizer):
+        if ids[:1] != [bos] and writes_bos(tokenizer):
             ids = [bos, *ids]
         if ids[:2] == [bos, bos]:
             raise UserError(
@@ -241,7 +241,8 @@ def _has_bytes(file: Path) -> bool:
     return file.is_file() and file.stat().st_size > 0
 
 
-def _adds_bos(tokenizer: Tokenizer) -> bool:
+def writes_bos(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer puts a BOS before any text."""
     return tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 

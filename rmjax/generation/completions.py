@@ -1,13 +1,14 @@
 """What is asked of a language model, and what it answers; whatever computes it."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
 from rmjax.data.messages import Message
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
 
 # A text, which is the user's turn; messages that end with the user's turn; or tokens.
@@ -59,6 +60,18 @@ class SamplingSettings:
             if not fine:
                 raise UserError(f"{name} = {getattr(self, name)!r}: expected {range_}")
 
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "SamplingSettings":
+        """Settings with these fields.
+
+        Raises:
+          UserError: there is no such field, or one is out of its range.
+        """
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise UserError(f"sample: {str(error).removeprefix('SamplingSettings.')}") from error
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Completion:
@@ -68,7 +81,7 @@ class Completion:
       tokens: that were sampled; an end token is part of them, and so is what a stop text is of.
       text: of the tokens, without the end token, and without a stop text and what follows it.
       log_probabilities: of each token given those before, by the model itself: at temperature 1,
-        among all tokens.
+        among all tokens. NaN where a server does not give them.
       reason: why it is over: an end token, one of the `stop` texts, or no room for more.
       stop: the text that ended it; empty otherwise.
     """
@@ -86,7 +99,21 @@ class Completion:
 
 
 class Engine(Protocol):
-    """Whatever samples from a language model: the model in this process, or a server."""
+    """Whatever samples from a language model: the model in this process, or a server.
+
+    Attributes:
+      tokenizer: the model's.
+      context: tokens of a prompt and its answer together; None if that is not known.
+      state: changes when another model, or another server, would answer.
+    """
+
+    tokenizer: Tokenizer
+    state: str
+
+    @property
+    def context(self) -> int | None:
+        """See above; read only."""
+        ...
 
     def __call__(
         self,

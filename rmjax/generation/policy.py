@@ -54,6 +54,11 @@ class Policy:
         self.end_tokens, self.state = tuple(end_tokens), state
         self._sampler = Sampler(model, rows)
 
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return self.model.config.max_position_embeddings
+
     def sample(
         self, prompts: Sequence[Prompt], *, keys: Sequence[int] | None = None, **settings: Any
     ) -> list[list[Completion]]:
@@ -65,11 +70,7 @@ class Policy:
         Raises:
           UserError: a setting is out of its range, or a prompt is none or too long.
         """
-        try:
-            wanted = SamplingSettings(**settings)
-        except TypeError as error:
-            raise UserError(f"sample: {str(error).removeprefix('SamplingSettings.')}") from error
-        return self(prompts, wanted, keys)
+        return self(prompts, SamplingSettings.of(settings), keys)
 
     def __call__(
         self,
@@ -116,13 +117,12 @@ class Policy:
     def _request(
         self, prompt: Prompt, number: int, key: int, settings: SamplingSettings
     ) -> Request:
-        config = self.model.config
-        tokens = prompt_tokens(self.tokenizer, prompt, number, config.vocab_size)
-        room = config.max_position_embeddings - len(tokens)
+        tokens = prompt_tokens(self.tokenizer, prompt, number, self.model.config.vocab_size)
+        room = self.context - len(tokens)
         if room < 1:
             raise UserError(
                 f"prompt {number}: {len(tokens)} tokens, and the model's context has "
-                f"{config.max_position_embeddings}, prompt and answer together; shorten it"
+                f"{self.context}, prompt and answer together; shorten it"
             )
         waiting = list(reversed(range(settings.n)))
         return Request(number, key, tokens, min(settings.max_tokens, room), waiting)

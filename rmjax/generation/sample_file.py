@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jaxtyping import Int32
-from numpy import ndarray
 
 from rmjax.data.chat_encoder import ChatEncoder
 from rmjax.data.choosing import with_ratings
@@ -19,8 +19,7 @@ from rmjax.data.readers import Row, Source
 from rmjax.data.row_file import json_line, open_row_file
 from rmjax.data.row_reader import RowReader
 from rmjax.errors import UserError
-from rmjax.generation.completions import Completion, SamplingSettings
-from rmjax.generation.policy import ROWS, Policy
+from rmjax.generation.completions import Completion, Engine, SamplingSettings
 from rmjax.inference import score_file
 
 # What a row of the result has of its samples, and what was said of a row's earlier ones.
@@ -28,7 +27,7 @@ FIELDS = ("responses", "ended", "token_ids", "log_probabilities")
 _LEFT_OUT = {*FIELDS, *score_file.FIELDS, *RESPONSES}
 # Samples that are made together, after which they are written. Enough of them that few rows wait
 # for the last ones.
-_AT_ONCE = 8 * ROWS
+_AT_ONCE = 512
 
 
 @dataclasses.dataclass
@@ -62,11 +61,11 @@ class _Asked:
 
     row: Row
     prompt: Conversation
-    tokens: Int32[ndarray, "L"]
+    tokens: Int32[np.ndarray, "L"]
 
 
 def sample_file(
-    policy: Policy,
+    engine: Engine,
     source: Source,
     out: Path,
     settings: SamplingSettings,
@@ -86,7 +85,7 @@ def sample_file(
     are the same ones after a kill, so that it does not even change the rounding.
 
     Args:
-      policy: the model.
+      engine: the model.
       source: rows with prompts.
       out: the file; it must not exist.
       settings: how to sample.
@@ -100,7 +99,7 @@ def sample_file(
       UserError: a bad row, with its file; the file exists; or it was begun by something else.
     """
     together = max(1, _AT_ONCE // settings.n)
-    reader, encoder = RowReader(used=_LEFT_OUT), ChatEncoder(policy.tokenizer)
+    reader, encoder = RowReader(used=_LEFT_OUT), ChatEncoder(engine.tokenizer)
     left_out: Counter[str] = Counter()
     with open_row_file(out, made_by, together) as file:
         done = Sampled(before=file.before)
@@ -114,7 +113,7 @@ def sample_file(
                 _Asked(r, p, encoder.encode(_told(p, ratings), r.where, asking=True))
                 for r, p in part
             ]
-            file.write(_sampled(policy, asked, settings, log_probabilities, done))
+            file.write(_sampled(engine, asked, settings, log_probabilities, done))
             speed = (done.tokens - tokens) / (time.monotonic() - began)
             tell(f"{done.rows:,} rows are sampled, {speed:,.0f} tokens/s")
         if not done.rows:
@@ -145,20 +144,19 @@ def _portions(
 
 
 def _sampled(
-    policy: Policy,
+    engine: Engine,
     asked: list[_Asked],
     settings: SamplingSettings,
     log_probabilities: bool,
     done: Sampled,
 ) -> list[bytes]:
     """The lines of some rows, sampled together."""
-    context = policy.model.config.max_position_embeddings
-    fitting = [one for one in asked if len(one.tokens) < context]
+    rooms = [_room(engine, one, settings) for one in asked]
+    fitting = [one for one, room in zip(asked, rooms) if room > 0]
     keys = [one.row.number for one in fitting]
-    found = iter(policy([one.tokens for one in fitting], settings, keys))
+    found = iter(engine([one.tokens for one in fitting], settings, keys))
     lines = []
-    for one in asked:
-        room = context - len(one.tokens)
+    for one, room in zip(asked, rooms):
         completions = next(found) if room > 0 else []
         done.no_room += room <= 0
         done.less_room += 0 < room < settings.max_tokens
@@ -167,6 +165,11 @@ def _sampled(
         done.tokens += sum(len(completion.tokens) for completion in completions)
         lines.append(_line(one, completions, log_probabilities))
     return lines
+
+
+def _room(engine: Engine, one: _Asked, settings: SamplingSettings) -> int:
+    """Tokens that an answer may have, as far as is known; an engine refuses a prompt too long."""
+    return settings.max_tokens if engine.context is None else engine.context - len(one.tokens)
 
 
 def _line(one: _Asked, completions: list[Completion], log_probabilities: bool) -> bytes:
@@ -178,6 +181,11 @@ def _line(one: _Asked, completions: list[Completion], log_probabilities: bool) -
     fields["ended"] = [completion.ended for completion in completions]
     fields["token_ids"] = [completion.tokens.tolist() for completion in completions]
     if log_probabilities:
+        if any(np.isnan(completion.log_probabilities).any() for completion in completions):
+            raise UserError(
+                f"{one.row.where}: the server gives no log-probabilities of these tokens (docs/"
+                "sample.md says which do); leave out --log-probabilities"
+            )
         # The shortest decimals that read back as the same float32.
         fields["log_probabilities"] = [
             [float(str(value)) for value in completion.log_probabilities]
