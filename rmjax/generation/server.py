@@ -272,7 +272,7 @@ def open_server(
     if not tokenizer:
         raise UserError(
             f"{url}: which tokenizer? Name the directory or hub id of the server's model "
-            "(tokenizer, --tokenizer): prompts are written here"
+            "(--tokenizer, or tokenizer): prompts are written here"
         )
     key = os.environ.get(_KEY, "") if api_key is None else api_key
     server = JsonServer(url, key, timeout, retries, concurrency)
@@ -312,8 +312,12 @@ def _pick(cards: list[dict[str, Any]], name: str, url: str) -> dict[str, Any]:
         return named[0]
     there = listed(card["id"] for card in cards) or "none"
     if name:
-        raise UserError(f"{url}: there is no model {name!r} (model_name); there are: {there}")
-    raise UserError(f"{url}: which model? Say it (model_name); there are: {there}")
+        raise UserError(
+            f"{url}: there is no model {name!r} (--model-name, or model_name); there are: {there}"
+        )
+    raise UserError(
+        f"{url}: which model? Say it with --model-name, or model_name; there are: {there}"
+    )
 
 
 def _context(card: dict[str, Any], cards: list[dict[str, Any]]) -> int | None:

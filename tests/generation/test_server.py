@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import numpy as np
 import pytest
@@ -415,7 +416,8 @@ def test_a_file_of_prompts(server, directory, tmp_path, monkeypatch):
 def test_what_a_file_cannot_have(server, directory, tmp_path):
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"prompt": "p"}\n')
-    settings, options = rmjax.SamplingSettings(), {"tokenizer": str(directory)}
+    settings = rmjax.SamplingSettings()
+    options: dict[str, Any] = {"tokenizer": str(directory)}
     with pytest.raises(UserError, match="--dtype is of a model in this process"):
         sample(server.url, str(source), str(out), settings, dtype="float32", **options)
     with pytest.raises(UserError, match="--tokenizer is of a server"):
