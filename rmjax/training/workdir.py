@@ -17,6 +17,7 @@ from rmjax.checkpoints import manager
 from rmjax.checkpoints.model_files import (
     FORMAT_VERSION,
     MODEL_CONFIG,
+    SPEC_FILE,
     write_adapter_config,
     write_model_files,
 )
@@ -160,7 +161,8 @@ def record_run(
         _write(workdir / RECORD, record)
         _write(workdir / "data.json", described)
         files = workdir / MODEL_DIRECTORY
-        if not (files / MODEL_CONFIG).exists():  # the last of them to be written
+        wanted = [MODEL_CONFIG, *([SPEC_FILE] if spec else [])]  # the first is the last written
+        if not all((files / name).exists() for name in wanted):
             if spec is None and model.lora.rank:
                 base = public_name(config.init) if config.init else ""
                 write_adapter_config(files, model.lora, base, reward=False)

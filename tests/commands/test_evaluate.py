@@ -70,7 +70,7 @@ class Counting(Scorer):
 
     def __init__(self, scorer, limit=10**9):
         self.scorer, self.limit, self.asked = scorer, limit, []
-        self.model, self.encode = scorer.model, scorer.encode
+        self.model, self.encode, self.encoder = scorer.model, scorer.encode, scorer.encoder
 
     def score_encoded(self, encoded):
         if len(self.asked) >= self.limit:
