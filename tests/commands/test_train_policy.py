@@ -128,7 +128,9 @@ def test_losses_and_metrics_of_dpo_are_numpys_on_transformers_log_probabilities(
     assert "references" in capsys.readouterr().out
     rmjax.orbax_to_hf(tmp_path / "run", tmp_path / "hf")
     run(dpo_config(tmp_path / "run", base, data, steps=2, **changes))
-    assert "references" not in capsys.readouterr().out  # known by now
+    shown = capsys.readouterr().out
+    assert "references" not in shown  # known by now
+    assert "log(policy / reference) of a token" in shown and "implicit reward, chosen" in shown
 
     lines = [line for line in metrics(tmp_path / "run") if "loss" in line]
     assert lines[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
@@ -164,8 +166,6 @@ def test_losses_and_metrics_of_dpo_are_numpys_on_transformers_log_probabilities(
         if key.startswith("policy/")
     }
     assert "log-probability of a chosen response" in page and "no KL divergence" in page
-    shown = capsys.readouterr().out
-    assert "log(policy / reference) of a token" in shown and "implicit reward, chosen" in shown
 
 
 def test_a_policy_without_a_reference_has_no_ratio(base, tmp_path, capsys):
