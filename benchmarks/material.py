@@ -84,6 +84,54 @@ def write_pairs(pairs: Sequence[Answered], path: Path) -> None:
             file.write(json.dumps(row) + "\n")
 
 
+def made_up_pairs(count: int, seed: int = 0) -> list[Answered]:
+    """Pairs of words that say nothing, for a model that is as random."""
+    chooser, words = random.Random(seed), ("tea", "snow", "rain", "maps", "bees", "bread", "so")
+
+    def text() -> str:
+        return " ".join(chooser.choices(words, k=chooser.randint(1, 12)))
+
+    return [
+        Answered([{"role": "user", "content": f"{number}: {text()}?"}], [f"{text()}.", text()])
+        for number in range(count)
+    ]
+
+
+def make_language_model(weights: str, directory: Path) -> Path:
+    """A `LlamaForCausalLM` of these weights, made once; of none a tiny random one."""
+    model = directory / ("language_model" if weights else "tiny_language_model")
+    if model.exists():
+        return model
+    if not weights:
+        import torch
+        import transformers
+
+        from rmjax.data.tokenizer import byte_tokenizer
+
+        tokenizer = byte_tokenizer()
+        torch.manual_seed(0)
+        llama = transformers.LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=512,
+            initializer_range=0.1,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        transformers.LlamaForCausalLM(llama).save_pretrained(model)
+        tokenizer.save_pretrained(model)
+        return model
+    orbax = directory / "language_model_orbax"
+    with contextlib.redirect_stdout(None):
+        if not orbax.exists():
+            hf_to_orbax(weights, str(orbax), language_model=True)
+        orbax_to_hf(str(orbax), str(model))
+    shutil.rmtree(orbax)
+    return model
+
+
 def make_model(weights: str, attributes: Sequence[str], directory: Path) -> Path:
     """A `LlamaForSequenceClassification` of these weights and a fresh head, made once."""
     model = directory / f"model_{len(attributes)}"

@@ -15,15 +15,14 @@ printed: both sides do the same thing. Needs `rmjax[bench]`.
 import argparse
 import os
 import runpy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from material import RATINGS, make_model, read_pairs, write_pairs
 from rich.console import Console
 from rich.table import Table
-from timing import CLOCKS, Piece, Side, in_turn, load_average, rate, speedup
-from trainers import torch_side, torch_steps
+from timing import CLOCKS, Side, in_turn, load_average, rate, speedup
+from trainers import make_batches, rmjax_side, torch_side, torch_steps
 
 from rmjax.config import Config, DataConfig
 
@@ -63,59 +62,6 @@ def make_config(task: str, model: Path, data: Path, steps: int, batch: int) -> C
     config.optimizer.learning_rate, config.optimizer.schedule = 1e-5, "constant"
     config.optimizer.warmup_steps = 0
     return config
-
-
-def rmjax_side(clock: str, config: Config) -> Callable[[int], Piece]:
-    """rmjax's own step, compiled; the parts are put together as `rmjax.train` does it."""
-    import jax
-
-    from rmjax.checkpoints.pretrained import open_pretrained
-    from rmjax.data.batch import BATCH_AXES
-    from rmjax.runtime.memory import keep_freed_memory
-    from rmjax.runtime.sharding import Sharding, make_mesh, put
-    from rmjax.training.experiment import config_objective, first_params, make_model
-    from rmjax.training.step import make_program
-
-    keep_freed_memory()
-    batches, _ = make_batches(config)
-    sharding, source = Sharding(make_mesh(config.mesh)), open_pretrained(config.init)
-    model = make_model(config, source, sharding)
-    program = make_program(
-        model,
-        config_objective(config),
-        config.optimizer,
-        steps=len(batches),
-        trainable=config.trainable,
-    )
-    params, _ = first_params(config, source, model)
-    state = program.start(params)
-    step: Any = program.step
-    compiled = step.lower(state, put(batches[0], BATCH_AXES, sharding)).compile()
-
-    def work(number: int) -> Piece:
-        nonlocal state
-        started = CLOCKS[clock]()
-        state, metrics = compiled(state, put(batches[number], BATCH_AXES, sharding))
-        jax.block_until_ready(state)
-        return Piece(CLOCKS[clock]() - started, float(metrics.loss))
-
-    return work
-
-
-def make_batches(config: Config) -> tuple[Any, list[Any]]:
-    """The run's batches and the samples of each step, the same wherever they are made."""
-    from rmjax.checkpoints.pretrained import open_pretrained
-    from rmjax.data.batches import training_batches
-    from rmjax.data.planning import plan_steps, row_shape
-    from rmjax.training.datasets import load_data
-    from rmjax.training.experiment import pick_tokenizer
-
-    source = open_pretrained(config.init)
-    tokenizer = pick_tokenizer(config, source, source.llama.vocab_size)
-    data, _ = load_data(config, tokenizer, share=True)
-    plan = plan_steps(data, batch_size=config.batch_size, seed=config.seed, steps=config.steps)
-    shape = row_shape(data, rows=1, length=config.row_length)
-    return training_batches(data, plan, shape), plan
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The other sides: TRL's RewardTrainer and transformers' Trainer, told to do what rmjax does."""
+"""Both sides of a comparison: rmjax's step, and TRL's trainers told to do what it does."""
 
 import os
 import tempfile
@@ -7,7 +7,66 @@ from typing import Any
 
 from timing import CLOCKS, Piece
 
-from rmjax.config import OptimizerConfig
+from rmjax.config import Config, OptimizerConfig
+
+
+def rmjax_side(clock: str, config: Config) -> Callable[[int], Piece]:
+    """rmjax's own step, compiled; the parts are put together as `rmjax.train` does it."""
+    import jax
+    from rich.console import Console
+
+    from rmjax.checkpoints.pretrained import open_pretrained
+    from rmjax.data.batch import batch_axes
+    from rmjax.data.batches import training_batches
+    from rmjax.inference.score_step import make_score
+    from rmjax.runtime.memory import keep_freed_memory
+    from rmjax.runtime.sharding import Sharding, make_mesh, put
+    from rmjax.training.experiment import config_objective, first_params, make_model
+    from rmjax.training.reference import with_references
+    from rmjax.training.step import make_program
+
+    keep_freed_memory()
+    batches, plan = make_batches(config)
+    sharding, source = Sharding(make_mesh(config.mesh)), open_pretrained(config.init)
+    model, objective = make_model(config, source, sharding), config_objective(config)
+    if objective.reference:
+        score, shape = make_score(model), batches.shape
+        console = Console(quiet=True)
+        data, _ = with_references(config, source, model, score, batches.data, None, shape, console)
+        batches = training_batches(data, plan, shape)
+    program = make_program(
+        model, objective, config.optimizer, steps=len(batches), trainable=config.trainable
+    )
+    params, _ = first_params(config, source, model)
+    state = program.start(params)
+    axes = batch_axes(batches[0])
+    step: Any = program.step
+    compiled = step.lower(state, put(batches[0], axes, sharding)).compile()
+
+    def work(number: int) -> Piece:
+        nonlocal state
+        started = CLOCKS[clock]()
+        state, metrics = compiled(state, put(batches[number], axes, sharding))
+        jax.block_until_ready(state)
+        return Piece(CLOCKS[clock]() - started, float(metrics.loss))
+
+    return work
+
+
+def make_batches(config: Config) -> tuple[Any, list[Any]]:
+    """The run's batches and the samples of each step, the same wherever they are made."""
+    from rmjax.checkpoints.pretrained import open_pretrained
+    from rmjax.data.batches import training_batches
+    from rmjax.data.planning import plan_steps, row_shape
+    from rmjax.training.datasets import load_data
+    from rmjax.training.experiment import pick_tokenizer
+
+    source = open_pretrained(config.init)
+    tokenizer = pick_tokenizer(config, source, source.llama.vocab_size)
+    data, _ = load_data(config, tokenizer, share=True)
+    plan = plan_steps(data, batch_size=config.batch_size, seed=config.seed, steps=config.steps)
+    shape = row_shape(data, rows=1, length=config.row_length)
+    return training_batches(data, plan, shape), plan
 
 
 def torch_steps(task: str, data: Any, plan: Any) -> list[list[dict[str, Any]]]:
@@ -20,6 +79,31 @@ def torch_steps(task: str, data: Any, plan: Any) -> list[list[dict[str, Any]]]:
         else:
             labels = data.labels[samples].tolist()
             step = [{"input_ids": ids, "labels": y} for ids, y in zip(tokens, labels)]
+        steps.append(sorted(step, key=longest, reverse=True))
+    return steps
+
+
+def policy_steps(task: str, data: Any, plan: Any) -> list[list[dict[str, Any]]]:
+    """Likewise of a policy's responses, or of pairs of them, up to their end tokens."""
+    import numpy as np
+
+    steps = []
+    for samples in plan:
+        cut = []
+        for sample in samples:
+            spoken = np.flatnonzero(data.spoken_in(sample))
+            tokens = data.sequence(sample)[: spoken[-1] + 1].tolist()
+            cut.append((tokens[: spoken[0]], tokens[spoken[0] :]))
+        if task == "dpo":
+            step = []
+            for (prompt, chosen), (again, rejected) in zip(cut[::2], cut[1::2]):
+                assert prompt == again
+                step.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+        else:
+            step = [
+                {"input_ids": prompt + said, "labels": [-100] * len(prompt) + said}
+                for prompt, said in cut
+            ]
         steps.append(sorted(step, key=longest, reverse=True))
     return steps
 
@@ -114,5 +198,69 @@ def torch_side(
         trainer.train()
         loss = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-1]
         return Piece(times[-1] - times[0], loss)
+
+    return work
+
+
+def trl_policy_side(
+    clock: str,
+    task: str,
+    model: str,
+    steps: list[list[dict[str, Any]]],
+    micro: int,
+    beta: float,
+    optimizer: OptimizerConfig,
+) -> Callable[[int], Piece]:
+    """TRL's DPOTrainer or SFTTrainer; all steps are one call of `train`, at the first request.
+
+    The reference's log-probabilities are computed before the first step, as rmjax does it.
+    """
+    import datasets
+    import torch
+    import transformers
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    times: list[float] = []
+
+    class Clock(transformers.TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            times.append(CLOCKS[clock]())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times.append(CLOCKS[clock]())
+
+    class Tokenized(DPOTrainer):
+        """Of pairs that are tokens already."""
+
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # it may have counted them before
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    network = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    network.config.use_cache = False
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    arguments = trainer_arguments(optimizer, len(steps), micro, len(steps[0]) // micro)
+    rows = datasets.Dataset.from_list([row for step in steps for row in step])
+    told: dict[str, Any] = dict(train_dataset=rows, processing_class=tokenizer)
+    if task == "dpo":
+        config = DPOConfig(**arguments, max_length=None, beta=beta, precompute_ref_log_probs=True)
+        trainer = Tokenized(network, args=config, **told)
+    else:
+        trainer = SFTTrainer(network, args=SFTConfig(**arguments, max_length=None), **told)
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.add_callback(Clock())
+    with torch.no_grad():  # threads and kernels are warm
+        network(torch.ones((1, 128), dtype=torch.long))
+
+    def work(number: int) -> Piece:
+        if not times:
+            trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        return Piece(times[2 * number + 1] - times[2 * number], losses[number])
 
     return work

@@ -107,3 +107,27 @@ def test_curves_are_compared_by_hand():
     assert json.loads(json.dumps(record))["sides"]["TRL"]["loss"][10] == 0.75
     assert "| 11 | 0.700000 | 0.750000 | -5.0e-02 |" in table.splitlines()
     assert "| rmjax | 0.625 (" in table
+
+
+def test_a_policys_steps_are_cut_where_its_words_begin_and_end():
+    """A pair as prompt and two responses, and a response as labels; the longest first."""
+    from rmjax.data.tokenized import in_memory
+
+    script = runpy.run_path(str(BENCHMARKS / "trainers.py"))
+    prompts = [[5, 6, 7], [5, 6, 7], [5, 6, 8, 9], [5, 6, 8, 9]]
+    said = [[1, 2], [3], [4, 1, 2], [2, 2]]
+    tokens = [np.asarray([*p, *s, 0], np.int32) for p, s in zip(prompts, said)]
+    spoken = [
+        np.isin(np.arange(len(t)), range(len(p), len(t) - 1)) for p, t in zip(prompts, tokens)
+    ]
+    data, _ = in_memory(tokens, [str(p) for p in prompts], spoken)
+    (step,) = script["policy_steps"]("dpo", data, [np.arange(4)])
+    assert step == [
+        {"prompt_ids": p, "chosen_ids": a, "rejected_ids": b}
+        for p, a, b in ((prompts[2], said[2], said[3]), (prompts[0], said[0], said[1]))
+    ]
+    (step,) = script["policy_steps"]("sft", data, [np.asarray([0, 2])])
+    assert step == [
+        {"input_ids": [*p, *s], "labels": [-100] * len(p) + s}
+        for p, s in ((prompts[2], said[2]), (prompts[0], said[0]))
+    ]
