@@ -6,6 +6,7 @@ What kind of program it is, is its caller's business: a training step or a chunk
 import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -67,7 +68,8 @@ def compile_program(
     platform = "tpu" if chip.torus else "cuda"
     lowered = traced.lower(lowering_platforms=(platform,))
     try:
-        compiled = lowered.compile(compiler_options=_COMPILER_OPTIONS[platform])
+        options: Any = _COMPILER_OPTIONS[platform]
+        compiled: Any = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         return Compiled(_needed(str(error)), False, None)
     stats = compiled.memory_analysis()
