@@ -7,10 +7,10 @@
 Both train the same weights on the same tokens in the same steps, in float32 with the same AdamW, on
 the same cores, nothing recomputed in the backward pass; `sft` imitates the chosen responses.
 Printed are both losses of each step, how far they are apart at most, and the median ratio of the
-times of a step without the first. The reference's log-probabilities are computed before the first step on both
-sides and do not count. TRL gets each step sorted by length. The sides run one after the other, so
-take `--clock=cpu` on a busy machine. A tiny model compares the losses alone: its times are those of
-what surrounds it. Needs `rmjax[bench]`.
+times of a step without the first. The reference's log-probabilities are computed before the first
+step on both sides and do not count. TRL gets each step sorted by length. The sides run one after
+the other, so take `--clock=cpu` on a busy machine. A tiny model compares the losses alone: its
+times are those of what surrounds it. Needs `rmjax[bench]`.
 """
 
 import argparse
