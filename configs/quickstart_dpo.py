@@ -9,7 +9,7 @@ model. The reference is the policy that a round begins with.
 """
 
 from rmjax.config import Config, DataConfig, OptimizerConfig, PreferenceConfig
-from rmjax.models.decoder_config import LlamaConfig
+from rmjax.models.presets import quickstart
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -17,17 +17,7 @@ def get_config(arg: str | None = None) -> Config:
         workdir="runs/quickstart_dpo",
         data=DataConfig(train="pairs.jsonl", attributes=(), max_length=256, row_length=512),
         init="runs/quickstart_sft",
-        model=LlamaConfig(
-            vocab_size=262,
-            hidden_size=96,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=24,
-            max_position_embeddings=512,
-            rms_norm_eps=1e-5,
-        ),
+        model=quickstart(),
         objective="dpo",
         preference=PreferenceConfig(beta=0.1),
         batch_size=32,

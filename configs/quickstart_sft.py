@@ -7,7 +7,7 @@ are not used.
 """
 
 from rmjax.config import Config, DataConfig, OptimizerConfig
-from rmjax.models.decoder_config import LlamaConfig
+from rmjax.models.presets import quickstart
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -21,17 +21,7 @@ def get_config(arg: str | None = None) -> Config:
             row_length=256,
         ),
         tokenizer="bytes",
-        model=LlamaConfig(
-            vocab_size=262,
-            hidden_size=96,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=24,
-            max_position_embeddings=512,
-            rms_norm_eps=1e-5,
-        ),
+        model=quickstart(),
         objective="sft",
         batch_size=32,
         epochs=1,

@@ -55,3 +55,18 @@ def _llama31(hidden: int, mlp: int, layers: int, heads: int) -> LlamaConfig:
             original_max_position_embeddings=8192,
         ),
     )
+
+
+def quickstart() -> LlamaConfig:
+    """A Llama for bytes that learns generated text in a minute; not a published one."""
+    return LlamaConfig(
+        vocab_size=262,
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=24,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+    )
