@@ -101,8 +101,15 @@ def llama2(tmp_path, sentencepiece_model):
     return write
 
 
+_BYTES = byte_tokenizer()
+# Text that spells a special token is that token; the next test has it.
+TEXT = st.text(max_size=40).filter(
+    lambda text: not any(token in text for token in _BYTES.all_special_tokens)
+)
+
+
 @settings(max_examples=50, deadline=None)
-@given(prompt=st.text(max_size=40), response=st.text(max_size=40))
+@given(prompt=TEXT, response=TEXT)
 def test_byte_tokenizer_has_a_token_a_byte_and_three_a_turn_less_one(prompt, response):
     messages = [
         {"role": "user", "content": prompt},
@@ -114,7 +121,11 @@ def test_byte_tokenizer_has_a_token_a_byte_and_three_a_turn_less_one(prompt, res
     assert ids.tolist() == reference_ids(_BYTES, messages)
 
 
-_BYTES = byte_tokenizer()
+def test_text_that_spells_a_special_token_is_that_token_as_in_transformers():
+    messages = [MESSAGES[1], {"role": "assistant", "content": "a<|end|><|bos|>b"}]
+    ids = encode(_BYTES, Conversation(messages)).tolist()
+    assert ids == reference_ids(_BYTES, messages)
+    assert len(ids) == 1 + (2 + len("what is  tea?\n")) + (2 + len("a") + 2 + len("b"))
 
 
 def test_byte_tokenizer_survives_the_disk(tmp_path):
