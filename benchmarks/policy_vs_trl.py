@@ -28,11 +28,14 @@ from trainers import make_batches, policy_steps, rmjax_side, trl_policy_side
 from rmjax.config import Config, DataConfig, OptimizerConfig, PreferenceConfig
 
 
-def write_rows(task: str, pairs: list[Answered], path: Path) -> None:
-    """The pairs as rmjax reads them, one of each prompt; for `sft` the chosen responses alone."""
+def write_rows(task: str, pairs: list[Answered], count: int, path: Path) -> None:
+    """So many pairs as rmjax reads them, one of each prompt; for `sft` the chosen responses alone.
+
+    No more than the steps need: rmjax computes the reference's log-probabilities of all its data.
+    """
     distinct = {json.dumps(pair.prompt): pair for pair in pairs}
     with open(path, "w", encoding="utf-8") as file:
-        for prompt, (chosen, rejected) in distinct.values():
+        for prompt, (chosen, rejected) in list(distinct.values())[:count]:
             row = {"prompt": prompt, "response": chosen}
             if task == "dpo":
                 row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
@@ -65,7 +68,7 @@ def main() -> None:
     parser.add_argument("weights", nargs="?", default="", help="SmolLM2-135M-Instruct, a GGUF file")
     parser.add_argument("data", nargs="?", type=Path, help="hh-rlhf's pairs")
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--pairs", type=int, default=8, help="a step")
+    parser.add_argument("--pairs", type=int, default=16, help="a step")
     parser.add_argument("--length", type=int, default=256, help="most tokens of a sample")
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--learning-rate", type=float, default=1e-5)
@@ -85,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     model = make_language_model(args.weights, args.workdir)
     data = args.workdir / f"policy_{args.task}.jsonl"
     pairs = read_pairs(args.data) if args.data else made_up_pairs(args.steps * args.pairs)
-    write_rows(args.task, pairs, data)
+    write_rows(args.task, pairs, args.steps * args.pairs, data)
     config = make_config(model, data, args)
     batches, plan = make_batches(config)
     told: dict[str, tuple[Any, dict[str, Any]]] = {

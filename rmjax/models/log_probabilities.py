@@ -23,9 +23,10 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 from rmjax.models.inputs import Rows
 from rmjax.runtime.sharding import ACTIVATION_AXES, PARAMETER_AXES, Sharding
 
-# Places computed at once on a device: 525 MB of logits of 128k words. With fewer, adding to the
-# matrix' gradient, whose time does not depend on them, would take as long as the products.
+# Places computed at once on a device, at most: 525 MB of logits of 128k words. With fewer, adding
+# to the matrix' gradient, whose time does not depend on them, would take as long as the products.
 _CHUNK = 1024
+_SMALLEST_CHUNK = 128
 CHUNK_LOOP = "chunks"  # the scope of the loop over them, in the program's text
 
 _ROWS: Any = ACTIVATION_AXES["row"]
@@ -81,8 +82,11 @@ def next_tokens(rows: Rows) -> Int32[Array, "B L"]:
 
 
 def chunk_size(places: int) -> int:
-    """Places computed at once, on a device that holds so many."""
-    return min(places, _CHUNK)
+    """Places computed at once, on a device that holds so many.
+
+    A quarter of them at most: the last chunk is filled up with places that nobody wants.
+    """
+    return min(places, _CHUNK, max(_SMALLEST_CHUNK, math.ceil(places / 4)))
 
 
 def sums_of_samples(values: Float32[Array, "B L"], rows: Rows) -> Float32[Array, "B S"]:
@@ -218,7 +222,7 @@ def _in_chunks(
     start: Any,
     wanted: Bool[Array, "N"],
 ) -> Any:
-    """`chunk` applied to the wanted places, `_CHUNK` at a time, one result to the next.
+    """`chunk` applied to the wanted places, `chunk_size` at a time, one result to the next.
 
     The last chunk is filled up with the place `N`, which does not exist: see `_take`.
     """

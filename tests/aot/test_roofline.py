@@ -76,7 +76,7 @@ def test_the_program_computes_the_models_flops_and_attentions_masked_half(sample
 @pytest.mark.optimized
 def test_a_policys_program_computes_its_head_where_tokens_are_predicted():
     """Compiled for the CPU, which computes a chunk of places at a time."""
-    length, samples = 128, 20  # 2,560 places, in chunks of 1,024
+    length, samples = 128, 20  # 2,560 places, in chunks of a quarter
     llama = tiny_llama(max_position_embeddings=length)
     model = make_model(llama, sharding=one_device())
     model = dataclasses.replace(model, head=LanguageModelHead(tied=False))
@@ -85,9 +85,9 @@ def test_a_policys_program_computes_its_head_where_tokens_are_predicted():
     params = jax.eval_shape(lambda: random_params(model, 0))
     places = np.ones((samples, length), bool)
     text = make_score(model).lower(params, rows, places).compile().as_text()
-    counted = sum(item.times * item.flops for item in work_of(text, 1, {CHUNK_LOOP: 3}))
+    counted = sum(item.times * item.flops for item in work_of(text, 1, {CHUNK_LOOP: 4}))
     groups, words = [(0, [length])] * samples, llama.vocab_size
-    causal = model_flops(llama, words, groups, training=False, read=3 * 1024)
+    causal = model_flops(llama, words, groups, training=False, read=4 * 640)
     masked = 4 * samples * 3 * 4 * 8 * (length * length - length * (length + 1) // 2)
     assert counted == causal + masked
 
@@ -95,12 +95,13 @@ def test_a_policys_program_computes_its_head_where_tokens_are_predicted():
 def test_chunks_of_places_that_predict():
     alone = Workload(8, tokens=100, predicted=60)
     assert alone.read(8) == 480
-    # A row of 1,000 holds ten samples, so 600 places; a device has three of them.
-    assert [alone.chunks(1000, rows, context=1) for rows in (1, 3)] == [1, -(-1800 // 1024)]
+    # A row of 1,000 holds ten samples, so 600 places. A chunk is a quarter of what is held: 250,
+    # 750; of eight rows it would be 2,000, and is 1,024.
+    assert [alone.chunks(1000, rows, context=1) for rows in (1, 3, 8)] == [3, 3, -(-4800 // 1024)]
     pairs = Workload(8, tokens=100, prompt=40, responses=2, predicted=59)
     # 40 + 2 x 60 places a pair, eight pairs in a row of 1,280: 944 places, of 1,280.
-    assert pairs.chunks(1280, 1, context=1) == 1 and pairs.chunks(1280, 4, context=1) == 4
-    # The first half of a row of one sample predicts all 60; chunks are as small as what is held.
+    assert pairs.chunks(1280, 1, context=1) == 3 and pairs.chunks(1280, 4, context=1) == 4
+    # The first half of a row of one sample predicts all 60; chunks are no larger than what is held.
     assert Workload(8, tokens=120, predicted=60).chunks(120, 1, context=2) == 1
     assert Workload(8, tokens=4096, predicted=4095).chunks(4096, 2, context=2) == 4
     assert Workload(8, tokens=100).read(8) is None
