@@ -28,14 +28,11 @@ from trainers import make_batches, policy_steps, rmjax_side, trl_policy_side
 from rmjax.config import Config, DataConfig, OptimizerConfig, PreferenceConfig
 
 
-def write_rows(task: str, pairs: list[Answered], count: int, path: Path) -> None:
-    """So many pairs as rmjax reads them, one of each prompt; for `sft` the chosen responses alone.
-
-    No more than the steps need: rmjax computes the reference's log-probabilities of all its data.
-    """
+def write_rows(task: str, pairs: list[Answered], path: Path) -> None:
+    """The pairs as rmjax reads them, one of each prompt; for `sft` the chosen responses alone."""
     distinct = {json.dumps(pair.prompt): pair for pair in pairs}
     with open(path, "w", encoding="utf-8") as file:
-        for prompt, (chosen, rejected) in list(distinct.values())[:count]:
+        for prompt, (chosen, rejected) in distinct.values():
             row = {"prompt": prompt, "response": chosen}
             if task == "dpo":
                 row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
@@ -88,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
     model = make_language_model(args.weights, args.workdir)
     data = args.workdir / f"policy_{args.task}.jsonl"
     pairs = read_pairs(args.data) if args.data else made_up_pairs(args.steps * args.pairs)
-    write_rows(args.task, pairs, args.steps * args.pairs, data)
+    write_rows(args.task, pairs, data)
     config = make_config(model, data, args)
     batches, plan = make_batches(config)
     told: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -32,7 +32,9 @@ def rmjax_side(clock: str, config: Config) -> Callable[[int], Piece]:
     if objective.reference:
         score, shape = make_score(model), batches.shape
         console = Console(quiet=True)
-        data, _ = with_references(config, source, model, score, batches.data, None, shape, console)
+        data, _ = with_references(
+            config, source, model, score, batches.data, None, plan, shape, console
+        )
         batches = training_batches(data, plan, shape)
     program = make_program(
         model, objective, config.optimizer, steps=len(batches), trainable=config.trainable

@@ -7,7 +7,7 @@ source "$(dirname "$0")/steps.sh"
 : "${REWARD:?a reward model}"
 
 made "$OUT/samples.jsonl" rmjax.sample "$POLICY" "$HELD_OUT" "$OUT/samples.jsonl" \
-  "${SAMPLE[@]}" --n="${N:-16}"
+  "${SAMPLE[@]}" --distinct --n="${N:-16}"
 made "$OUT/scored.jsonl" rmjax.score "$REWARD" "$OUT/samples.jsonl" "$OUT/scored.jsonl"
 shown=()
 for ((n = 1; n <= ${N:-16}; n *= 2)); do

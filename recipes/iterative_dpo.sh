@@ -12,7 +12,7 @@ answered "$OUT/start" "$policy"
 for round in $(seq "${ROUNDS:-3}"); do
   now=$OUT/round-$round
   made "$now/samples.jsonl" rmjax.sample "$policy" "$PROMPTS" "$now/samples.jsonl" \
-    "${SAMPLE[@]}" --n="${N:-10}" --seed="$round"
+    "${SAMPLE[@]}" --distinct --n="${N:-10}" --seed="$round"
   made "$now/scored.jsonl" rmjax.score "$REWARD" "$now/samples.jsonl" "$now/scored.jsonl"
   made "$now/pairs.jsonl" rmjax.choose "$now/scored.jsonl" "$now/pairs.jsonl" --way=pairs
   trained "${CONFIG:-$CONFIGS/smollm2_135m_dpo.py}" "$now/policy" "$policy" "$now/pairs.jsonl"

@@ -11,7 +11,7 @@ answered "$OUT/start" "$policy"
 for round in $(seq "${ROUNDS:-1}"); do
   now=$OUT/round-$round
   made "$now/samples.jsonl" rmjax.sample "$policy" "$PROMPTS" "$now/samples.jsonl" \
-    "${SAMPLE[@]}" --n="${N:-8}" --seed="$round"
+    "${SAMPLE[@]}" --distinct --n="${N:-8}" --seed="$round"
   made "$now/scored.jsonl" rmjax.score "$REWARD" "$now/samples.jsonl" "$now/scored.jsonl"
   made "$now/best.jsonl" rmjax.choose "$now/scored.jsonl" "$now/best.jsonl" --way=best-of
   trained "${CONFIG:-$CONFIGS/smollm2_135m_sft.py}" "$now/policy" "$policy" "$now/best.jsonl"

@@ -26,8 +26,9 @@ set -euo pipefail
 : "${HELD_OUT:?prompts to judge by, not those to learn from}"
 CONFIGS=$(dirname "$0")/../configs
 REWARD=${REWARD:-} JUDGE=${JUDGE:-}
-read -ra SAMPLE <<< "${SAMPLE:---temperature=0.7 --top-p=0.9 --max-tokens=512}"
-read -ra TRAIN <<< "${TRAIN:-}"
+# Several lines, too: `read` ends with an error at the end of its input, which is what is wanted.
+read -rd '' -a SAMPLE <<< "${SAMPLE:---temperature=0.7 --top-p=0.9 --max-tokens=512}" || true
+read -rd '' -a TRAIN <<< "${TRAIN:-}" || true
 
 # made FILE COMMAND ...: runs one of rmjax's commands, which writes FILE, unless it is there.
 made() {
@@ -53,7 +54,7 @@ answered() {
   local dir=$1 model=$2
   shift 2
   made "$dir/answers.jsonl" rmjax.sample "$model" "$HELD_OUT" "$dir/answers.jsonl" \
-    "${SAMPLE[@]}" --seed=1000 --log-probabilities "$@"
+    "${SAMPLE[@]}" --distinct --seed=1000 --log-probabilities "$@"
   made "$dir/scores-start.jsonl" rmjax.score "$POLICY" "$dir/answers.jsonl" \
     "$dir/scores-start.jsonl" --value=log_probability
   judged "$dir"

@@ -21,7 +21,7 @@ from typing import Any
 from rmjax.data.choosing import WAYS, Choice, against_given, choose
 from rmjax.data.readers import open_source
 from rmjax.data.row_file import check_new
-from rmjax.errors import UserError, exit_with_message
+from rmjax.errors import UserError, disk_errors, exit_with_message
 from rmjax.runtime.files import PARTIAL
 
 _SPIN = "spin"
@@ -44,13 +44,14 @@ def choose_file(source: str, out: str, choice: Choice) -> Counter[str]:
     return _written(source, out, lambda counts: choose(open_source(source, ""), choice, counts))
 
 
-def spin_file(source: str, given: str, out: str) -> Counter[str]:
+def spin_file(source: str, given: str, out: str, unended: bool = False) -> Counter[str]:
     """Writes pairs of given responses and a policy's own; see `against_given`.
 
     Args:
       source: a file of samples.
       given: whose prompts were sampled, with responses.
       out: the file to write; it is whole, or not there.
+      unended: whether responses that did not end count.
 
     Returns:
       How many rows were read and written, and why others were not.
@@ -59,7 +60,7 @@ def spin_file(source: str, given: str, out: str) -> Counter[str]:
       UserError: a bad row, nothing is chosen, or the file is there.
     """
     opened = open_source(source, ""), open_source(given, "")
-    return _written(source, out, lambda counts: against_given(*opened, counts))
+    return _written(source, out, lambda counts: against_given(*opened, counts, unended))
 
 
 def _written(
@@ -75,9 +76,8 @@ def _written(
     """
     path = Path(out)
     check_new(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial, counts = path.with_name(path.name + PARTIAL), Counter[str]()
-    with open(partial, "w", encoding="utf-8") as file:
+    with disk_errors(str(partial)), open(partial, "w", encoding="utf-8") as file:
         for row in rows(counts):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     if not counts["written"]:
@@ -89,6 +89,21 @@ def _written(
 
 def _said(counts: Counter[str]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+
+
+def _parse_ratings(text: str) -> tuple[int, int]:
+    """The lowest and the highest rating.
+
+    Raises:
+      UserError: it is not that.
+    """
+    try:
+        low, high = map(int, text.split(","))
+    except ValueError:
+        low = high = 0
+    if low >= high:
+        raise UserError(f"--ratings={text}: expected LOW,HIGH such as 0,4, the lower one first")
+    return low, high
 
 
 def _main() -> None:
@@ -104,24 +119,23 @@ def _main() -> None:
     add("--first", type=int, default=0, metavar="N", help="take only a row's first N responses")
     add("--unended", action="store_true", help="responses that did not end count as well")
     add("--apart", type=float, default=0.0, help="of pairs: the least difference of the values")
-    add(
-        "--ratings", default="0,4", metavar="LOW,HIGH", help="of steerlm: ratings are rounded to it"
-    )
+    add("--ratings", metavar="LOW,HIGH", help="of steerlm: ratings are rounded to it; 0,4")
     add("--given", default="", metavar="DATA", help="of spin: the data whose prompts were sampled")
     args = parser.parse_args()
     if (args.way == _SPIN) != bool(args.given):
         raise UserError(f"--given goes with --way={_SPIN}, which needs it")
-    if args.first < 0 or args.apart < 0:
+    if args.first < 0 or not args.apart >= 0:
         raise UserError("--first and --apart: expected 0 or more")
-    try:
-        low, high = map(int, args.ratings.split(","))
-    except ValueError as error:
-        raise UserError(f"--ratings={args.ratings}: expected LOW,HIGH such as 0,4") from error
+    if args.given and (args.first or args.apart):
+        raise UserError(f"--first and --apart go with scores, and --way={_SPIN} reads none")
+    if args.ratings and args.way != "steerlm":
+        raise UserError(f"--ratings goes with --way=steerlm, and this is --way={args.way}")
     if args.given:
-        counts = spin_file(args.source, args.given, args.out)
+        counts = spin_file(args.source, args.given, args.out, args.unended)
         print(f"{_said(counts)}\n{args.out}")
         return
-    choice = Choice(args.way, args.first, args.unended, args.apart, (low, high))
+    ratings = _parse_ratings(args.ratings or "0,4")
+    choice = Choice(args.way, args.first, args.unended, args.apart, ratings)
     print(f"{_said(choose_file(args.source, args.out, choice))}\n{args.out}")
 
 

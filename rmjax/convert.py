@@ -29,6 +29,7 @@ from rmjax.checkpoints.causal_heads import VALUE_HEAD_KEYS, read_value_head, tok
 from rmjax.checkpoints.conversion.engine import convert_slices
 from rmjax.checkpoints.conversion.to_huggingface import ToHuggingFace
 from rmjax.checkpoints.conversion.to_orbax import ToOrbax
+from rmjax.checkpoints.end_tokens import end_tokens
 from rmjax.checkpoints.hf_weights import check_tensors
 from rmjax.checkpoints.model_files import CAUSAL, write_adapter_config, write_model_files
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained, public_name
@@ -123,7 +124,8 @@ def _language_model_to_orbax(source: Pretrained, dst: str) -> list[str]:
     plan = {"command": "hf-to-orbax", "model": CAUSAL}
 
     def write_files(files: Path) -> None:
-        write_model_files(files, source.llama, tokenizer, None)
+        ends = end_tokens(source.files, tokenizer)
+        write_model_files(files, source.llama, tokenizer, None, ends=ends)
 
     tied = "the embedding" if source.llama.tie_word_embeddings else "lm_head"
     return [
@@ -166,7 +168,8 @@ def orbax_to_hf(
 
     def write_files(files: Path) -> None:
         merged = dataclasses.replace(spec, lora=NO_LORA) if spec else None
-        write_model_files(files, source.llama, tokenizer, merged, dtype=work.dtype.name)
+        ends = () if spec else end_tokens(source.files, tokenizer)
+        write_model_files(files, source.llama, tokenizer, merged, dtype=work.dtype.name, ends=ends)
 
     notes = [
         f"{work.dtype.name}, {len(work.keys)} tensors in {work.files} file(s); head: "
@@ -211,7 +214,8 @@ def orbax_to_peft(src: str, dst: str) -> list[str]:
     plan = {"command": "orbax-to-peft", "model": dataclasses.asdict(spec) if spec else CAUSAL}
 
     def write_files(files: Path) -> None:
-        write_model_files(files, source.llama, tokenizer, spec)
+        ends = () if spec else end_tokens(source.files, tokenizer)
+        write_model_files(files, source.llama, tokenizer, spec, ends=ends)
         write_adapter_config(files, lora, source.base, reward=spec is not None)
 
     head = f"; head: {', '.join(spec.attributes)}" if spec else ""

@@ -6,6 +6,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+# What a file system refuses, whoever asks: access, a name, a size.
+_REFUSALS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENAMETOOLONG, errno.EFBIG),
+)
 _FULL_DISK_SIGNS = ("No space left on device", "RESOURCE_EXHAUSTED", "Disk quota exceeded")
 
 
@@ -15,7 +20,10 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def disk_errors(what: str) -> Iterator[None]:
-    """Turns a full disk, from whichever library it comes, into a `UserError` about `what`."""
+    """Turns a full disk, from whichever library it comes, into a `UserError` about `what`.
+
+    Likewise a place where nothing may be written, or a name that is too long.
+    """
     try:
         yield
     except UserError:
@@ -26,6 +34,8 @@ def disk_errors(what: str) -> Iterator[None]:
             raise UserError(
                 f"the disk is full while writing {what}: free some room and run the command again"
             ) from error
+        if isinstance(error, OSError) and error.errno in _REFUSALS:
+            raise UserError(f"{what}: cannot be written ({error.strerror})") from error
         raise
 
 
@@ -43,8 +53,13 @@ def listed(names: Iterable[str], most: int = 8) -> str:
 
 
 def shortened(text: str, most: int = 60) -> str:
-    """A text on one line, and of one that is too long for a message the beginning."""
+    """A text on one line, and of one that is too long for a message the beginning.
+
+    Characters that a terminal would obey, or that change the direction of what follows, are shown
+    as Python writes them.
+    """
     text = " ".join(text.split())
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 

@@ -18,7 +18,7 @@ them, scores-NAME.jsonl, as recipes/ writes them. The first is what the others a
 The report goes to report-rounds.
 
 A report is report.html, one file that needs no network; report.md with figures/; and report.json.
-docs/reports.md describes them.
+docs/train.md, docs/data.md and docs/alignment.md describe them.
 """
 
 import argparse

@@ -44,6 +44,7 @@ def sample(
     split: str = "",
     log_probabilities: bool = False,
     ratings: dict[str, int] | None = None,
+    distinct: bool = False,
     **options: Any,
 ) -> list[str]:
     """Writes a file of samples; see the top of this file.
@@ -56,6 +57,7 @@ def sample(
       split: which of the source's rows; empty for all.
       log_probabilities: whether each token's is written.
       ratings: that the answers shall have, of a policy that learned from `choose --way=steerlm`.
+      distinct: whether rows are passed over whose prompt an earlier row has.
       options: of `load_policy`, or of `open_server`.
 
     Returns:
@@ -73,11 +75,12 @@ def sample(
         "settings": dataclasses.asdict(settings) | {"stop": list(settings.stop)},
         "log_probabilities": log_probabilities,
         "ratings": ratings or {},
+        "distinct": distinct,
         "options": {name: str(option) for name, option in options.items()},
     }
     began = time.monotonic()
     done = sample_file(
-        engine, opened, Path(out), settings, made_by, log_probabilities, ratings, _said
+        engine, opened, Path(out), settings, made_by, log_probabilities, ratings, distinct, _said
     )
     seconds = time.monotonic() - began
     lines = [f"{done.rows:,} rows"]
@@ -87,6 +90,8 @@ def sample(
         f"{done.responses:,} responses, {done.ended / max(1, done.responses):.1%} of them ended; "
         f"{done.tokens:,} tokens in {seconds:.1f} s"
     )
+    if done.again:
+        lines.append(f"{done.again:,} rows are passed over: an earlier row has their prompt")
     context = f"{engine.context or 0:,}"  # an engine that does not say counts none of these
     if done.no_room:
         lines.append(
@@ -156,6 +161,7 @@ def _main() -> None:
     add("--stop", action="append", default=[], metavar="TEXT", help="ends a response; repeatable")
     add("--log-probabilities", action="store_true", help="write those of all tokens too")
     add("--ratings", default="", metavar="NAME:RATING,...", help="that the answers shall have")
+    add("--distinct", action="store_true", help="pass over a prompt that an earlier row has")
     add("--split", default="", help="which of the rows of PROMPTS; all by default")
     add("--chat-template", metavar="NAME", help="which of MODEL's, if it has several")
     add("--dtype", help="auto (by default), float32 or bfloat16")
@@ -177,6 +183,7 @@ def _main() -> None:
         split=args.split,
         log_probabilities=args.log_probabilities,
         ratings=_parse_ratings(args.ratings) if args.ratings else None,
+        distinct=args.distinct,
         **options,
     )
     _said("\n".join(lines))

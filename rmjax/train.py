@@ -66,10 +66,6 @@ def train_in(workdir: Path, config: Config) -> None:
     share, packing = config.data.share_prompts, config.data.packing
     data, validation, shape = load_rows(config, model, tokenizer)
     objective, score = config_objective(config), make_score(model)
-    if objective.reference:
-        data, validation = with_references(
-            config, source, model, score, data, validation, shape, console
-        )
     plan = plan_steps(
         data,
         batch_size=config.batch_size,
@@ -77,6 +73,10 @@ def train_in(workdir: Path, config: Config) -> None:
         steps=config.steps,
         epochs=config.epochs,
     )
+    if objective.reference:
+        data, validation = with_references(
+            config, source, model, score, data, validation, plan, shape, console
+        )
     batches = training_batches(data, plan, shape, packing=packing, share=share)
     held_out = None
     if validation:
@@ -111,7 +111,7 @@ def train_in(workdir: Path, config: Config) -> None:
         params, origin = first_params(config, source, model)
         state = program.start(params)
         del params  # donated with the state
-    record_run(workdir, config, model, tokenizer, data, validation)
+    record_run(workdir, config, model, tokenizer, data, validation, source)
     announce(
         console, workdir=workdir, model=model, origin=origin, batches=batches, held_out=held_out
     )

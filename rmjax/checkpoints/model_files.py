@@ -6,6 +6,7 @@ A run, a converted Orbax model and an exported Hugging Face directory have the s
 import copy
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rmjax.runtime.files import read_json, replace_file
 
 FORMAT_VERSION = "0.1"
 MODEL_CONFIG = "config.json"  # Hugging Face's
+GENERATION_CONFIG = "generation_config.json"  # likewise
 SPEC_FILE = "rmjax.json"
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 CAUSAL = "LlamaForCausalLM"  # Hugging Face's class of a language model
@@ -32,23 +34,35 @@ def write_model_files(
     tokenizer: Tokenizer,
     spec: RewardSpec | None,
     dtype: str = "float32",
+    ends: Sequence[int] = (),
 ) -> None:
     """Writes the tokenizer with its frozen template, `rmjax.json` and, whole, `config.json`.
 
     `config.json` is that of a plain `LlamaForSequenceClassification`, or without a spec that of a
     plain `LlamaForCausalLM`, which has no `rmjax.json`. It is written last: where it is, all are.
+
+    Args:
+      directory: made if it is not there.
+      llama: the decoder.
+      tokenizer: its.
+      spec: of a reward model; None for a language model.
+      dtype: of the weights.
+      ends: tokens that end a language model's answer, for `generation_config.json`. There may be
+        several, and `config.json` and the tokenizer name one.
     """
     directory.mkdir(parents=True, exist_ok=True)
     pad = pad_token_id(tokenizer)
     _save_tokenizer(directory, tokenizer, pad)
     if spec is not None:
         _write_spec(directory, spec)
+    special = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": pad}
+    if ends:
+        _write_json(directory / GENERATION_CONFIG, {"eos_token_id": [*ends], **special})
     config = {
         "architectures": ["LlamaForSequenceClassification" if spec else CAUSAL],
         **llama_config_to_hf(llama),
         **(_classification(spec) if spec else {}),
-        "pad_token_id": pad,
-        "bos_token_id": tokenizer.bos_token_id,
+        **special,
         "eos_token_id": tokenizer.eos_token_id,
         "torch_dtype": dtype,  # its name in transformers 4
         "dtype": dtype,

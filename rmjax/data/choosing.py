@@ -6,6 +6,7 @@ nothing is; `WAYS` has them by name.
 
 import dataclasses
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,9 @@ from rmjax.data.records import EMPTY, EQUAL, TIE
 from rmjax.data.row_reader import RowReader
 from rmjax.errors import UserError
 
+WITHOUT = "responses without a score"
 NO_SCORE, TOO_CLOSE = "no response with a score", "the best and the worst are too close"
+NO_RATINGS = "a response without ratings ('attributes')"
 UNENDED = "responses that did not end"
 _RATINGS_TURN = "Answer with these ratings: "
 
@@ -86,6 +89,8 @@ def steered(scored: Sequence[Scored], choice: Choice) -> Rows | str:
     low, high = choice.ratings
     rows = []
     for response in scored:
+        if not response.attributes:
+            return NO_RATINGS
         ratings = {k: min(high, max(low, round(v))) for k, v in response.attributes.items()}
         told = Conversation(
             with_ratings(response.conversation.messages, ratings), response.conversation.tools
@@ -134,7 +139,9 @@ def choose(source: Source, choice: Choice, counts: Counter[str]) -> Iterator[dic
             yield fields | ({"id": row.fields["id"]} if "id" in row.fields else {})
 
 
-def against_given(samples: Source, given: Source, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+def against_given(
+    samples: Source, given: Source, counts: Counter[str], unended: bool = False
+) -> Iterator[dict[str, Any]]:
     """Pairs of a given response, `chosen`, and a policy's own first one, `rejected`.
 
     SPIN (arXiv 2401.01335) learns from these.
@@ -143,6 +150,7 @@ def against_given(samples: Source, given: Source, counts: Counter[str]) -> Itera
       samples: as `rmjax.sample` writes them for the rows of `given`, in their order.
       given: rows with a response; of a pair the chosen one is meant.
       counts: gets how many rows were read and written, and why others were not.
+      unended: whether a response that did not end counts.
 
     Raises:
       UserError: the two do not fit together, naming the row.
@@ -163,7 +171,10 @@ def against_given(samples: Source, given: Source, counts: Counter[str]) -> Itera
                 "whose prompts were sampled"
             )
         chosen, own = _given(row, reader), other.responses(answer)
-        if not own or own[0].is_empty or chosen.is_empty:
+        ended = _column(answer, "ended", len(own))
+        if ended and ended[0] is False and not unended:
+            counts[f"dropped: {UNENDED}"] += 1
+        elif not own or own[0].is_empty or chosen.is_empty:
             counts[f"dropped: {EMPTY}"] += 1
         elif own[0] == chosen:
             counts[f"dropped: {EQUAL}"] += 1
@@ -201,11 +212,32 @@ def _scored(row: Row, reader: RowReader, choice: Choice, counts: Counter[str]) -
     for number in range(len(conversations))[: choice.first or None]:
         value: Any
         value, named, ended = (c[number] if c else None for c in columns.values())
+        if ended not in (None, True, False) or (ended in (0, 1) and not isinstance(ended, bool)):
+            raise UserError(f"{row.where}: field 'ended' has {ended!r} in it, expected true, false")
         if ended is False and not choice.unended:
             counts[UNENDED] += 1
-        elif is_number(value):
-            scored.append(Scored(conversations[number], float(value), named or {}))
+        elif value is None:
+            counts[WITHOUT] += 1
+        else:
+            value = _finite(value, row, "scores")
+            scored.append(Scored(conversations[number], value, _ratings(named, row)))
     return scored
+
+
+def _finite(value: Any, row: Row, name: str) -> float:
+    if not is_number(value) or not abs(value) <= sys.float_info.max:
+        raise UserError(f"{row.where}: field {name!r} has {value!r} in it, expected a number")
+    return float(value)
+
+
+def _ratings(named: Any, row: Row) -> dict[str, float]:
+    if named is None:
+        return {}
+    if not isinstance(named, Mapping):
+        raise UserError(
+            f"{row.where}: field 'attributes' has {named!r} in it, expected numbers by name"
+        )
+    return {name: _finite(value, row, "attributes") for name, value in named.items()}
 
 
 def _column(row: Row, name: str, count: int) -> list[Any] | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rmjax.data.readers import Row
-from rmjax.errors import UserError
+from rmjax.errors import UserError, disk_errors
 from rmjax.runtime.files import PARTIAL, read_json, replace_file
 
 
@@ -32,9 +32,10 @@ class RowFile:
 
     def write(self, lines: Iterable[bytes]) -> None:
         """Adds whole rows, which a kill does not lose from then on."""
-        self.file.writelines(lines)
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with disk_errors(self.file.name):
+            self.file.writelines(lines)
+            self.file.flush()
+            os.fsync(self.file.fileno())
 
 
 @contextlib.contextmanager
@@ -54,18 +55,30 @@ def open_row_file(out: Path, made_by: dict[str, Any], together: int = 1) -> Iter
     """
     partial = out.with_name(out.name + PARTIAL)
     check_new(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    before = _continued(partial, made_by, together)
-    with open(partial, "ab") as file:
+    with disk_errors(str(partial)):
+        before = _continued(partial, made_by, together)
+        file = open(partial, "ab")  # noqa: SIM115
+    with file:
         yield RowFile(file, before)
     partial.rename(out)
     _beside(partial).unlink()
 
 
 def check_new(out: Path) -> None:
-    """Raises a `UserError` if a file is there: nothing is written over."""
-    if out.exists():
-        raise UserError(f"{out}: is there already; name another file, or remove it")
+    """Makes the directory of a file that is to be written.
+
+    Raises:
+      UserError: the file is there, and nothing is written over; or it cannot be written.
+    """
+    with disk_errors(str(out)):
+        if out.exists():
+            raise UserError(f"{out}: is there already; name another file, or remove it")
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise UserError(f"{out.parent}: a file, and no directory to write into") from error
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"{out.parent}: cannot be written; name a file in another directory")
 
 
 def json_line(row: Row, fields: Mapping[str, Any]) -> bytes:
@@ -90,7 +103,7 @@ def _continued(partial: Path, made_by: dict[str, Any], together: int) -> int:
     Raises:
       UserError: something else began it.
     """
-    if not partial.exists():
+    if not partial.exists() or not partial.stat().st_size:  # nothing that anyone could miss
         replace_file(_beside(partial), json.dumps(made_by, indent=2).encode())
         return 0
     before = read_json(_beside(partial))

@@ -14,6 +14,9 @@ from rmjax.errors import UserError
 # A text, which is the user's turn; messages that end with the user's turn; or tokens.
 Prompt = str | Sequence[Message] | Int32[np.ndarray, "..."]
 _LARGEST = 2**32  # seeds and keys are smaller
+_MOST = 2**31  # of other whole numbers
+_COLDEST = 1e-6
+_MOST_SAMPLES = 1 << 16  # of a prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +25,8 @@ class SamplingSettings:
 
     Attributes:
       n: samples of each prompt.
-      temperature: what logits are divided by; 0 takes the most probable token.
+      temperature: what logits are divided by; 0 takes the most probable token. Less than 1e-6
+        would be no number that float32 can divide by.
       top_p: of the probability, the share that the most probable tokens must have; the others are
         never drawn. 1 for all tokens.
       top_k: so many of the most probable tokens are left; 0 for all. It comes before `top_p`.
@@ -48,12 +52,20 @@ class SamplingSettings:
                 f"stop = {self.stop!r}: expected several texts, such as ({self.stop!r},)"
             )
         object.__setattr__(self, "stop", tuple(self.stop))
+        for name in ("n", "top_k", "max_tokens", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or isinstance(value, bool):
+                raise UserError(f"{name} = {value!r}: expected a whole number")
         for name, fine, range_ in (
-            ("n", self.n >= 1, "1 or more"),
-            ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
+            ("n", 1 <= self.n <= _MOST_SAMPLES, f"from 1 to {_MOST_SAMPLES:,}"),
+            (
+                "temperature",
+                self.temperature == 0 or _COLDEST <= self.temperature < float("inf"),
+                f"0, or {_COLDEST:g} or more",
+            ),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and up to 1"),
-            ("top_k", self.top_k >= 0, "0 (off) or more"),
-            ("max_tokens", self.max_tokens >= 1, "1 or more"),
+            ("top_k", 0 <= self.top_k < _MOST, "0 (off) or more, less than 2^31"),
+            ("max_tokens", 1 <= self.max_tokens < _MOST, "1 or more, less than 2^31"),
             ("stop", all(self.stop), "texts that are not empty"),
             ("seed", 0 <= self.seed < _LARGEST, "from 0 to 2^32 - 1"),
         ):

@@ -7,6 +7,7 @@ from typing import Any
 import urllib3
 from urllib3.exceptions import (
     HTTPError,
+    InvalidHeader,
     LocationParseError,
     MaxRetryError,
     NewConnectionError,
@@ -23,6 +24,20 @@ _PAUSE = 1.0  # seconds; doubled with each try
 _LONGEST_PAUSE = 60.0
 _CONNECTING = 10.0  # seconds
 _MOST_SAID = 300  # of a server's own words
+
+
+class _Patience(Retry):
+    """Waits as long as a server asks for (`Retry-After`), but no longer than between other tries.
+
+    What it asks for in no known form is as if it had asked for nothing.
+    """
+
+    def parse_retry_after(self, retry_after: str) -> float:
+        """Seconds."""
+        try:
+            return min(super().parse_retry_after(retry_after), _LONGEST_PAUSE)
+        except (InvalidHeader, ValueError, OverflowError):
+            return 0.0
 
 
 class JsonServer:
@@ -64,7 +79,7 @@ class JsonServer:
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
-        self._retry = Retry(
+        self._retry = _Patience(
             retries,
             redirect=False,
             allowed_methods=None,  # a sample may be asked for twice
@@ -86,7 +101,7 @@ class JsonServer:
         """What the server answers.
 
         A server that is busy or does not answer is asked again, after pauses that grow, or that the
-        server names (`Retry-After`).
+        server names (`Retry-After`), of a minute at most.
 
         Args:
           path: such as `/v1/completions`.
@@ -161,5 +176,5 @@ class JsonServer:
 def _parsed(data: bytes) -> Any:
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

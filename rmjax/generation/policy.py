@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from rich.progress import track
 
+from rmjax.checkpoints.end_tokens import end_tokens
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.data.tokenizer import Tokenizer
@@ -17,7 +18,7 @@ from rmjax.generation.completions import (
     SamplingSettings,
     check_keys,
 )
-from rmjax.generation.prompts import end_tokens, prompt_tokens
+from rmjax.generation.prompts import prompt_tokens
 from rmjax.generation.sampler import Sampler
 from rmjax.generation.schedule import Request
 from rmjax.generation.stopping import find_stop, make_completion

@@ -1,6 +1,7 @@
 """Samples of a source's prompts, in a file of JSON lines that a kill does not lose."""
 
 import dataclasses
+import hashlib
 import itertools
 import time
 from collections import Counter
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from rmjax.config import HELPSTEER2
 from rmjax.data.chat_encoder import ChatEncoder
 from rmjax.data.choosing import with_ratings
-from rmjax.data.conversation import Conversation
+from rmjax.data.conversation import Conversation, conversation_key
 from rmjax.data.layouts import RESPONSES
 from rmjax.data.readers import Row, Source
 from rmjax.data.row_file import json_line, open_row_file
@@ -24,7 +26,7 @@ from rmjax.inference import score_file
 
 # What a row of the result has of its samples, and what was said of a row's earlier ones.
 FIELDS = ("responses", "ended", "token_ids", "log_probabilities")
-_LEFT_OUT = {*FIELDS, *score_file.FIELDS, *RESPONSES}
+_LEFT_OUT = {*FIELDS, *score_file.FIELDS, *RESPONSES, *HELPSTEER2}
 # Samples that are made together, after which they are written. Enough of them that few rows wait
 # for the last ones.
 _AT_ONCE = 512
@@ -42,6 +44,7 @@ class Sampled:
       tokens: of these.
       no_room: rows of now whose prompt fills the model's context, and which have no response.
       less_room: rows of now whose responses had less room than was asked for.
+      again: rows passed over, whose prompt an earlier row has.
       notes: what of the rows was not used.
     """
 
@@ -52,6 +55,7 @@ class Sampled:
     tokens: int = 0
     no_room: int = 0
     less_room: int = 0
+    again: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -72,6 +76,7 @@ def sample_file(
     made_by: dict[str, Any],
     log_probabilities: bool = False,
     ratings: Mapping[str, int] | None = None,
+    distinct: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Sampled:
     """Writes each row of a source with samples of its prompt.
@@ -93,6 +98,7 @@ def sample_file(
       log_probabilities: whether they are written.
       ratings: that the answers shall have, which the policy is told as `choosing.steered` tells it;
         `prompt` in the file does not say them.
+      distinct: whether a row is passed over whose prompt an earlier row has.
       tell: is told how far it is.
 
     Raises:
@@ -103,7 +109,8 @@ def sample_file(
     left_out: Counter[str] = Counter()
     with open_row_file(out, made_by, together) as file:
         done = Sampled(before=file.before)
-        for part in _portions(source, reader, together):
+        asked_before = _Seen() if distinct else None
+        for part in _portions(source, reader, together, asked_before):
             left_out.update(field for row, _ in part for field in row.fields if field in _LEFT_OUT)
             done.rows += len(part)
             if done.rows <= file.before:
@@ -125,6 +132,7 @@ def sample_file(
             "columns left out, which say the prompt again or are about other responses, and of how "
             f"many rows: {counts}"
         )
+    done.again = asked_before.again if asked_before else 0
     done.notes = (*notes, *reader.notes(), *encoder.notes())
     return done
 
@@ -135,12 +143,29 @@ def _told(prompt: Conversation, ratings: Mapping[str, int] | None) -> Conversati
     return Conversation(with_ratings(prompt.messages, ratings), prompt.tools)
 
 
+class _Seen:
+    """Prompts that were there before."""
+
+    def __init__(self) -> None:
+        self._prompts: set[bytes] = set()
+        self.again = 0
+
+    def is_new(self, prompt: Conversation) -> bool:
+        """Whether it is the first one that says this."""
+        digest = hashlib.sha256(conversation_key(prompt).encode()).digest()
+        new = digest not in self._prompts
+        self._prompts.add(digest)
+        self.again += not new
+        return new
+
+
 def _portions(
-    source: Source, reader: RowReader, together: int
+    source: Source, reader: RowReader, together: int, seen: _Seen | None
 ) -> Iterator[list[tuple[Row, Conversation]]]:
-    rows = iter(source)
+    asked = ((row, reader.prompt(row)) for row in source)
+    rows = ((row, prompt) for row, prompt in asked if seen is None or seen.is_new(prompt))
     while portion := list(itertools.islice(rows, together)):
-        yield [(row, reader.prompt(row)) for row in portion]
+        yield portion
 
 
 def _sampled(

@@ -19,12 +19,13 @@ import xxhash
 from jaxtyping import Int32
 from rich.progress import track
 
+from rmjax.checkpoints.end_tokens import end_tokens
 from rmjax.checkpoints.hub import local_path
 from rmjax.data.tokenizer import Tokenizer, load_tokenizer, writes_bos
 from rmjax.errors import UserError, listed, shortened
 from rmjax.generation.completions import Completion, Prompt, SamplingSettings, check_keys
 from rmjax.generation.http_json import JsonServer
-from rmjax.generation.prompts import end_tokens, prompt_tokens
+from rmjax.generation.prompts import prompt_tokens
 from rmjax.generation.server_kinds import KINDS, OTHER, Kind
 from rmjax.generation.server_reply import (
     field_of,
@@ -36,6 +37,7 @@ from rmjax.generation.server_reply import (
 from rmjax.generation.stopping import decode, find_stop, make_completion
 
 _KEY = "OPENAI_API_KEY"
+_ROUNDED = 1e-3  # what a log-probability of 0 may come to
 _BAR_FROM = 256  # samples from which on there is a progress bar
 
 
@@ -192,7 +194,9 @@ class ServerEngine:
             raise UserError(f"{where}: there is no token in it")
         said = tokens[:-1] if tokens[-1] in self.end_tokens else tokens
         stopped = find_stop(self.tokenizer, said, 0, settings.stop)
-        logs = self._log_probabilities(choice, tokens, settings.temperature)
+        if self.kind.own_ids:
+            self._check_end(tokens, one.body["max_tokens"], where)
+        logs = self._log_probabilities(choice, tokens, settings.temperature, where)
         done = make_completion(self.tokenizer, tokens, logs, self.end_tokens, stopped)
         if why == "stop" and done.reason == "length":
             last = f"{tokens[-1]} ({self.tokenizer.convert_ids_to_tokens(tokens[-1])!r})"
@@ -229,8 +233,19 @@ class ServerEngine:
         own = self.tokenizer.eos_token_id
         return own if own in self.end_tokens else self.end_tokens[0]
 
+    def _check_end(self, tokens: list[int], most: int, where: str) -> None:
+        """Raises a `UserError` unless a sample ends at its end token, and where it was told to."""
+        if len(tokens) > most:
+            raise UserError(f"{where}: {len(tokens)} tokens, and {most} were asked for at most")
+        early = [token for token in tokens[:-1] if token in self.end_tokens]
+        if early:
+            raise UserError(
+                f"{where}: it goes on after token {early[0]}, which ends a sample here (end tokens "
+                f"are {listed(map(str, self.end_tokens))}); the server must not ignore end tokens"
+            )
+
     def _log_probabilities(
-        self, choice: dict[str, Any], tokens: list[int], temperature: float
+        self, choice: dict[str, Any], tokens: list[int], temperature: float, where: str
     ) -> list[float]:
         """Those of the tokens; NaN for all where the server's are not theirs, one for one."""
         values = named_log_probabilities(choice.get("logprobs"), self.tokenizer, tokens)
@@ -238,6 +253,8 @@ class ServerEngine:
             values = numbers_of(choice.get("logprobs"), "token_logprobs", len(tokens))
         if values is None or (self.kind.tempered and temperature not in (0.0, 1.0)):
             return [math.nan] * len(tokens)
+        if max(values) > _ROUNDED:
+            raise UserError(f"{where}: a log-probability of {max(values)}, which is more than 0")
         return values
 
 

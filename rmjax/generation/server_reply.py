@@ -1,7 +1,9 @@
 """The parts of a server's reply, none of which is taken on trust."""
 
+import sys
 from typing import Any
 
+from rmjax.data.fields import is_number
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError, shortened
 from rmjax.generation.stopping import decode
@@ -28,11 +30,16 @@ def field_of(found: dict[str, Any], name: str, kind: type, where: str) -> Any:
       UserError: it is missing, or of another type.
     """
     value = found.get(name)
-    if type(value) is not kind:
+    if type(value) is not kind or (isinstance(value, str) and not _is_unicode(value)):
         raise UserError(
             f"{where}: field {name!r} is {shortened(repr(value))}, expected {kind.__name__}"
         )
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether no half of a letter (a lone surrogate) is in it, which no tokenizer reads."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def named_log_probabilities(
@@ -55,7 +62,7 @@ def numbers_of(found: Any, name: str, length: int) -> list[float] | None:
     values = found.get(name) if isinstance(found, dict) else None
     if not isinstance(values, list) or len(values) != length:
         return None
-    numbers = [float(x) for x in values if isinstance(x, int | float) and not isinstance(x, bool)]
+    numbers = [float(x) for x in values if is_number(x) and abs(x) <= sys.float_info.max]
     return numbers if len(numbers) == length else None
 
 

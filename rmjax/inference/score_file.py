@@ -111,7 +111,8 @@ def _scored(scorer: Scorer, part: list[_Scored], written: Written) -> list[bytes
     for row, conversations in part:
         for number, conversation in enumerate(conversations, start=1):
             where = f"{row.where}, response {number}" if len(conversations) > 1 else row.where
-            encoded.append(_encoded(scorer, row, number, conversation, where))
+            count = len(conversations)
+            encoded.append(_encoded(scorer, row, number, count, conversation, where))
     found = iter(scorer.score_encoded([e for e in encoded if e]))
     scores = iter([next(found) if e else None for e in encoded])
     lines = []
@@ -126,16 +127,20 @@ def _scored(scorer: Scorer, part: list[_Scored], written: Written) -> list[bytes
 
 
 def _encoded(
-    scorer: Scorer, row: Row, number: int, conversation: Conversation, where: str
+    scorer: Scorer, row: Row, number: int, count: int, conversation: Conversation, where: str
 ) -> Encoded | None:
-    """A response's tokens; None of one that says nothing, or of which the template shows nothing.
+    """The tokens of a row's response, whose numbers begin with 1.
 
-    A language model reads the tokens that were sampled, where the row has them.
+    None of one that says nothing, or of which the template shows nothing. A language model reads
+    the tokens that were sampled, where the row has them.
     """
     sampled = row.fields.get(SAMPLED_TOKENS) if scorer.is_language_model else None
     if sampled is not None:
-        if not isinstance(sampled, list) or len(sampled) < number:
-            raise UserError(f"{where}: field {SAMPLED_TOKENS!r} has no entry for it")
+        if not isinstance(sampled, list) or len(sampled) != count:
+            raise UserError(
+                f"{row.where}: field {SAMPLED_TOKENS!r} is not a list of {count}, one for each "
+                "response"
+            )
         prompt = Conversation(conversation.messages[:-1], conversation.tools)
         return scorer.encode_sampled(prompt, sampled[number - 1], where)
     if conversation.is_empty or not scorer.encoder.shows_response(conversation):

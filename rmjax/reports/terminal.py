@@ -22,6 +22,8 @@ from rmjax.reports.document import (
 )
 from rmjax.reports.text import one_line
 
+_LONG_NAME = 28
+
 
 def print_document(document: Document, console: Console) -> None:
     """Prints a report without its paragraphs, figures, examples and collapsible blocks."""
@@ -68,7 +70,9 @@ def _table(table: Table, console: Console) -> None:
     view = View(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, (letter, name) in enumerate(zip(table.alignment, table.columns)):
         justify = "left" if letter == "l" else "right"
-        view.add_column(_text(name), justify=justify, no_wrap=number == 0, overflow="fold")
+        longest = max((len(row[number]) for row in table.rows), default=0)
+        whole = number == 0 and longest <= _LONG_NAME  # longer ones would leave the others no room
+        view.add_column(_text(name), justify=justify, no_wrap=whole, overflow="fold")
     for number, row in enumerate(table.rows):
         view.add_row(*map(_text, row), style="bold" if number in table.strong else "")
     if table.caption:

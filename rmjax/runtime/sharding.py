@@ -99,8 +99,8 @@ def mesh_shape(config: MeshConfig, devices: int) -> dict[str, int]:
         sizes[free[0]] = devices // fixed
     if math.prod(sizes.values()) != devices:
         raise UserError(
-            f"mesh {sizes} does not use the {devices} devices there are: set "
-            "--config.mesh.<axis> so that the sizes multiply to their number"
+            f"mesh {sizes} does not use the {devices} devices there are: choose sizes that "
+            "multiply to their number; -1 is whatever is left"
         )
     return sizes
 

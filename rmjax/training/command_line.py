@@ -34,6 +34,9 @@ def run_with_config(
     flag = config_flags.DEFINE_config_file("config", None, "The experiment: configs/NAME.py[:arg].")
 
     def parse(argv: list[str]) -> list[str]:
+        if {"-h", "--help"} & set(argv):
+            print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
+            sys.exit()
         named = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
         if not named:
             raise UserError("which experiment? --config=configs/NAME.py")

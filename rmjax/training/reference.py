@@ -6,13 +6,16 @@ or computes them again from where it began.
 """
 
 import functools
+from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Int
 from rich.console import Console
 
 from rmjax.checkpoints.pretrained import Pretrained
 from rmjax.config import Config
 from rmjax.data.row_layout import RowShape
-from rmjax.data.tokenized import TokenizedData, with_reference
+from rmjax.data.tokenized import TokenizedData, subset, with_reference
 from rmjax.inference.batching import evaluation_batches
 from rmjax.inference.score_step import ScoreFn, score_batch
 from rmjax.models.model import Model
@@ -27,11 +30,13 @@ def with_references(
     score: ScoreFn,
     data: TokenizedData,
     validation: TokenizedData | None,
+    plan: Sequence[np.ndarray],
     shape: RowShape,
     console: Console,
 ) -> tuple[TokenizedData, TokenizedData | None]:
     """Training and validation samples with their log-probabilities by the first weights.
 
+    Training samples that no step has get none: a short run on much data need not wait for them.
     The weights are read only if one is missing, and are not kept.
 
     Args:
@@ -41,6 +46,7 @@ def with_references(
       score: from `make_score`.
       data: to train on.
       validation: held out, if anything is.
+      plan: the training samples of each step.
       shape: of the run's rows.
       console: to say on how far it is.
 
@@ -55,12 +61,15 @@ def with_references(
         params, _ = first_params(config, source, model)
         return lambda batch: score_batch(score, params, batch, model.options.sharding)[1]
 
-    def known(part: TokenizedData) -> TokenizedData:
+    def known(whole: TokenizedData, wanted: Int[np.ndarray, "n"]) -> TokenizedData:
         settings = config.data
+        part = whole if len(wanted) == len(whole) else subset(whole, wanted)
         batches = evaluation_batches(
             part, shape, packing=settings.packing, share=settings.share_prompts
         )
-        found = cached_values("references", batches, made_by, 1, load, console)
-        return with_reference(part, found[:, 0])
+        values = np.full(len(whole), np.nan, np.float32)
+        values[wanted] = cached_values("references", batches, made_by, 1, load, console)[:, 0]
+        return with_reference(whole, values)
 
-    return known(data), known(validation) if validation is not None else None
+    held_out = known(validation, np.arange(len(validation))) if validation is not None else None
+    return known(data, np.unique(np.concatenate(plan))), held_out

@@ -1,6 +1,7 @@
 """Checks a config: every field by itself, the relations between them, and what a run may change."""
 
 import dataclasses
+import math
 import re
 import types
 import typing
@@ -79,6 +80,9 @@ def validate(config: Config) -> Config:
     for name, choices in _CHOICES.items():
         if flat[name] not in choices:
             raise UserError(f"config.{name} = {flat[name]!r}: there are {', '.join(choices)}")
+    for name, value in flat.items():
+        if name.startswith("preference.") and isinstance(value, float) and math.isinf(value):
+            raise UserError(f"config.{name} = {value!r}: expected a finite number")
     data = config.data
     if (config.steps > 0) == (config.epochs > 0) or min(config.steps, config.epochs) < 0:
         raise UserError(

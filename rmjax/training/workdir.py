@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from rmjax.checkpoints import manager
+from rmjax.checkpoints.end_tokens import end_tokens
 from rmjax.checkpoints.model_files import (
     FORMAT_VERSION,
     MODEL_CONFIG,
@@ -21,7 +22,7 @@ from rmjax.checkpoints.model_files import (
     write_adapter_config,
     write_model_files,
 )
-from rmjax.checkpoints.pretrained import public_name
+from rmjax.checkpoints.pretrained import Pretrained, public_name
 from rmjax.config import Config, as_flat_dict
 from rmjax.data.tokenized import REFERENCE, TokenizedData
 from rmjax.data.tokenizer import Tokenizer
@@ -138,11 +139,13 @@ def record_run(
     tokenizer: Tokenizer,
     data: TokenizedData,
     validation: TokenizedData | None,
+    source: Pretrained | None = None,
 ) -> None:
     """Stores the resolved config, what the data came to, and the model's files with the run.
 
     The config comes first: it is what makes the directory a run, which any later failure leaves
-    one. The model's files never change, so a run that is continued keeps those it has.
+    one. The model's files never change, so a run that is continued keeps those it has. A policy
+    ends its answers as `source` does, from which it began.
     """
     if jax.process_index() != 0:
         return
@@ -166,7 +169,8 @@ def record_run(
             if spec is None and model.lora.rank:
                 base = public_name(config.init) if config.init else ""
                 write_adapter_config(files, model.lora, base, reward=False)
-            write_model_files(files, model.config, tokenizer, spec)
+            ends = () if spec else end_tokens(source.files if source else None, tokenizer)
+            write_model_files(files, model.config, tokenizer, spec, ends=ends)
 
 
 def run_spec(config: Config, model: Model, data: TokenizedData) -> RewardSpec:

@@ -141,6 +141,23 @@ def test_a_killed_one_is_continued_to_the_same_bytes(model, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
+def test_a_prompt_that_an_earlier_row_has_is_passed_over_if_asked(model, tmp_path):
+    rows = [{"prompt": text, "id": i} for i, text in enumerate(["a", "b", "a", "c", "b"])]
+    source, all_, distinct = write(tmp_path / "in.jsonl", rows), tmp_path / "1", tmp_path / "2"
+    sample(model, source, str(all_), SETTINGS)
+    lines = sample(model, source, str(distinct), SETTINGS, distinct=True)
+    assert read(distinct) == [read(all_)[i] for i in (0, 1, 3)]
+    assert "2 rows are passed over: an earlier row has their prompt" in lines
+
+
+def test_ratings_of_the_response_that_a_row_had_are_left_out(model, tmp_path):
+    row = {"prompt": "a", "response": "b", "helpfulness": 4, "verbosity": 1, "id": 7}
+    out = tmp_path / "out.jsonl"
+    lines = sample(model, write(tmp_path / "in.jsonl", [row]), str(out), SETTINGS)
+    assert read(out)[0].keys() == {"prompt", "id", "responses", "ended", "token_ids"}
+    assert any("helpfulness (1), response (1), verbosity (1)" in line for line in lines)
+
+
 def test_score_and_choose_read_it_as_it_is(model, reward_model, tmp_path):
     source = write(tmp_path / "in.jsonl", ROWS[:5])
     out, scored, chosen = (tmp_path / f"{name}.jsonl" for name in ("out", "scored", "chosen"))
@@ -168,6 +185,15 @@ def test_what_cannot_be_sampled_is_named(model, reward_model, tmp_path):
     bad = write(tmp_path / "bad.jsonl", [ROWS[0], {"question": "?"}])
     with pytest.raises(UserError, match=r"bad\.jsonl row 2: there is no prompt in it; the row has"):
         sample(model, bad, str(out), SETTINGS)
+    assert not (tmp_path / "out.jsonl.partial").stat().st_size
+    sample(model, write(tmp_path / "bad.jsonl", ROWS[:1]), str(out), SETTINGS)  # it is mended
+    assert len(read(out)) == 1
+    for bad, words in (
+        (tmp_path / "in.jsonl" / "out", "in.jsonl: a file, and no directory"),
+        (tmp_path / ("x" * 300), "cannot be written .File name too long"),
+    ):
+        with pytest.raises(UserError, match=words):
+            sample("no model is looked for", good, str(bad), SETTINGS)
     out.write_text("")
     with pytest.raises(UserError, match="is there already"):
         sample(model, good, str(out), SETTINGS)

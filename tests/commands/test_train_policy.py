@@ -1,6 +1,7 @@
 """Runs that train a policy: their losses by transformers, their checkpoints, what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from rmjax.convert import orbax_to_peft
 from rmjax.data.tokenizer import byte_tokenizer
 from rmjax.errors import UserError
 from rmjax.report import report_run
+from rmjax.training import reference
+from rmjax.training.features import cached_values
 from rmjax.training.validate_config import validate
 
 BETA = 0.5
@@ -215,6 +218,35 @@ def assert_probabilities_of(model, found, prompt: str) -> None:
     logs = said_of(model, [*asked, *found.tokens.tolist()])
     places = np.arange(len(asked) - 1, len(logs) - 1)
     np.testing.assert_allclose(found.log_probabilities, logs[places, found.tokens], atol=1e-4)
+
+
+def test_references_are_those_of_the_samples_that_steps_have(base, tmp_path, monkeypatch):
+    """A step on two of six pairs waits for two of six, and is the first step of a longer run."""
+    computed = []
+
+    def spy(what, batches, *rest):
+        computed.append(len(batches.data))
+        return cached_values(what, batches, *rest)
+
+    monkeypatch.setattr(reference, "cached_values", spy)
+    data = write(tmp_path / "pairs.jsonl", TRAINED)
+    short = dict(batch_size=4, optimizer__schedule="constant")
+    run(dpo_config(tmp_path / "one", base, data, steps=1, **short))
+    run(dpo_config(tmp_path / "two", base, data, steps=2, **short))
+    assert computed == [4, 8]
+    first, again = (metrics(tmp_path / name)[0] for name in ("one", "two"))
+    assert first["loss"] == pytest.approx(again["loss"], rel=1e-6)
+
+
+def test_a_run_ends_answers_as_its_model_did(base, tmp_path):
+    """Of which a generation_config.json may name several end tokens."""
+    own = tmp_path / "own"
+    shutil.copytree(base, own)
+    (own / "generation_config.json").write_text('{"eos_token_id": [9, 20]}')
+    data = write(tmp_path / "train.jsonl", TRAINED)
+    run(dpo_config(tmp_path / "run", own, data, steps=1))
+    ends = rmjax.load_policy(own).end_tokens
+    assert {9, 20} < set(ends) and rmjax.load_policy(tmp_path / "run").end_tokens == ends
 
 
 def test_a_run_is_a_language_model(base, tmp_path):

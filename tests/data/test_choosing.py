@@ -34,7 +34,10 @@ def test_the_best_of_n_is_the_first_with_the_highest_value(tmp_path):
         (turns("Why?", "answer 1"), 3, "x"),
         (turns("Why?", "answer 0"), 5, None),
     ]
-    assert counts == {"read": 3, "written": 2, "dropped: no response with a score": 1}
+    assert counts == {
+        **{"read": 3, "written": 2, "dropped: no response with a score": 1},
+        "responses without a score": 2,
+    }
     assert [r["score"] for r in chosen(tmp_path, rows, way="best-of", first=1)[0]] == [1, 5]
 
 
@@ -97,11 +100,27 @@ def test_steerlm_tells_the_ratings(tmp_path):
         ({"prompt": "p", "responses": ["a"]}, "row 1: field 'scores' is missing; .*rmjax.score"),
         (row(1, 2, scores=[1]), "row 1: field 'scores' is not a list of 2"),
         (row(1, ended=True), "row 1: field 'ended' is not a list of 1"),
+        (row(1, ended=["no"]), "row 1: field 'ended' has 'no' in it"),
+        (row(1, ended=[0]), "row 1: field 'ended' has 0 in it"),
+        (row(1, float("nan")), "row 1: field 'scores' has nan in it"),
+        (row(1, float("inf")), "row 1: field 'scores' has inf in it"),
+        (row("1"), "row 1: field 'scores' has '1' in it"),
+        (row(1, attributes=[3]), "row 1: field 'attributes' has 3 in it"),
+        (row(1, attributes=[{"help": "x"}]), "row 1: field 'attributes' has 'x' in it"),
     ],
 )
 def test_a_row_without_scores_is_named(bad, said, tmp_path):
     with pytest.raises(UserError, match=said):
         chosen(tmp_path, [bad], way="best-of")
+
+
+def test_what_has_no_score_or_no_ratings_is_counted(tmp_path):
+    found, counts = chosen(tmp_path, [row(None, 1)], way="best-of")
+    assert len(found) == 1 and counts["responses without a score"] == 1
+    rows = [row(1), row(1, attributes=[{"help": 3}])]
+    found, counts = chosen(tmp_path, rows, way="steerlm")
+    assert len(found) == 1
+    assert counts["dropped: a response without ratings ('attributes')"] == 1
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
@@ -122,19 +141,22 @@ def test_spin_prefers_the_given_response_to_the_policys_own(tmp_path):
     samples = [{"prompt": asked[0], "responses": ["own", "x"]}]
     samples += [{"prompt": asked[1], "responses": ["same"]}]
 
-    def read(samples):
+    def read(samples, **options):
         for name, rows in (("given", given), ("samples", samples)):
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (tmp_path / f"{name}.jsonl").write_text(lines)
         files = (open_source(str(tmp_path / f"{n}.jsonl"), "") for n in ("samples", "given"))
         counts = Counter()
-        return list(against_given(*files, counts)), dict(counts)
+        return list(against_given(*files, counts, **options)), dict(counts)
 
     (row,), counts = read(samples)
     assert row["chosen"] == [*asked[0], {"role": "assistant", "content": "good"}]
     assert row["rejected"] == [*asked[0], {"role": "assistant", "content": "own"}]
     assert row["id"] == 1 and counts["written"] == 1 and counts["read"] == 2
     assert any("equal" in reason or "same" in reason for reason in counts)
+    cut = [sample | {"ended": [False] * len(sample["responses"])} for sample in samples]
+    assert read(cut)[1] == {"read": 2, "dropped: responses that did not end": 2}
+    assert read(cut, unended=True)[0] == [row]
     with pytest.raises(UserError, match="its prompt is not that of"):
         read(samples[::-1])
     with pytest.raises(UserError, match="the other file has fewer rows"):

@@ -11,15 +11,17 @@ import transformers
 import rmjax
 from helpers.hf_models import edit_json, edit_tensors, save_hf
 from helpers.models import ROPES, one_device, tiny_llama
+from rmjax.checkpoints.end_tokens import end_tokens
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.convert import hf_to_orbax, orbax_to_hf
 from rmjax.data.conversation import Conversation
 from rmjax.data.tokenizer import encode
 from rmjax.errors import UserError
 from rmjax.generation import programs
 from rmjax.generation.completions import Completion
 from rmjax.generation.policy import Policy, load_policy
-from rmjax.generation.prompts import end_tokens, prompt_tokens
+from rmjax.generation.prompts import prompt_tokens
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model
 from rmjax.runtime.sharding import MeshConfig
@@ -306,8 +308,11 @@ def test_what_is_no_prompt_is_an_error(prompt, said, policy):
         ({"n": 0}, "n = 0"),
         ({"temperature": -1.0}, "temperature = -1.0"),
         ({"temperature": float("nan")}, "temperature = nan"),
+        ({"temperature": 1e-39}, "temperature = 1e-39: expected 0, or 1e-06 or more"),
         ({"top_p": 0.0}, "top_p = 0.0"),
         ({"top_k": -1}, "top_k = -1"),
+        ({"top_k": 2**31}, "top_k = 2147483648"),
+        ({"n": 1.5}, "n = 1.5: expected a whole number"),
         ({"max_tokens": 0}, "max_tokens = 0"),
         ({"stop": "."}, "stop = '.'"),
         ({"stop": ("",)}, "stop = "),
@@ -384,6 +389,13 @@ def test_end_tokens_are_those_of_transformers_and_the_turns(tmp_path):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).generation_config
     assert theirs.eos_token_id == [20, 11]
     assert load_policy(tmp_path).end_tokens == tuple(sorted({11, 20, end}))
+    orbax, hf = (tmp_path.with_name(f"{tmp_path.name}-{form}") for form in ("orbax", "hf"))
+    hf_to_orbax(str(tmp_path), str(orbax), language_model=True)
+    orbax_to_hf(str(orbax), str(hf))
+    for converted in (orbax, hf):
+        assert load_policy(converted).end_tokens == tuple(sorted({11, 20, end}))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(hf).generation_config
+    assert theirs.eos_token_id == sorted([11, 20, end])
     edit_json(tmp_path / "generation_config.json", eos_token_id="x")
     with pytest.raises(UserError, match="field 'eos_token_id' is 'x'"):
         load_policy(tmp_path)

@@ -121,6 +121,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(http_json, "_PAUSE", 0.01)
+    monkeypatch.setattr(http_json, "_LONGEST_PAUSE", 1.5)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     made = Server()
     thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
@@ -285,6 +286,9 @@ def test_what_passes_is_tried_again(server, opened):
     assert found.reason == "end" and len(server.asked) == 4
     assert time.monotonic() - began > 1  # as the server wanted
     assert len({body["seed"] for body in server.asked}) == 1
+    for unknown in ("soon", "9" * 400):
+        server.failures = [(503, {"Retry-After": unknown}, "busy")]
+        assert opened(retries=1).sample(["a"])[0][0].ended
     server.failures = [500] * 3
     with pytest.raises(UserError, match=r"prompt 0: .* status 500 after 3 tries"):
         opened(retries=2).sample(["a"])
@@ -322,6 +326,18 @@ def changed(**fields):
     return change
 
 
+def more(token_ids=(), logprobs=0.0):
+    """More tokens than the sample had, and greater log-probabilities."""
+
+    def change(reply):
+        choice = reply["choices"][0]
+        choice["token_ids"] = [*choice["token_ids"], *token_ids]
+        choice["logprobs"]["token_logprobs"] = [logprobs] * len(choice["token_ids"])
+        return reply
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -340,6 +356,12 @@ def changed(**fields):
         (changed(token_ids=[], text=""), "there is no token in it"),
         (changed(text="other words"), "'other words', the tokenizer as 'seed"),
         (changed(token_ids=ids("seed"), text="seed"), "ended with token .* no end token here"),
+        (more(token_ids=[END]), f"it goes on after token {END}, which ends a sample"),
+        (changed(token_ids=ids("seed") * 99, text="seed"), "tokens, and 256 were asked for at"),
+        (more(logprobs=0.5), r"a log-probability of 0\.5, which is more than 0"),
+        (changed(text="\ud83d"), r"field 'text' is '\\ud83d', expected str"),
+        (lambda reply: b"[" * 10**5, "no JSON object"),
+        (lambda reply: b"\x1b[2J", r"no JSON object: \\x1b\[2J"),
     ],
 )
 def test_a_reply_is_not_trusted(server, opened, change, words):

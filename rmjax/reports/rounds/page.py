@@ -219,7 +219,7 @@ def _attributes(found: Sequence[dict[str, Any]], judge: str) -> Table:
 
 def _figure(found: Sequence[dict[str, Any]], judge: str) -> Figure:
     known = [(i, e["judges"][judge]) for i, e in enumerate(found) if judge in e["judges"]]
-    label = f"reward by {judge}"
+    label = f"mean score by {judge}"
     return Figure(
         curves([_curve("", known)], "round", label),
         f"reward-{judge}",
