@@ -70,6 +70,7 @@ LAYOUTS = (
     Layout("ratings", "", ("conversations",)),
 )
 
+SAMPLED_TOKENS = "token_ids"  # of each response, where a row has them as `rmjax.sample` wrote them
 PROMPTS = ("prompt", "context")  # fields that hold a prompt, whatever else is in the row
 # What a row says of responses of its own: of other ones it would be wrong.
 RESPONSES = frozenset(name for layout in LAYOUTS for name in layout.fields - {layout.prompt})

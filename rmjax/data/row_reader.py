@@ -17,7 +17,7 @@ from rmjax.data.conversation import (
     shared_messages,
 )
 from rmjax.data.fields import check_fields, number_field
-from rmjax.data.layouts import Layout, find_layout, find_prompt
+from rmjax.data.layouts import SAMPLED_TOKENS, Layout, find_layout, find_prompt
 from rmjax.data.readers import Row
 from rmjax.errors import UserError
 
@@ -245,6 +245,12 @@ def _ranks(layout: Layout, row: Row, responses: Sequence[Conversation]) -> list[
         values = enumerate(row.fields[field], start=1)
         return [number_field(v, layout.element[1], f"{row.where}, {field} {n}") for n, v in values]
     scores = row.fields.get(layout.scores)
+    if scores is None and SAMPLED_TOKENS in row.fields:
+        raise UserError(
+            f"{row.where}: its responses are samples (there is a field {SAMPLED_TOKENS!r}) and "
+            f"have no {layout.scores!r}, so nothing says which is better; `python -m rmjax.score` "
+            "writes them"
+        )
     if scores is None:
         return [float(number) for number in range(len(responses))]
     if not isinstance(scores, list) or len(scores) != len(responses):

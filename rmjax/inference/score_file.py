@@ -10,6 +10,7 @@ import numpy as np
 from rich.progress import Progress, TimeElapsedColumn
 
 from rmjax.data.conversation import Conversation
+from rmjax.data.layouts import SAMPLED_TOKENS
 from rmjax.data.readers import Row, Source
 from rmjax.data.row_file import json_line, open_row_file
 from rmjax.data.row_reader import RowReader
@@ -17,7 +18,6 @@ from rmjax.errors import UserError
 from rmjax.inference.scorer import Encoded, Scorer
 from rmjax.inference.scores import Score
 
-SAMPLED_TOKENS = "token_ids"  # of each response, as `rmjax.sample` writes them
 FIELDS = ("scores", "attributes", "tokens", "cut")  # what a row of the result has beside its own
 _AT_ONCE = 128  # conversations for each shard of rows, after which their rows are written
 

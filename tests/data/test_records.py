@@ -370,6 +370,7 @@ def test_a_ranked_list_makes_all_its_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
+        (RANKED | {"token_ids": [[1], [2]]}, "its responses are samples .*rmjax.score"),
         (RANKED | {"responses": ["a"]}, "nothing to read in it .1 fewer than two responses"),
         (RANKED | {"responses": "a"}, "row 1: field 'responses' is str, not a list"),
         (RANKED | {"responses": ["a", None], "scores": [1, "x"]}, "field 'scores' is 'x'"),
