@@ -53,7 +53,10 @@ def test_shellcheck_finds_nothing(script: Path):
 
 
 def test_rounds_of_dpo_begin_where_the_last_one_ended(tmp_path):
-    commands = run(tmp_path, RECIPES / "iterative_dpo.sh", ROUNDS="2", JUDGE="other", N="4")
+    lines = {"TRAIN": "--config.a=1\n    --config.b=2 --config.c=3"}  # as docs write it
+    commands = run(
+        tmp_path, RECIPES / "iterative_dpo.sh", ROUNDS="2", JUDGE="other", N="4", **lines
+    )
     trained = [line for line in commands if line.startswith("rmjax.train")]
     assert trained[1].split()[1:5] == [
         "--config=configs/smollm2_135m_dpo.py",
@@ -61,6 +64,9 @@ def test_rounds_of_dpo_begin_where_the_last_one_ended(tmp_path):
         "--config.init=round-1/policy",
         "--config.data.train=round-2/pairs.jsonl",
     ]
+    assert all(
+        line.split()[5:] == ["--config.a=1", "--config.b=2", "--config.c=3"] for line in trained
+    )
     judged = ["scores-start.jsonl", "scores-reward.jsonl", "scores-judge.jsonl"]
     second = [short(line) for line in commands if "round-2" in line][:9]
     assert second == [
