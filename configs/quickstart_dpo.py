@@ -1,11 +1,8 @@
 """The quickstart's policy learns from pairs of its own responses, by DPO.
 
-    POLICY=runs/quickstart_sft REWARD=runs/quickstart PROMPTS=generated:400 \
-        HELD_OUT=generated:100:validation CONFIG=configs/quickstart_dpo.py \
-        OUT=runs/quickstart_rounds recipes/iterative_dpo.sh
-
-The pairs are the best and the worst of several samples of a prompt, by the quickstart's reward
-model. The reference is the policy that a round begins with.
+`recipes/iterative_dpo.sh` runs it, as the README shows. The pairs are the best and the worst of
+several samples of a prompt, by the quickstart's reward model. The reference is the policy that a
+round begins with.
 """
 
 from rmjax.config import Config, DataConfig, OptimizerConfig, PreferenceConfig

@@ -21,8 +21,8 @@ from typing import Any
 from rmjax.data.choosing import WAYS, Choice, against_given, choose
 from rmjax.data.readers import open_source
 from rmjax.data.row_file import check_new
-from rmjax.errors import UserError, disk_errors, exit_with_message
-from rmjax.runtime.files import PARTIAL
+from rmjax.errors import UserError, exit_with_message, write_errors
+from rmjax.runtime.files import PARTIAL, lock_file
 
 _SPIN = "spin"
 
@@ -77,9 +77,17 @@ def _written(
     path = Path(out)
     check_new(path)
     partial, counts = path.with_name(path.name + PARTIAL), Counter[str]()
-    with disk_errors(str(partial)), open(partial, "w", encoding="utf-8") as file:
+    with write_errors(str(partial)), open(partial, "w", encoding="utf-8") as file:
+        if not lock_file(file):
+            raise UserError(f"{partial}: another command is writing it; wait for it, or end it")
         for row in rows(counts):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            try:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"{source}: half of a letter (a lone surrogate) is in row {counts['read']}, "
+                    "which no file can hold"
+                ) from error
     if not counts["written"]:
         partial.unlink()
         raise UserError(f"{source}: nothing is chosen of it ({_said(counts)})")

@@ -20,10 +20,7 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def disk_errors(what: str) -> Iterator[None]:
-    """Turns a full disk, from whichever library it comes, into a `UserError` about `what`.
-
-    Likewise a place where nothing may be written, or a name that is too long.
-    """
+    """Turns a full disk, from whichever library it comes, into a `UserError` about `what`."""
     try:
         yield
     except UserError:
@@ -34,9 +31,19 @@ def disk_errors(what: str) -> Iterator[None]:
             raise UserError(
                 f"the disk is full while writing {what}: free some room and run the command again"
             ) from error
-        if isinstance(error, OSError) and error.errno in _REFUSALS:
-            raise UserError(f"{what}: cannot be written ({error.strerror})") from error
         raise
+
+
+@contextlib.contextmanager
+def write_errors(file: str) -> Iterator[None]:
+    """Likewise of one file, and whatever else a file system refuses: access, a name, a size."""
+    with disk_errors(file):
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _REFUSALS:
+                raise
+            raise UserError(f"{file}: cannot be written ({error.strerror})") from error
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -109,7 +109,10 @@ def sample(
 def _parse_ratings(text: str) -> dict[str, int]:
     """`helpfulness:4,verbosity:0` as a mapping, in this order."""
     try:
-        found = {name: int(value) for name, value in (x.split(":") for x in text.split(","))}
+        pairs = [(name, int(value)) for name, value in (x.split(":") for x in text.split(","))]
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a name twice")
     except ValueError as error:
         raise UserError(
             f"--ratings={text}: expected NAME:RATING,..., such as helpfulness:4,verbosity:0, with "

@@ -50,6 +50,12 @@ def score(
     check_new(Path(out))  # before a large model is loaded
     opened = open_source(source, split)
     scorer = load(model, over_long="truncate_left", **options)
+    context = scorer.model.config.max_position_embeddings
+    if max_length > context:
+        raise UserError(
+            f"--max-length={max_length}: the model was made for up to {context} tokens "
+            "(max_position_embeddings)"
+        )
     scorer.max_length = max_length or scorer.max_length
     made_by = {
         "model": scorer.state,

@@ -92,7 +92,9 @@ class Pretrained:
                 f"model of the two with {convert} --value-head`"
             )
         raise UserError(
-            f"{self.name}: a causal model without a reward head; train one from it, or give it a "
+            f"{self.name}: a language model without a reward head. To sample from it, use "
+            "`rmjax.load_policy`; to score with its log-probabilities, value='log_probability' "
+            "(--value=log_probability); for a reward model, train one from it, or give it a "
             f"fresh one with {convert}`. If its reward is the logit of a token, as of NVIDIA's "
             f"Llama-3.1-Nemotron-70B-Reward-HF, make a reward model with {convert} "
             "--reward-token=ID`"

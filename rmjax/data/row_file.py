@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from rmjax.data.readers import Row
-from rmjax.errors import UserError, disk_errors
-from rmjax.runtime.files import PARTIAL, read_json, replace_file
+from rmjax.errors import UserError, write_errors
+from rmjax.runtime.files import PARTIAL, lock_file, read_json, replace_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class RowFile:
 
     def write(self, lines: Iterable[bytes]) -> None:
         """Adds whole rows, which a kill does not lose from then on."""
-        with disk_errors(self.file.name):
+        with write_errors(self.file.name):
             self.file.writelines(lines)
             self.file.flush()
             os.fsync(self.file.fileno())
@@ -55,13 +55,25 @@ def open_row_file(out: Path, made_by: dict[str, Any], together: int = 1) -> Iter
     """
     partial = out.with_name(out.name + PARTIAL)
     check_new(out)
-    with disk_errors(str(partial)):
-        before = _continued(partial, made_by, together)
+    with write_errors(str(partial)):
         file = open(partial, "ab")  # noqa: SIM115
     with file:
+        _lock(file, partial)
+        with write_errors(str(partial)):
+            before = _continued(partial, made_by, together)
         yield RowFile(file, before)
-    partial.rename(out)
-    _beside(partial).unlink()
+        partial.rename(out)
+        _beside(partial).unlink()
+
+
+def _lock(file: IO[bytes], partial: Path) -> None:
+    """Raises a `UserError` if another command writes the file, or has just given it its name."""
+    try:
+        mine = lock_file(file) and os.path.samestat(os.fstat(file.fileno()), os.stat(partial))
+    except FileNotFoundError:
+        mine = False
+    if not mine:
+        raise UserError(f"{partial}: another command is writing it; wait for it, or end it")
 
 
 def check_new(out: Path) -> None:
@@ -70,7 +82,7 @@ def check_new(out: Path) -> None:
     Raises:
       UserError: the file is there, and nothing is written over; or it cannot be written.
     """
-    with disk_errors(str(out)):
+    with write_errors(str(out)):
         if out.exists():
             raise UserError(f"{out}: is there already; name another file, or remove it")
         try:
@@ -103,15 +115,20 @@ def _continued(partial: Path, made_by: dict[str, Any], together: int) -> int:
     Raises:
       UserError: something else began it.
     """
-    if not partial.exists() or not partial.stat().st_size:  # nothing that anyone could miss
+    if not partial.stat().st_size:  # it is new, or has nothing that anyone could miss
         replace_file(_beside(partial), json.dumps(made_by, indent=2).encode())
         return 0
+    if not _beside(partial).exists():
+        raise UserError(
+            f"{partial}: nothing says what began it, since {_beside(partial).name} is not there; "
+            "remove it to begin anew"
+        )
     before = read_json(_beside(partial))
     if before != made_by:
         other = [name for name in {**before, **made_by} if before.get(name) != made_by.get(name)]
         raise UserError(
-            f"{partial}: begun with another {' and another '.join(other)}; give the same command "
-            "as then to end it, or remove it"
+            f"{partial}: begun with other values of {', '.join(other)}; give the same command as "
+            "then to end it, or remove it"
         )
     ends = [0]
     with open(partial, "rb") as file:

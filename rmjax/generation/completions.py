@@ -52,6 +52,8 @@ class SamplingSettings:
                 f"stop = {self.stop!r}: expected several texts, such as ({self.stop!r},)"
             )
         object.__setattr__(self, "stop", tuple(self.stop))
+        if not all(isinstance(text, str) for text in self.stop):
+            raise UserError(f"stop = {self.stop!r}: expected texts")
         for name in ("n", "top_k", "max_tokens", "seed"):
             value = getattr(self, name)
             if not isinstance(value, int | np.integer) or isinstance(value, bool):
@@ -79,13 +81,14 @@ class SamplingSettings:
         Raises:
           UserError: there is no such field, or one is out of its range.
         """
-        try:
-            return cls(**fields)
-        except TypeError as error:
-            raise UserError(f"sample: {str(error).removeprefix('SamplingSettings.')}") from error
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = [name for name in fields if name not in known]
+        if unknown:
+            raise UserError(f"sample: there is no {unknown[0]!r}; there are {', '.join(known)}")
+        return cls(**fields)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Completion:
     """One sample.
 
@@ -103,6 +106,9 @@ class Completion:
     log_probabilities: Float32[np.ndarray, "T"]
     reason: Literal["end", "stop", "length"]
     stop: str = ""
+
+    def __repr__(self) -> str:
+        return f"Completion({self.text!r}, {self.reason!r}, {len(self.tokens)} tokens)"
 
     @property
     def ended(self) -> bool:
@@ -154,6 +160,8 @@ def check_keys(keys: Sequence[int] | None, count: int) -> list[int]:
     if len(keys) != count:
         raise UserError(f"keys: {len(keys)} of them for {count} prompts; give one to each")
     for number, key in enumerate(keys):
+        if not isinstance(key, int | np.integer) or isinstance(key, bool):
+            raise UserError(f"keys: the one of prompt {number} is {key!r}, expected a whole number")
         if not 0 <= key < _LARGEST:
             raise UserError(f"keys: the one of prompt {number} is {key}, expected 0 to 2^32 - 1")
     return [int(key) for key in keys]

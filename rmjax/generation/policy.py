@@ -55,6 +55,9 @@ class Policy:
         self.end_tokens, self.state = tuple(end_tokens), state
         self._sampler = Sampler(model, rows)
 
+    def __repr__(self) -> str:
+        return f"Policy({self.model.config.num_hidden_layers} layers, {self.context} tokens)"
+
     @property
     def context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
@@ -82,6 +85,8 @@ class Policy:
         """See `Engine`."""
         if isinstance(prompts, str):
             raise UserError("prompts: expected several, found one text; give a list")
+        if not isinstance(prompts, Sequence):
+            raise UserError(f"prompts: expected a list, found {type(prompts).__name__}")
         requests = [
             self._request(prompt, number, key, settings)
             for number, (prompt, key) in enumerate(zip(prompts, check_keys(keys, len(prompts))))

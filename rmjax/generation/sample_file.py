@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -179,7 +180,13 @@ def _sampled(
     rooms = [_room(engine, one, settings) for one in asked]
     fitting = [one for one, room in zip(asked, rooms) if room > 0]
     keys = [one.row.number for one in fitting]
-    found = iter(engine([one.tokens for one in fitting], settings, keys))
+    try:
+        found = iter(engine([one.tokens for one in fitting], settings, keys))
+    except UserError as error:
+        # It counts the prompts that it was given; people count rows.
+        number = re.match(r"prompt (\d+)", str(error))
+        where = f"{fitting[int(number[1])].row.where}: " if number else ""
+        raise UserError(f"{where}{error}") from error
     lines = []
     for one, room in zip(asked, rooms):
         completions = next(found) if room > 0 else []

@@ -90,6 +90,9 @@ class Scorer:
         self._warned: set[str] = set()
         self._score_rows = make_score(model)
 
+    def __repr__(self) -> str:
+        return f"Scorer({', '.join(self.attributes)}; value: {self.rule.name})"
+
     @property
     def is_language_model(self) -> bool:
         """Whether the score is the log-probability of a response."""

@@ -36,7 +36,7 @@ def announce(
         trained += sizes.get(HEAD.path, 0)
         what = "the head and adapters" if HEAD.path in sizes else "adapters"
         stored = (
-            f"{trained / 1e6:,.1f} M of them trained: {what} of rank {model.lora.rank} for "
+            f"{trained:,} of them trained: {what} of rank {model.lora.rank} for "
             f"{', '.join(model.lora.targets)}; the rest {options.dtype.name}"
         )
     console.print(f"run         {workdir}")

@@ -39,6 +39,7 @@ class MetricsLogger:
         self.console = Console(quiet=not self._active, highlight=False, soft_wrap=True)
         self._total = total
         self._every = max(1, total // _LINES)
+        self._compiled = False
         self._times: collections.deque[tuple[float, int]] = collections.deque(maxlen=_WINDOW + 1)
         self._progress = Progress(
             TextColumn("training"),
@@ -87,6 +88,9 @@ class MetricsLogger:
         self._write(
             step, {**metrics, "tokens": tokens, "tokens_per_second": rate, "padding": padding}
         )
+        if not self._compiled:  # the first step's time is the compiler's
+            self._compiled = True
+            self._restart_clock()
         status = (
             f"loss {metrics['loss']:.4f}  grad norm {metrics['grad_norm']:.3g}  "
             f"{_short(rate)} tokens/s  padding {padding:.0%}"
@@ -116,6 +120,10 @@ class MetricsLogger:
         self.console.print(
             f"step {step}: validation loss {metrics.loss:.4f}{accuracy} ({seconds:.1f} s)"
         )
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
+        """Whatever took time until now counts for no step."""
         self._times.clear()
         self._times.append((time.monotonic(), 0))
 

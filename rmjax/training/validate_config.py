@@ -129,8 +129,8 @@ def _check_objective(config: Config) -> None:
     objective = make_objective(config.objective, data.attributes, preference, data.label_range)
     if not 0 <= preference.label_smoothing < 0.5:
         raise UserError(
-            f"config.preference.label_smoothing = {preference.label_smoothing!r}: expected 0 up "
-            "to .5"
+            f"config.preference.label_smoothing = {preference.label_smoothing!r}: expected 0 or "
+            "more, less than .5"
         )
     if objective.pairs and config.batch_size % 2:
         raise UserError(

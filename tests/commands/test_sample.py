@@ -132,7 +132,9 @@ def test_a_killed_one_is_continued_to_the_same_bytes(model, tmp_path, monkeypatc
     # As if it had been killed while it wrote: of the second three rows one and a half are there.
     content = partial.read_bytes().splitlines(keepends=True)
     partial.write_bytes(b"".join(content[:4]) + content[4][:30])
-    with pytest.raises(UserError, match=r"out\.jsonl\.partial: begun with another settings;"):
+    with pytest.raises(
+        UserError, match=r"out\.jsonl\.partial: begun with other values of settings;"
+    ):
         sample(model, source, str(out), SamplingSettings(n=3), log_probabilities=True)
     lines = sample(model, source, str(out), SETTINGS, log_probabilities=True)
     assert lines[0] == "8 rows, 3 of them before"

@@ -258,7 +258,7 @@ def test_a_run_is_a_language_model(base, tmp_path):
     [[found]] = policy.sample(["what of tea?"], n=1, max_tokens=8)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     assert_probabilities_of(model, found, "what of tea?")
-    with pytest.raises(UserError, match="a causal model without a reward head"):
+    with pytest.raises(UserError, match=r"a language model without a reward head\. To sample"):
         rmjax.load(tmp_path / "run")
 
 

@@ -421,7 +421,7 @@ def test_a_file_of_prompts(server, directory, tmp_path, monkeypatch):
     settings = rmjax.SamplingSettings(n=2, seed=3)
     options = {"tokenizer": str(directory), "log_probabilities": True}
     server.failures = [0, 0, 0, 0, (400, {}, "no")]
-    with pytest.raises(UserError, match="status 400"):
+    with pytest.raises(UserError, match=r"in\.jsonl row [34]: prompt [01]: .* \(status 400\)"):
         sample(server.url, str(source), str(out), settings, **options)
     made_by = json.loads((tmp_path / "out.jsonl.partial.json").read_text())
     assert made_by["model"].startswith(f"m at {server.url}, tokenizer ")

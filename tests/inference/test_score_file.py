@@ -83,8 +83,12 @@ def test_a_killed_one_is_continued(model, tmp_path, monkeypatch):
     assert not out.exists() and len(read(partial)) == sum(asked) == 16
     with open(partial, "a") as file:
         file.write('{"prompt": "half a')
-    with pytest.raises(UserError, match=r"out\.jsonl\.partial: begun with another max_length;"):
+    with pytest.raises(
+        UserError, match=r"out\.jsonl\.partial: begun with other values of max_length;"
+    ):
         score(model, source, str(out), max_length=99)
+    with pytest.raises(UserError, match=r"--max-length=100000: the model was made for up to"):
+        score(model, source, str(tmp_path / "long"), max_length=100_000)
     assert "16 of them before" in score(model, source, str(out))[0]
     np.testing.assert_allclose(
         [r["scores"] for r in read(out)], [r["scores"] for r in read(whole)], atol=1e-5

@@ -65,6 +65,21 @@ def test_the_numbers_are_those_worked_out_by_hand(rounds, tmp_path):
     assert "The only judge is the model that taught" in page
 
 
+def test_a_prompt_that_several_rows_have_counts_once(tmp_path):
+    rows = answers("one", "two words", "a b c")
+    rows[2]["prompt"] = rows[0]["prompt"]
+    names = [
+        write_round(tmp_path / name, rows, reward=values)
+        for name, values in (("start", [1, 5, 3]), ("next", [3, 5, 4]))
+    ]
+    report_rounds(names, str(tmp_path / "out"))
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    start, then = found["rounds"]
+    assert found["prompts"] == 2 and start["answers"] == 3
+    assert start["judges"]["reward"]["mean"] == ((1 + 3) / 2 + 5) / 2
+    assert then["judges"]["reward"]["gain"]["mean"] == (1.5 + 0) / 2
+
+
 def test_what_does_not_belong_together_is_refused(rounds, tmp_path):
     other = write_round(tmp_path / "other", answers("a", "b"), reward=[1, 2])
     with pytest.raises(UserError, match="other: 2 prompts, of which 2 are among the 4 of start"):

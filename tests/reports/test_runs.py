@@ -91,7 +91,7 @@ def test_a_run_without_evaluations_or_steps(finished, tmp_path):
         "".join(json.dumps(line) + "\n" for line in lines if "loss" in line)
     )
     _, files = report_run(str(run_))
-    assert "no evaluation yet" in files[0].read_text()
+    assert "There is no evaluation" in files[0].read_text()
     assert json.loads(files[2].read_text())["evaluations"] == []
     (run_ / "metrics.jsonl").unlink()
     (run_ / "data.json").unlink()

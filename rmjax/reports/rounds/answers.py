@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rmjax.data.conversation import Conversation, prompt_key
+from rmjax.data.fields import is_number
 from rmjax.data.messages import message_text
 from rmjax.data.readers import Row, open_source
 from rmjax.data.row_reader import RowReader
@@ -41,7 +42,7 @@ class Round:
 
     Attributes:
       name: of its directory.
-      prompts: a key for each prompt, in order.
+      prompts: a key for each prompt, all different, in order.
       answers: to each prompt, at least one.
       values: of each judge by name, of each answer in order; NaN where there is no score.
       attributes: of each judge by name, its attributes' scores by name, likewise.
@@ -112,12 +113,38 @@ def read_round(directory: str | Path) -> Round:
     for file in files:
         name = file.stem.removeprefix(_SCORES)
         values[name], attributes[name] = _scores(file, answers)
-    return Round(path.name, prompts, answers, values, attributes)
+    return _merged(Round(path.name, prompts, answers, values, attributes))
+
+
+def _merged(found: Round) -> Round:
+    """The same with one entry for each prompt, which counts once, however many rows it has."""
+    numbers: dict[str, int] = {}
+    of_rows = [numbers.setdefault(key, len(numbers)) for key in found.prompts]
+    answers: list[list[Answer]] = [[] for _ in numbers]
+    for number, row in zip(of_rows, found.answers):
+        answers[number] += row
+    of_answers = np.repeat(of_rows, [len(row) for row in found.answers])
+    order = np.argsort(of_answers, kind="stable")
+    values = {name: x[order] for name, x in found.values.items()}
+    attributes = {
+        judge: {name: x[order] for name, x in columns.items()}
+        for judge, columns in found.attributes.items()
+    }
+    return Round(found.name, list(numbers), answers, values, attributes)
 
 
 def _rows(path: Path) -> list[tuple[Row, list[Conversation]]]:
     reader = RowReader()
     return [(row, reader.responses(row)) for row in open_source(str(path), "")]
+
+
+def _number(value: Any, row: Row) -> float:
+    """A score; NaN where there is none."""
+    if value is None:
+        return np.nan
+    if not is_number(value) or not np.isfinite(value):
+        raise UserError(f"{row.where}: a score is {value!r}, expected a number or null")
+    return float(value)
 
 
 def _answer(row: Row, conversation: Conversation, number: int) -> Answer:
@@ -130,7 +157,7 @@ def _answer(row: Row, conversation: Conversation, number: int) -> Answer:
         conversation,
         message_text(conversation.messages[-1]),
         ended if isinstance(ended, bool) else None,
-        float(np.sum(own)) if own else np.nan,
+        sum(_number(value, row) for value in own) if own else np.nan,
     )
 
 
@@ -155,8 +182,8 @@ def _scores(
         scores, own = row.fields.get("scores"), row.fields.get("attributes")
         if not all(isinstance(x, list) and len(x) == len(found) for x in (scores, own)):
             raise UserError(f"{row.where}: no scores, as `rmjax.score` writes them")
-        values += [np.nan if score is None else float(score) for score in scores or []]
-        named += [x or {} for x in own or []]
+        values += [_number(score, row) for score in scores or []]
+        named += [{k: _number(v, row) for k, v in (x or {}).items()} for x in own or []]
     names = list(dict.fromkeys(name for row in named for name in row))
     columns = {n: np.asarray([row.get(n, np.nan) for row in named], float) for n in names}
     return np.asarray(values, float), columns

@@ -101,7 +101,7 @@ def rounds_document(rounds: Sequence[Round], data: dict[str, Any]) -> Document:
     blocks += [
         Heading("The same prompts in each round"),
         Paragraph("The first prompts of the file; nothing is picked."),
-        *(_example(rounds, number) for number in _first_prompts(rounds[0])),
+        *(_example(rounds, number) for number in range(len(rounds[0].prompts))[:_EXAMPLES]),
     ]
     return Document(
         title=f"Rounds {found[0]['name']} to {found[-1]['name']}",
@@ -243,12 +243,6 @@ def _curve(label: str, known: Sequence[tuple[int, dict[str, Any]]]) -> Curve:
         return [np.nan if entry[name] is None else entry[name] for _, entry in known]
 
     return Curve(label, [float(i) for i, _ in known], column("mean"), column("low"), column("high"))
-
-
-def _first_prompts(start: Round) -> list[int]:
-    """Numbers of the first prompts, each different one once."""
-    first = dict(reversed([(key, i) for i, key in enumerate(start.prompts)]))
-    return sorted(first.values())[:_EXAMPLES]
 
 
 def _example(rounds: Sequence[Round], number: int) -> Example:

@@ -98,8 +98,8 @@ def notes(run: RunFiles) -> list[str]:
         texts.append("The run has not finished a step yet.")
     elif not run.evaluations:
         texts.append(
-            "There is no evaluation yet. Runs with validation data are evaluated every eval_every "
-            "steps and after the last one."
+            "There is no evaluation. A run with data that are held out (config.data.validation or "
+            "hold_out) is evaluated every eval_every steps and after the last one."
         )
     if run.unread:
         lines, is_ = ("line", "is") if run.unread == 1 else ("lines", "are")

@@ -112,7 +112,10 @@ def test_a_run_on_pairs_alone(tmp_path):
     ("changes", "said"),
     [
         (dict(objective="bradley_terry", batch_size=7), "with pairs it must be even"),
-        (dict(preference__label_smoothing=0.5), "label_smoothing = 0.5: expected 0 up to .5"),
+        (
+            dict(preference__label_smoothing=0.5),
+            "label_smoothing = 0.5: expected 0 or more, less than .5",
+        ),
         (dict(preference__ties="second"), "preference.ties = 'second': there are drop, half"),
         (
             dict(preference__center_rewards_coefficient=-1.0),
