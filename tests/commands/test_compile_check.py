@@ -117,10 +117,10 @@ def test_what_a_policys_step_comes_to(tiny):
     forward = 64 * (2 * places * 6 * LAYER + 4 * 6 * seen * 256 + 2 * 2 * 180 * HEAD)
     assert report["model_flops"] == 3 * forward
     # 32 rows are computed, layers forward twice, but for their last product, and backward. Of the
-    # 2,048 places of a device 1,440 predict, so that the head computes two chunks of 1,024, forward
+    # 2,048 places of a device 1,440 predict, so that the head computes three chunks of 512, forward
     # twice and backward. Of four blocks of attention three: twice forward, by queries, by keys.
     layers = 32 * 1024 * 6 * (4 * LAYER - 256 * 512) * 2
-    head = 8 * 2 * 2 * 1024 * 4 * HEAD * 2
+    head = 8 * 2 * 3 * 512 * 4 * HEAD * 2
     attention = 32 * 6 * 4 * 3 * 512 * 512 * 64 * 2 * (2 + 2 + 3 + 4)
     found = report["prediction"]["flops"] * 8
     assert found == pytest.approx(layers + head + attention, rel=1e-3)
