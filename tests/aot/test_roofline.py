@@ -214,7 +214,7 @@ def test_estimates_grow_with_the_work(tensor, context, remat, rows):
 
     mesh = {"data": 1, "fsdp": 64 // tensor // context, "context": context, "tensor": tensor}
 
-    def at(rows, head=REWARD, predicted=0):
+    def at(rows, head: Any = REWARD, predicted=0):
         return estimate(
             LLAMA_70B,
             head,

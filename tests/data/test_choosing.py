@@ -145,9 +145,11 @@ def test_spin_prefers_the_given_response_to_the_policys_own(tmp_path):
         for name, rows in (("given", given), ("samples", samples)):
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (tmp_path / f"{name}.jsonl").write_text(lines)
-        files = (open_source(str(tmp_path / f"{n}.jsonl"), "") for n in ("samples", "given"))
+        own, examples = (
+            open_source(str(tmp_path / f"{n}.jsonl"), "") for n in ("samples", "given")
+        )
         counts = Counter()
-        return list(against_given(*files, counts, **options)), dict(counts)
+        return list(against_given(own, examples, counts, **options)), dict(counts)
 
     (row,), counts = read(samples)
     assert row["chosen"] == [*asked[0], {"role": "assistant", "content": "good"}]
