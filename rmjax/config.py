@@ -110,6 +110,70 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass
+class RolloutConfig:
+    """What a policy samples in a step of `rmjax.align`; see `completions.SamplingSettings`.
+
+    Attributes:
+      n: samples of each prompt.
+      temperature: what logits are divided by. Log-probabilities are those at temperature 1, so
+        another one makes the samples those of another policy than is trained.
+      top_p: of the probability, the share that the most probable tokens must have.
+      top_k: so many of the most probable tokens are left; 0 for all.
+      max_tokens: of a sample.
+      stop: texts that end a sample.
+      rows: samples that are made at once.
+    """
+
+    n: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    rows: int = 64
+
+
+@dataclasses.dataclass
+class RewardConfig:
+    """What rewards a policy's samples.
+
+    Attributes:
+      model: a reward model, whatever `rmjax.load` takes; or
+      function: `FILE.py:NAME`, a function from prompts (lists of messages) and as many responses
+        (texts) to their rewards, None for a response that has none.
+      value: how a model's attributes become one number; see `rmjax.load`. Empty for its own rule.
+      unended_penalty: taken from the reward of a sample that ran out of room.
+      length_penalty: taken from a reward for each token of the sample.
+      learn_unended: whether samples that ran out of room are learned from.
+    """
+
+    model: str = ""
+    function: str = ""
+    value: str = ""
+    unended_penalty: float = 0.0
+    length_penalty: float = 0.0
+    learn_unended: bool = True
+
+
+@dataclasses.dataclass
+class PolicyGradientConfig:
+    """Settings of a method of `objectives.rollouts.METHODS`; None takes the method's own.
+
+    Attributes:
+      kl: how closely the policy is held to the reference, which is what it was before the first
+        step.
+      clip_below: how far below 1 the ratio of the policy to the sampling one counts.
+      clip_above: likewise above.
+      minibatches: optimizer steps that a step's samples are divided into.
+    """
+
+    kl: float | None = None
+    clip_below: float | None = None
+    clip_above: float | None = None
+    minibatches: int = 1
+
+
+@dataclasses.dataclass
 class Config:
     """One run.
 
@@ -176,6 +240,26 @@ class Config:
     def trained(self) -> tuple[str, ...]:
         """Patterns of what is trained: with LoRA adapters and a reward head, else `trainable`."""
         return ADAPTED if self.lora.rank else self.trainable
+
+
+@dataclasses.dataclass
+class AlignConfig(Config):
+    """A run of `rmjax.align`: a policy learns from its own samples.
+
+    `data.train` is where its prompts come from, and `data.validation` those that show what was
+    learned. `objective` is one of `objectives.rollouts.METHODS`. A step samples `batch_size`
+    responses, `rollout.n` of each prompt.
+
+    Attributes:
+      rollout: what is sampled.
+      reward: what it is worth.
+      policy_gradient: how it is learned from.
+    """
+
+    objective: str = "reinforce"
+    rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
+    reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
+    policy_gradient: PolicyGradientConfig = dataclasses.field(default_factory=PolicyGradientConfig)
 
 
 def as_flat_dict(config: Config) -> dict[str, Any]:

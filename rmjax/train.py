@@ -16,7 +16,7 @@ from rich.console import Console
 
 from rmjax.checkpoints.manager import Checkpoints
 from rmjax.checkpoints.pretrained import open_pretrained
-from rmjax.config import Config, as_flat_dict
+from rmjax.config import AlignConfig, Config, as_flat_dict
 from rmjax.data.batches import Batches, iterate, training_batches
 from rmjax.data.planning import plan_steps
 from rmjax.errors import UserError
@@ -45,6 +45,8 @@ def train(config: Config) -> None:
     Raises:
       UserError: something that the user can fix.
     """
+    if isinstance(config, AlignConfig):
+        raise UserError("an AlignConfig is a run of `python -m rmjax.align`")
     check_agreement("config", as_flat_dict(validate(config)) | package_versions())
     enable_compilation_cache()
     keep_freed_memory()

@@ -24,6 +24,7 @@ LAYERS = (
     "rmjax.training.objectives",
     "rmjax.training",
     "rmjax.training.probing",
+    "rmjax.alignment",
     "rmjax.aot",
     "rmjax.reports",
     "rmjax",  # the commands

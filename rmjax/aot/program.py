@@ -17,13 +17,14 @@ from rmjax.aot.compiled import compile_program
 from rmjax.aot.hardware import CHIPS, Chip, gpu_target
 from rmjax.aot.roofline import Prediction
 from rmjax.checkpoints.pretrained import open_pretrained
-from rmjax.config import Config
+from rmjax.config import AlignConfig, Config
 from rmjax.data.batch import (
     Batch,
     Pairs,
     PolicyTargets,
     Ratings,
     Responses,
+    Rollouts,
     Targets,
     batch_axes,
 )
@@ -286,8 +287,10 @@ def abstract_batch(config: Config, sharding: Sharding, load: Workload) -> tuple[
 
     pair = slots // 2
     pairs = Pairs(ints(pair), ints(pair), floats(pair), floats(pair))
-    if is_policy(config.objective):
-        predicting = jax.ShapeDtypeStruct((count, rows, length), jnp.bool_)
+    predicting: Any = jax.ShapeDtypeStruct((count, rows, length), jnp.bool_)
+    if isinstance(config, AlignConfig):
+        targets = Rollouts(predicting, ints(length), *[floats(length)] * 4)
+    elif is_policy(config.objective):
         responses: Any = (predicting, *[floats(slots)] * 3)
         targets = PolicyTargets(Responses._make(responses), pairs)
     else:

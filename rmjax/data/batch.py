@@ -68,18 +68,39 @@ class PolicyTargets(NamedTuple):
     pairs: Pairs
 
 
+class Rollouts(NamedTuple):
+    """What a policy learns from samples of its own, at the places that predict their tokens.
+
+    Attributes:
+      predicting: the places that predict a token of a sample.
+      slots: which of the row's samples that token is of; 0 elsewhere.
+      old: the token's log-probability by the policy that sampled it.
+      reference: likewise, by the policy that the trained one is held to; 0 without one.
+      advantages: how much better than expected the token was.
+      shares: what the token's loss counts; losses are divided by the sum of these.
+    """
+
+    predicting: Bool[jax.Array, "... L"]
+    slots: Int32[jax.Array, "... L"]
+    old: Float32[jax.Array, "... L"]
+    reference: Float32[jax.Array, "... L"]
+    advantages: Float32[jax.Array, "... L"]
+    shares: Float32[jax.Array, "... L"]
+
+
 class Batch(NamedTuple):
     """One optimizer step's data: M micro-batches of B rows with S sample slots.
 
     Attributes:
       rows: the model's input.
-      targets: what the objective compares the scores with; a policy's are `PolicyTargets`.
+      targets: what the objective compares the scores with; a policy's are `PolicyTargets`, or
+        `Rollouts` if it learns from its own samples.
       samples: the sample's index in its data set, -1 in empty slots.
       microbatches: how many of the M micro-batches are not empty.
     """
 
     rows: Rows
-    targets: Targets | PolicyTargets
+    targets: Targets | PolicyTargets | Rollouts
     samples: Int32[jax.Array, "M B S"]
     microbatches: Int32[jax.Array, ""]
 
@@ -103,8 +124,13 @@ BATCH_AXES = Batch._make(
     [_by_microbatch(ROWS_AXES), _by_microbatch(TARGETS_AXES), ("microbatch", "row", "sample"), ()]
 )
 POLICY_BATCH_AXES = BATCH_AXES._replace(targets=_by_microbatch(POLICY_TARGETS_AXES))
+ROLLOUT_BATCH_AXES = BATCH_AXES._replace(
+    targets=_by_microbatch(Rollouts._make([("row", "length")] * len(Rollouts._fields)))
+)
 
 
 def batch_axes(batch: Batch) -> Batch:
     """The names of each array's axes in this batch."""
+    if isinstance(batch.targets, Rollouts):
+        return ROLLOUT_BATCH_AXES
     return POLICY_BATCH_AXES if isinstance(batch.targets, PolicyTargets) else BATCH_AXES

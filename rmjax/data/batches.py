@@ -7,6 +7,7 @@ checkpoint is one number, and a run can be continued by another number of proces
 grain is imported when training starts: it takes seconds, and scoring does not need it.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,13 +21,15 @@ from rmjax.data.batch import (
     PolicyTargets,
     Ratings,
     Responses,
+    Rollouts,
     Targets,
     batch_axes,
 )
 from rmjax.data.planning import Row, group_length, make_segments, plan_rows
-from rmjax.data.predicted import predicting
-from rmjax.data.row_layout import RowShape, make_rows
+from rmjax.data.predicted import at_predecessors, predicting
+from rmjax.data.row_layout import RowShape, make_rows, own_places
 from rmjax.data.tokenized import REFERENCE, TokenizedData
+from rmjax.models.inputs import Rows
 from rmjax.runtime.sharding import Sharding, put
 
 
@@ -34,13 +37,21 @@ class Batches:
     """A run's batches by step, each made when asked for: `len` and `[step]`, as grain wants."""
 
     def __init__(
-        self, data: TokenizedData, steps: Sequence[Sequence[Row]], shape: RowShape, share: bool
+        self,
+        data: TokenizedData,
+        steps: Sequence[Sequence[Row]],
+        shape: RowShape,
+        share: bool,
+        microbatches: int = 0,
     ):
-        """Takes the rows of each step, for example those that `training_batches` plans."""
+        """Takes the rows of each step, for example those that `training_batches` plans.
+
+        Each step has as many micro-batches as the largest needs, and at least as many as given.
+        """
         self.data, self.shape, self.share = data, shape, share
         self._rows = steps
         most = max((len(rows) for rows in steps), default=1)
-        self.microbatches = -(-most // shape.rows)
+        self.microbatches = max(microbatches, -(-most // shape.rows))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -124,6 +135,8 @@ def make_batch(
     laid = make_rows(segments, count, shape)
     if data.spoken is None:
         targets = make_targets(data, samples)
+    elif data.values is not None:
+        targets = make_rollouts(data, samples, laid)
     else:
         targets = make_policy_targets(data, samples, predicting(data, samples, laid))
     return Batch._make(
@@ -171,6 +184,25 @@ def make_policy_targets(
     imitated = (there & ~refused[samples]).astype(np.float32)
     responses: Any = (places, lengths, imitated, reference)
     return PolicyTargets(Responses._make(responses), _pairs(data, samples))
+
+
+def make_rollouts(data: TokenizedData, samples: Int[np.ndarray, "B S"], rows: Rows) -> Rollouts:
+    """What a policy learns from its own samples in rows, as numpy arrays.
+
+    Args:
+      data: the samples, with `spoken` and `values`.
+      samples: the one that each slot of a row holds, -1 for none.
+      rows: in which they stand, as numpy arrays.
+    """
+    assert data.values is not None
+    slots = np.zeros(rows.tokens.shape, np.int32)
+    for row, slot in np.argwhere(samples >= 0).tolist():
+        slots[row, own_places(rows, row, slot)] = slot
+    values = [
+        at_predecessors(functools.partial(data.of_sample, x), samples, rows, np.float32)
+        for x in data.values
+    ]
+    return Rollouts._make([predicting(data, samples, rows), slots, *values])
 
 
 def _pairs(data: TokenizedData, samples: Int[np.ndarray, "B S"]) -> Pairs:

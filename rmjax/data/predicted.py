@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float32, Int, Shaped
 
 from rmjax.data.row_layout import own_places
 from rmjax.data.tokenized import TokenizedData
@@ -38,6 +38,28 @@ def at_predecessors(
         assert not known[:first].any(), "a value of a token that several samples share"
         found[row, own.start : own.stop - 1] = known[first:]
     return found
+
+
+def of_tokens(
+    found: Float32[np.ndarray, "B L"],
+    samples: Int[np.ndarray, "B S"],
+    rows: Rows,
+    data: TokenizedData,
+    values: Float32[np.ndarray, "T"],
+) -> None:
+    """The inverse of `at_predecessors`: writes what was found at places into the tokens' values.
+
+    Args:
+      found: at the place before each token.
+      samples: the one that each slot of a row holds, -1 for none.
+      rows: in which they stand, as numpy arrays.
+      data: the samples.
+      values: one of each token; those of tokens that are predicted at these places are written.
+    """
+    for row, slot in np.argwhere(samples >= 0).tolist():
+        own = own_places(rows, row, slot)
+        end = data.offsets[samples[row, slot] + 1]
+        values[end - (own.stop - own.start - 1) : end] = found[row, own.start : own.stop - 1]
 
 
 def predicting(

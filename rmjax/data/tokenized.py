@@ -3,15 +3,32 @@
 import dataclasses
 import hashlib
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Int32, Int64
+from jaxtyping import Bool, Float32, Int, Int32, Int64, Shaped
 
 from rmjax.data.row_layout import common_prefix
 from rmjax.errors import UserError
 
 # The label column that holds the log-probability of a sample's response by a reference policy.
 REFERENCE = "reference_log_probability"
+
+
+class TokenValues(NamedTuple):
+    """What a policy's own samples are learned by: a number for each token, 0 where nothing is said.
+
+    Attributes:
+      old: the token's log-probability by the policy that sampled it.
+      reference: likewise, by the policy that the trained one is held to; 0 without one.
+      advantages: how much better than expected the token was.
+      shares: what its loss counts; losses are divided by the sum of these.
+    """
+
+    old: Float32[np.ndarray, "T"]
+    reference: Float32[np.ndarray, "T"]
+    advantages: Float32[np.ndarray, "T"]
+    shares: Float32[np.ndarray, "T"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +53,7 @@ class TokenizedData:
         the data do not say, or where there is no pair.
       spoken: of each of `tokens`, whether the assistant says it, which is what policies are trained
         on; None where nobody asked, as for a reward.
+      values: of each of `tokens`, where a policy learns from samples of its own; else None.
     """
 
     attributes: tuple[str, ...]
@@ -53,6 +71,7 @@ class TokenizedData:
     key: str
     notes: tuple[str, ...] = ()
     spoken: Bool[np.ndarray, "T"] | None = None
+    values: TokenValues | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -75,6 +94,10 @@ class TokenizedData:
         """Which tokens of one sample the assistant says."""
         assert self.spoken is not None
         return self.spoken[self.offsets[sample] : self.offsets[sample + 1]]
+
+    def of_sample(self, values: Shaped[np.ndarray, "T"], sample: int) -> Shaped[np.ndarray, "L"]:
+        """The part of `values`, one of each of `tokens`, that belongs to a sample's."""
+        return values[self.offsets[sample] : self.offsets[sample + 1]]
 
     def where(self, sample: int) -> str:
         """File and row of a sample, for messages."""

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float32, Int32
 
 from rmjax.data.batch import Batch, PolicyTargets
 from rmjax.data.batches import Batches
+from rmjax.data.predicted import of_tokens
 from rmjax.models.heads import LanguageModelHead
 from rmjax.models.inputs import ROWS_AXES, Rows
 from rmjax.models.log_probabilities import sums_of_samples
@@ -56,6 +57,50 @@ def response_scores(
     return sums_of_samples(found.tokens, rows)[..., None]
 
 
+TokenScoreFn = Callable[..., tuple[jax.Array, jax.Array]]
+
+
+def make_token_scores(model: Model) -> TokenScoreFn:
+    """The function that says what a language model thinks of tokens, whole on every process.
+
+    It takes parameters, rows and the places [B, L] before the tokens, and returns at these places
+    log-probabilities and the entropies [B, L] of what the tokens were drawn from.
+    """
+
+    def score(params: Params, rows: Rows, places: Bool[Array, "B L"]) -> tuple[Any, Any]:
+        found = model.log_probabilities(params, rows, places)
+        return found.tokens, found.entropy
+
+    return _whole_everywhere(model, score)
+
+
+def score_tokens(
+    score: TokenScoreFn, params: Params, batches: Batches, sharding: Sharding
+) -> tuple[Float32[np.ndarray, "T"], Float32[np.ndarray, "T"]]:
+    """Of each of the data's tokens its log-probability, and the entropy where it was drawn.
+
+    Both are 0 of tokens that the assistant does not say.
+
+    Args:
+      score: from `make_token_scores`.
+      params: the model's.
+      batches: hold each sample once, in one micro-batch a step; see `evaluation_batches`.
+      sharding: the mesh.
+    """
+    data = batches.data
+    logs, entropies = np.zeros((2, len(data.tokens)), np.float32)
+    for step in range(len(batches)):
+        batch = batches[step]
+        assert isinstance(batch.targets, PolicyTargets)
+        rows, places = jax.tree.map(
+            lambda x: x[0], (batch.rows, batch.targets.responses.predicting)
+        )
+        placed = put(rows, ROWS_AXES, sharding), put(places, ("row", "length"), sharding)
+        for found, values in zip(score(params, *placed), (logs, entropies)):
+            of_tokens(np.asarray(found), np.asarray(batch.samples[0]), rows, data, values)
+    return logs, entropies
+
+
 def make_features(model: Model) -> Callable[[Params, Rows], Float32[Array, "B S D"]]:
     """What the head reads of every slot, the last layer's normed states, whole on every process."""
 
@@ -96,7 +141,7 @@ def score_batch(
     return samples[samples >= 0], scores[samples >= 0]
 
 
-def _whole_everywhere(model: Model, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def _whole_everywhere(model: Model, function: Callable[..., Any]) -> Callable[..., Any]:
     replicated = model.options.sharding.replicated
     return jax.jit(
         function, out_shardings=replicated, compiler_options=compiler_options(replicated.mesh)

@@ -17,7 +17,7 @@ from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model, compute_dtype
 from rmjax.models.parameters import Params
 from rmjax.runtime.sharding import Sharding
-from rmjax.training.objectives.objective import Objective, is_policy, make_objective
+from rmjax.training.objectives.objective import Objective, is_policy, objective_of
 
 
 def make_model(config: Config, source: Pretrained | None, sharding: Sharding) -> Model:
@@ -87,8 +87,7 @@ def pick_tokenizer(config: Config, source: Pretrained | None, vocab_size: int) -
 
 def config_objective(config: Config) -> Objective:
     """The objective that a config names."""
-    data = config.data
-    return make_objective(config.objective, data.attributes, config.preference, data.label_range)
+    return objective_of(config)
 
 
 def first_params(config: Config, source: Pretrained | None, model: Model) -> tuple[Params, str]:

@@ -88,11 +88,12 @@ class MetricsLogger:
         self._write(
             step, {**metrics, "tokens": tokens, "tokens_per_second": rate, "padding": padding}
         )
+        reward = f"reward {metrics['reward']:.3f}  " if "reward" in metrics else ""
         if not self._compiled:  # the first step's time is the compiler's
             self._compiled = True
             self._restart_clock()
         status = (
-            f"loss {metrics['loss']:.4f}  grad norm {metrics['grad_norm']:.3g}  "
+            f"{reward}loss {metrics['loss']:.4f}  grad norm {metrics['grad_norm']:.3g}  "
             f"{_short(rate)} tokens/s  padding {padding:.0%}"
         )
         self._progress.update(self._task, completed=step, status=status)
@@ -126,6 +127,13 @@ class MetricsLogger:
         """Whatever took time until now counts for no step."""
         self._times.clear()
         self._times.append((time.monotonic(), 0))
+
+    def numbers(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs other numbers after step `step`, and prints them."""
+        self._write(step, values)
+        said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.console.print(f"step {step}: {said}")
+        self._restart_clock()
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         if not self._active:

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float32, Int32
 
 from rmjax.config import OptimizerConfig
-from rmjax.data.batch import Batch, PolicyTargets
+from rmjax.data.batch import Batch, PolicyTargets, Rollouts
 from rmjax.inference.score_step import response_scores
 from rmjax.models.init import abstract_model
 from rmjax.models.model import Model
@@ -188,8 +188,11 @@ def scores_of(
     """What an objective compares with the targets of one micro-batch.
 
     Of a reward model these are the scores of each sample, of a language model the log-probability
-    of its response.
+    of its response; of one that learns from its own samples, of the token behind each place.
     """
+    if isinstance(batch.targets, Rollouts):
+        places = batch.targets.predicting
+        return model.log_probabilities(params, batch.rows, places, dropout).tokens[..., None]
     if not isinstance(batch.targets, PolicyTargets):
         return model(params, batch.rows, dropout)
     places = batch.targets.responses.predicting

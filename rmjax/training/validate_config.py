@@ -12,6 +12,7 @@ from rmjax.config import (
     MOMENTS,
     SCHEDULES,
     TIES,
+    AlignConfig,
     Config,
     DataConfig,
     OptimizerConfig,
@@ -23,7 +24,7 @@ from rmjax.models.attention.dispatch import ATTENTION
 from rmjax.models.decoder import REMAT
 from rmjax.models.decoder_config import TARGETS
 from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
-from rmjax.training.objectives.objective import is_policy, make_objective
+from rmjax.training.objectives.objective import is_policy, objective_of
 
 # Fields that name one of a few things. (Config overrides cannot be typed as `Literal`.)
 _CHOICES = {
@@ -107,6 +108,8 @@ def validate(config: Config) -> Config:
             f"{data.max_length}: a sample must fit in a row"
         )
     _check_objective(config)
+    if isinstance(config, AlignConfig):
+        _check_alignment(config)
     named = data.attributes or is_policy(config.objective)
     if len(set(data.attributes)) != len(data.attributes) or not named:
         raise UserError(f"config.data.attributes = {data.attributes!r}: expected distinct names")
@@ -126,7 +129,7 @@ def validate(config: Config) -> Config:
 def _check_objective(config: Config) -> None:
     """The relations between an objective and its data."""
     data, preference = config.data, config.preference
-    objective = make_objective(config.objective, data.attributes, preference, data.label_range)
+    objective = objective_of(config)
     if not 0 <= preference.label_smoothing < 0.5:
         raise UserError(
             f"config.preference.label_smoothing = {preference.label_smoothing!r}: expected 0 or "
@@ -168,6 +171,38 @@ def _check_policy(config: Config) -> None:
             f"{config.objective!r}: a policy would learn answers to prompts that it did not see; "
             "choose 'drop' or 'error'"
         )
+
+
+def _check_alignment(config: AlignConfig) -> None:
+    """The relations between what a policy samples, what it is worth, and a step."""
+    rollout, reward, gradient = config.rollout, config.reward, config.policy_gradient
+    if bool(reward.model) == bool(reward.function):
+        raise UserError(
+            f"config.reward.model = {reward.model!r} and function = {reward.function!r}: give one "
+            "of them"
+        )
+    if reward.value and not reward.model:
+        raise UserError(f"config.reward.value = {reward.value!r} is of a model")
+    if rollout.n < 2:
+        raise UserError(
+            f"config.rollout.n = {rollout.n}: a sample is compared with the prompt's others, so "
+            "there must be 2 or more"
+        )
+    parts = rollout.n * max(1, gradient.minibatches)
+    if gradient.minibatches < 1 or config.batch_size % parts:
+        raise UserError(
+            f"config.batch_size = {config.batch_size} responses of rollout.n = {rollout.n} each, "
+            f"in policy_gradient.minibatches = {gradient.minibatches}: expected a multiple of both"
+        )
+    if rollout.max_tokens >= config.data.max_length:
+        raise UserError(
+            f"config.rollout.max_tokens = {rollout.max_tokens} leaves no room for a prompt in "
+            f"data.max_length = {config.data.max_length}"
+        )
+    for name in ("kl", "clip_below", "clip_above"):
+        value = getattr(gradient, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise UserError(f"config.policy_gradient.{name} = {value!r}: expected 0 or more")
 
 
 def _check_lora(config: Config) -> None:

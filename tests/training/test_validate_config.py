@@ -11,8 +11,8 @@ from helpers import forked
 from helpers.checks import known
 from helpers.paths import ROOT
 from helpers.runs import QUICKSTART, load_config
-from rmjax.config import as_flat_dict
-from rmjax.data.batch import Batch, Pairs, PolicyTargets, Ratings, Responses, Targets
+from rmjax.config import AlignConfig, as_flat_dict
+from rmjax.data.batch import Batch, Pairs, PolicyTargets, Ratings, Responses, Rollouts, Targets
 from rmjax.errors import UserError
 from rmjax.models.decoder_config import Rope
 from rmjax.models.inputs import Rows
@@ -65,8 +65,10 @@ def test_every_config_traces_on_its_mesh(path, arg):
     ratings = Ratings._make([shape(8, attributes)] * 2)
     pairs = Pairs._make([pair, pair, shape(4), shape(4)])
     targets = Targets(ratings, pairs)
-    if is_policy(config.objective):
-        predicting = shape(config.row_length, dtype=jnp.bool_)
+    predicting = shape(config.row_length, dtype=jnp.bool_)
+    if isinstance(config, AlignConfig):
+        targets = Rollouts._make([predicting, row, *[shape(config.row_length)] * 4])
+    elif is_policy(config.objective):
         targets = PolicyTargets(Responses._make([predicting, *[shape(8)] * 3]), pairs)
     microbatches = jax.ShapeDtypeStruct((), jnp.int32)
     batch = Batch._make([Rows._make([*[row] * 5, slots]), targets, slots, microbatches])

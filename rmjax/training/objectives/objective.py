@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32
 
-from rmjax.config import PreferenceConfig
-from rmjax.data.batch import PolicyTargets, Targets
+from rmjax.config import AlignConfig, Config, PolicyGradientConfig, PreferenceConfig
+from rmjax.data.batch import PolicyTargets, Rollouts, Targets
 from rmjax.errors import UserError
 from rmjax.models.parameters import THRESHOLDS, Parameter, Params, abstract_params
 from rmjax.models.rewards.general_preference import NAME as GENERAL
@@ -35,6 +35,7 @@ from rmjax.training.objectives.policies import (
     policy_pair_term,
 )
 from rmjax.training.objectives.ratings import ordinal, squared_error, sum_of_ratings
+from rmjax.training.objectives.rollouts import METHODS, chosen_method, policy_gradient
 
 
 class Objective(NamedTuple):
@@ -90,7 +91,7 @@ class Objective(NamedTuple):
 
         return jax.tree.map(value, abstract)
 
-    def weights(self, targets: Targets | PolicyTargets) -> Float32[Array, "T"]:
+    def weights(self, targets: Targets | PolicyTargets | Rollouts) -> Float32[Array, "T"]:
         """What each term's sum over `targets` is divided by, at least 1."""
         found = [term.weight(targets) for _, term in self.terms]
         return jnp.maximum(jnp.stack(found), 1.0)
@@ -98,7 +99,7 @@ class Objective(NamedTuple):
     def loss(
         self,
         scores: Scores,
-        targets: Targets | PolicyTargets,
+        targets: Targets | PolicyTargets | Rollouts,
         weights: Float32[Array, "T"],
         params: Params | None = None,
     ) -> Float32[Array, ""]:
@@ -120,6 +121,7 @@ _NEED_STRENGTHS = (
 _OF_RATINGS = ("regression", "ordinal")
 OBJECTIVES = (*_OF_RATINGS, *OF_MARGINS, GENERAL)
 POLICY_OBJECTIVES = ("sft", *OF_POLICY_PAIRS)
+ROLLOUT_OBJECTIVES = tuple(METHODS)
 
 
 def parse_objective(text: str, known: tuple[str, ...] = OBJECTIVES) -> dict[str, float]:
@@ -163,14 +165,43 @@ def is_policy(text: str) -> bool:
     Raises:
       UserError: see `parse_objective`; or it is a policy's and a reward model's at once.
     """
-    names = parse_objective(text, (*OBJECTIVES, *POLICY_OBJECTIVES))
-    policies = [name for name in names if name in POLICY_OBJECTIVES]
+    of_policies = (*POLICY_OBJECTIVES, *ROLLOUT_OBJECTIVES)
+    names = parse_objective(text, (*OBJECTIVES, *of_policies))
+    policies = [name for name in names if name in of_policies]
     if policies and len(policies) < len(names):
         raise UserError(
             f"config.objective = {text!r}: {', '.join(policies)} is for a policy, the others for a "
             "reward model, and a model is one of them"
         )
     return bool(policies)
+
+
+def objective_of(config: Config) -> Objective:
+    """The objective that a config names; see `make_objective`."""
+    data = config.data
+    if isinstance(config, AlignConfig):
+        return make_rollout_objective(config.objective, config.policy_gradient)
+    return make_objective(config.objective, data.attributes, config.preference, data.label_range)
+
+
+def make_rollout_objective(text: str, config: PolicyGradientConfig) -> Objective:
+    """The objective of a policy that learns from its own samples.
+
+    Args:
+      text: one of `METHODS`.
+      config: of the method.
+
+    Raises:
+      UserError: it is none of them.
+    """
+    if text not in METHODS:
+        raise UserError(
+            f"config.objective = {text!r}: of a policy's own samples there are {', '.join(METHODS)}"
+        )
+    term = policy_gradient(chosen_method(text, config))
+    return Objective(
+        ((1.0, term),), ratings=False, pairs=False, strengths=False, column=0, policy=True
+    )
 
 
 def make_objective(
@@ -231,6 +262,11 @@ def make_policy_objective(text: str, config: PreferenceConfig) -> Objective:
     Raises:
       UserError: a name that is none, or settings that mean nothing here.
     """
+    if any(name in text for name in ROLLOUT_OBJECTIVES):
+        raise UserError(
+            f"config.objective = {text!r}: a policy learns it from its own samples; give an "
+            "AlignConfig to `python -m rmjax.align`"
+        )
     coefficients = parse_objective(text, POLICY_OBJECTIVES)
     pairs = [name for name in coefficients if name != "sft"]
     if pairs and not config.beta > 0:

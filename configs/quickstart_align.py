@@ -1,0 +1,35 @@
+"""The quickstart's policy learns from its own samples, by REINFORCE on the quickstart's reward.
+
+python -m rmjax.train --config=configs/quickstart.py
+python -m rmjax.train --config=configs/quickstart_sft.py
+python -m rmjax.align --config=configs/quickstart_align.py
+"""
+
+from rmjax.config import AlignConfig, DataConfig, OptimizerConfig, RewardConfig, RolloutConfig
+from rmjax.models.presets import quickstart
+
+
+def get_config(arg: str | None = None) -> AlignConfig:
+    return AlignConfig(
+        workdir="runs/quickstart_align",
+        data=DataConfig(
+            train="generated:400",
+            validation="generated:120",
+            attributes=(),
+            max_length=384,
+            row_length=512,
+        ),
+        init="runs/quickstart_sft",
+        model=quickstart(),
+        objective="reinforce",
+        rollout=RolloutConfig(n=4, max_tokens=200),
+        reward=RewardConfig(model="runs/quickstart", unended_penalty=1.0),
+        batch_size=64,
+        policy_gradient=PolicyGradientConfig(kl=0.5),
+        steps=30,
+        rows_per_device=4,
+        remat="none",
+        optimizer=OptimizerConfig(learning_rate=3e-4, schedule="constant", warmup_steps=4),
+        eval_every=10,
+        checkpoint_every=10,
+    )

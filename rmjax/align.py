@@ -1,0 +1,224 @@
+"""A policy learns from samples of its own, which a reward model rewards.
+
+    python -m rmjax.align --config=configs/NAME.py [--config.field=value]
+
+Step by step: sample, reward, learn. Running the same command again continues the run.
+"""
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from rmjax.alignment.learning import Known, learned_data
+from rmjax.alignment.prompts import plan_prompts, read_prompts
+from rmjax.alignment.rewards import open_reward
+from rmjax.alignment.rollouts import read_rollout, rollout_file, write_rollout
+from rmjax.alignment.steps import Sampling, StepRows, held_out_rollout, make_rollout, reward_of
+from rmjax.checkpoints.end_tokens import end_tokens
+from rmjax.checkpoints.manager import Checkpoints
+from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.config import AlignConfig, Config, as_flat_dict
+from rmjax.data.batch import batch_axes
+from rmjax.errors import UserError
+from rmjax.inference.score_step import make_token_scores, score_tokens
+from rmjax.runtime.compilation import enable_compilation_cache
+from rmjax.runtime.memory import keep_freed_memory
+from rmjax.runtime.processes import Preemption, check_agreement
+from rmjax.runtime.sharding import Sharding, make_mesh, put
+from rmjax.train import is_due
+from rmjax.training.command_line import run_with_config
+from rmjax.training.console import conclude
+from rmjax.training.experiment import config_objective, first_params, make_model, pick_tokenizer
+from rmjax.training.logger import MetricsLogger
+from rmjax.training.objectives.rollouts import chosen_method
+from rmjax.training.step import TrainState, make_program
+from rmjax.training.validate_config import validate
+from rmjax.training.workdir import open_workdir, package_versions, record_run
+
+
+def align(config: Config) -> None:
+    """Runs the experiment from where it is to its end.
+
+    Raises:
+      UserError: something that the user can fix.
+    """
+    if not isinstance(config, AlignConfig):
+        raise UserError("this config is for `python -m rmjax.train`; give an AlignConfig")
+    check_agreement("config", as_flat_dict(validate(config)) | package_versions())
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{jax.process_count()} processes: sampling runs in one process so far; use one host"
+        )
+    enable_compilation_cache()
+    keep_freed_memory()
+    with open_workdir(config) as workdir:
+        align_in(workdir, config)
+
+
+def align_in(workdir: Path, config: AlignConfig) -> None:
+    """Runs the experiment in its directory."""
+    console = Console(highlight=False, soft_wrap=True)
+
+    # ---- policy, tokenizer, reward -----------------------------------------------------------
+    sharding = Sharding(make_mesh(config.mesh))
+    source = open_pretrained(config.init, config.chat_template) if config.init else None
+    model = make_model(config, source, sharding)
+    tokenizer = pick_tokenizer(config, source, model.config.vocab_size)
+    reward = open_reward(config.reward, config.mesh)
+
+    # ---- prompts -----------------------------------------------------------------------------
+    each = config.batch_size // config.rollout.n
+    prompts = read_prompts(config, tokenizer, config.data.train, "train")
+    held_out = None
+    if config.data.validation:
+        held_out = read_prompts(config, tokenizer, config.data.validation, "validation")
+    plan = plan_prompts(
+        len(prompts), each=each, seed=config.seed, steps=config.steps, epochs=config.epochs
+    )
+
+    # ---- step --------------------------------------------------------------------------------
+    method = chosen_method(config.objective, config.policy_gradient)
+    updates, total = config.policy_gradient.minibatches, len(plan)
+    program = make_program(
+        model,
+        config_objective(config),
+        config.optimizer,
+        steps=total * updates,
+        trainable=config.trained,
+        seed=config.seed,
+    )
+    ends = end_tokens(source.files if source else None, tokenizer)
+    sampling, rows = Sampling(config, model, tokenizer, ends), StepRows(config, model)
+    token_scores = make_token_scores(model)
+
+    # ---- state: 1. the run's last checkpoint, 2. the weights of `init`, 3. random weights ------
+    checkpoints = Checkpoints(workdir)
+    start = checkpoints.latest or 0
+    data_key = prompts.data().key
+    if start and checkpoints.metadata(start)["position"] != {"next_step": start, "data": data_key}:
+        raise UserError(f"{workdir}: step {start} was made with other prompts; use those again")
+    if start >= total:
+        checkpoints.close()
+        console.print(f"nothing to do: step {start} of {total} is done")
+        return
+    reference, origin = first_params(config, source, model)
+    if start:
+        state = TrainState.from_items(checkpoints.restore(start, program.abstract.items()))
+        origin = f"this run's, after step {start}"
+    else:
+        state = program.start(jax.tree.map(lambda x: x.copy(), reference))
+    reference = jax.jit(lambda p: jax.tree.map(lambda x: x.astype(model.options.dtype), p))(
+        reference
+    )
+    described = held_out.data() if held_out else None
+    record_run(workdir, config, model, tokenizer, prompts.data(), described, source)
+    for name, said in (
+        ("run", workdir),
+        ("weights", origin),
+        ("prompts", f"{prompts.source}: {said_of(prompts.counts)}"),
+        ("step", f"{each} prompts, {config.rollout.n} samples of each, {updates} updates"),
+        ("method", f"{config.objective}: {method}"),
+    ):
+        console.print(f"{name:<11} {said}", markup=False)
+
+    # ---- loop --------------------------------------------------------------------------------
+    flat_config = as_flat_dict(config)
+    best = min((e["validation_loss"] for e in checkpoints.evaluations.values()), default=np.inf)
+    stopped, step = False, start
+    with (
+        MetricsLogger(
+            workdir, start=start, total=total, wandb=config.wandb, config=flat_config
+        ) as report,
+        Preemption() as preemption,
+        contextlib.closing(checkpoints),
+    ):
+        if held_out and not start:
+            found = held_out_rollout(sampling, state.params, held_out, reward)
+            report.numbers(0, reward_of(found))
+        for step in range(start + 1, total + 1):
+            # 1. Samples with their rewards: those that a killed step left, or new ones.
+            began = time.monotonic()
+            file, numbers = rollout_file(workdir, step), plan[step - 1]
+            made_by = {"step": step, "seed": config.seed}
+            rollout = read_rollout(file, made_by, numbers.tolist())
+            if rollout is None:
+                rollout = make_rollout(
+                    sampling, state.params, prompts, numbers, reward, config.rollout.n, step
+                )
+                write_rollout(file, rollout, prompts, made_by)
+            sampled = time.monotonic()
+
+            # 2. What the policy and the reference say of them; advantages.
+            data = rollout.data(prompts)
+            whole = rows.whole(data)
+            old, entropy = score_tokens(token_scores, state.params, whole, sharding)
+            kept, _ = score_tokens(token_scores, reference, whole, sharding)
+            known = Known(old, entropy, kept, rollout.sampled_log_probabilities(data))
+            data, values = learned_data(rollout, data, known, method, config.reward)
+            scored = time.monotonic()
+
+            # 3. Updates.
+            batches = rows.minibatches(data, updates)
+            losses: list[Any] = []
+            for part in range(updates):
+                batch = put(batches[part], batch_axes(batches[part]), sharding)
+                state, metrics = program.step(state, batch)
+                losses.append(metrics)
+            for name in metrics._fields:
+                values[name] = float(np.mean([float(getattr(m, name)) for m in losses]))
+            check_finite(step, values, file)
+            values["seconds_sampling"] = sampled - began
+            values["seconds_scoring"] = scored - sampled
+            values["seconds_updating"] = time.monotonic() - scored
+            tokens = sum(batches.tokens(part) for part in range(updates))
+            padded = sum(batches.padded_tokens(part) for part in range(updates))
+            report.step(step, values, tokens, padded)
+
+            stopped = preemption.requested(step)
+            evaluating = held_out if is_due(step, config.eval_every, total) else None
+            saving = stopped or is_due(step, config.checkpoint_every, total)
+            evaluation = None
+            if evaluating:
+                found = reward_of(held_out_rollout(sampling, state.params, evaluating, reward))
+                report.numbers(step, found)
+                loss = -found["held_out/reward"]
+                evaluation = {"validation_loss": loss, "attributes": {}} | found
+                saving, best = saving or loss < best, min(best, loss)
+            if saving:
+                checkpoints.save(
+                    step,
+                    state.items(),
+                    position={"next_step": step, "data": data_key},
+                    config=flat_config,
+                    evaluation=evaluation,
+                )
+            if stopped:
+                break
+
+    if stopped and step < total:
+        console.print(f"stopped by SIGTERM, step {step} of {total} is saved; run again to continue")
+    else:
+        conclude(console, workdir, checkpoints.evaluations, policy=True)
+
+
+def said_of(counts: dict[str, int]) -> str:
+    """Counts by reason, as words."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+
+
+def check_finite(step: int, values: dict[str, float], file: Path) -> None:
+    """Raises a `UserError` if a step's loss or gradient is not finite."""
+    if not np.isfinite([values["loss"], values["grad_norm"]]).all():
+        raise UserError(
+            f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}. Stopped "
+            f"before anything was saved. The step's samples: {file}"
+        )
+
+
+if __name__ == "__main__":
+    run_with_config(align)

@@ -1,0 +1,1 @@
+"""A policy that learns from its own samples: sampled, rewarded, and made a step of."""

@@ -1,0 +1,138 @@
+"""A step's samples with their rewards: made, written before they are learned from, read again.
+
+The file of a step has a row for each prompt, as `rmjax.sample` and `rmjax.score` write it, so that
+people can look at it and the other commands read it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from rmjax.alignment.prompts import Prompts
+from rmjax.data.tokenized import TokenizedData, in_memory
+from rmjax.errors import UserError, disk_errors
+from rmjax.generation.completions import Completion
+from rmjax.runtime.files import replace_file
+
+DIRECTORY = "rollouts"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """The samples of a step.
+
+    Attributes:
+      numbers: of the prompts.
+      completions: the samples of each, as many of every one.
+      rewards: NaN where there is none.
+      attributes: by name, where the reward has some.
+    """
+
+    numbers: Int64[np.ndarray, "P"]
+    completions: list[list[Completion]]
+    rewards: Float64[np.ndarray, "P n"]
+    attributes: list[list[dict[str, float] | None]] | None = None
+
+    @property
+    def ended(self) -> Bool[np.ndarray, "P n"]:
+        """Which samples came to an end by themselves."""
+        return np.asarray([[c.ended for c in samples] for samples in self.completions])
+
+    @property
+    def lengths(self) -> Float64[np.ndarray, "P n"]:
+        """Tokens of each sample."""
+        return np.asarray([[float(len(c.tokens)) for c in s] for s in self.completions])
+
+    def data(self, prompts: Prompts) -> TokenizedData:
+        """The samples as tokens, prompt after prompt."""
+        tokens, of, spoken = [], [], []
+        for number, samples in zip(self.numbers.tolist(), self.completions):
+            asked = prompts.tokens[number]
+            for completion in samples:
+                tokens.append(np.concatenate([asked, completion.tokens]).astype(np.int32))
+                spoken.append(np.arange(len(tokens[-1])) >= len(asked))
+                of.append(number)
+        return in_memory(tokens, of, spoken)[0]
+
+    def sampled_log_probabilities(self, data: TokenizedData) -> np.ndarray:
+        """What the sampler said of each of the data's tokens; 0 of the prompts'."""
+        values = np.zeros(len(data.tokens), np.float32)
+        samples = [completion for samples in self.completions for completion in samples]
+        for completion, end in zip(samples, data.offsets[1:]):
+            values[end - len(completion.tokens) : end] = completion.log_probabilities
+        return values
+
+
+def rollout_file(workdir: Path, step: int) -> Path:
+    """Where the samples of a step are."""
+    return workdir / DIRECTORY / f"step-{step:06d}.jsonl"
+
+
+def write_rollout(path: Path, rollout: Rollout, prompts: Prompts, made_by: dict[str, Any]) -> None:
+    """Writes the samples of a step, whole or not at all."""
+    lines = []
+    for row, number in enumerate(rollout.numbers.tolist()):
+        samples, asked = rollout.completions[row], prompts.conversations[number]
+        rewards = rollout.rewards[row].tolist()
+        fields: dict[str, Any] = {"prompt": asked.messages, "number": number} | made_by
+        if asked.tools:
+            fields["tools"] = asked.tools
+        fields |= {
+            "responses": [c.text for c in samples],
+            "ended": [c.ended for c in samples],
+            "scores": [None if np.isnan(value) else value for value in rewards],
+            "reasons": [c.reason for c in samples],
+            "stops": [c.stop for c in samples],
+            "token_ids": [c.tokens.tolist() for c in samples],
+            # The shortest decimals that read back as the same float32.
+            "log_probabilities": [
+                [float(str(x)) for x in np.asarray(c.log_probabilities, np.float32)]
+                for c in samples
+            ],
+        }
+        if rollout.attributes:
+            fields["attributes"] = rollout.attributes[row]
+        lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
+    with disk_errors(str(path)):
+        path.parent.mkdir(exist_ok=True)
+        replace_file(path, "".join(lines).encode())
+
+
+def read_rollout(path: Path, made_by: dict[str, Any], numbers: Sequence[int]) -> Rollout | None:
+    """The samples that a killed step left; None if there are none.
+
+    Raises:
+      UserError: the file is of other prompts or another seed, or damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        found = [row["number"] for row in rows]
+        if found != [*numbers] or any(row.get(k) != v for row in rows for k, v in made_by.items()):
+            raise UserError(f"{path}: not of this step of this run; remove it")
+        completions = [
+            [
+                Completion(
+                    np.asarray(tokens, np.int32), text, np.asarray(logs, np.float32), reason, stop
+                )
+                for tokens, text, logs, reason, stop in zip(
+                    *(row["token_ids"], row["responses"], row["log_probabilities"]),
+                    *(row["reasons"], row["stops"]),
+                    strict=True,
+                )
+            ]
+            for row in rows
+        ]
+        rewards = np.asarray([row["scores"] for row in rows], np.float64)
+        attributes = [row["attributes"] for row in rows] if "attributes" in rows[0] else None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: damaged ({error}); remove it, and the step is made again"
+        ) from error
+    return Rollout(np.asarray(found, np.int64), completions, rewards, attributes)

@@ -1,0 +1,179 @@
+"""What is known of a step's samples: their files, their tokens, and what models say of these."""
+
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helpers.models import one_device, tiny_llama
+from rmjax.alignment.learning import Known, learned_data, penalised
+from rmjax.alignment.prompts import Prompts, plan_prompts
+from rmjax.alignment.rewards import FunctionReward
+from rmjax.alignment.rollouts import Rollout, read_rollout, write_rollout
+from rmjax.config import RewardConfig
+from rmjax.data.batch import Rollouts
+from rmjax.data.batches import training_batches
+from rmjax.data.conversation import Conversation
+from rmjax.data.row_layout import RowShape
+from rmjax.errors import UserError
+from rmjax.generation.completions import Completion
+from rmjax.inference.batching import evaluation_batches
+from rmjax.inference.score_step import make_score, make_token_scores, score_data, score_tokens
+from rmjax.models.heads import LanguageModelHead
+from rmjax.models.init import random_params
+from rmjax.models.layers import ModelOptions
+from rmjax.models.model import Model
+from rmjax.training.objectives.rollouts import METHODS
+
+MADE_BY = {"step": 3, "seed": 0}
+
+
+def completion(*tokens, reason: Any = "end"):
+    tokens = np.asarray(tokens, np.int32)
+    return Completion(tokens, f"text {tokens}", -tokens.astype(np.float32) / 7, reason)
+
+
+def prompts(*tokens):
+    asked = [Conversation([{"role": "user", "content": f"q{i}"}]) for i in range(len(tokens))]
+    return Prompts(asked, [np.asarray(t, np.int32) for t in tokens], {}, "x.jsonl")
+
+
+PROMPTS = prompts([5, 6, 7], [5, 9], [8, 8, 8, 8])
+ROLLOUT = Rollout(
+    np.asarray([2, 0]),
+    [
+        [completion(11, 12, 13), completion(14, reason="length"), completion(11, 15)],
+        [completion(16, 17), completion(16, 17, 18, 19), completion(20)],
+    ],
+    np.asarray([[1.0, np.nan, 2.0], [0.5, 0.25, -1.0]]),
+    [[{"help": 1.0}, None, {"help": 2.0}], [{"help": 0.5}, {"help": 0.25}, {"help": -1.0}]],
+)
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path):
+    path = tmp_path / "rollouts" / "step.jsonl"
+    write_rollout(path, ROLLOUT, PROMPTS, MADE_BY)
+    found = read_rollout(path, MADE_BY, [2, 0])
+    assert found and found.attributes == ROLLOUT.attributes
+    np.testing.assert_array_equal(found.rewards, ROLLOUT.rewards)
+    both = (itertools.chain.from_iterable(x.completions) for x in (found, ROLLOUT))
+    for ours, theirs in zip(*both, strict=True):
+        assert (ours.text, ours.reason) == (theirs.text, theirs.reason)
+        assert ours.tokens.tolist() == theirs.tokens.tolist()
+        assert ours.log_probabilities.tobytes() == theirs.log_probabilities.tobytes()
+    assert read_rollout(tmp_path / "other", MADE_BY, [2, 0]) is None
+    row = json.loads(path.read_text().splitlines()[0])
+    assert row["prompt"] == [{"role": "user", "content": "q2"}]
+    assert row["ended"] == [True, False, True] and row["scores"] == [1.0, None, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("made_by", "numbers", "change"),
+    [
+        ({"step": 4, "seed": 0}, [2, 0], str),
+        (MADE_BY, [2, 1], str),
+        (MADE_BY, [2, 0], lambda text: text[:-40]),
+        (MADE_BY, [2, 0], lambda text: text.replace("token_ids", "x")),
+    ],
+)
+def test_a_file_of_something_else_or_a_damaged_one_is_named(made_by, numbers, change, tmp_path):
+    path = tmp_path / "step.jsonl"
+    write_rollout(path, ROLLOUT, PROMPTS, MADE_BY)
+    path.write_text(change(path.read_text()))
+    with pytest.raises(UserError, match=r"step\.jsonl: (not of this step|damaged).*remove it"):
+        read_rollout(path, made_by, numbers)
+
+
+def policy():
+    model = Model(tiny_llama(), ModelOptions(one_device()), LanguageModelHead(tied=False))
+    return model, random_params(model, 0)
+
+
+def test_tokens_of_packed_rows_sum_to_what_scoring_says():
+    """A token's log-probability lands on that token, whatever row and place it stands in."""
+    (model, params), data = policy(), ROLLOUT.data(PROMPTS)
+    for share in (True, False):
+        batches = evaluation_batches(data, RowShape(2, 16, 4), share=share)
+        logs, entropy = score_tokens(make_token_scores(model), params, batches, one_device())
+        sums = np.add.reduceat(logs, data.offsets[:-1])
+        expected = score_data(make_score(model), params, batches, one_device())[:, 0]
+        np.testing.assert_allclose(sums, expected, rtol=1e-5)
+        assert data.spoken is not None
+        assert (logs[data.spoken] < 0).all() and not logs[~data.spoken].any()
+        assert (entropy[data.spoken] > 0).all() and not entropy[~data.spoken].any()
+
+
+def test_what_a_batch_holds_of_a_token_is_where_it_is_predicted():
+    data = ROLLOUT.data(PROMPTS)
+    assert data.spoken is not None
+    sampled = ROLLOUT.sampled_log_probabilities(data)
+    # The fake sampler's log-probability of a token is -token / 7.
+    np.testing.assert_allclose(sampled[data.spoken], -data.tokens[data.spoken] / 7, rtol=1e-6)
+    spoken = data.spoken.astype(np.float32)
+    known = Known(sampled, -sampled, sampled - spoken, sampled + 0.5 * spoken)
+    learned, numbers = learned_data(ROLLOUT, data, known, METHODS["rloo"], RewardConfig(model="m"))
+    batch = training_batches(learned, [np.arange(6)], RowShape(2, 16, 4))[0]
+    rows, targets = batch.rows, batch.targets
+    assert isinstance(targets, Rollouts)
+    tokens = np.roll(np.asarray(rows.tokens), -1, axis=-1)
+    there = np.asarray(targets.predicting)
+    np.testing.assert_allclose(np.asarray(targets.old)[there], -tokens[there] / 7, rtol=1e-6)
+    assert there.sum() == 13
+    # A sample counts once, one without a reward never.
+    assert float(np.asarray(targets.shares).sum()) == pytest.approx(5)
+    lengths = np.asarray([[3, 1, 2], [2, 4, 1]])
+    assert numbers["kl"] == pytest.approx(lengths.mean())  # each token's log ratio is 1
+    assert numbers["kl_per_token"] == pytest.approx(1) and numbers["length"] == lengths.mean()
+    assert numbers["ended"] == pytest.approx(5 / 6) and numbers["without_reward"] == 1
+    assert numbers["sampler_gap"] == pytest.approx(0.5)
+    assert numbers["reward"] == pytest.approx((1 + 2 + 0.5 + 0.25 - 1) / 5)
+
+
+def test_penalties_by_hand_and_what_is_not_learned():
+    config = RewardConfig(model="m", unended_penalty=2.0, length_penalty=0.1, learn_unended=False)
+    rollout = Rollout(ROLLOUT.numbers, ROLLOUT.completions, np.ones((2, 3)))
+    expected = [[1 - 0.3, 1 - 2 - 0.1, 1 - 0.2], [1 - 0.2, 1 - 0.4, 1 - 0.1]]
+    np.testing.assert_allclose(penalised(rollout, config), expected)
+    data = ROLLOUT.data(PROMPTS)
+    zeros = np.zeros(len(data.tokens), np.float32)
+    learned, _ = learned_data(rollout, data, Known(*[zeros] * 4), METHODS["grpo"], config)
+    assert learned.values is not None and learned.values.shares.sum() == 12  # of 13 tokens
+
+
+def test_a_function_rewards(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def short(prompts, responses):\n"
+        "    assert prompts[0][-1]['content'] == 'q0'\n"
+        "    return [None if r == 'x' else -len(r) for r in responses]\n"
+        "def bad(prompts, responses):\n    raise ValueError('no\\nway')\n"
+        "def few(prompts, responses):\n    return [1.0]\n"
+        "def odd(prompts, responses):\n    return [float('nan')] * 2\n"
+        "number = 3\n"
+    )
+    asked, said = PROMPTS.conversations[:1], [["x", "four"]]
+    rewards, attributes = FunctionReward(f"{file}:short")(asked, said)
+    np.testing.assert_array_equal(rewards, [[np.nan, -4]])
+    assert attributes is None
+    for name, words in (
+        ("bad", "raised ValueError: no way"),
+        ("few", "1 rewards for 2 responses"),
+        ("odd", "a reward is nan, expected a number"),
+    ):
+        with pytest.raises(UserError, match=words):
+            FunctionReward(f"{file}:{name}")(asked, said)
+    for address, words in ((f"{file}:none", "has no function"), ("no.py:f", "there is no file")):
+        with pytest.raises(UserError, match=words):
+            FunctionReward(address)
+
+
+def test_steps_have_different_prompts_and_an_epoch_all_whole_steps():
+    plan = plan_prompts(7, each=3, seed=1, steps=5)
+    assert len(plan) == 5 and all(len(set(step.tolist())) == 3 for step in plan)
+    assert len(set(np.concatenate(plan[:2]).tolist())) == 6
+    again = plan_prompts(7, each=3, seed=1, epochs=1.0)
+    assert [step.tolist() for step in again] == [step.tolist() for step in plan[:2]]
+    with pytest.raises(UserError, match="2 prompts, and a step has 3"):
+        plan_prompts(2, each=3, seed=0, steps=1)
