@@ -1,11 +1,21 @@
 """The quickstart's policy learns from its own samples, by REINFORCE on the quickstart's reward.
 
-python -m rmjax.train --config=configs/quickstart.py
-python -m rmjax.train --config=configs/quickstart_sft.py
-python -m rmjax.align --config=configs/quickstart_align.py
+    python -m rmjax.train --config=configs/quickstart.py
+    python -m rmjax.train --config=configs/quickstart_sft.py
+    python -m rmjax.align --config=configs/quickstart_align.py
+
+With the method's own `kl` of .01 and a rate of 1e-3 it learns to write what only the reward model
+likes; see docs/online.md.
 """
 
-from rmjax.config import AlignConfig, DataConfig, OptimizerConfig, RewardConfig, RolloutConfig
+from rmjax.config import (
+    AlignConfig,
+    DataConfig,
+    OptimizerConfig,
+    PolicyGradientConfig,
+    RewardConfig,
+    RolloutConfig,
+)
 from rmjax.models.presets import quickstart
 
 
