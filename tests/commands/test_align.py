@@ -22,7 +22,7 @@ from rmjax.config import (
 )
 from rmjax.errors import UserError
 from rmjax.report import report_run
-from rmjax.runtime.sharding import MeshConfig
+from rmjax.runtime.sharding import MeshConfig, make_mesh
 from rmjax.train import train
 from rmjax.training.validate_config import validate
 

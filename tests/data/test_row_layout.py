@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from helpers.models import make_model, one_device, tiny_llama
 from helpers.targets import bradley_terry, regression
 from helpers.tokenized import make_data
+from rmjax.data.batch import Targets
 from rmjax.data.batches import iterate, training_batches
 from rmjax.data.planning import group_length, plan_steps, prompt_groups, row_shape
 from rmjax.data.row_layout import RowShape, Segment, common_prefix, make_rows, segment_length
@@ -275,6 +276,7 @@ def test_pairs_stay_in_one_row_whether_they_share_or_not():
             batches = evaluation_batches(data, shape, packing=packing, share=share)
             seen = []
             for batch in batches:
+                assert isinstance(batch.targets, Targets)
                 there = batch.targets.pairs.weights > 0
                 samples = np.asarray(batch.samples)
                 pairs = jax.tree.map(np.asarray, batch.targets.pairs)

@@ -61,6 +61,7 @@ def test_pairs_stay_whole_at_any_batch_size():
             batch = batches[number]
             assert len(step) <= size
             slots = batch.samples.reshape(-1, shape.slots)
+            assert isinstance(batch.targets, Targets)
             pairs = [x.reshape(len(slots), -1) for x in batch.targets.pairs]
             for row, chosen, rejected, weights, strengths in zip(slots, *pairs):
                 for a, b, weight, strength in zip(chosen, rejected, weights, strengths):
