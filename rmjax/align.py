@@ -8,7 +8,6 @@ Step by step: sample, reward, learn. Running the same command again continues th
 import contextlib
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,6 +23,7 @@ from rmjax.checkpoints.manager import Checkpoints
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.config import AlignConfig, Config, as_flat_dict
 from rmjax.data.batch import batch_axes
+from rmjax.data.batches import Batches
 from rmjax.errors import UserError
 from rmjax.inference.score_step import make_token_scores, score_tokens
 from rmjax.runtime.compilation import enable_compilation_cache
@@ -36,7 +36,7 @@ from rmjax.training.console import conclude
 from rmjax.training.experiment import config_objective, first_params, make_model, pick_tokenizer
 from rmjax.training.logger import MetricsLogger
 from rmjax.training.objectives.rollouts import chosen_method
-from rmjax.training.step import TrainState, make_program
+from rmjax.training.step import Metrics, Program, TrainState, make_program
 from rmjax.training.validate_config import validate
 from rmjax.training.workdir import open_workdir, package_versions, record_run
 
@@ -122,7 +122,7 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
         ("weights", origin),
         ("prompts", f"{prompts.source}: {said_of(prompts.counts)}"),
         ("step", f"{each} prompts, {config.rollout.n} samples of each, {updates} updates"),
-        ("method", f"{config.objective}: {method}"),
+        ("method", f"{config.objective}, kl {method.kl:g}"),
     ):
         console.print(f"{name:<11} {said}", markup=False)
 
@@ -164,13 +164,8 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
 
             # 3. Updates.
             batches = rows.minibatches(data, updates)
-            losses: list[Any] = []
-            for part in range(updates):
-                batch = put(batches[part], batch_axes(batches[part]), sharding)
-                state, metrics = program.step(state, batch)
-                losses.append(metrics)
-            for name in metrics._fields:
-                values[name] = float(np.mean([float(getattr(m, name)) for m in losses]))
+            state, of_updates = update(program, state, batches, sharding)
+            values |= of_updates
             check_finite(step, values, file)
             values["seconds_sampling"] = sampled - began
             values["seconds_scoring"] = scored - sampled
@@ -204,6 +199,19 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
         console.print(f"stopped by SIGTERM, step {step} of {total} is saved; run again to continue")
     else:
         conclude(console, workdir, checkpoints.evaluations, policy=True)
+
+
+def update(
+    program: Program, state: TrainState, batches: Batches, sharding: Sharding
+) -> tuple[TrainState, dict[str, float]]:
+    """A step of each batch; and the means of what these report."""
+    found = []
+    for part in range(len(batches)):
+        batch = put(batches[part], batch_axes(batches[part]), sharding)
+        state, metrics = program.step(state, batch)
+        found.append(metrics)
+    names = Metrics._fields
+    return state, {name: float(np.mean([getattr(m, name) for m in found])) for name in names}
 
 
 def said_of(counts: dict[str, int]) -> str:

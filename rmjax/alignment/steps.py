@@ -79,14 +79,9 @@ def make_rollout(
 ) -> Rollout:
     """Samples of a step and their rewards."""
     completions = sampling(params, prompts, numbers, n, step)
-    return rewarded(completions, prompts, numbers, reward)
-
-
-def rewarded(completions: Any, prompts: Prompts, numbers: Any, reward: Reward) -> Rollout:
-    """Samples with their rewards."""
     texts = [[completion.text for completion in samples] for samples in completions]
     rewards, attributes = reward([prompts.conversations[i] for i in numbers], texts)
-    return Rollout(np.asarray(numbers), completions, rewards, attributes)
+    return Rollout(numbers, completions, rewards, attributes)
 
 
 def held_out_rollout(

@@ -125,7 +125,7 @@ def test_the_reward_rises(method, files, tmp_path, capsys):
     policy = rmjax.load_policy(tmp_path / "run")
     assert policy.sample(["say a"], max_tokens=4)[0][0].text is not None
     _, written = report_run(str(tmp_path / "run"), str(tmp_path / "report"))
-    assert written
+    assert "A run of rmjax.align" in written[0].read_text()
 
 
 def test_two_steps_a_kill_and_two_more_are_four(files, tmp_path):

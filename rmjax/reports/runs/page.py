@@ -96,6 +96,11 @@ def notes(run: RunFiles) -> list[str]:
     texts = []
     if not run.steps:
         texts.append("The run has not finished a step yet.")
+    elif "rollout.n" in run.config:
+        texts.append(
+            "A run of rmjax.align: rewards, KL, lengths and what held-out prompts came to are in "
+            "metrics.jsonl and TensorBoard, and samples in rollouts/. This page does not draw them."
+        )
     elif not run.evaluations:
         texts.append(
             "There is no evaluation. A run with data that are held out (config.data.validation or "
