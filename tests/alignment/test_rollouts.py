@@ -121,6 +121,8 @@ def test_what_a_batch_holds_of_a_token_is_where_it_is_predicted():
     there = np.asarray(targets.predicting)
     np.testing.assert_allclose(np.asarray(targets.old)[there], -tokens[there] / 7, rtol=1e-6)
     assert there.sum() == 13
+    gap = np.asarray(targets.old) - np.asarray(targets.reference)
+    np.testing.assert_allclose(gap[there], 1, rtol=1e-5)
     # A sample counts once, one without a reward never.
     assert float(np.asarray(targets.shares).sum()) == pytest.approx(5)
     lengths = np.asarray([[3, 1, 2], [2, 4, 1]])
