@@ -7,6 +7,7 @@ Step by step: sample, reward, learn. Running the same command again continues th
 
 import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -15,9 +16,17 @@ from rich.console import Console
 
 from rmjax.alignment.learning import Known, learned_data
 from rmjax.alignment.prompts import plan_prompts, read_prompts
-from rmjax.alignment.rewards import open_reward
+from rmjax.alignment.rewards import open_rewards
 from rmjax.alignment.rollouts import read_rollout, rollout_file, write_rollout
-from rmjax.alignment.steps import Sampling, StepRows, held_out_rollout, make_rollout, reward_of
+from rmjax.alignment.steps import (
+    Sampling,
+    StepRows,
+    held_out_rollout,
+    make_rollout,
+    reward_of,
+    single_rewards,
+    with_rewards,
+)
 from rmjax.checkpoints.end_tokens import end_tokens
 from rmjax.checkpoints.manager import Checkpoints
 from rmjax.checkpoints.pretrained import open_pretrained
@@ -69,7 +78,7 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
     source = open_pretrained(config.init, config.chat_template) if config.init else None
     model = make_model(config, source, sharding)
     tokenizer = pick_tokenizer(config, source, model.config.vocab_size)
-    reward = open_reward(config.reward, config.mesh)
+    rewards = open_rewards(config.rewards, config.mesh, tokenizer)
 
     # ---- prompts -----------------------------------------------------------------------------
     each = config.batch_size // config.rollout.n
@@ -117,12 +126,14 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
     )
     described = held_out.data() if held_out else None
     record_run(workdir, config, model, tokenizer, prompts.data(), described, source)
+    rewards.standardize(workdir)
     for name, said in (
         ("run", workdir),
         ("weights", origin),
         ("prompts", f"{prompts.source}: {said_of(prompts.counts)}"),
         ("step", f"{each} prompts, {config.rollout.n} samples of each, {updates} updates"),
         ("method", f"{config.objective}, kl {method.kl:g}"),
+        *((f"reward {name}", said) for name, said in rewards.said().items()),
     ):
         console.print(f"{name:<11} {said}", markup=False)
 
@@ -138,8 +149,8 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
         contextlib.closing(checkpoints),
     ):
         if held_out and not start:
-            found = held_out_rollout(sampling, state.params, held_out, reward)
-            report.numbers(0, reward_of(found))
+            found = held_out_rollout(sampling, state.params, held_out)
+            report.numbers(0, reward_of(with_rewards(found, held_out, rewards)))
         for step in range(start + 1, total + 1):
             # 1. Samples with their rewards: those that a killed step left, or new ones.
             began = time.monotonic()
@@ -148,8 +159,12 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
             rollout = read_rollout(file, made_by, numbers.tolist())
             if rollout is None:
                 rollout = make_rollout(
-                    sampling, state.params, prompts, numbers, reward, config.rollout.n, step
+                    sampling, state.params, prompts, numbers, config.rollout.n, step
                 )
+                write_rollout(file, rollout, prompts, made_by)
+            if not rollout.rewarded:
+                with kept_samples(file):
+                    rollout = with_rewards(rollout, prompts, rewards)
                 write_rollout(file, rollout, prompts, made_by)
             sampled = time.monotonic()
 
@@ -159,7 +174,8 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
             old, entropy = score_tokens(token_scores, state.params, whole, sharding)
             kept, _ = score_tokens(token_scores, reference, whole, sharding)
             known = Known(old, entropy, kept, rollout.sampled_log_probabilities(data))
-            data, values = learned_data(rollout, data, known, method, config.reward)
+            data, values = learned_data(rollout, data, known, method, config.shaping)
+            values |= single_rewards(rollout)
             scored = time.monotonic()
 
             # 3. Updates.
@@ -179,7 +195,8 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
             saving = stopped or is_due(step, config.checkpoint_every, total)
             evaluation = None
             if evaluating:
-                found = reward_of(held_out_rollout(sampling, state.params, evaluating, reward))
+                found = held_out_rollout(sampling, state.params, evaluating)
+                found = reward_of(with_rewards(found, evaluating, rewards))
                 report.numbers(step, found)
                 loss = -found["held_out/reward"]
                 evaluation = {"validation_loss": loss, "attributes": {}} | found
@@ -212,6 +229,17 @@ def update(
         found.append(metrics)
     names = Metrics._fields
     return state, {name: float(np.mean([getattr(m, name) for m in found])) for name in names}
+
+
+@contextlib.contextmanager
+def kept_samples(file: Path) -> Iterator[None]:
+    """Says, if the samples of a step cannot be rewarded, that they are not lost."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(
+            f"{error}. The step's samples are kept in {file}; run the command again to reward them"
+        ) from error
 
 
 def said_of(counts: dict[str, int]) -> str:

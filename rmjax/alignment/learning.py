@@ -7,7 +7,7 @@ import numpy as np
 
 from rmjax.alignment.advantages import advantages_of, shaped_rewards
 from rmjax.alignment.rollouts import Rollout
-from rmjax.config import RewardConfig
+from rmjax.config import ShapingConfig
 from rmjax.data.tokenized import TokenizedData, TokenValues
 from rmjax.training.objectives.rollouts import Method
 
@@ -28,14 +28,14 @@ class Known(NamedTuple):
     sampled: np.ndarray
 
 
-def penalised(rollout: Rollout, config: RewardConfig) -> np.ndarray:
+def penalised(rollout: Rollout, config: ShapingConfig) -> np.ndarray:
     """Rewards [P, n] less the penalties of the config."""
     unended = np.where(rollout.ended, 0.0, config.unended_penalty)
     return rollout.rewards - unended - config.length_penalty * rollout.lengths
 
 
 def learned_data(
-    rollout: Rollout, data: TokenizedData, known: Known, method: Method, config: RewardConfig
+    rollout: Rollout, data: TokenizedData, known: Known, method: Method, config: ShapingConfig
 ) -> tuple[TokenizedData, dict[str, float]]:
     """The samples with what they are learned by, and the step's numbers.
 

@@ -73,22 +73,29 @@ def make_rollout(
     params: Params,
     prompts: Prompts,
     numbers: Int64[np.ndarray, "P"],
-    reward: Reward,
     n: int,
     step: int,
 ) -> Rollout:
-    """Samples of a step and their rewards."""
+    """Samples of a step, which have no rewards yet."""
     completions = sampling(params, prompts, numbers, n, step)
-    texts = [[completion.text for completion in samples] for samples in completions]
-    rewards, attributes = reward([prompts.conversations[i] for i in numbers], texts)
-    return Rollout(numbers, completions, rewards, attributes)
+    return Rollout(numbers, completions, np.full((len(numbers), n), np.nan), rewarded=False)
 
 
-def held_out_rollout(
-    sampling: Sampling, params: Params, prompts: Prompts, reward: Reward
-) -> Rollout:
-    """One sample of each prompt with its reward, the noise the same whenever it is asked."""
-    return make_rollout(sampling, params, prompts, np.arange(len(prompts)), reward, 1, _HELD_OUT)
+def held_out_rollout(sampling: Sampling, params: Params, prompts: Prompts) -> Rollout:
+    """One sample of each prompt, the noise the same whenever it is asked."""
+    return make_rollout(sampling, params, prompts, np.arange(len(prompts)), 1, _HELD_OUT)
+
+
+def with_rewards(rollout: Rollout, prompts: Prompts, reward: Reward) -> Rollout:
+    """The same samples with their rewards.
+
+    Raises:
+      UserError: what rewards fails.
+    """
+    asked = [prompts.conversations[i] for i in rollout.numbers]
+    texts = [[completion.text for completion in samples] for samples in rollout.completions]
+    rewards, attributes = reward(asked, texts)
+    return dataclasses.replace(rollout, rewards=rewards, attributes=attributes, rewarded=True)
 
 
 class StepRows:
@@ -125,6 +132,17 @@ def reward_of(rollout: Rollout) -> dict[str, float]:
     """What there is to say of samples of held-out prompts."""
     return {
         "held_out/reward": float(np.nanmean(rollout.rewards)),
+        **{f"held_out/{name}": mean for name, mean in single_rewards(rollout).items()},
         "held_out/length": float(rollout.lengths.mean()),
         "held_out/ended": float(rollout.ended.mean()),
+    }
+
+
+def single_rewards(rollout: Rollout) -> dict[str, float]:
+    """The mean of each reward of several, and of each attribute, over the samples that have it."""
+    samples = [found for row in rollout.attributes or () for found in row if found]
+    names = dict.fromkeys(name for found in samples for name in found)
+    return {
+        f"reward/{name}": float(np.mean([found[name] for found in samples if name in found]))
+        for name in names
     }

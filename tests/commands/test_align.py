@@ -27,11 +27,18 @@ from rmjax.train import train
 from rmjax.training.validate_config import validate
 
 FUNCTION = """
+import pathlib
+
 def plain(prompts, responses):
     return [sum(letter.isascii() for letter in r) / (1 + len(r)) for r in responses]
 
 def nothing(prompts, responses):
     return [0.0 for _ in responses]
+
+def absent(prompts, responses):
+    if pathlib.Path(__file__).with_name("away").exists():
+        raise ConnectionError("nobody is there")
+    return plain(prompts, responses)
 
 def broken(prompts, responses):
     raise RuntimeError("the judge is ill")
@@ -65,11 +72,13 @@ def config_of(files, workdir, by="plain", **changes) -> AlignConfig:
         ),
         init=str(files / "policy"),
         rollout=RolloutConfig(n=4, max_tokens=12, rows=8),
-        reward=RewardConfig(
-            model=str(files / "reward") if by_model else "",
-            value=NAMES[1] if by_model else "",
-            function="" if by_model else f"{files / 'function.py'}:{by}",
-        ),
+        rewards={
+            "teacher": RewardConfig(
+                model=str(files / "reward") if by_model else "",
+                value=NAMES[1] if by_model else "",
+                function="" if by_model else f"{files / 'function.py'}:{by}",
+            )
+        },
         batch_size=8,
         steps=4,
         rows_per_device=2,
@@ -162,6 +171,50 @@ def test_two_steps_a_kill_and_two_more_are_four(files, tmp_path):
             assert reward == pytest.approx(scorer.score([*row["prompt"], answer]).value, abs=1e-5)
 
 
+def test_a_reward_that_goes_away_loses_no_samples(files, tmp_path):
+    """Samples are written before they are rewarded, and then they are only rewarded."""
+    rated = tmp_path / "rated.jsonl"
+    answers = [{"prompt": "q", "response": text} for text in ("a", "é", "bé", "")]
+    rated.write_text("".join(json.dumps(row) + "\n" for row in answers))
+    rewards = {
+        "plain": RewardConfig(function=f"{files / 'function.py'}:absent", standardize=str(rated)),
+        "teacher": RewardConfig(str(files / "reward"), value=NAMES[1], weight=0.5),
+    }
+    config = config_of(files, tmp_path / "run", steps=2, eval_every=2, rewards=rewards)
+    make_rollout = rmjax.align.make_rollout
+
+    def goes_away(*args):
+        made = make_rollout(*args)
+        if args[-1] == 2:
+            (files / "away").touch()
+        return made
+
+    with pytest.raises(UserError, match=r"nobody is there .* kept in .*step-000002\.jsonl; run"):
+        run(config, make_rollout=goes_away)
+    (files / "away").unlink()
+    sampled = rollout(tmp_path / "run", 2)
+    assert not any("scores" in row for row in sampled)
+    made = []
+    run(config, make_rollout=lambda *args: made.append(args[-1]))  # step 1 was not saved
+    assert not made
+    rows = rollout(tmp_path / "run", 2)
+    assert [row["token_ids"] for row in rows] == [row["token_ids"] for row in sampled]
+    found = next(line for line in metrics(tmp_path / "run") if line["step"] == 2)
+    given = np.asarray([1 / 2, 0, 1 / 3, 0])  # of the file's responses, by hand
+    for row in rows:
+        for text, score, single in zip(row["responses"], row["scores"], row["attributes"]):
+            plain = sum(c.isascii() for c in text) / (1 + len(text))
+            assert single["plain"] == pytest.approx(plain)
+            if score is not None:
+                assert single["teacher"] == single[f"teacher/{NAMES[1]}"]
+                expected = (plain - given.mean()) / given.std() + 0.5 * single["teacher"]
+                assert score == pytest.approx(expected)
+    singles = [single for row in rows for single in row["attributes"]]
+    assert found["reward/plain"] == pytest.approx(np.mean([x["plain"] for x in singles]))
+    names = {name for line in metrics(tmp_path / "run") for name in line}
+    assert {"held_out/reward/plain", f"held_out/reward/teacher/{NAMES[0]}"} <= names
+
+
 def test_a_mesh_changes_nothing(files, tmp_path):
     run(config_of(files, tmp_path / "one", steps=2, eval_every=0))
     mesh = MeshConfig(data=2, fsdp=2, tensor=2)
@@ -195,7 +248,18 @@ def test_what_goes_wrong_is_named(files, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (dict(reward=RewardConfig()), "config.reward.model = '' and function = '': give one"),
+        (dict(rewards={}), "config.rewards is empty: give at least one"),
+        (dict(rewards={"a": RewardConfig()}), "rewards.a: of model, function and server .* none"),
+        (dict(rewards={"a": RewardConfig("m", "f")}), "give one; found model and function"),
+        (dict(rewards={"a b": RewardConfig("m")}), "config.rewards has 'a b': expected a name"),
+        (dict(rewards={"items": RewardConfig("m")}), "config.rewards has 'items'"),
+        (dict(rewards={"a": RewardConfig("m", weight=0.0)}), "every weight is 0"),
+        (
+            dict(rewards={"a": RewardConfig("m", weight=True)}),
+            "a.weight = True: expected float",
+        ),
+        (dict(rewards={"a": RewardConfig("m", timeout=0.0)}), "rewards.a.timeout = 0.0: exp"),
+        (dict(rewards={"a": RewardConfig(server="u", value="x")}), "which of its numbers, from 0"),
         (dict(rollout=RolloutConfig(n=1)), "config.rollout.n = 1: .* 2 or more"),
         (dict(batch_size=6), "config.batch_size = 6 responses of rollout.n = 4"),
         (dict(rollout=RolloutConfig(n=4, max_tokens=48)), "leaves no room for a prompt"),
