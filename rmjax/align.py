@@ -18,6 +18,7 @@ from rmjax.alignment.learning import Known, learned_data
 from rmjax.alignment.prompts import plan_prompts, read_prompts
 from rmjax.alignment.rewards import open_rewards
 from rmjax.alignment.rollouts import read_rollout, rollout_file, write_rollout
+from rmjax.alignment.server_sampling import ServerSampling
 from rmjax.alignment.steps import (
     Sampling,
     StepRows,
@@ -102,7 +103,11 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
         seed=config.seed,
     )
     ends = end_tokens(source.files if source else None, tokenizer)
-    sampling, rows = Sampling(config, model, tokenizer, ends), StepRows(config, model)
+    rows = StepRows(config, model)
+    if config.rollout.server:
+        sampling = ServerSampling(config, model, tokenizer, ends, workdir)
+    else:
+        sampling = Sampling(config, model, tokenizer, ends)
     token_scores = make_token_scores(model)
 
     # ---- state: 1. the run's last checkpoint, 2. the weights of `init`, 3. random weights ------
@@ -149,7 +154,7 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
         contextlib.closing(checkpoints),
     ):
         if held_out and not start:
-            found = held_out_rollout(sampling, state.params, held_out)
+            found = held_out_rollout(sampling, state.params, held_out, 0)
             report.numbers(0, reward_of(with_rewards(found, held_out, rewards)))
         for step in range(start + 1, total + 1):
             # 1. Samples with their rewards: those that a killed step left, or new ones.
@@ -176,6 +181,8 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
             known = Known(old, entropy, kept, rollout.sampled_log_probabilities(data))
             data, values = learned_data(rollout, data, known, method, config.shaping)
             values |= single_rewards(rollout)
+            if config.rollout.server and rollout.weights is not None:
+                values["stale_steps"] = float(step - 1 - rollout.weights)
             scored = time.monotonic()
 
             # 3. Updates.
@@ -195,7 +202,7 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
             saving = stopped or is_due(step, config.checkpoint_every, total)
             evaluation = None
             if evaluating:
-                found = held_out_rollout(sampling, state.params, evaluating)
+                found = held_out_rollout(sampling, state.params, evaluating, step)
                 found = reward_of(with_rewards(found, evaluating, rewards))
                 report.numbers(step, found)
                 loss = -found["held_out/reward"]

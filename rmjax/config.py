@@ -122,6 +122,9 @@ class RolloutConfig:
       max_tokens: of a sample.
       stop: texts that end a sample.
       rows: samples that are made at once.
+      server: the URL of a vLLM or SGLang server that samples instead of this process, with weights
+        that are sent to it. It must see the run's directory.
+      push_every: steps that the server samples with the same weights, before it is sent new ones.
     """
 
     n: int = 8
@@ -131,6 +134,8 @@ class RolloutConfig:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     rows: int = 64
+    server: str = ""
+    push_every: int = 1
 
 
 @dataclasses.dataclass

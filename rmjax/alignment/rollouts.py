@@ -34,6 +34,7 @@ class Rollout:
       rewards: NaN where there is none.
       attributes: by name, where the reward has some.
       rewarded: whether the rewards were asked for.
+      weights: how many steps had made the weights that sampled.
     """
 
     numbers: Int64[np.ndarray, "P"]
@@ -41,6 +42,7 @@ class Rollout:
     rewards: Float64[np.ndarray, "P n"]
     attributes: list[list[dict[str, float] | None]] | None = None
     rewarded: bool = True
+    weights: int | None = None
 
     @property
     def ended(self) -> Bool[np.ndarray, "P n"]:
@@ -84,6 +86,7 @@ def write_rollout(path: Path, rollout: Rollout, prompts: Prompts, made_by: dict[
         samples, asked = rollout.completions[row], prompts.conversations[number]
         rewards = rollout.rewards[row].tolist()
         fields: dict[str, Any] = {"prompt": asked.messages, "number": number} | made_by
+        fields["weights"] = rollout.weights
         if asked.tools:
             fields["tools"] = asked.tools
         fields |= {
@@ -137,10 +140,10 @@ def read_rollout(path: Path, made_by: dict[str, Any], numbers: Sequence[int]) ->
         rewarded = any("scores" in row for row in rows)
         unknown = [[None] * len(samples) for samples in completions]
         scores = [row["scores"] for row in rows] if rewarded else unknown
-        rewards = np.asarray(scores, np.float64)
+        rewards, weights = np.asarray(scores, np.float64), rows[0]["weights"]
         attributes = [row["attributes"] for row in rows] if "attributes" in rows[0] else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: damaged ({error}); remove it, and the step is made again"
         ) from error
-    return Rollout(np.asarray(found, np.int64), completions, rewards, attributes, rewarded)
+    return Rollout(np.asarray(found, np.int64), completions, rewards, attributes, rewarded, weights)

@@ -1,7 +1,7 @@
 """The parts of a step: samples of the current weights, their rewards, and rows of a fixed shape."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from rmjax.data.planning import plan_rows
 from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenized import TokenizedData
 from rmjax.data.tokenizer import Tokenizer
-from rmjax.generation.completions import SamplingSettings
+from rmjax.generation.completions import Completion, SamplingSettings
 from rmjax.generation.policy import Policy
 from rmjax.inference.batching import evaluation_batches
 from rmjax.models.attention.dispatch import alignment, choose
@@ -24,13 +24,38 @@ from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model
 from rmjax.models.parameters import Params
 
-_HELD_OUT = 2**32 - 1  # the step whose noise samples of held-out prompts have
+HELD_OUT = 2**32 - 1  # the step whose noise samples of held-out prompts have
 _SEEDS = 1_000_003  # apart, those of two runs' steps
 _PLACES_A_SLOT = 8
 
 
+class Sampler(Protocol):
+    """Whatever samples in a step: the policy in this process, or a server.
+
+    Attributes:
+      weights: how many steps had made those weights that sampled last.
+    """
+
+    weights: int
+
+    def __call__(
+        self, params: Params, prompts: Prompts, numbers: Any, n: int, step: int, done: int
+    ) -> list[list[Completion]]:
+        """The samples of some prompts; their noise goes by the seed, the step and the prompt.
+
+        Args:
+          params: of the policy as it is.
+          prompts: of the run.
+          numbers: of those that are asked.
+          n: samples of each.
+          step: whose noise it is, or `HELD_OUT`.
+          done: how many steps have made the policy what it is.
+        """
+        ...
+
+
 class Sampling:
-    """The policy as it is, to sample from."""
+    """The policy as it is, to sample from, which is a `Sampler`."""
 
     def __init__(
         self, config: AlignConfig, model: Model, tokenizer: Tokenizer, ends: tuple[int, ...]
@@ -46,30 +71,38 @@ class Sampling:
         options, llama = model.options, model.config
         kernel = choose(config.attention, llama, options.sharding, options.dtype)
         sampled = ModelOptions(options.sharding, dtype=options.dtype, attention=kernel)
-        self.settings, self._seed = config.rollout, config.seed
+        self._config, self.weights = config, 0
         self._policy = Policy(
             Model(llama, sampled, model.head, model.lora), {}, tokenizer, ends, config.rollout.rows
         )
         dtype = options.dtype
         self._cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(dtype), params))
 
-    def __call__(self, params: Params, prompts: Prompts, numbers: Any, n: int, step: int) -> Any:
-        """The samples of some prompts; their noise goes by the seed, the step and the prompt."""
-        settings = dataclasses.asdict(self.settings)
-        del settings["rows"]
-        settings |= {"n": n, "seed": (self._seed * _SEEDS + step) % 2**32}
+    def __call__(
+        self, params: Params, prompts: Prompts, numbers: Any, n: int, step: int, done: int
+    ) -> list[list[Completion]]:
+        """See `Sampler`."""
         same = all(
             leaf.dtype == self._policy.model.options.dtype for leaf in jax.tree.leaves(params)
         )
         self._policy.params = params if same else self._cast(params)
         asked = [prompts.tokens[i] for i in numbers]
-        found = self._policy(asked, SamplingSettings(**settings), [int(i) for i in numbers])
+        settings = sampling_settings(self._config, n, step)
+        found = self._policy(asked, settings, [int(i) for i in numbers])
         self._policy.params = {}  # they are donated with the next update
+        self.weights = done
         return found
 
 
+def sampling_settings(config: AlignConfig, n: int, step: int) -> SamplingSettings:
+    """What is sampled: `n` of each prompt with the noise of a step, the rest as the config says."""
+    names = [field.name for field in dataclasses.fields(SamplingSettings)]
+    settings = {name: getattr(config.rollout, name) for name in names if name != "seed"}
+    return SamplingSettings(**settings | {"n": n, "seed": (config.seed * _SEEDS + step) % 2**32})
+
+
 def make_rollout(
-    sampling: Sampling,
+    sampling: Sampler,
     params: Params,
     prompts: Prompts,
     numbers: Int64[np.ndarray, "P"],
@@ -77,13 +110,20 @@ def make_rollout(
     step: int,
 ) -> Rollout:
     """Samples of a step, which have no rewards yet."""
-    completions = sampling(params, prompts, numbers, n, step)
-    return Rollout(numbers, completions, np.full((len(numbers), n), np.nan), rewarded=False)
+    return _sampled(numbers, n, sampling, sampling(params, prompts, numbers, n, step, step - 1))
 
 
-def held_out_rollout(sampling: Sampling, params: Params, prompts: Prompts) -> Rollout:
-    """One sample of each prompt, the noise the same whenever it is asked."""
-    return make_rollout(sampling, params, prompts, np.arange(len(prompts)), 1, _HELD_OUT)
+def held_out_rollout(sampling: Sampler, params: Params, prompts: Prompts, done: int) -> Rollout:
+    """One sample of each prompt after so many steps, the noise the same whenever it is asked."""
+    numbers = np.arange(len(prompts))
+    return _sampled(numbers, 1, sampling, sampling(params, prompts, numbers, 1, HELD_OUT, done))
+
+
+def _sampled(
+    numbers: Int64[np.ndarray, "P"], n: int, sampling: Sampler, found: list[list[Completion]]
+) -> Rollout:
+    unknown = np.full((len(numbers), n), np.nan)
+    return Rollout(numbers, found, unknown, rewarded=False, weights=sampling.weights)
 
 
 def with_rewards(rollout: Rollout, prompts: Prompts, reward: Reward) -> Rollout:

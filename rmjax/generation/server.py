@@ -115,6 +115,15 @@ class ServerEngine:
             found[one.prompt][one.sample] = self._completion(one, reply, settings)
         return found  # pyright: ignore[reportReturnType]
 
+    def load_weights(self, directory: Path) -> None:
+        """Makes the server sample with the weights of a Hugging Face directory, which it must see.
+
+        Raises:
+          UserError: it cannot, or says that it did not.
+        """
+        assert self.kind.load_weights
+        self.kind.load_weights(self._server, directory)
+
     def _asked(
         self, prompt: Prompt, number: int, key: int, settings: SamplingSettings
     ) -> Iterator[_Asked]:
@@ -291,18 +300,46 @@ def open_server(
         )
     key = os.environ.get(_KEY, "") if api_key is None else api_key
     server = JsonServer(url, key, timeout, retries, concurrency)
-    cards = _cards(server)
-    card = _pick(cards, model_name, server.url)
+    card = _pick(cards := _cards(server), model_name, server.url)
     files = local_path(str(tokenizer))
     loaded = load_tokenizer(files, chat_template=chat_template)
+    return _engine(server, card, cards, loaded, end_tokens(files, loaded), concurrency)
+
+
+def open_policy_server(url: str, tokenizer: Tokenizer, ends: Sequence[int]) -> ServerEngine:
+    """Opens the only model on a server, which is sent the weights of a policy that is trained.
+
+    Args:
+      url: of the server.
+      tokenizer: the policy's.
+      ends: tokens that end a sample.
+
+    Raises:
+      UserError: there is no such server, or it cannot be told to load weights.
+    """
+    key, concurrency = os.environ.get(_KEY, ""), 64
+    server = JsonServer(url, key, timeout=600.0, retries=6, connections=concurrency)
+    card = _pick(cards := _cards(server), "", server.url)
+    engine = _engine(server, card, cards, tokenizer, ends, concurrency)
+    if engine.kind.load_weights is None:
+        able = " and ".join(kind.name for kind in KINDS.values() if kind.load_weights)
+        raise UserError(
+            f"{url}: {engine.kind.name} cannot be told to load other weights; {able} can"
+        )
+    return engine
+
+
+def _engine(
+    server: JsonServer,
+    card: dict[str, Any],
+    cards: list[dict[str, Any]],
+    tokenizer: Tokenizer,
+    ends: Sequence[int],
+    concurrency: int,
+) -> ServerEngine:
+    kind = KINDS.get(str(card.get("owned_by")), OTHER)
     return ServerEngine(
-        server,
-        card["id"],
-        KINDS.get(str(card.get("owned_by")), OTHER),
-        _context(card, cards),
-        loaded,
-        end_tokens(files, loaded),
-        concurrency,
+        server, card["id"], kind, _context(card, cards), tokenizer, ends, concurrency
     )
 
 

@@ -192,6 +192,11 @@ def _check_alignment(config: AlignConfig) -> None:
     for name in ("unended_penalty", "length_penalty"):
         if not math.isfinite(getattr(config.shaping, name)):
             raise UserError(f"config.shaping.{name}: expected a finite number")
+    if rollout.push_every < 1 or (rollout.push_every > 1 and not rollout.server):
+        raise UserError(
+            f"config.rollout.push_every = {rollout.push_every} with rollout.server = "
+            f"{rollout.server!r}: expected 1, or more with a server"
+        )
     if rollout.n < 2:
         raise UserError(
             f"config.rollout.n = {rollout.n}: a sample is compared with the prompt's others, so "
@@ -294,7 +299,7 @@ def check_continues(before: dict[str, Any], now: Config) -> None:
     then changed nothing if it was off: 0, False or empty.
     """
     after = as_flat_dict(now)
-    defaults = as_flat_dict(Config("", DataConfig(""), OptimizerConfig(0.0), 0))
+    defaults = as_flat_dict(type(now)("", DataConfig(""), OptimizerConfig(0.0), 0))
     before = {field: defaults[field] for field in after if field in defaults} | before
     before = {field: value for field, value in before.items() if field in after or value}
     fixed = ("steps", "epochs") if now.optimizer.schedule != "constant" else ()

@@ -217,6 +217,7 @@ def test_a_schedule_that_ends_fixes_the_number_of_steps(schedule):
 
 # One process imports everything and forks for each command line: an import takes seconds.
 _USE = f"--config={QUICKSTART}"
+_ALIGN = f"--config={ROOT}/configs/quickstart_align.py"
 COMMANDS = {
     "no_config": ([], "--config"),
     "no_file": (["--config=configs/nope.py"], "configs/nope.py"),
@@ -232,6 +233,8 @@ COMMANDS = {
     "not_a_flag": ([_USE, "batch_size=3"], "batch_size=3"),
     "missing_data": ([_USE, "--config.data.train=nope.jsonl"], "nope.jsonl"),
     "missing_init": ([_USE, "--config.init=./nope"], "nope"),
+    "reward": ([_ALIGN, "--config.rewards.teacher.weight=x"], "config.rewards.teacher.weight"),
+    "no_reward": ([_ALIGN, "--config.rewards.nobody.weight=1"], "nobody"),
     "mesh": ([_USE, "--config.mesh.tensor=3"], "'tensor': 3"),
     "vocabulary": ([_USE, "--config.model.vocab_size=100"], "vocab_size"),
     "workdir": ([_USE, "--config.workdir=taken"], "taken: not empty"),
