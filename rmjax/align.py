@@ -13,30 +13,28 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from rmjax.alignment.learning import Known, learned_data
+from rmjax.alignment.critic import Critic
 from rmjax.alignment.prompts import plan_prompts, read_prompts
 from rmjax.alignment.rewards import open_reward
 from rmjax.alignment.rollouts import read_rollout, rollout_file, write_rollout
-from rmjax.alignment.steps import Sampling, StepRows, held_out_rollout, make_rollout, reward_of
+from rmjax.alignment.steps import Sampling, held_out_rollout, make_rollout, reward_of
+from rmjax.alignment.updates import Learner, updates_of
 from rmjax.checkpoints.end_tokens import end_tokens
 from rmjax.checkpoints.manager import Checkpoints
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.config import AlignConfig, Config, as_flat_dict
-from rmjax.data.batch import batch_axes
-from rmjax.data.batches import Batches
 from rmjax.errors import UserError
-from rmjax.inference.score_step import make_token_scores, score_tokens
 from rmjax.runtime.compilation import enable_compilation_cache
 from rmjax.runtime.memory import keep_freed_memory
 from rmjax.runtime.processes import Preemption, check_agreement
-from rmjax.runtime.sharding import Sharding, make_mesh, put
+from rmjax.runtime.sharding import Sharding, make_mesh
 from rmjax.train import is_due
 from rmjax.training.command_line import run_with_config
 from rmjax.training.console import conclude
 from rmjax.training.experiment import config_objective, first_params, make_model, pick_tokenizer
 from rmjax.training.logger import MetricsLogger
-from rmjax.training.objectives.rollouts import chosen_method
-from rmjax.training.step import Metrics, Program, TrainState, make_program
+from rmjax.training.objectives.rollouts import has_critic
+from rmjax.training.step import TrainState, make_program
 from rmjax.training.validate_config import validate
 from rmjax.training.workdir import open_workdir, package_versions, record_run
 
@@ -82,19 +80,20 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
     )
 
     # ---- step --------------------------------------------------------------------------------
-    method = chosen_method(config.objective, config.policy_gradient)
-    updates, total = config.policy_gradient.minibatches, len(plan)
+    total = len(plan)
+    updates = total * updates_of(config)
     program = make_program(
         model,
         config_objective(config),
         config.optimizer,
-        steps=total * updates,
+        steps=updates,
         trainable=config.trained,
         seed=config.seed,
     )
+    critic = Critic(config, model, tokenizer, updates) if has_critic(config) else None
+    learner = Learner(config, model, program, critic)
     ends = end_tokens(source.files if source else None, tokenizer)
-    sampling, rows = Sampling(config, model, tokenizer, ends), StepRows(config, model)
-    token_scores = make_token_scores(model)
+    sampling = Sampling(config, model, tokenizer, ends)
 
     # ---- state: 1. the run's last checkpoint, 2. the weights of `init`, 3. random weights ------
     checkpoints = Checkpoints(workdir)
@@ -108,10 +107,16 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
         return
     reference, origin = first_params(config, source, model)
     if start:
-        state = TrainState.from_items(checkpoints.restore(start, program.abstract.items()))
+        wanted = program.abstract.items() | (critic.abstract() if critic else {})
+        items = checkpoints.restore(start, wanted)
+        state = TrainState.from_items(items)
+        if critic:
+            critic.resume(items)
         origin = f"this run's, after step {start}"
     else:
         state = program.start(jax.tree.map(lambda x: x.copy(), reference))
+        if critic:
+            critic.start()
     reference = jax.jit(lambda p: jax.tree.map(lambda x: x.astype(model.options.dtype), p))(
         reference
     )
@@ -121,8 +126,9 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
         ("run", workdir),
         ("weights", origin),
         ("prompts", f"{prompts.source}: {said_of(prompts.counts)}"),
-        ("step", f"{each} prompts, {config.rollout.n} samples of each, {updates} updates"),
-        ("method", f"{config.objective}, kl {method.kl:g}"),
+        ("step", f"{each} prompts, {config.rollout.n} samples of each, {learner.updates} updates"),
+        ("method", f"{config.objective}, kl {learner.method.kl:g}"),
+        *([("critic", critic.name)] if critic else []),
     ):
         console.print(f"{name:<11} {said}", markup=False)
 
@@ -153,25 +159,17 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
                 write_rollout(file, rollout, prompts, made_by)
             sampled = time.monotonic()
 
-            # 2. What the policy and the reference say of them; advantages.
+            # 2. What the policy and the reference say of them.
             data = rollout.data(prompts)
-            whole = rows.whole(data)
-            old, entropy = score_tokens(token_scores, state.params, whole, sharding)
-            kept, _ = score_tokens(token_scores, reference, whole, sharding)
-            known = Known(old, entropy, kept, rollout.sampled_log_probabilities(data))
-            data, values = learned_data(rollout, data, known, method, config.reward)
+            known = learner.known(state.params, reference, rollout, data)
             scored = time.monotonic()
 
             # 3. Updates.
-            batches = rows.minibatches(data, updates)
-            state, of_updates = update(program, state, batches, sharding)
-            values |= of_updates
+            state, values, tokens, padded = learner(state, rollout, data, known)
             check_finite(step, values, file)
             values["seconds_sampling"] = sampled - began
             values["seconds_scoring"] = scored - sampled
             values["seconds_updating"] = time.monotonic() - scored
-            tokens = sum(batches.tokens(part) for part in range(updates))
-            padded = sum(batches.padded_tokens(part) for part in range(updates))
             report.step(step, values, tokens, padded)
 
             stopped = preemption.requested(step)
@@ -187,7 +185,7 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
             if saving:
                 checkpoints.save(
                     step,
-                    state.items(),
+                    state.items() | (critic.items() if critic else {}),
                     position={"next_step": step, "data": data_key},
                     config=flat_config,
                     evaluation=evaluation,
@@ -199,19 +197,6 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
         console.print(f"stopped by SIGTERM, step {step} of {total} is saved; run again to continue")
     else:
         conclude(console, workdir, checkpoints.evaluations, policy=True)
-
-
-def update(
-    program: Program, state: TrainState, batches: Batches, sharding: Sharding
-) -> tuple[TrainState, dict[str, float]]:
-    """A step of each batch; and the means of what these report."""
-    found = []
-    for part in range(len(batches)):
-        batch = put(batches[part], batch_axes(batches[part]), sharding)
-        state, metrics = program.step(state, batch)
-        found.append(metrics)
-    names = Metrics._fields
-    return state, {name: float(np.mean([getattr(m, name) for m in found])) for name in names}
 
 
 def said_of(counts: dict[str, int]) -> str:

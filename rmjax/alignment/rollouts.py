@@ -48,6 +48,16 @@ class Rollout:
         """Tokens of each sample."""
         return np.asarray([[float(len(c.tokens)) for c in s] for s in self.completions])
 
+    def of_prompts(self, which: Int64[np.ndarray, "p"]) -> "Rollout":
+        """The samples of some of the step's prompts."""
+        rows = which.tolist()
+        return Rollout(
+            self.numbers[which],
+            [self.completions[i] for i in rows],
+            self.rewards[which],
+            self.attributes and [self.attributes[i] for i in rows],
+        )
+
     def data(self, prompts: Prompts) -> TokenizedData:
         """The samples as tokens, prompt after prompt."""
         tokens, of, spoken = [], [], []

@@ -111,14 +111,11 @@ class StepRows:
         """Every sample once, a micro-batch a step, to score."""
         return evaluation_batches(data, self.shape, packing=self._packing, share=self._share)
 
-    def minibatches(self, data: TokenizedData, count: int) -> Batches:
-        """The updates of a step: the samples in so many parts, prompts kept together."""
-        parts = np.split(np.arange(len(data)), count)
-        rows = [
-            plan_rows(data, part, self.shape, packing=self._packing, share=self._share)
-            for part in parts
-        ]
-        return Batches(data, rows, self.shape, self._share, self._microbatches)
+    def update(self, data: TokenizedData) -> Batches:
+        """Every sample once, in one step of several micro-batches, to learn from."""
+        samples = np.arange(len(data))
+        rows = plan_rows(data, samples, self.shape, packing=self._packing, share=self._share)
+        return Batches(data, [rows], self.shape, self._share, self._microbatches)
 
 
 def reward_of(rollout: Rollout) -> dict[str, float]:

@@ -29,6 +29,7 @@ from rmjax.data.batch import (
     batch_axes,
 )
 from rmjax.data.planning import slots_for
+from rmjax.data.tokenized import TokenValues
 from rmjax.errors import UserError
 from rmjax.models.attention.dispatch import choose
 from rmjax.models.decoder_config import LlamaConfig
@@ -289,7 +290,7 @@ def abstract_batch(config: Config, sharding: Sharding, load: Workload) -> tuple[
     pairs = Pairs(ints(pair), ints(pair), floats(pair), floats(pair))
     predicting: Any = jax.ShapeDtypeStruct((count, rows, length), jnp.bool_)
     if isinstance(config, AlignConfig):
-        targets = Rollouts(predicting, ints(length), *[floats(length)] * 4)
+        targets = Rollouts(predicting, ints(length), TokenValues._make([floats(length)] * 4))
     elif is_policy(config.objective):
         responses: Any = (predicting, *[floats(slots)] * 3)
         targets = PolicyTargets(Responses._make(responses), pairs)

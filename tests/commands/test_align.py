@@ -1,5 +1,6 @@
 """Policies that learn from their own samples: the loop, what a kill leaves, what is refused."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -11,9 +12,11 @@ from helpers.hf_models import NAMES, save_hf
 from helpers.models import tiny_llama
 from helpers.runs import assert_same_bits, metrics, on_one_device
 from rmjax.align import align
+from rmjax.alignment.updates import Learner
 from rmjax.config import (
     AlignConfig,
     Config,
+    CriticConfig,
     DataConfig,
     OptimizerConfig,
     PolicyGradientConfig,
@@ -99,10 +102,11 @@ def rollout(workdir, step):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("method", ["reinforce", "rloo", "grpo"])
+@pytest.mark.parametrize("method", ["reinforce", "grpo", "online_dpo"])
 def test_the_reward_rises(method, files, tmp_path, capsys):
     # Such steps go far from the reference, which the methods' own coefficients would hold against.
-    gradient = PolicyGradientConfig(kl=0.0, minibatches=2 if method == "grpo" else 1)
+    several = dict(reinforce={}, grpo=dict(minibatches=2), online_dpo=dict(kl=0.1, passes=2))
+    gradient = PolicyGradientConfig(**({"kl": 0.0} | several[method]))
     run(config_of(files, tmp_path / "run", objective=method, steps=12, policy_gradient=gradient))
     found = [line for line in metrics(tmp_path / "run") if "reward" in line]
     assert len(found) == 12
@@ -129,19 +133,26 @@ def test_the_reward_rises(method, files, tmp_path, capsys):
 
 
 def test_two_steps_a_kill_and_two_more_are_four(files, tmp_path):
-    """A step whose samples were written is repeated with these, to the last bit."""
-    run(config_of(files, tmp_path / "whole", "model"))
-    killed = config_of(files, tmp_path / "killed", "model")
-    learned_data, calls = rmjax.align.learned_data, []
+    """A step whose samples were written is repeated with these, to the last bit; by PPO, whose
+    critic has a state as well, and updates that see the samples twice."""
+    method: Any = dict(
+        objective="ppo",
+        policy_gradient=PolicyGradientConfig(minibatches=2, passes=2),
+        critic=CriticConfig(optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=1)),
+    )
+    run(config_of(files, tmp_path / "whole", "model", **method))
+    killed = config_of(files, tmp_path / "killed", "model", **method)
+    known, calls = Learner.known, []
 
     def dies(*args):
         calls.append(1)
         if len(calls) == 4:  # the samples of step 4 are there, and step 3 was not saved
             raise KeyboardInterrupt
-        return learned_data(*args)
+        return known(*args)
 
-    with pytest.raises(KeyboardInterrupt):
-        run(killed, learned_data=dies)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Learner, "known", dies)
+        run(killed)
     before = {path.name: path.read_bytes() for path in (tmp_path / "killed/rollouts").iterdir()}
     assert len(before) == 4
 
@@ -154,12 +165,25 @@ def test_two_steps_a_kill_and_two_more_are_four(files, tmp_path):
     assert numbers(tmp_path / "whole") == numbers(tmp_path / "killed")
     policies = [rmjax.load_policy(tmp_path / name) for name in ("whole", "killed")]
     assert_same_bits(*(policy.params for policy in policies))
+    steps = [x for x in metrics(tmp_path / "whole") if "critic_loss" in x]
+    assert len(steps) == 4 and all(x["critic_grad_norm"] > 0 for x in steps)
     row = rollout(tmp_path / "whole", 1)[0]
     scorer = rmjax.load(files / "reward", value=NAMES[1])
     for text, reward in zip(row["responses"], row["scores"]):
         answer = {"role": "assistant", "content": text}
         if text:
             assert reward == pytest.approx(scorer.score([*row["prompt"], answer]).value, abs=1e-5)
+
+
+def test_ratings_that_answers_shall_have(files, tmp_path):
+    """SteerLM 2.0, whose credits are worked out before each of a step's updates."""
+    gradient = PolicyGradientConfig(minibatches=2, passes=2, ratings=f"{NAMES[1]}:1")
+    data = dataclasses.replace(config_of(files, "x").data, validation="", label_range=(-1.0, 1.0))
+    changes: Any = dict(objective="steerlm2", steps=1, policy_gradient=gradient, data=data)
+    run(config_of(files, tmp_path / "run", "model", **changes))
+    (found,) = metrics(tmp_path / "run")
+    assert 1 <= found["steerlm_samples"] <= 4 and found["steerlm_divergence"] > 0
+    assert found["grad_norm"] > 0 and found["step"] == 1
 
 
 def test_a_mesh_changes_nothing(files, tmp_path):
@@ -200,7 +224,18 @@ def test_what_goes_wrong_is_named(files, tmp_path):
         (dict(batch_size=6), "config.batch_size = 6 responses of rollout.n = 4"),
         (dict(rollout=RolloutConfig(n=4, max_tokens=48)), "leaves no room for a prompt"),
         (dict(policy_gradient=PolicyGradientConfig(kl=-1.0)), "policy_gradient.kl = -1.0"),
-        (dict(objective="ppo"), "of a policy's own samples there are reinforce"),
+        (dict(policy_gradient=PolicyGradientConfig(passes=0)), "passes = 0: expected 1 or more"),
+        (dict(objective="steerlm2"), "ratings = '': .* go with the objective 'steerlm2'"),
+        (
+            dict(objective="steerlm2", policy_gradient=PolicyGradientConfig(ratings="good")),
+            "ratings = 'good': expected the ratings",
+        ),
+        (dict(objective="ppo"), "config.critic.init is empty: name a reward model"),
+        (
+            dict(objective="ppo", critic=CriticConfig("m", smoothing=1.5)),
+            "critic.smoothing = 1.5: expected 0 to 1",
+        ),
+        (dict(objective="ipo"), "of a policy's own samples there are reinforce"),
     ],
 )
 def test_settings_that_do_not_fit(changes, said, files, tmp_path):
