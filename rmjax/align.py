@@ -16,7 +16,7 @@ from rich.console import Console
 from rmjax.alignment.critic import Critic
 from rmjax.alignment.prompts import plan_prompts, read_prompts
 from rmjax.alignment.rewards import open_reward
-from rmjax.alignment.rollouts import read_rollout, rollout_file, write_rollout
+from rmjax.alignment.rollouts import held_out_file, read_rollout, rollout_file, write_rollout
 from rmjax.alignment.steps import Sampling, held_out_rollout, make_rollout, reward_of
 from rmjax.alignment.updates import Learner, updates_of
 from rmjax.checkpoints.end_tokens import end_tokens
@@ -145,6 +145,8 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
     ):
         if held_out and not start:
             found = held_out_rollout(sampling, state.params, held_out, reward)
+            made_by = {"step": 0, "seed": config.seed}
+            write_rollout(held_out_file(workdir, 0), found, held_out, made_by)
             report.numbers(0, reward_of(found))
         for step in range(start + 1, total + 1):
             # 1. Samples with their rewards: those that a killed step left, or new ones.
@@ -177,7 +179,9 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
             saving = stopped or is_due(step, config.checkpoint_every, total)
             evaluation = None
             if evaluating:
-                found = reward_of(held_out_rollout(sampling, state.params, evaluating, reward))
+                answers = held_out_rollout(sampling, state.params, evaluating, reward)
+                write_rollout(held_out_file(workdir, step), answers, evaluating, made_by)
+                found = reward_of(answers)
                 report.numbers(step, found)
                 loss = -found["held_out/reward"]
                 evaluation = {"validation_loss": loss, "attributes": {}} | found

@@ -83,8 +83,13 @@ def rollout_file(workdir: Path, step: int) -> Path:
     return workdir / DIRECTORY / f"step-{step:06d}.jsonl"
 
 
+def held_out_file(workdir: Path, step: int) -> Path:
+    """Where the samples of held-out prompts after a step are."""
+    return workdir / DIRECTORY / f"held-out-{step:06d}.jsonl"
+
+
 def write_rollout(path: Path, rollout: Rollout, prompts: Prompts, made_by: dict[str, Any]) -> None:
-    """Writes the samples of a step, whole or not at all."""
+    """Writes samples with their rewards, whole or not at all."""
     lines = []
     for row, number in enumerate(rollout.numbers.tolist()):
         samples, asked = rollout.completions[row], prompts.conversations[number]

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rmjax.reports import plots
-from rmjax.reports.document import Block, Facts, Figure, Heading, Paragraph, Table
+from rmjax.reports.document import Block, Facts, Figure, Heading, Table
 from rmjax.reports.numbers import DASH, count, decimal, interval, percent, short
 from rmjax.reports.plots import Curve
 from rmjax.reports.runs.run_directory import LoggedEvaluation, RunFiles
@@ -280,8 +280,6 @@ def data_blocks(data: Mapping[str, Any]) -> list[Block]:
     if labels:
         columns = ("attribute", "split", "ratings", "mean", "standard deviation")
         blocks.append(Table(columns, tuple(labels), caption="Ratings", align="llrrr"))
-    else:
-        blocks.append(Paragraph("The data are preference pairs; there are no ratings."))
     return blocks
 
 
