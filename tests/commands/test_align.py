@@ -129,7 +129,10 @@ def test_the_reward_rises(method, files, tmp_path, capsys):
     policy = rmjax.load_policy(tmp_path / "run")
     assert policy.sample(["say a"], max_tokens=4)[0][0].text is not None
     _, written = report_run(str(tmp_path / "run"), str(tmp_path / "report"))
-    assert "A run of rmjax.align" in written[0].read_text()
+    page = json.loads(written[2].read_text())
+    assert [e["reward"]["mean"] for e in page["evaluations"]] == pytest.approx(held)
+    gain = page["evaluations"][-1]["gain"]
+    assert gain["prompts"] == 2 and gain["mean"] == pytest.approx(held[-1] - held[0])
 
 
 def test_two_steps_a_kill_and_two_more_are_four(files, tmp_path):
@@ -154,14 +157,16 @@ def test_two_steps_a_kill_and_two_more_are_four(files, tmp_path):
         patch.setattr(Learner, "known", dies)
         run(killed)
     before = {path.name: path.read_bytes() for path in (tmp_path / "killed/rollouts").iterdir()}
-    assert len(before) == 4
+    assert [*sorted(before)][1:] == [f"step-{step:06d}.jsonl" for step in (1, 2, 3, 4)]
 
     def no_more(*args, **_):
         raise AssertionError("samples that are there are made again")
 
     run(killed, make_rollout=no_more)
     after = {path.name: path.read_bytes() for path in (tmp_path / "killed/rollouts").iterdir()}
-    assert before == after
+    assert before.items() <= after.items()
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole/rollouts").iterdir()}
+    assert whole == after and {"held-out-000000.jsonl", "held-out-000004.jsonl"} < whole.keys()
     assert numbers(tmp_path / "whole") == numbers(tmp_path / "killed")
     policies = [rmjax.load_policy(tmp_path / name) for name in ("whole", "killed")]
     assert_same_bits(*(policy.params for policy in policies))

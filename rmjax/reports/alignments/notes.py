@@ -46,20 +46,20 @@ def _of_samples(data: Mapping[str, Any]) -> list[str]:
     summary, texts = data["summary"], []
     if summary["without_reward"]:
         texts.append(
-            f"{count(summary['without_reward'])} of {count(summary['samples'])} samples have no "
-            "reward, such as empty ones. They teach nothing, and means are of the others."
+            f"Samples without a reward, such as empty ones: {count(summary['without_reward'])} of "
+            f"{count(summary['samples'])}. They teach nothing, and means are of the others."
         )
     if summary["without_advantage"]:
         texts.append(
-            f"{count(summary['without_advantage'])} of {count(summary['prompts'])} prompts have "
-            "no advantage: their samples are equally good, and teach nothing."
+            f"Prompts without an advantage: {count(summary['without_advantage'])} of "
+            f"{count(summary['prompts'])}. Their samples are equally good, and teach nothing."
         )
     unscored = {e["step"]: e["unscored"] for e in data["evaluations"] if e["unscored"]}
     if unscored:
         step, most = max(unscored.items(), key=lambda item: item[1])
         texts.append(
-            f"Of the answers to held-out prompts up to {count(most)} have no reward (step {step}); "
-            "means are of the others."
+            f"Answers to held-out prompts without a reward: up to {count(most)} (step {step}). "
+            "Means are of the others."
         )
     return texts
 
@@ -99,7 +99,7 @@ def _moved(files: AlignmentFiles, data: Mapping[str, Any]) -> list[str]:
 def _judges(files: AlignmentFiles, data: Mapping[str, Any]) -> list[str]:
     if files.judges or not files.held_out:
         return []
-    step = files.best if files.best in files.held_out else max(files.held_out)
+    step = max(files.held_out)
     name = f"rollouts/held-out-{step:06d}"
     return [
         "Only the reward that taught is shown. What a policy learns from a reward it can learn to "

@@ -53,7 +53,7 @@ def alignment_document(files: AlignmentFiles, data: Mapping[str, Any]) -> Docume
     if data["seconds"]:
         blocks += [Heading("Seconds of a step"), _seconds(data)]
     blocks += _over_time(files) + _extremes(files)
-    blocks += data_blocks(run.data)
+    blocks += data_blocks(run.data, "prompt")
     versions = Facts(tuple((name, str(version)) for name, version in run.versions.items()))
     blocks += [
         Heading("Made with"),
@@ -97,7 +97,8 @@ def _headline(files: AlignmentFiles, data: Mapping[str, Any]) -> tuple[tuple[str
         if np.isfinite(end):
             items.append((label, shown(end), f"{unit}first {shown(first)}"))
 
-    moved("Reward of a step", "reward", lambda x: decimal(x, 2), "")
+    if summary["best_step"] is None:
+        moved("Reward of a step", "reward", lambda x: decimal(x, 2), "")
     moved("KL", "kl", lambda x: decimal(x, 1), "nats a sample; ")
     moved("Length", "length", lambda x: decimal(x, 1), "tokens; ")
     moved("Ended", "ended", percent, "")
