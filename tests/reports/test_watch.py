@@ -8,6 +8,7 @@ import pytest
 
 import rmjax.report
 from helpers.reports import write_alignment
+from rmjax.errors import UserError
 from rmjax.report import watch_run
 from rmjax.reports.runs import run_directory
 from rmjax.reports.runs.run_directory import read_run
@@ -83,3 +84,13 @@ def test_a_line_that_is_just_being_written_is_not_counted(run, monkeypatch):
         monkeypatch.setattr(run_directory, "_is_locked", lambda lock, is_=going_on: is_)
         found = read_run(run)
         assert (list(found.steps), found.unread) == ([1], unread)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["run", "--watch=0.5"], "--watch=0.5: expected seconds"), (["--data=x", "--watch"], "goes")],
+)
+def test_what_cannot_be_watched_is_refused(options, said, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["report", *options])
+    with pytest.raises(UserError, match=said):
+        rmjax.report._main()

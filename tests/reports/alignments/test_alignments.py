@@ -142,6 +142,13 @@ def test_a_run_that_has_just_begun_and_one_that_was_killed(tmp_path):
     assert found["steps"]["step"] == [1] and "1 line of metrics.jsonl cannot be read" in text
 
 
+def test_epochs_are_of_prompts(tmp_path):
+    run = write_alignment(tmp_path / "run", [], {}, steps=0, epochs=1.5)
+    data = {"samples": {"kept": 20}, "tokens": {"mean": 30.0, "total": 600, "max": 60}}
+    (run / "data.json").write_text(json.dumps({"train": {"source": "x", "labels": {}} | data}))
+    assert read_run(run).planned == 15  # of 20 prompts, two a step
+
+
 def test_files_that_are_gone_damaged_or_of_something_else(quiet, tmp_path):
     run = copied(quiet, tmp_path)
     (run / "rollouts/held-out-000002.jsonl").unlink()
