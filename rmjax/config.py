@@ -122,6 +122,9 @@ class RolloutConfig:
       max_tokens: of a sample.
       stop: texts that end a sample.
       rows: samples that are made at once.
+      mesh: how weights lie while they sample, on the same devices. None for as they are trained; a
+        mesh with `fsdp` gathers them for every token, one of `data` and `tensor` does not. The
+        samples are the same.
     """
 
     n: int = 8
@@ -131,6 +134,7 @@ class RolloutConfig:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     rows: int = 64
+    mesh: MeshConfig | None = None
 
 
 @dataclasses.dataclass

@@ -127,7 +127,8 @@ def read_rollout(path: Path, made_by: dict[str, Any], numbers: Sequence[int]) ->
     if not path.exists():
         return None
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # Not `splitlines`: samples may hold other characters that end lines, such as U+0085.
+        rows = [json.loads(line) for line in path.read_text("utf-8").removesuffix("\n").split("\n")]
         found = [row["number"] for row in rows]
         if found != [*numbers] or any(row.get(k) != v for row in rows for k, v in made_by.items()):
             raise UserError(f"{path}: not of this step of this run; remove it")

@@ -1,10 +1,12 @@
 """The parts of a step: samples of the current weights, their rewards, and rows of a fixed shape."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Int64
 
 from rmjax.alignment.prompts import Prompts
@@ -23,6 +25,7 @@ from rmjax.models.attention.dispatch import alignment, choose
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model
 from rmjax.models.parameters import Params
+from rmjax.runtime.sharding import Sharding, make_mesh
 
 _HELD_OUT = 2**32 - 1  # the step whose noise samples of held-out prompts have
 _SEEDS = 1_000_003  # apart, those of two runs' steps
@@ -43,29 +46,63 @@ class Sampling:
           tokenizer: its.
           ends: tokens that end a sample.
         """
-        options, llama = model.options, model.config
-        kernel = choose(config.attention, llama, options.sharding, options.dtype)
-        sampled = ModelOptions(options.sharding, dtype=options.dtype, attention=kernel)
+        self.model = sampled_model(config, model)
         self.settings, self._seed = config.rollout, config.seed
-        self._policy = Policy(
-            Model(llama, sampled, model.head, model.lora), {}, tokenizer, ends, config.rollout.rows
-        )
-        dtype = options.dtype
-        self._cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(dtype), params))
+        self._policy = Policy(self.model, {}, tokenizer, ends, config.rollout.rows)
+        self._wanted = self.model.abstract(self.model.options.dtype)
 
     def __call__(self, params: Params, prompts: Prompts, numbers: Any, n: int, step: int) -> Any:
         """The samples of some prompts; their noise goes by the seed, the step and the prompt."""
         settings = dataclasses.asdict(self.settings)
-        del settings["rows"]
+        del settings["rows"], settings["mesh"]
         settings |= {"n": n, "seed": (self._seed * _SEEDS + step) % 2**32}
-        same = all(
-            leaf.dtype == self._policy.model.options.dtype for leaf in jax.tree.leaves(params)
-        )
-        self._policy.params = params if same else self._cast(params)
+        self._policy.params = moved(params, self._wanted)
         asked = [prompts.tokens[i] for i in numbers]
         found = self._policy(asked, SamplingSettings(**settings), [int(i) for i in numbers])
-        self._policy.params = {}  # they are donated with the next update
+        # Those of the mesh of training are donated with the next update, others need their room.
+        self._policy.params = {}
         return found
+
+
+def sampled_model(config: AlignConfig, model: Model) -> Model:
+    """The model that is trained, on the mesh that it samples on and with what computes prompts there.
+
+    Without a mesh of its own that is the one of training, but for `context`: one token at a time
+    has none. Devices that shared a row's tokens hold the same weights as before, and other rows.
+
+    Raises:
+      UserError: the sizes of `rollout.mesh` do not multiply to the devices.
+    """
+    options, llama = model.options, model.config
+    mesh: Any = options.sharding.mesh
+    if config.rollout.mesh is not None:
+        mesh = make_mesh(config.rollout.mesh, list(mesh.devices.flat))
+    elif mesh.shape["context"] > 1:
+        sizes = dict(mesh.shape, fsdp=mesh.shape["fsdp"] * mesh.shape["context"], context=1)
+        devices = mesh.devices.reshape(*sizes.values())
+        mesh = Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
+    sharding = Sharding(mesh)
+    kernel = choose(config.attention, llama, sharding, options.dtype)
+    sampled = ModelOptions(sharding, dtype=options.dtype, attention=kernel)
+    return Model(llama, sampled, model.head, model.lora)
+
+
+def moved(params: Params, wanted: Params) -> Params:
+    """Parameters in the dtypes and where `wanted` says; those that are so already are not copied."""
+    cast = _cast(params, tuple(leaf.dtype for leaf in jax.tree.leaves(wanted)))
+    return jax.tree.map(
+        lambda x, to: (
+            x if x.sharding.is_equivalent_to(to.sharding, x.ndim) else jax.device_put(x, to.sharding)
+        ),
+        cast,
+        wanted,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _cast(params: Params, dtypes: tuple[Any, ...]) -> Params:
+    leaves, tree = jax.tree.flatten(params)
+    return tree.unflatten(x.astype(dtype) for x, dtype in zip(leaves, dtypes, strict=True))
 
 
 def make_rollout(

@@ -68,7 +68,7 @@ _RANGES = (
 
 # What a run may change when it is continued: none of these changes its numbers so far.
 _MAY_CHANGE = ("workdir", "eval", "checkpoint", "mesh.", "wandb", "steps", "epochs")
-_MAY_CHANGE += ("remat", "attention")
+_MAY_CHANGE += ("remat", "attention", "rollout.mesh")
 
 
 def validate(config: Config) -> Config:

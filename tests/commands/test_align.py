@@ -45,7 +45,9 @@ def broken(prompts, responses):
 def files(tmp_path_factory):
     """A language model, a reward model, prompts, and functions."""
     directory = tmp_path_factory.mktemp("align")
-    llama = tiny_llama(num_hidden_layers=2, max_position_embeddings=64)
+    llama = tiny_llama(
+        vocab_size=264, num_hidden_layers=2, num_key_value_heads=4, max_position_embeddings=64
+    )
     save_hf(directory / "policy", llama, causal=True)
     save_hf(directory / "reward", llama, names=NAMES[:2], seed=1)
     (directory / "function.py").write_text(FUNCTION)
@@ -191,17 +193,39 @@ def test_ratings_that_answers_shall_have(files, tmp_path):
     assert found["grad_norm"] > 0 and found["step"] == 1
 
 
-def test_a_mesh_changes_nothing(files, tmp_path):
-    run(config_of(files, tmp_path / "one", steps=2, eval_every=0))
-    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
-    run(config_of(files, tmp_path / "eight", steps=2, eval_every=0, mesh=mesh, rows_per_device=1),
-        make_mesh=make_mesh)  # fmt: skip
+@pytest.fixture(scope="module")
+def on_one(files, tmp_path_factory):
+    """Two steps on one device."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    run(config_of(files, workdir, "model", steps=2, eval_every=0))
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mesh", "sampling"),
+    [
+        (MeshConfig(fsdp=8), MeshConfig(data=2, fsdp=1, tensor=4)),
+        (MeshConfig(fsdp=4, tensor=2), None),
+        (MeshConfig(fsdp=2, tensor=4), MeshConfig(data=8, fsdp=1)),
+        (MeshConfig(data=2, fsdp=2, context=2), None),
+    ],
+)
+def test_a_mesh_changes_nothing(mesh, sampling, files, on_one, tmp_path):
+    rollouts = RolloutConfig(n=4, max_tokens=12, rows=8, mesh=sampling)
+    config = config_of(files, tmp_path / "run", "model", steps=2, eval_every=0, mesh=mesh,
+                       rollout=rollouts, rows_per_device=1)  # fmt: skip
+    run(config, make_mesh=make_mesh)
     for step in (1, 2):
-        ours, theirs = (rollout(tmp_path / name, step) for name in ("one", "eight"))
+        ours, theirs = (rollout(workdir, step) for workdir in (on_one, tmp_path / "run"))
         assert [row["token_ids"] for row in ours] == [row["token_ids"] for row in theirs]
-    one, eight = ([x for x in numbers(tmp_path / n) if "loss" in x][-1] for n in ("one", "eight"))
-    for name in ("loss", "grad_norm", "kl", "entropy"):
-        assert one[name] == pytest.approx(eight[name], rel=1e-4, abs=1e-5)
+    one, eight = (
+        [line for line in numbers(workdir) if "loss" in line]
+        for workdir in (on_one, tmp_path / "run")
+    )
+    for ours, theirs in zip(one, eight, strict=True):
+        for name in ("loss", "grad_norm", "reward", "kl", "entropy", "sampler_gap"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
 
 
 def test_equal_rewards_teach_nothing_and_are_counted(files, tmp_path):
