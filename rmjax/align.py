@@ -40,7 +40,7 @@ from rmjax.training.workdir import open_workdir, package_versions, record_run
 
 
 def align(config: Config) -> None:
-    """Runs the experiment from where it is to its end.
+    """Runs the experiment from where it is to its end; every process of it calls this.
 
     Raises:
       UserError: something that the user can fix.
@@ -48,10 +48,6 @@ def align(config: Config) -> None:
     if not isinstance(config, AlignConfig):
         raise UserError("this config is for `python -m rmjax.train`; give an AlignConfig")
     check_agreement("config", as_flat_dict(validate(config)) | package_versions())
-    if jax.process_count() > 1:
-        raise UserError(
-            f"{jax.process_count()} processes: sampling runs in one process so far; use one host"
-        )
     enable_compilation_cache()
     keep_freed_memory()
     with open_workdir(config) as workdir:
@@ -59,8 +55,8 @@ def align(config: Config) -> None:
 
 
 def align_in(workdir: Path, config: AlignConfig) -> None:
-    """Runs the experiment in its directory."""
-    console = Console(highlight=False, soft_wrap=True)
+    """Runs the experiment in its directory; every process computes, the first one writes."""
+    console = Console(quiet=jax.process_index() != 0, highlight=False, soft_wrap=True)
 
     # ---- policy, tokenizer, reward -----------------------------------------------------------
     sharding = Sharding(make_mesh(config.mesh))
@@ -99,6 +95,8 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
     checkpoints = Checkpoints(workdir)
     start = checkpoints.latest or 0
     data_key = prompts.data().key
+    seen = {"step": start, "prompts": data_key}
+    check_agreement("data", seen | ({"held out": held_out.data().key} if held_out else {}))
     if start and checkpoints.metadata(start)["position"] != {"next_step": start, "data": data_key}:
         raise UserError(f"{workdir}: step {start} was made with other prompts; use those again")
     if start >= total:

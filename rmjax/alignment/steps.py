@@ -92,7 +92,9 @@ def moved(params: Params, wanted: Params) -> Params:
     cast = _cast(params, tuple(leaf.dtype for leaf in jax.tree.leaves(wanted)))
     return jax.tree.map(
         lambda x, to: (
-            x if x.sharding.is_equivalent_to(to.sharding, x.ndim) else jax.device_put(x, to.sharding)
+            x
+            if x.sharding.is_equivalent_to(to.sharding, x.ndim)
+            else jax.device_put(x, to.sharding)
         ),
         cast,
         wanted,

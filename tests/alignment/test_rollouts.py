@@ -40,7 +40,7 @@ MADE_BY = {"step": 3, "seed": 0}
 
 def completion(*tokens, reason: Any = "end"):
     tokens = np.asarray(tokens, np.int32)
-    return Completion(tokens, f"text {tokens}", -tokens.astype(np.float32) / 7, reason)
+    return Completion(tokens, f"text {tokens}\x85\u2028", -tokens.astype(np.float32) / 7, reason)
 
 
 def prompts(*tokens):
@@ -72,7 +72,7 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
         assert ours.tokens.tolist() == theirs.tokens.tolist()
         assert ours.log_probabilities.tobytes() == theirs.log_probabilities.tobytes()
     assert read_rollout(tmp_path / "other", MADE_BY, [2, 0]) is None
-    row = json.loads(path.read_text().splitlines()[0])
+    row = json.loads(path.read_text().split("\n")[0])
     assert row["prompt"] == [{"role": "user", "content": "q2"}]
     assert row["ended"] == [True, False, True] and row["scores"] == [1.0, None, 2.0]
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import signal
+import uuid
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,9 @@ import pytest
 
 import rmjax.align
 from helpers.hf_models import NAMES, save_hf
+from helpers.launching import run_all, started
 from helpers.models import tiny_llama
-from helpers.runs import assert_same_bits, metrics, on_one_device
+from helpers.runs import assert_same_bits, metrics, on_one_device, steps_kept
 from rmjax.align import align
 from rmjax.alignment.updates import Learner
 from rmjax.config import (
@@ -30,6 +33,8 @@ from rmjax.train import train
 from rmjax.training.validate_config import validate
 
 FUNCTION = """
+import os, signal
+
 def plain(prompts, responses):
     return [sum(letter.isascii() for letter in r) / (1 + len(r)) for r in responses]
 
@@ -38,6 +43,12 @@ def nothing(prompts, responses):
 
 def broken(prompts, responses):
     raise RuntimeError("the judge is ill")
+
+def deadly(prompts, responses, calls=[]):
+    calls.append(1)
+    if len(calls) == int(os.environ.get("DIES", 0)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(prompts, responses)
 """
 
 
@@ -193,11 +204,21 @@ def test_ratings_that_answers_shall_have(files, tmp_path):
     assert found["grad_norm"] > 0 and found["step"] == 1
 
 
+# GRPO learns from samples that ran out of room too; the rate keeps rounding what it is.
+ON_MESHES: dict[str, Any] = dict(
+    objective="grpo",
+    policy_gradient=PolicyGradientConfig(kl=0.1),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
+    steps=2,
+    eval_every=0,
+)
+
+
 @pytest.fixture(scope="module")
 def on_one(files, tmp_path_factory):
     """Two steps on one device."""
     workdir = tmp_path_factory.mktemp("one") / "run"
-    run(config_of(files, workdir, "model", steps=2, eval_every=0))
+    run(config_of(files, workdir, "model", **ON_MESHES))
     return workdir
 
 
@@ -213,9 +234,8 @@ def on_one(files, tmp_path_factory):
 )
 def test_a_mesh_changes_nothing(mesh, sampling, files, on_one, tmp_path):
     rollouts = RolloutConfig(n=4, max_tokens=12, rows=8, mesh=sampling)
-    config = config_of(files, tmp_path / "run", "model", steps=2, eval_every=0, mesh=mesh,
-                       rollout=rollouts, rows_per_device=1)  # fmt: skip
-    run(config, make_mesh=make_mesh)
+    changes = ON_MESHES | dict(mesh=mesh, rollout=rollouts, rows_per_device=1)
+    run(config_of(files, tmp_path / "run", "model", **changes), make_mesh=make_mesh)
     for step in (1, 2):
         ours, theirs = (rollout(workdir, step) for workdir in (on_one, tmp_path / "run"))
         assert [row["token_ids"] for row in ours] == [row["token_ids"] for row in theirs]
@@ -224,6 +244,7 @@ def test_a_mesh_changes_nothing(mesh, sampling, files, on_one, tmp_path):
         for workdir in (on_one, tmp_path / "run")
     )
     for ours, theirs in zip(one, eight, strict=True):
+        assert ours["grad_norm"] > 0.01
         for name in ("loss", "grad_norm", "reward", "kl", "entropy", "sampler_gap"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
 
@@ -270,3 +291,59 @@ def test_what_goes_wrong_is_named(files, tmp_path):
 def test_settings_that_do_not_fit(changes, said, files, tmp_path):
     with pytest.raises(UserError, match=said):
         validate(config_of(files, tmp_path, **changes))
+
+
+def command(config, directory) -> list[str]:
+    """What runs a config, as Python's arguments."""
+    path = directory / f"{uuid.uuid4()}.py"
+    names = "from rmjax.config import *\nfrom rmjax.runtime.sharding import MeshConfig\n"
+    path.write_text(f"{names}def get_config(arg=None):\n    return {config!r}\n")
+    return ["-m", "rmjax.align", f"--config={path}"]
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_continued_are_one(files, tmp_path):
+    """Step 4's samples are rewarded when both are killed; step 2 is the last that was saved."""
+    rollouts = RolloutConfig(n=4, max_tokens=12, rows=8, mesh=MeshConfig(fsdp=2, tensor=4))
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
+    configs = [
+        config_of(files, tmp_path / name, "deadly", mesh=mesh, rollout=rollouts, rows_per_device=1)
+        for name in ("one", "two")
+    ]
+    run(configs[0], make_mesh=make_mesh)
+    arguments = command(configs[1], tmp_path)
+    # The samples of held-out prompts are rewarded first, then those of each step.
+    with started(arguments, environment={"DIES": "5"}) as (first, second):
+        assert first.wait().code == -signal.SIGKILL
+        second.process.kill()
+    assert steps_kept(tmp_path / "two") == ["2"]
+    left = (tmp_path / "two" / "rollouts" / "step-000003.jsonl").read_bytes()
+    first, second = run_all(arguments)
+    assert (first.code, second.code) == (0, 0), (first, second)
+    assert first.out.count("this run's, after step 2") == 1 and "step" not in second.out
+    assert (tmp_path / "two" / "rollouts" / "step-000003.jsonl").read_bytes() == left
+    for ours, theirs in zip(*(numbers(tmp_path / x) for x in ("one", "two")), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6)
+    for step in range(1, 5):
+        one, two = (rollout(tmp_path / name, step) for name in ("one", "two"))
+        assert [row["token_ids"] for row in one] == [row["token_ids"] for row in two]
+
+
+@pytest.mark.slow
+def test_two_processes_score_with_a_model_together(files, on_one, tmp_path):
+    changes = ON_MESHES | dict(steps=1, rows_per_device=1)
+    config = config_of(files, tmp_path / "run", "model", **changes)
+    ended = run_all(command(config, tmp_path))
+    assert [one.code for one in ended] == [0, 0], ended
+    ours, theirs = numbers(tmp_path / "run")[1], numbers(on_one)[1]
+    for name in ("loss", "grad_norm", "reward", "entropy"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_function_that_raises_on_one_process_ends_both(files, tmp_path):
+    config = config_of(files, tmp_path / "run", "broken", rows_per_device=1)
+    first, second = run_all(command(config, tmp_path))
+    assert (first.code, second.code) == (1, 1)
+    assert "function.py:broken raised RuntimeError: the judge is ill" in first.err
+    assert "judge" not in second.err + second.out
