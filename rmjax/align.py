@@ -14,7 +14,9 @@ import numpy as np
 from rich.console import Console
 
 from rmjax.alignment.critic import Critic
+from rmjax.alignment.memory import memory_lines, plan_memory, reward_model
 from rmjax.alignment.prompts import plan_prompts, read_prompts
+from rmjax.alignment.reference import Reference
 from rmjax.alignment.rewards import open_reward
 from rmjax.alignment.rollouts import held_out_file, read_rollout, rollout_file, write_rollout
 from rmjax.alignment.steps import Sampling, held_out_rollout, make_rollout, reward_of
@@ -63,7 +65,6 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
     source = open_pretrained(config.init, config.chat_template) if config.init else None
     model = make_model(config, source, sharding)
     tokenizer = pick_tokenizer(config, source, model.config.vocab_size)
-    reward = open_reward(config.reward, config.mesh)
 
     # ---- prompts -----------------------------------------------------------------------------
     each = config.batch_size // config.rollout.n
@@ -90,6 +91,11 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
     learner = Learner(config, model, program, critic)
     ends = end_tokens(source.files if source else None, tokenizer)
     sampling = Sampling(config, model, tokenizer, ends)
+    rewards = [reward_model(config.reward.model, model)] if config.reward.model else []
+    states = [program.abstract, *([critic.program.abstract] if critic else [])]
+    for line in memory_lines(plan_memory(config, model, states, rewards)):
+        console.print(f"{'memory':<11} {line}", markup=False)
+    reward = open_reward(config.reward, config.mesh)
 
     # ---- state: 1. the run's last checkpoint, 2. the weights of `init`, 3. random weights ------
     checkpoints = Checkpoints(workdir)
@@ -103,8 +109,12 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
         checkpoints.close()
         console.print(f"nothing to do: step {start} of {total} is done")
         return
-    reference, origin = first_params(config, source, model)
+    first, origin = None, ""
+    if not (start and config.lora.rank):
+        first, origin = first_params(config, source, model)
+    reference = Reference(model, None if config.lora.rank else first)
     if start:
+        first = None  # the state needs its room
         wanted = program.abstract.items() | (critic.abstract() if critic else {})
         items = checkpoints.restore(start, wanted)
         state = TrainState.from_items(items)
@@ -112,12 +122,11 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
             critic.resume(items)
         origin = f"this run's, after step {start}"
     else:
-        state = program.start(jax.tree.map(lambda x: x.copy(), reference))
+        assert first is not None
+        state = program.start(first)
         if critic:
             critic.start()
-    reference = jax.jit(lambda p: jax.tree.map(lambda x: x.astype(model.options.dtype), p))(
-        reference
-    )
+    del first  # donated with the state
     described = held_out.data() if held_out else None
     record_run(workdir, config, model, tokenizer, prompts.data(), described, source)
     for name, said in (

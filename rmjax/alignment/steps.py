@@ -1,10 +1,8 @@
 """The parts of a step: samples of the current weights, their rewards, and rows of a fixed shape."""
 
 import dataclasses
-import functools
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int64
@@ -12,6 +10,7 @@ from jaxtyping import Int64
 from rmjax.alignment.prompts import Prompts
 from rmjax.alignment.rewards import Reward
 from rmjax.alignment.rollouts import Rollout
+from rmjax.alignment.weights import moved
 from rmjax.config import AlignConfig
 from rmjax.data.batches import Batches
 from rmjax.data.planning import plan_rows
@@ -65,10 +64,10 @@ class Sampling:
 
 
 def sampled_model(config: AlignConfig, model: Model) -> Model:
-    """The model that is trained, on the mesh that it samples on and with what computes prompts there.
+    """The model that is trained, on the mesh that it samples on.
 
-    Without a mesh of its own that is the one of training, but for `context`: one token at a time
-    has none. Devices that shared a row's tokens hold the same weights as before, and other rows.
+    Without a mesh of its own that is the one of training, but for `context`: a row has one token at
+    a time. Devices that shared a row's tokens hold what they held, and other rows.
 
     Raises:
       UserError: the sizes of `rollout.mesh` do not multiply to the devices.
@@ -85,26 +84,6 @@ def sampled_model(config: AlignConfig, model: Model) -> Model:
     kernel = choose(config.attention, llama, sharding, options.dtype)
     sampled = ModelOptions(sharding, dtype=options.dtype, attention=kernel)
     return Model(llama, sampled, model.head, model.lora)
-
-
-def moved(params: Params, wanted: Params) -> Params:
-    """Parameters in the dtypes and where `wanted` says; those that are so already are not copied."""
-    cast = _cast(params, tuple(leaf.dtype for leaf in jax.tree.leaves(wanted)))
-    return jax.tree.map(
-        lambda x, to: (
-            x
-            if x.sharding.is_equivalent_to(to.sharding, x.ndim)
-            else jax.device_put(x, to.sharding)
-        ),
-        cast,
-        wanted,
-    )
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _cast(params: Params, dtypes: tuple[Any, ...]) -> Params:
-    leaves, tree = jax.tree.flatten(params)
-    return tree.unflatten(x.astype(dtype) for x, dtype in zip(leaves, dtypes, strict=True))
 
 
 def make_rollout(

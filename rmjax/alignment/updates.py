@@ -8,6 +8,7 @@ import numpy as np
 
 from rmjax.alignment.critic import Critic
 from rmjax.alignment.learning import Known, credited, described, expected_by_critic
+from rmjax.alignment.reference import Reference
 from rmjax.alignment.rollouts import Rollout
 from rmjax.alignment.steps import StepRows
 from rmjax.config import AlignConfig
@@ -62,11 +63,11 @@ class Learner:
         self._token_scores = make_token_scores(model)
 
     def known(
-        self, params: Params, reference: Params, rollout: Rollout, data: TokenizedData
+        self, params: Params, reference: Reference, rollout: Rollout, data: TokenizedData
     ) -> Known:
         """What the policy with `params`, the reference and the sampler say of the samples."""
         old, entropy = self._say(params, data)
-        kept, _ = self._say(reference, data)
+        kept = reference.scores(params, self._rows.whole(data))
         return Known(old, entropy, kept, rollout.sampled_log_probabilities(data))
 
     def __call__(

@@ -38,7 +38,7 @@ from rmjax.models.heads import head_outputs
 from rmjax.models.inputs import Rows
 from rmjax.models.layers import ModelOptions
 from rmjax.models.log_probabilities import CHUNK_LOOP, chunk_size
-from rmjax.runtime.sharding import Sharding, check_divisible
+from rmjax.runtime.sharding import Sharding, check_divisible, local_bytes
 from rmjax.training.experiment import config_objective, new_head, new_model
 from rmjax.training.objectives.objective import is_policy
 from rmjax.training.optimizer import partition
@@ -321,11 +321,3 @@ def state_bytes(state: TrainState, trainable: tuple[str, ...]) -> dict[str, int]
         "optimizer": local_bytes(state.opt_state),
         "gradients": local_bytes(free),
     }
-
-
-def local_bytes(tree: Any) -> int:
-    """Bytes of arrays on one device, from shapes and shardings."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )

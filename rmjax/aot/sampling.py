@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 from rmjax.aot.attention_cost import Steps, kernel_steps
 from rmjax.aot.compiled import compile_program
 from rmjax.aot.hardware import Chip
-from rmjax.aot.program import local_bytes
 from rmjax.aot.roofline import Prediction
 from rmjax.data.row_layout import make_rows, segment_length
 from rmjax.errors import UserError
@@ -41,7 +40,7 @@ from rmjax.models.inputs import ROWS_AXES
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model
 from rmjax.models.parameters import Params
-from rmjax.runtime.sharding import MeshConfig, Sharding
+from rmjax.runtime.sharding import MeshConfig, Sharding, local_bytes
 
 _DTYPE = jnp.bfloat16
 _RULE = make_rule(temperature=0.7, top_p=0.9, top_k=0)  # what costs most: it draws and leaves out

@@ -1,11 +1,13 @@
 """Policies that learn from their own samples: the loop, what a kill leaves, what is refused."""
 
 import dataclasses
+import gc
 import json
 import signal
 import uuid
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ from helpers.models import tiny_llama
 from helpers.runs import assert_same_bits, metrics, on_one_device, steps_kept
 from rmjax.align import align
 from rmjax.alignment.updates import Learner
+from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.config import (
     AlignConfig,
     Config,
@@ -27,6 +30,7 @@ from rmjax.config import (
     RolloutConfig,
 )
 from rmjax.errors import UserError
+from rmjax.models.decoder_config import LoraConfig
 from rmjax.report import report_run
 from rmjax.runtime.sharding import MeshConfig, make_mesh
 from rmjax.train import train
@@ -247,6 +251,35 @@ def test_a_mesh_changes_nothing(mesh, sampling, files, on_one, tmp_path):
         assert ours["grad_norm"] > 0.01
         for name in ("loss", "grad_norm", "reward", "kl", "entropy", "sampler_gap"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lora", "held"), [(LoraConfig(), 4), (LoraConfig(rank=2), 1)])
+def test_what_is_in_memory_while_it_learns(lora, held, files, tmp_path, capsys):
+    """Policy, reference and two moments; with LoRA the frozen weights are the reference too."""
+    llama = open_pretrained(str(files / "policy")).llama
+    shape = (llama.num_hidden_layers, llama.intermediate_size, llama.hidden_size)
+    learned_data, found = rmjax.align.learned_data, []
+
+    def count() -> int:
+        gc.collect()
+        return sum(array.shape == shape for array in jax.live_arrays())
+
+    def counted(*args):
+        found.append(count() - before)
+        return learned_data(*args)
+
+    optimizer = OptimizerConfig(learning_rate=3e-2, warmup_steps=1)
+    changes: Any = dict(lora=lora, optimizer=optimizer, objective="grpo", eval_every=0)
+    config = config_of(files, tmp_path / "run", steps=2, **changes)
+    before = count()
+    run(config, learned_data=counted)
+    run(dataclasses.replace(config, steps=3), learned_data=counted)  # which continues it
+    assert found == [held] * 3
+    kl = [line["kl"] for line in metrics(tmp_path / "run") if "kl" in line]
+    assert kl[0] == pytest.approx(0, abs=1e-5) and min(kl[1:]) > 1e-3
+    said = capsys.readouterr().out
+    assert ("reference" in said) == (not lora.rank)
 
 
 def test_equal_rewards_teach_nothing_and_are_counted(files, tmp_path):
