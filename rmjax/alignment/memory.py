@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from rmjax.alignment.reference import reference_shapes
 from rmjax.alignment.steps import sampled_model
+from rmjax.alignment.weights import changes
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.config import AlignConfig
 from rmjax.generation.programs import cache_shapes
@@ -12,7 +13,7 @@ from rmjax.generation.sampler import Sampler
 from rmjax.models.attention.dispatch import choose, platform
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model
-from rmjax.models.parameters import flatten
+from rmjax.models.parameters import TABLE, flatten
 from rmjax.runtime.sharding import local_bytes
 from rmjax.training.optimizer import partition
 from rmjax.training.step import TrainState
@@ -55,8 +56,8 @@ def plan_memory(
         *(Part("critic", ALWAYS, local_bytes(critic)) for critic in critics),
         Part("reference", ALWAYS, local_bytes(reference_shapes(model))),
         *(Part("reward model", ALWAYS, local_bytes(r.abstract(r.options.dtype))) for r in rewards),
-        Part("weights", SAMPLING, _moved_bytes(sampled, state)),
-        Part("cache", SAMPLING, cache_bytes(config, sampled)),
+        Part("weights that sample", SAMPLING, _sampled_bytes(sampled, state)),
+        Part("their cache", SAMPLING, cache_bytes(config, sampled)),
         Part("gradients", UPDATE, local_bytes(free)),
     )
 
@@ -103,17 +104,13 @@ def memory_lines(parts: Sequence[Part]) -> list[str]:
     return lines
 
 
-def _moved_bytes(sampled: Model, state: TrainState) -> int:
+def _sampled_bytes(sampled: Model, state: TrainState) -> int:
     """Bytes of the weights that sampling needs in another dtype or elsewhere than they are."""
-    have, wanted = flatten(state.params), flatten(sampled.abstract(sampled.options.dtype))
-    apart = platform(sampled.options.sharding) == "cpu"  # which has each layer by itself, a copy
-
-    def is_there(path: str) -> bool:
-        ours, theirs = have[path], wanted[path]
-        same = ours.sharding.is_equivalent_to(theirs.sharding, len(theirs.shape))
-        return ours.dtype == theirs.dtype and same and not (apart and path.startswith("layers/"))
-
-    return local_bytes([leaf for path, leaf in wanted.items() if not is_there(path)])
+    wanted = sampled.abstract(sampled.options.dtype)
+    own = dict(changes(state.params, wanted))
+    if platform(sampled.options.sharding) == "cpu":  # which has each layer by itself, a copy
+        own |= {path: leaf for path, leaf in flatten(wanted).items() if TABLE[path].stacked}
+    return local_bytes(own)
 
 
 def _said(size: int) -> str:

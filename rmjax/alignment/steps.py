@@ -24,7 +24,7 @@ from rmjax.models.attention.dispatch import alignment, choose
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model
 from rmjax.models.parameters import Params
-from rmjax.runtime.sharding import Sharding, make_mesh
+from rmjax.runtime.sharding import Sharding, mesh_shape
 
 _HELD_OUT = 2**32 - 1  # the step whose noise samples of held-out prompts have
 _SEEDS = 1_000_003  # apart, those of two runs' steps
@@ -66,21 +66,20 @@ class Sampling:
 def sampled_model(config: AlignConfig, model: Model) -> Model:
     """The model that is trained, on the mesh that it samples on.
 
-    Without a mesh of its own that is the one of training, but for `context`: a row has one token at
-    a time. Devices that shared a row's tokens hold what they held, and other rows.
+    That has the devices of the mesh of training in their order, so that weights go from one to the
+    other within a program. Without a mesh of its own it is that of training, but for `context`: a
+    row has one token at a time. Devices that shared its tokens hold what they held, and other rows.
 
     Raises:
       UserError: the sizes of `rollout.mesh` do not multiply to the devices.
     """
     options, llama = model.options, model.config
     mesh: Any = options.sharding.mesh
+    sizes = dict(mesh.shape, fsdp=mesh.shape["fsdp"] * mesh.shape["context"], context=1)
     if config.rollout.mesh is not None:
-        mesh = make_mesh(config.rollout.mesh, list(mesh.devices.flat))
-    elif mesh.shape["context"] > 1:
-        sizes = dict(mesh.shape, fsdp=mesh.shape["fsdp"] * mesh.shape["context"], context=1)
-        devices = mesh.devices.reshape(*sizes.values())
-        mesh = Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
-    sharding = Sharding(mesh)
+        sizes = mesh_shape(config.rollout.mesh, mesh.size)
+    devices = mesh.devices.reshape(*sizes.values())
+    sharding = Sharding(Mesh(devices, tuple(sizes), axis_types=mesh.axis_types))
     kernel = choose(config.attention, llama, sharding, options.dtype)
     sampled = ModelOptions(sharding, dtype=options.dtype, attention=kernel)
     return Model(llama, sampled, model.head, model.lora)

@@ -203,7 +203,7 @@ def check_program(config: Config, topology: str, mesh: Mesh, chip: Chip, load: W
     """
     began = time.monotonic()
     sharding, llama = Sharding(mesh), architecture(config)
-    kernel = choose(config.attention, llama, sharding, _dtype(config), config.row_length)
+    kernel = choose(config.attention, llama, sharding, dtype(config), config.row_length)
     step, state = abstract_program(config, llama, sharding, kernel)
     batch, microbatches = abstract_batch(config, sharding, load)
     context = mesh.shape["context"]
@@ -252,7 +252,7 @@ def abstract_program(
     Raises:
       UserError: something does not divide over the mesh.
     """
-    options = ModelOptions(sharding, dtype=_dtype(config), remat=config.remat, attention=attention)
+    options = ModelOptions(sharding, dtype=dtype(config), remat=config.remat, attention=attention)
     program = make_program(
         new_model(config, llama, options),
         config_objective(config),
@@ -264,7 +264,8 @@ def abstract_program(
     return program.step, program.abstract
 
 
-def _dtype(config: Config) -> Any:
+def dtype(config: Config) -> Any:
+    """That of the computation on accelerators."""
     return jnp.dtype("float32" if config.dtype == "float32" else "bfloat16")
 
 
