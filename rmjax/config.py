@@ -122,6 +122,9 @@ class RolloutConfig:
       max_tokens: of a sample.
       stop: texts that end a sample.
       rows: samples that are made at once.
+      mesh: how weights lie while they sample, on the same devices. None for as they are trained; a
+        mesh with `fsdp` gathers them for every token, one of `data` and `tensor` does not. The
+        samples are the same.
       server: the URL of a vLLM or SGLang server that samples instead of this process, with weights
         that are sent to it. It must see the run's directory.
       push_every: steps that the server samples with the same weights, before it is sent new ones.
@@ -134,6 +137,7 @@ class RolloutConfig:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     rows: int = 64
+    mesh: MeshConfig | None = None
     server: str = ""
     push_every: int = 1
 
@@ -190,12 +194,41 @@ class PolicyGradientConfig:
       clip_below: how far below 1 the ratio of the policy to the sampling one counts.
       clip_above: likewise above.
       minibatches: optimizer steps that a step's samples are divided into.
+      passes: how often a step's samples are gone through.
+      ratings: that answers shall have, `helpfulness:4,verbosity:2`, of the reward's attributes;
+        for `steerlm2`.
     """
 
     kl: float | None = None
     clip_below: float | None = None
     clip_above: float | None = None
     minibatches: int = 1
+    passes: int = 1
+    ratings: str = ""
+
+
+@dataclasses.dataclass
+class CriticConfig:
+    """The critic of `ppo`, which says what is to be expected of a sample so far.
+
+    Attributes:
+      init: a reward model to start from, with the policy's tokens; empty for the one that rewards.
+      value: how its attributes become one number; see `rmjax.load`.
+      optimizer: its own; NeMo-Aligner's learning rate.
+      discount: of what comes a token later.
+      smoothing: lambda of generalized advantages (arXiv 1506.02438): 1 believes what came of a
+        sample, 0 the critic.
+      clip: how far a step may move its values.
+    """
+
+    init: str = ""
+    value: str = ""
+    optimizer: OptimizerConfig = dataclasses.field(
+        default_factory=lambda: OptimizerConfig(learning_rate=9e-6)
+    )
+    discount: float = 1.0
+    smoothing: float = 0.95
+    clip: float = 0.2
 
 
 @dataclasses.dataclass
@@ -280,6 +313,7 @@ class AlignConfig(Config):
       rewards: what it is worth: the weighted sum of these, by names of one's own.
       shaping: what becomes of that sum.
       policy_gradient: how it is learned from.
+      critic: of `ppo`; other methods take no notice of it.
     """
 
     objective: str = "reinforce"
@@ -287,6 +321,13 @@ class AlignConfig(Config):
     rewards: dict[str, RewardConfig] = dataclasses.field(default_factory=dict)
     shaping: ShapingConfig = dataclasses.field(default_factory=ShapingConfig)
     policy_gradient: PolicyGradientConfig = dataclasses.field(default_factory=PolicyGradientConfig)
+    critic: CriticConfig = dataclasses.field(default_factory=CriticConfig)
+
+    @property
+    def only_model(self) -> RewardConfig | None:
+        """The reward that is a model, if one and no more is."""
+        models = [reward for reward in self.rewards.values() if reward.model]
+        return models[0] if len(models) == 1 else None
 
 
 def as_flat_dict(config: Config) -> dict[str, Any]:

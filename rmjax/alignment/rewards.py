@@ -1,9 +1,10 @@
 """What a policy's samples are worth: the weighted sum of models, functions and servers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import jax
 import numpy as np
 from jaxtyping import Float64
 
@@ -15,6 +16,7 @@ from rmjax.data.conversation import Conversation
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
 from rmjax.inference.scorer import Encoded, Scorer, load
+from rmjax.runtime.processes import from_first
 from rmjax.runtime.sharding import MeshConfig
 
 Attributes = list[list[dict[str, float] | None]]  # of each response of each prompt, by name
@@ -58,8 +60,10 @@ def _open(name: str, config: RewardConfig, mesh: MeshConfig, tokenizer: Tokenize
     if config.model:
         return ModelReward(load(config.model, value=config.value or None, mesh=mesh))
     if config.function:
-        return FunctionReward(config.function, config.timeout, f"{where}.function")
-    return ServerReward(config.server, config.value, config.timeout, tokenizer, f"{where}.server")
+        address = config.function
+        return AskedOnce(lambda: FunctionReward(address, config.timeout, f"{where}.function"))
+    url, value, timeout = config.server, config.value, config.timeout
+    return AskedOnce(lambda: ServerReward(url, value, timeout, tokenizer, f"{where}.server"))
 
 
 class Rewards:
@@ -126,6 +130,31 @@ class Rewards:
                 "one that a model's context cannot hold, has none"
             )
         return total, [[found or None for found in row] for row in attributes]
+
+
+class AskedOnce:
+    """A reward that process 0 alone opens and asks; the others are told what it said.
+
+    A model is computed by all processes, each on its own devices. A function need not say the same
+    on each of them, and may be dear to ask.
+    """
+
+    def __init__(self, opened: Callable[[], Reward]):
+        """Opens it, on process 0."""
+        self._reward = opened() if jax.process_index() == 0 else None
+
+    def __call__(
+        self, prompts: Sequence[Conversation], responses: Sequence[Sequence[str]]
+    ) -> tuple[Float64[np.ndarray, "P n"], Attributes | None]:
+        """See `Reward`."""
+
+        def ask() -> tuple[list[list[float]], Any]:
+            assert self._reward is not None
+            rewards, attributes = self._reward(prompts, responses)
+            return rewards.tolist(), attributes
+
+        rewards, attributes = from_first("rewards", ask)
+        return np.asarray(rewards, np.float64), attributes
 
 
 class ModelReward:

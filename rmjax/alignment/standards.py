@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from rmjax.data.conversation import Conversation
@@ -16,6 +17,7 @@ from rmjax.data.readers import open_source
 from rmjax.data.row_reader import RowReader
 from rmjax.errors import UserError, disk_errors
 from rmjax.runtime.files import read_json, replace_file
+from rmjax.runtime.processes import from_first
 
 FILE = "rewards.json"
 _AT_ONCE = 1024  # responses that are rewarded in one call
@@ -87,11 +89,13 @@ def measured(reward: Any, source: str, where: str) -> Standard:
 def kept_standard(workdir: Path, name: str, reward: Any, source: str) -> Standard:
     """The standard of a reward: what the run has of it, or measured now and kept.
 
+    Every process must ask. All measure, because all compute a model, and the first one writes.
+
     Raises:
       UserError: see `measured`; or the run's file is damaged.
     """
     path = workdir / FILE
-    kept = read_json(path) if path.exists() else {}
+    kept = from_first("standards", lambda: read_json(path) if path.exists() else {})
     if name in kept:
         try:
             standard = Standard(**kept[name])
@@ -100,6 +104,8 @@ def kept_standard(workdir: Path, name: str, reward: Any, source: str) -> Standar
         if standard.source == source:
             return standard
     standard = measured(reward, source, f"config.rewards.{name}.standardize")
+    if jax.process_index() != 0:
+        return standard
     with disk_errors(str(path)):
         kept[name] = dataclasses.asdict(standard)
         replace_file(path, (json.dumps(kept, indent=2) + "\n").encode())
