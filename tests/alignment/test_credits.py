@@ -44,7 +44,8 @@ def samples_of(rewards, **changes) -> Samples:
     names, shape = ("old", "now", "reference", "absolutes"), rewards.shape
     fields: dict[str, Any] = {name: np.zeros(shape) for name in names} | {"rewards": rewards}
     fields |= {name: np.ones(shape, bool) for name in ("ended", "learnable")}
-    return Samples(**({"lengths": np.ones(shape)} | fields | changes))
+    fields |= {"lengths": np.ones(shape)} | changes
+    return Samples(**fields)
 
 
 def gradient_of_credits(credit, tokens, config) -> np.ndarray:
