@@ -140,7 +140,7 @@ def check_alignment(
     model = new_model(config, llama, options)
     rewards, said = _reward(config, model)
     state = abstract_program(config, llama, sharding, kernel)[1]
-    parts = plan_memory(config, model, state, rewards)
+    parts = plan_memory(config, model, [state], rewards)
     work = _workload(config, load)
     sampled = sampled_model(config, model)
     samples = check_sampling(

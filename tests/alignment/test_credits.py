@@ -41,11 +41,11 @@ def config_of(method: str, **settings) -> AlignConfig:
 
 def samples_of(rewards, **changes) -> Samples:
     rewards = np.asarray(rewards, float)
-    shape, fields = rewards.shape, dict[str, Any]()
-    for name in ("old", "now", "reference", "absolutes"):
-        fields[name] = np.zeros(shape)
-    found = dict(ended=np.ones(shape, bool), learnable=np.ones(shape, bool), lengths=np.ones(shape))
-    return Samples(**(fields | found | {"rewards": rewards} | changes))
+    names, shape = ("old", "now", "reference", "absolutes"), rewards.shape
+    fields: dict[str, Any] = {name: np.zeros(shape) for name in names} | {"rewards": rewards}
+    fields |= {name: np.ones(shape, bool) for name in ("ended", "learnable")}
+    fields |= {"lengths": np.ones(shape)} | changes
+    return Samples(**fields)
 
 
 def gradient_of_credits(credit, tokens, config) -> np.ndarray:

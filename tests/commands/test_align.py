@@ -129,8 +129,11 @@ def rollout(workdir, step):
 @pytest.mark.parametrize("method", ["reinforce", "grpo", "online_dpo"])
 def test_the_reward_rises(method, files, tmp_path, capsys):
     # Such steps go far from the reference, which the methods' own coefficients would hold against.
-    several = dict(reinforce={}, grpo=dict(minibatches=2), online_dpo=dict(kl=0.1, passes=2))
-    gradient = PolicyGradientConfig(**({"kl": 0.0} | several[method]))
+    gradient = {
+        "reinforce": PolicyGradientConfig(kl=0.0),
+        "grpo": PolicyGradientConfig(minibatches=2),
+        "online_dpo": PolicyGradientConfig(passes=2),
+    }[method]
     run(config_of(files, tmp_path / "run", objective=method, steps=12, policy_gradient=gradient))
     found = [line for line in metrics(tmp_path / "run") if "reward" in line]
     assert len(found) == 12
@@ -310,7 +313,7 @@ def test_what_is_in_memory_while_it_learns(lora, held, files, tmp_path, capsys):
     """Policy, reference and two moments; with LoRA the frozen weights are the reference too."""
     llama = open_pretrained(str(files / "policy")).llama
     shape = (llama.num_hidden_layers, llama.intermediate_size, llama.hidden_size)
-    learned_data, found = rmjax.align.learned_data, []
+    known, found = Learner.known, []
 
     def count() -> int:
         gc.collect()
@@ -318,14 +321,16 @@ def test_what_is_in_memory_while_it_learns(lora, held, files, tmp_path, capsys):
 
     def counted(*args):
         found.append(count() - before)
-        return learned_data(*args)
+        return known(*args)
 
     optimizer = OptimizerConfig(learning_rate=3e-2, warmup_steps=1)
     changes: Any = dict(lora=lora, optimizer=optimizer, objective="grpo", eval_every=0)
     config = config_of(files, tmp_path / "run", steps=2, **changes)
     before = count()
-    run(config, learned_data=counted)
-    run(dataclasses.replace(config, steps=3), learned_data=counted)  # which continues it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "known", counted)
+        run(config)
+        run(dataclasses.replace(config, steps=3))  # which continues it
     assert found == [held] * 3
     kl = [line["kl"] for line in metrics(tmp_path / "run") if "kl" in line]
     assert kl[0] == pytest.approx(0, abs=1e-5) and min(kl[1:]) > 1e-3

@@ -130,12 +130,12 @@ def prompt_rows(rewards, texts=(), lengths=(), ended=(), attributes=None, start=
     return rows
 
 
-def write_alignment(directory, steps, held_out, **config):
+def write_alignment(directory, logged, held_out, **config):
     """The records of a run of `rmjax.align` that never was.
 
     Args:
       directory: is made.
-      steps: the metrics of each step, from 1; what is left out is as in a quiet run.
+      logged: the metrics of each step, from 1; what is left out is as in a quiet run.
       held_out: by step, rows of answers to held-out prompts.
       config: other values of it.
     """
@@ -158,9 +158,9 @@ def write_alignment(directory, steps, held_out, **config):
         "grad_norm": 1.0, "without_reward": 0.0, "without_advantage": 0.0, "sampler_gap": 1e-7,
         "tokens": 16, "seconds_sampling": 2.0, "seconds_scoring": 1.0, "seconds_updating": 1.0,
     }  # fmt: skip
-    for number in range(1 + len(steps)):
+    for number in range(1 + len(logged)):
         if number:
-            add_line(directory, {"step": number} | quiet | steps[number - 1])
+            add_line(directory, {"step": number} | quiet | logged[number - 1])
             rows = prompt_rows([1.0, -1.0], ["the best of all", "the worst of all"])
             write_lines(directory / "rollouts" / f"step-{number:06d}.jsonl", rows)
         if number in held_out:
