@@ -50,10 +50,14 @@ def plan_memory(
     state, *critics = states
     free, _ = partition(state.params, config.trained)
     sampled = sampled_model(config, model)
-    own = [] if config.rollout.server else [
-        Part("weights that sample", SAMPLING, _sampled_bytes(sampled, state)),
-        Part("their cache", SAMPLING, cache_bytes(config, sampled)),
-    ]
+    own = (
+        []
+        if config.rollout.server
+        else [
+            Part("weights that sample", SAMPLING, _sampled_bytes(sampled, state)),
+            Part("their cache", SAMPLING, cache_bytes(config, sampled)),
+        ]
+    )
     return (
         Part("policy", ALWAYS, local_bytes(state.params)),
         Part("optimizer", ALWAYS, local_bytes(state.opt_state)),

@@ -114,8 +114,11 @@ def sampled_model(config: AlignConfig, model: Model) -> Model:
 def sampling_settings(config: AlignConfig, n: int, step: int) -> SamplingSettings:
     """What is sampled: `n` of each prompt with the noise of a step, the rest as the config says."""
     names = [field.name for field in dataclasses.fields(SamplingSettings)]
-    settings = {name: getattr(config.rollout, name) for name in names if name != "seed"}
-    return SamplingSettings(**settings | {"n": n, "seed": (config.seed * _SEEDS + step) % 2**32})
+    settings: dict[str, Any] = {
+        name: getattr(config.rollout, name) for name in names if name != "seed"
+    }
+    settings |= {"n": n, "seed": (config.seed * _SEEDS + step) % 2**32}
+    return SamplingSettings(**settings)
 
 
 def make_rollout(
