@@ -17,6 +17,7 @@ from helpers.launching import run_all, started
 from helpers.models import tiny_llama
 from helpers.runs import assert_same_bits, metrics, on_one_device, steps_kept
 from rmjax.align import align
+from rmjax.alignment import experiment
 from rmjax.alignment.updates import Learner
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.config import (
@@ -109,9 +110,10 @@ def config_of(files, workdir, by="plain", **changes) -> AlignConfig:
     return AlignConfig(**(fields | changes))
 
 
-def run(config, **patches):
+def run(config, make_mesh=on_one_device, **patches):
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in ({"make_mesh": on_one_device} | patches).items():
+        patch.setattr(experiment, "make_mesh", make_mesh)
+        for name, value in patches.items():
             patch.setattr(rmjax.align, name, value)
         align(config)
 

@@ -14,6 +14,7 @@ from helpers.hf_models import save_hf
 from helpers.models import tiny_llama
 from helpers.runs import metrics, on_one_device
 from rmjax.align import align
+from rmjax.alignment import experiment
 from rmjax.config import AlignConfig, DataConfig, OptimizerConfig, RewardConfig, RolloutConfig
 from rmjax.errors import UserError
 from rmjax.generation import http_json
@@ -96,7 +97,7 @@ def files(tmp_path_factory):
 @pytest.fixture
 def started(files, monkeypatch):
     monkeypatch.setattr(http_json, "_PAUSE", 0.001)
-    monkeypatch.setattr(rmjax.align, "make_mesh", on_one_device)
+    monkeypatch.setattr(experiment, "make_mesh", on_one_device)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     made = []
 
