@@ -29,13 +29,14 @@ from rmjax.config import (
     PolicyGradientConfig,
     RewardConfig,
     RolloutConfig,
+    as_flat_dict,
 )
 from rmjax.errors import UserError
 from rmjax.models.decoder_config import LoraConfig
 from rmjax.report import report_run
 from rmjax.runtime.sharding import MeshConfig, make_mesh
 from rmjax.train import train
-from rmjax.training.validate_config import validate
+from rmjax.training.validate_config import check_continues, validate
 
 FUNCTION = """
 import os, pathlib, signal
@@ -65,10 +66,17 @@ def deadly(prompts, responses, calls=[]):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A language model, a reward model, prompts, and functions."""
-    directory = tmp_path_factory.mktemp("align")
-    llama = tiny_llama(
-        vocab_size=264, num_hidden_layers=2, num_key_value_heads=4, max_position_embeddings=64
-    )
+    return made(tmp_path_factory.mktemp("align"))
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """The same, of models that four devices of `tensor` divide."""
+    return made(tmp_path_factory.mktemp("wide"), vocab_size=264, num_key_value_heads=4)
+
+
+def made(directory, **changes):
+    llama = tiny_llama(num_hidden_layers=2, max_position_embeddings=64, **changes)
     save_hf(directory / "policy", llama, causal=True)
     save_hf(directory / "reward", llama, names=NAMES[:2], seed=1)
     (directory / "function.py").write_text(FUNCTION)
@@ -275,10 +283,10 @@ ON_MESHES: dict[str, Any] = dict(
 
 
 @pytest.fixture(scope="module")
-def on_one(files, tmp_path_factory):
+def on_one(wide, tmp_path_factory):
     """Two steps on one device."""
     workdir = tmp_path_factory.mktemp("one") / "run"
-    run(config_of(files, workdir, "model", **ON_MESHES))
+    run(config_of(wide, workdir, "model", **ON_MESHES))
     return workdir
 
 
@@ -292,10 +300,10 @@ def on_one(files, tmp_path_factory):
         (MeshConfig(data=2, fsdp=2, context=2), None),
     ],
 )
-def test_a_mesh_changes_nothing(mesh, sampling, files, on_one, tmp_path):
+def test_a_mesh_changes_nothing(mesh, sampling, wide, on_one, tmp_path):
     rollouts = RolloutConfig(n=4, max_tokens=12, rows=8, mesh=sampling)
     changes = ON_MESHES | dict(mesh=mesh, rollout=rollouts, rows_per_device=1)
-    run(config_of(files, tmp_path / "run", "model", **changes), make_mesh=make_mesh)
+    run(config_of(wide, tmp_path / "run", "model", **changes), make_mesh=make_mesh)
     for step in (1, 2):
         ours, theirs = (rollout(workdir, step) for workdir in (on_one, tmp_path / "run"))
         assert [row["token_ids"] for row in ours] == [row["token_ids"] for row in theirs]
@@ -357,6 +365,17 @@ def test_what_goes_wrong_is_named(files, tmp_path):
         run(config_of(files, tmp_path / "run", "broken", rollout=RolloutConfig(4, 0.5, 1.0, 0, 12)))
 
 
+def test_a_run_may_go_on_with_another_mesh_to_sample_on(files, tmp_path):
+    before = as_flat_dict(config_of(files, tmp_path))
+    rollouts = RolloutConfig(n=4, max_tokens=12, rows=8, mesh=MeshConfig(data=2, tensor=4))
+    now = config_of(files, tmp_path, rollout=rollouts)
+    check_continues(before, now)
+    check_continues(as_flat_dict(now), config_of(files, tmp_path))
+    rollouts.temperature = 0.5
+    with pytest.raises(UserError, match=r"temperature: was 1\.0, now 0\.5"):
+        check_continues(before, now)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -404,12 +423,12 @@ def command(config, directory) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_killed_and_continued_are_one(files, tmp_path):
+def test_two_processes_killed_and_continued_are_one(wide, tmp_path):
     """Step 4's samples are rewarded when both are killed; step 2 is the last that was saved."""
     rollouts = RolloutConfig(n=4, max_tokens=12, rows=8, mesh=MeshConfig(fsdp=2, tensor=4))
     mesh = MeshConfig(data=2, fsdp=2, tensor=2)
     configs = [
-        config_of(files, tmp_path / name, "deadly", mesh=mesh, rollout=rollouts, rows_per_device=1)
+        config_of(wide, tmp_path / name, "deadly", mesh=mesh, rollout=rollouts, rows_per_device=1)
         for name in ("one", "two")
     ]
     run(configs[0], make_mesh=make_mesh)
@@ -432,9 +451,9 @@ def test_two_processes_killed_and_continued_are_one(files, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_score_with_a_model_together(files, on_one, tmp_path):
+def test_two_processes_score_with_a_model_together(wide, on_one, tmp_path):
     changes = ON_MESHES | dict(steps=1, rows_per_device=1)
-    config = config_of(files, tmp_path / "run", "model", **changes)
+    config = config_of(wide, tmp_path / "run", "model", **changes)
     ended = run_all(command(config, tmp_path))
     assert [one.code for one in ended] == [0, 0], ended
     ours, theirs = numbers(tmp_path / "run")[1], numbers(on_one)[1]

@@ -80,6 +80,11 @@ def test_every_config_traces_on_its_mesh(path, arg):
     )
     assert all(value.shape == () for value in metrics)
 
+    if isinstance(config, AlignConfig) and config.rollout.mesh:
+        sampling = Sharding(abstract_mesh(config.rollout.mesh, devices))
+        options = dataclasses.replace(model.options, sharding=sampling)
+        assert dataclasses.replace(model, options=options).abstract()
+
     # Weights, two moments and gradients in float32 leave a third of an 80 GB device.
     assert 16 * weights / devices < 80e9 * 2 / 3
 
