@@ -210,11 +210,12 @@ def _reward(config: AlignConfig, model: Model) -> tuple[list[Model], str]:
 
 
 def _workload(config: AlignConfig, load: SamplingLoad) -> Workload:
-    """A step's samples, as rows of training hold them."""
-    whole = load.prompt + load.tokens
+    """A step's samples, as rows of training hold them: as many of a prompt as fit share it."""
+    whole, shared = load.prompt + load.tokens, load.prompt - 1
     if not config.data.share_prompts:
         return Workload(config.batch_size, whole, predicted=load.tokens)
-    return Workload(config.batch_size, whole, load.prompt - 1, load.n, load.tokens)
+    together = max(1, min(load.n, (config.row_length - shared) // (whole - shared)))
+    return Workload(config.batch_size, whole, shared, together, load.tokens)
 
 
 def _samples(config: AlignConfig, load: SamplingLoad, spoken: bool = True) -> TokenizedData:
@@ -252,8 +253,9 @@ def _rewarding(
             rows = jax.tree.map(lambda x: x[0], batches[0].rows)
             score: Any = make_score(model)
             whole = load.prompt + load.tokens
-            group, places = (load.prompt, [whole] * load.n), load.prompt + load.n * load.tokens
             length = batches.shape.length
+            together = max(1, min(load.n, (length - load.prompt) // load.tokens))
+            group, places = (load.prompt, [whole] * together), load.prompt + together * load.tokens
             steps = kernel_steps(group, places, length, mesh.shape["context"], chip)
             traced = score.trace(params, placed(rows, ROWS_AXES, sharding))
             found = compile_program(traced, mesh, chip, {}, steps)
