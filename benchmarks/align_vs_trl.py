@@ -59,11 +59,13 @@ def write_prompts(args: argparse.Namespace, path: Path) -> None:
 def make_config(model: Path, prompts: Path, args: argparse.Namespace) -> AlignConfig:
     """The run."""
     equal = args.task == "equal"
-    longest = args.prompt + args.tokens
     return AlignConfig(
         workdir=str(args.workdir / f"align_{args.method}"),
         data=DataConfig(
-            train=str(prompts), attributes=(), max_length=longest, row_length=args.row or longest
+            train=str(prompts),
+            attributes=(),
+            max_length=args.prompt + args.tokens,
+            row_length=args.prompt + args.samples * args.tokens,  # a prompt with its samples
         ),
         init=str(model),
         objective=args.method,
@@ -72,7 +74,6 @@ def make_config(model: Path, prompts: Path, args: argparse.Namespace) -> AlignCo
         policy_gradient=PolicyGradientConfig(kl=args.kl, minibatches=args.updates if equal else 1),
         batch_size=args.prompts * args.samples,
         steps=args.steps + (not equal),
-        rows_per_device=args.rows,
         remat="none",
         dtype="float32",
         optimizer=OptimizerConfig(
@@ -168,8 +169,6 @@ def main() -> None:
     parser.add_argument("--kl", type=float, help="TRL's beta; each method's own, unless given")
     parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--micro", default="4,8,16", help="TRL's micro-batches to try")
-    parser.add_argument("--row", type=int, default=0, help="rmjax's row length")
-    parser.add_argument("--rows", type=int, default=1, help="that rmjax computes at once")
     parser.add_argument("--workdir", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")

@@ -217,7 +217,8 @@ def trl_updates(config: AlignConfig, gradients: Path) -> Callable[[None], Piece]
 
     Its minibatches are rmjax's, not shuffled, each one micro-batch. `bnpo` is TRL's name of a mean
     over the tokens of a micro-batch; its default `dapo`, over those of a step, is the same if a
-    step has one update.
+    step has one update. TRL multiplies k3 by the ratio unless it is told not to: the same loss
+    where the ratio is 1, another gradient.
     """
     import transformers
 
@@ -238,7 +239,7 @@ def trl_updates(config: AlignConfig, gradients: Path) -> Callable[[None], Piece]
                 loss = super().compute_loss(model, inputs)
                 clipped = self._metrics["train"]["clip_ratio/region_mean"][-1]
                 advantage = float(inputs["advantages"].abs().mean())
-                found.append(dict(loss=float(loss), clipped=clipped, advantage=advantage))
+                found.append(dict(loss=float(loss.detach()), clipped=clipped, advantage=advantage))
                 return loss
 
         return Given
@@ -251,6 +252,7 @@ def trl_updates(config: AlignConfig, gradients: Path) -> Callable[[None], Piece]
     told = {}
     if config.objective == "grpo":
         told["loss_type"] = "dapo" if config.policy_gradient.minibatches == 1 else "bnpo"
+        told["use_bias_correction_kl"] = False
     micro = config.batch_size // config.policy_gradient.minibatches
     trainer = trl_trainer(config, micro, change, **told)
     importlib.import_module(type(trainer).__mro__[1].__module__).shuffle_sequence_dict = lambda x: x
