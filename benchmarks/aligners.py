@@ -1,13 +1,13 @@
 """Both sides of a comparison of `rmjax.align`: it, and TRL's trainers told to do what it does."""
 
-import contextlib
 import importlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from timing import CLOCKS, Piece
 from trainers import trainer_arguments
 
@@ -106,8 +106,6 @@ def rmjax_updates(config: AlignConfig, gradients: Path) -> Callable[[None], Piec
 
 def as_hf(params: Any, model: Any) -> dict[str, Any]:
     """A tree of parameters, or of their gradients, as Hugging Face names them."""
-    import numpy as np
-
     from rmjax.checkpoints.hf_mapping import hf_keys, to_hf
     from rmjax.models.parameters import TABLE, axis_sizes, flatten
 
@@ -200,9 +198,7 @@ def prompts_of_steps(config: AlignConfig) -> list[dict[str, Any]]:
     prompts = read_prompts(config, tokenizer, config.data.train, "train")
     each = config.batch_size // config.rollout.n
     plan = plan_prompts(len(prompts), each=each, seed=config.seed, steps=config.steps)
-    return [
-        {"prompt": prompts.conversations[number].messages} for step in plan for number in step
-    ]
+    return [{"prompt": prompts.conversations[number].messages} for step in plan for number in step]
 
 
 def trl_reward(prompts: Any, completions: Any, **_: Any) -> list[float]:
@@ -267,12 +263,13 @@ def trl_updates(config: AlignConfig, gradients: Path) -> Callable[[None], Piece]
 
 def gradient_apart(model: Any, path: Path) -> float:
     """How far a tensor's gradient is from the one in a file at most, relative to its norm."""
-    from safetensors.torch import load_file
+    from safetensors.numpy import load_file
 
     ours = load_file(path)
-    theirs = {name: tensor.grad for name, tensor in model.named_parameters()}
+    theirs = {name: tensor.grad.numpy() for name, tensor in model.named_parameters()}
     assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
-    return max(float((ours[k] - theirs[k]).norm() / theirs[k].norm()) for k in ours)
+    norm = np.linalg.norm
+    return max(float(norm(ours[k] - theirs[k]) / norm(theirs[k])) for k in ours)
 
 
 def trl_loop(clock: str, pause: Callable[..., None], config: AlignConfig, micro: int) -> None:
