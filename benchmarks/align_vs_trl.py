@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=2, help="of a step, for `equal`")
     parser.add_argument("--prompts", type=int, default=4, help="of a step")
     parser.add_argument("--samples", type=int, default=8, help="of each prompt")
-    parser.add_argument("--prompt", type=int, default=128, help="most tokens of a prompt")
+    parser.add_argument("--prompt", type=int, default=256, help="most tokens of a prompt")
     parser.add_argument("--tokens", type=int, default=128, help="of a sample")
     parser.add_argument("--kl", type=float, help="TRL's beta; each method's own, unless given")
     parser.add_argument("--learning-rate", type=float, default=1e-5)
