@@ -13,36 +13,36 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from rmjax.alignment.learning import Known, learned_data
+from rmjax.alignment.critic import Critic
+from rmjax.alignment.memory import memory_lines, plan_memory, reward_model
 from rmjax.alignment.prompts import plan_prompts, read_prompts
+from rmjax.alignment.reference import Reference
 from rmjax.alignment.rewards import open_reward
-from rmjax.alignment.rollouts import read_rollout, rollout_file, write_rollout
-from rmjax.alignment.steps import Sampling, StepRows, held_out_rollout, make_rollout, reward_of
+from rmjax.alignment.rollouts import held_out_file, read_rollout, rollout_file, write_rollout
+from rmjax.alignment.steps import Sampling, held_out_rollout, make_rollout, reward_of
+from rmjax.alignment.updates import Learner, updates_of
 from rmjax.checkpoints.end_tokens import end_tokens
 from rmjax.checkpoints.manager import Checkpoints
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.config import AlignConfig, Config, as_flat_dict
-from rmjax.data.batch import batch_axes
-from rmjax.data.batches import Batches
 from rmjax.errors import UserError
-from rmjax.inference.score_step import make_token_scores, score_tokens
 from rmjax.runtime.compilation import enable_compilation_cache
 from rmjax.runtime.memory import keep_freed_memory
 from rmjax.runtime.processes import Preemption, check_agreement
-from rmjax.runtime.sharding import Sharding, make_mesh, put
+from rmjax.runtime.sharding import Sharding, make_mesh
 from rmjax.train import is_due
 from rmjax.training.command_line import run_with_config
 from rmjax.training.console import conclude
 from rmjax.training.experiment import config_objective, first_params, make_model, pick_tokenizer
 from rmjax.training.logger import MetricsLogger
-from rmjax.training.objectives.rollouts import chosen_method
-from rmjax.training.step import Metrics, Program, TrainState, make_program
+from rmjax.training.objectives.rollouts import has_critic
+from rmjax.training.step import TrainState, make_program
 from rmjax.training.validate_config import validate
 from rmjax.training.workdir import open_workdir, package_versions, record_run
 
 
 def align(config: Config) -> None:
-    """Runs the experiment from where it is to its end.
+    """Runs the experiment from where it is to its end; every process of it calls this.
 
     Raises:
       UserError: something that the user can fix.
@@ -50,10 +50,6 @@ def align(config: Config) -> None:
     if not isinstance(config, AlignConfig):
         raise UserError("this config is for `python -m rmjax.train`; give an AlignConfig")
     check_agreement("config", as_flat_dict(validate(config)) | package_versions())
-    if jax.process_count() > 1:
-        raise UserError(
-            f"{jax.process_count()} processes: sampling runs in one process so far; use one host"
-        )
     enable_compilation_cache()
     keep_freed_memory()
     with open_workdir(config) as workdir:
@@ -61,15 +57,14 @@ def align(config: Config) -> None:
 
 
 def align_in(workdir: Path, config: AlignConfig) -> None:
-    """Runs the experiment in its directory."""
-    console = Console(highlight=False, soft_wrap=True)
+    """Runs the experiment in its directory; every process computes, the first one writes."""
+    console = Console(quiet=jax.process_index() != 0, highlight=False, soft_wrap=True)
 
     # ---- policy, tokenizer, reward -----------------------------------------------------------
     sharding = Sharding(make_mesh(config.mesh))
     source = open_pretrained(config.init, config.chat_template) if config.init else None
     model = make_model(config, source, sharding)
     tokenizer = pick_tokenizer(config, source, model.config.vocab_size)
-    reward = open_reward(config.reward, config.mesh)
 
     # ---- prompts -----------------------------------------------------------------------------
     each = config.batch_size // config.rollout.n
@@ -82,47 +77,65 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
     )
 
     # ---- step --------------------------------------------------------------------------------
-    method = chosen_method(config.objective, config.policy_gradient)
-    updates, total = config.policy_gradient.minibatches, len(plan)
+    total = len(plan)
+    updates = total * updates_of(config)
     program = make_program(
         model,
         config_objective(config),
         config.optimizer,
-        steps=total * updates,
+        steps=updates,
         trainable=config.trained,
         seed=config.seed,
     )
+    critic = Critic(config, model, tokenizer, updates) if has_critic(config) else None
+    learner = Learner(config, model, program, critic)
     ends = end_tokens(source.files if source else None, tokenizer)
-    sampling, rows = Sampling(config, model, tokenizer, ends), StepRows(config, model)
-    token_scores = make_token_scores(model)
+    sampling = Sampling(config, model, tokenizer, ends)
+    rewards = [reward_model(config.reward.model, model)] if config.reward.model else []
+    states = [program.abstract, *([critic.program.abstract] if critic else [])]
+    for line in memory_lines(plan_memory(config, model, states, rewards)):
+        console.print(f"{'memory':<11} {line}", markup=False)
+    reward = open_reward(config.reward, config.mesh)
 
     # ---- state: 1. the run's last checkpoint, 2. the weights of `init`, 3. random weights ------
     checkpoints = Checkpoints(workdir)
     start = checkpoints.latest or 0
     data_key = prompts.data().key
+    seen = {"step": start, "prompts": data_key}
+    check_agreement("data", seen | ({"held out": held_out.data().key} if held_out else {}))
     if start and checkpoints.metadata(start)["position"] != {"next_step": start, "data": data_key}:
         raise UserError(f"{workdir}: step {start} was made with other prompts; use those again")
     if start >= total:
         checkpoints.close()
         console.print(f"nothing to do: step {start} of {total} is done")
         return
-    reference, origin = first_params(config, source, model)
+    first, origin = None, ""
+    if not (start and config.lora.rank):
+        first, origin = first_params(config, source, model)
+    reference = Reference(model, None if config.lora.rank else first)
     if start:
-        state = TrainState.from_items(checkpoints.restore(start, program.abstract.items()))
+        first = None  # the state needs its room
+        wanted = program.abstract.items() | (critic.abstract() if critic else {})
+        items = checkpoints.restore(start, wanted)
+        state = TrainState.from_items(items)
+        if critic:
+            critic.resume(items)
         origin = f"this run's, after step {start}"
     else:
-        state = program.start(jax.tree.map(lambda x: x.copy(), reference))
-    reference = jax.jit(lambda p: jax.tree.map(lambda x: x.astype(model.options.dtype), p))(
-        reference
-    )
+        assert first is not None
+        state = program.start(first)
+        if critic:
+            critic.start()
+    del first  # donated with the state
     described = held_out.data() if held_out else None
     record_run(workdir, config, model, tokenizer, prompts.data(), described, source)
     for name, said in (
         ("run", workdir),
         ("weights", origin),
         ("prompts", f"{prompts.source}: {said_of(prompts.counts)}"),
-        ("step", f"{each} prompts, {config.rollout.n} samples of each, {updates} updates"),
-        ("method", f"{config.objective}, kl {method.kl:g}"),
+        ("step", f"{each} prompts, {config.rollout.n} samples of each, {learner.updates} updates"),
+        ("method", f"{config.objective}, kl {learner.method.kl:g}"),
+        *([("critic", critic.name)] if critic else []),
     ):
         console.print(f"{name:<11} {said}", markup=False)
 
@@ -139,6 +152,8 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
     ):
         if held_out and not start:
             found = held_out_rollout(sampling, state.params, held_out, reward)
+            made_by = {"step": 0, "seed": config.seed}
+            write_rollout(held_out_file(workdir, 0), found, held_out, made_by)
             report.numbers(0, reward_of(found))
         for step in range(start + 1, total + 1):
             # 1. Samples with their rewards: those that a killed step left, or new ones.
@@ -153,25 +168,17 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
                 write_rollout(file, rollout, prompts, made_by)
             sampled = time.monotonic()
 
-            # 2. What the policy and the reference say of them; advantages.
+            # 2. What the policy and the reference say of them.
             data = rollout.data(prompts)
-            whole = rows.whole(data)
-            old, entropy = score_tokens(token_scores, state.params, whole, sharding)
-            kept, _ = score_tokens(token_scores, reference, whole, sharding)
-            known = Known(old, entropy, kept, rollout.sampled_log_probabilities(data))
-            data, values = learned_data(rollout, data, known, method, config.reward)
+            known = learner.known(state.params, reference, rollout, data)
             scored = time.monotonic()
 
             # 3. Updates.
-            batches = rows.minibatches(data, updates)
-            state, of_updates = update(program, state, batches, sharding)
-            values |= of_updates
+            state, values, tokens, padded = learner(state, rollout, data, known)
             check_finite(step, values, file)
             values["seconds_sampling"] = sampled - began
             values["seconds_scoring"] = scored - sampled
             values["seconds_updating"] = time.monotonic() - scored
-            tokens = sum(batches.tokens(part) for part in range(updates))
-            padded = sum(batches.padded_tokens(part) for part in range(updates))
             report.step(step, values, tokens, padded)
 
             stopped = preemption.requested(step)
@@ -179,7 +186,9 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
             saving = stopped or is_due(step, config.checkpoint_every, total)
             evaluation = None
             if evaluating:
-                found = reward_of(held_out_rollout(sampling, state.params, evaluating, reward))
+                answers = held_out_rollout(sampling, state.params, evaluating, reward)
+                write_rollout(held_out_file(workdir, step), answers, evaluating, made_by)
+                found = reward_of(answers)
                 report.numbers(step, found)
                 loss = -found["held_out/reward"]
                 evaluation = {"validation_loss": loss, "attributes": {}} | found
@@ -187,7 +196,7 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
             if saving:
                 checkpoints.save(
                     step,
-                    state.items(),
+                    state.items() | (critic.items() if critic else {}),
                     position={"next_step": step, "data": data_key},
                     config=flat_config,
                     evaluation=evaluation,
@@ -199,19 +208,6 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
         console.print(f"stopped by SIGTERM, step {step} of {total} is saved; run again to continue")
     else:
         conclude(console, workdir, checkpoints.evaluations, policy=True)
-
-
-def update(
-    program: Program, state: TrainState, batches: Batches, sharding: Sharding
-) -> tuple[TrainState, dict[str, float]]:
-    """A step of each batch; and the means of what these report."""
-    found = []
-    for part in range(len(batches)):
-        batch = put(batches[part], batch_axes(batches[part]), sharding)
-        state, metrics = program.step(state, batch)
-        found.append(metrics)
-    names = Metrics._fields
-    return state, {name: float(np.mean([getattr(m, name) for m in found])) for name in names}
 
 
 def said_of(counts: dict[str, int]) -> str:

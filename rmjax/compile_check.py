@@ -3,6 +3,8 @@
     python -m rmjax.compile_check --config=configs/llama70b_regression.py --topology=v5p:4x4x4
 
 With `--sample=prompt:180,tokens:512,n:10,rows:1280` it compiles sampling from the config's model.
+Of a config of `rmjax.align` it compiles all programs of a step; `--sample=prompt:180,tokens:512`
+then says how long prompts and samples are.
 
 Needs `pip install 'rmjax[aot]'`: the TPU compiler, which runs on any Linux machine; for GPUs
 (`--topology=h100:8`) `'rmjax[cuda12]'`, and no GPU. The exit status is 0 if the program fits the
@@ -19,12 +21,21 @@ import jax
 from absl import flags
 from rich.console import Console
 
+from rmjax.aot.alignment import alignment_load, check_alignment
 from rmjax.aot.hardware import Chip
-from rmjax.aot.output import as_json, sampling_as_json, show, show_ranking, show_sampling
+from rmjax.aot.output import (
+    alignment_as_json,
+    as_json,
+    sampling_as_json,
+    show,
+    show_alignment,
+    show_ranking,
+    show_sampling,
+)
 from rmjax.aot.program import Workload, architecture, check_program, topology_devices
 from rmjax.aot.sampling import SamplingLoad, check_sampling, parse_sampling, sampling_mesh
 from rmjax.aot.search import search_meshes
-from rmjax.config import Config
+from rmjax.config import AlignConfig, Config
 from rmjax.errors import UserError
 from rmjax.runtime.sharding import make_mesh, parse_mesh
 from rmjax.training.command_line import run_with_config
@@ -53,7 +64,8 @@ _RESPONSES = flags.DEFINE_integer("responses", 2, "Responses to a prompt, with -
 _SAMPLE = flags.DEFINE_string(
     "sample",
     None,
-    "Compiles sampling from the model instead: prompt:180,tokens:500,n:10,rows:512.",
+    "Compiles sampling from the model instead: prompt:180,tokens:500,n:10,rows:512. Of a config of "
+    "rmjax.align, how long prompts and samples are: prompt:180,tokens:500.",
 )
 _MESH = flags.DEFINE_string("mesh", None, "Of sampling, as data:8,tensor:8; chosen if not given.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON.")
@@ -66,10 +78,17 @@ def run(config: Config) -> None:
     validate(config)
     if not _TOPOLOGY.value:
         raise UserError("which hardware? --topology=v5p:4x4x4")
-    load = _workload(config) if _SAMPLE.value is None else _sampling(_SAMPLE.value)
+    aligning = isinstance(config, AlignConfig) and not _SEARCH.value
+    if aligning:
+        load = _alignment(config)
+    else:
+        load = _workload(config) if _SAMPLE.value is None else _sampling(_SAMPLE.value)
     devices, chip = topology_devices(_TOPOLOGY.value, _SLICES.value)
     name = _TOPOLOGY.value + (f" x {_SLICES.value} slices" if _SLICES.value > 1 else "")
     console = Console(highlight=False)
+    if aligning:
+        assert isinstance(load, SamplingLoad)
+        sys.exit(0 if _alignment_fits(config, name, devices, chip, load, console) else 1)
     if isinstance(load, SamplingLoad):
         sys.exit(0 if _sampling_fits(config, name, devices, chip, load, console) else 1)
     if _SEARCH.value:
@@ -104,6 +123,23 @@ def _sampling_fits(
     return report.fits
 
 
+def _alignment_fits(
+    config: AlignConfig,
+    topology: str,
+    devices: list[Any],
+    chip: Chip,
+    load: SamplingLoad,
+    console: Console,
+) -> bool:
+    """Compiles and prints a step of `rmjax.align`; whether it fits."""
+    report = check_alignment(config, topology, make_mesh(config.mesh, devices), chip, load)
+    if _JSON.value:
+        print(json.dumps(alignment_as_json(report, chip), indent=2))
+    else:
+        show_alignment(report, console)
+    return report.fits
+
+
 def _workload(config: Config) -> Workload:
     """What the flags say of a step. A policy predicts what stands behind the prompt.
 
@@ -126,6 +162,24 @@ def _workload(config: Config) -> Workload:
         prompt = max(0, prompt - 1)
     responses = _RESPONSES.value if _PROMPT.value else 1
     return Workload(config.batch_size, tokens, prompt, responses, predicted)
+
+
+def _alignment(config: AlignConfig) -> SamplingLoad:
+    """What the flags say of a step of `rmjax.align`."""
+    if _TOKENS.value or _PROMPT.value or _MESH.value:
+        raise UserError(
+            "of a config of rmjax.align --sample=prompt:COUNT,tokens:COUNT says how long prompts "
+            "and samples are, and config.rollout.mesh on what mesh they are made: leave out "
+            "--tokens, --prompt, --mesh"
+        )
+    if _SAMPLE.value is None:
+        return alignment_load(config, None)
+    if {"n", "rows"} & {part.partition(":")[0] for part in _SAMPLE.value.split(",")}:
+        raise UserError(
+            f"--sample={_SAMPLE.value}: of a config of rmjax.align, rollout.n and rollout.rows are "
+            "its own; leave them out"
+        )
+    return alignment_load(config, parse_sampling(_SAMPLE.value))
 
 
 def _sampling(text: str) -> SamplingLoad:

@@ -122,6 +122,9 @@ class RolloutConfig:
       max_tokens: of a sample.
       stop: texts that end a sample.
       rows: samples that are made at once.
+      mesh: how weights lie while they sample, on the same devices. None for as they are trained; a
+        mesh with `fsdp` gathers them for every token, one of `data` and `tensor` does not. The
+        samples are the same.
     """
 
     n: int = 8
@@ -131,6 +134,7 @@ class RolloutConfig:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     rows: int = 64
+    mesh: MeshConfig | None = None
 
 
 @dataclasses.dataclass
@@ -165,12 +169,41 @@ class PolicyGradientConfig:
       clip_below: how far below 1 the ratio of the policy to the sampling one counts.
       clip_above: likewise above.
       minibatches: optimizer steps that a step's samples are divided into.
+      passes: how often a step's samples are gone through.
+      ratings: that answers shall have, `helpfulness:4,verbosity:2`, of the reward's attributes;
+        for `steerlm2`.
     """
 
     kl: float | None = None
     clip_below: float | None = None
     clip_above: float | None = None
     minibatches: int = 1
+    passes: int = 1
+    ratings: str = ""
+
+
+@dataclasses.dataclass
+class CriticConfig:
+    """The critic of `ppo`, which says what is to be expected of a sample so far.
+
+    Attributes:
+      init: a reward model to start from, with the policy's tokens; empty for the one that rewards.
+      value: how its attributes become one number; see `rmjax.load`.
+      optimizer: its own; NeMo-Aligner's learning rate.
+      discount: of what comes a token later.
+      smoothing: lambda of generalized advantages (arXiv 1506.02438): 1 believes what came of a
+        sample, 0 the critic.
+      clip: how far a step may move its values.
+    """
+
+    init: str = ""
+    value: str = ""
+    optimizer: OptimizerConfig = dataclasses.field(
+        default_factory=lambda: OptimizerConfig(learning_rate=9e-6)
+    )
+    discount: float = 1.0
+    smoothing: float = 0.95
+    clip: float = 0.2
 
 
 @dataclasses.dataclass
@@ -254,12 +287,14 @@ class AlignConfig(Config):
       rollout: what is sampled.
       reward: what it is worth.
       policy_gradient: how it is learned from.
+      critic: of `ppo`; other methods take no notice of it.
     """
 
     objective: str = "reinforce"
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
     reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     policy_gradient: PolicyGradientConfig = dataclasses.field(default_factory=PolicyGradientConfig)
+    critic: CriticConfig = dataclasses.field(default_factory=CriticConfig)
 
 
 def as_flat_dict(config: Config) -> dict[str, Any]:

@@ -1,12 +1,14 @@
-"""Reports on a training run from its directory, on data before training, or on an alignment.
+"""Reports on a run from its directory, on data before training, or on rounds of an alignment.
 
-    python -m rmjax.report RUN [--out=DIR]
+    python -m rmjax.report RUN [--watch[=SECONDS]] [--out=DIR]
     python -m rmjax.report --data=PATH [--split=train] [--attributes=a,b,c] [--ratings=PATH2]
         [--tokenizer=DIR] [--out=DIR]
     python -m rmjax.report --rounds DIR DIR ... [--out=DIR]
 
-RUN is what --config.workdir named. It may still be running, may have been killed, and may have no
-evaluation; it is only read. Its report goes to RUN/report.
+RUN is what --config.workdir named, of rmjax.train or of rmjax.align. It may still be running, may
+have been killed, and may have no evaluation; it is only read. Its report goes to RUN/report. With
+--watch the report is written again when the run's files have changed, looked at every SECONDS (10),
+until the run is over or Ctrl-C. A browser loads the page again as often.
 
 PATH holds ratings or preference pairs in any form that training reads: a file, a directory, a hub
 id, or generated:COUNT. A directory in HelpSteer2's layout, with train.jsonl.gz and
@@ -18,13 +20,15 @@ them, scores-NAME.jsonl, as recipes/ writes them. The first is what the others a
 The report goes to report-rounds.
 
 A report is report.html, one file that needs no network; report.md with figures/; and report.json.
-docs/train.md, docs/data.md and docs/alignment.md describe them.
+docs/train.md, docs/online.md, docs/data.md and docs/alignment.md describe them.
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 from rich.console import Console
@@ -40,15 +44,18 @@ from rmjax.reports.datasets.sources import find_attributes, find_sources, short_
 from rmjax.reports.document import Document
 from rmjax.reports.writer import write_report
 
+_WATCH = 10.0  # seconds
 _ANY = (-sys.float_info.max, sys.float_info.max)  # the range of ratings: any finite number
 
 
-def report_run(run: str, out: str = "") -> tuple[Document, list[Path]]:
-    """Writes the report of a training run.
+def report_run(run: str, out: str = "", refresh: int = 0) -> tuple[Document, list[Path]]:
+    """Writes the report of a run of `rmjax.train` or `rmjax.align`.
 
     Args:
       run: its directory.
       out: where the report goes; `RUN/report` by default.
+      refresh: seconds after which a browser loads the page again, unless the run is over; 0 for
+        never.
 
     Returns:
       The document, and the files that were written.
@@ -56,13 +63,52 @@ def report_run(run: str, out: str = "") -> tuple[Document, list[Path]]:
     Raises:
       UserError: it is not a run, or the report cannot be written.
     """
+    from rmjax.reports.alignments.alignment_files import read_alignment
+    from rmjax.reports.alignments.page import alignment_data, alignment_document
     from rmjax.reports.runs.page import run_data, run_document
     from rmjax.reports.runs.run_directory import read_run
 
     directory = Path(run).expanduser()
     files = read_run(directory)
-    document = run_document(files)
-    return document, write_report(document, Path(out or directory / "report"), run_data(files))
+    if files.is_alignment:
+        found = read_alignment(files)
+        data = alignment_data(found)
+        document = alignment_document(found, data)
+    else:
+        document, data = run_document(files), run_data(files)
+    document = dataclasses.replace(document, refresh=0 if files.is_over else refresh)
+    return document, write_report(document, Path(out or directory / "report").expanduser(), data)
+
+
+def watch_run(run: str, out: str = "", *, seconds: float = _WATCH) -> tuple[Document, list[Path]]:
+    """Writes the report of a run again and again, until the run is over or Ctrl-C is pressed.
+
+    Args:
+      run: its directory.
+      out: where the report goes; `RUN/report` by default.
+      seconds: how often to look whether the run's files have changed.
+
+    Returns:
+      The last document, and the files that were written.
+
+    Raises:
+      UserError: it is not a run, or the report cannot be written.
+    """
+    from rmjax.reports.runs.run_directory import state_of_files
+
+    directory, seen = Path(run).expanduser(), None
+    try:
+        while True:
+            found = state_of_files(directory)
+            if found != seen:
+                document, written = report_run(run, out, refresh=max(1, round(seconds)))
+                print(f"{document.subtitle} {written[0]}", flush=True)
+                if not document.refresh:  # the run is over
+                    return document, written
+                seen = found
+            sleep(seconds)
+    except KeyboardInterrupt:
+        return report_run(run, out)  # a page that does not load again
 
 
 def report_data(
@@ -154,7 +200,15 @@ def _main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", nargs="?", help="directory of a training run")
+    parser.add_argument("run", nargs="?", help="directory of a run")
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        type=float,
+        const=_WATCH,
+        metavar="SECONDS",
+        help="write RUN's report again when its files change, until it is over",
+    )
     parser.add_argument("--data", help="ratings or preference pairs")
     parser.add_argument("--rounds", nargs="+", metavar="DIR", help="of policies' scored answers")
     parser.add_argument("--split", default="train", help="train (the default) or validation")
@@ -164,14 +218,21 @@ def _main() -> None:
     parser.add_argument("--out", default="", help="directory for the report")
     args = parser.parse_args()
     if [bool(args.run), bool(args.data), bool(args.rounds)].count(True) != 1:
-        raise UserError("give RUN, a training run's directory, or --data=PATH, or --rounds DIR ...")
+        raise UserError("give RUN, a run's directory, or --data=PATH, or --rounds DIR ...")
+    if args.watch is not None and not args.run:
+        raise UserError("--watch goes with RUN")
+    if args.watch is not None and not args.watch >= 1:
+        raise UserError(f"--watch={args.watch:g}: expected seconds, 1 or more")
     if args.rounds:
         document, files = report_rounds(args.rounds, args.out)
     elif args.run:
         for option in ("attributes", "ratings", "tokenizer"):
             if getattr(args, option):
                 raise UserError(f"--{option} goes with --data")
-        document, files = report_run(args.run, args.out)
+        if args.watch is None:
+            document, files = report_run(args.run, args.out)
+        else:
+            document, files = watch_run(args.run, args.out, seconds=args.watch)
     else:
         document, files = report_data(
             args.data,

@@ -5,7 +5,8 @@
 MODEL is whatever `rmjax.load` takes. IN is any source of data (docs/data.md): rows with a
 conversation, a prompt and a response, a pair, or a list of responses, such as samples. OUT gets
 each row with `scores` (the value of every response, in the row's order), `attributes`, `tokens`
-and `cut`. So a row with `responses` becomes a ranked list, which training reads as pairs.
+and `cut`. So a row with `responses` becomes a ranked list, which training reads as pairs. Rows that
+have scores are an error, unless --replace says that OUT gets these instead.
 
 What responses begin with is computed once for them. A killed command is continued by the same
 command: OUT is OUT.partial until it is whole.
@@ -29,7 +30,14 @@ from rmjax.runtime.sharding import parse_mesh
 
 
 def score(
-    model: str, source: str, out: str, *, split: str = "", max_length: int = 0, **options: Any
+    model: str,
+    source: str,
+    out: str,
+    *,
+    split: str = "",
+    max_length: int = 0,
+    replace: bool = False,
+    **options: Any,
 ) -> list[str]:
     """Writes a file of scores; see the top of this file.
 
@@ -39,6 +47,7 @@ def score(
       out: the file to write.
       split: which of the source's rows; empty for all.
       max_length: most tokens of a conversation, whose first ones are cut; 0 for the model's own.
+      replace: whether scores that the rows have are left out for these.
       options: of `rmjax.load`.
 
     Returns:
@@ -64,7 +73,7 @@ def score(
         "options": {name: str(option) for name, option in options.items()},
     }
     began = time.monotonic()
-    written = score_file(scorer, opened, Path(out), made_by)
+    written = score_file(scorer, opened, Path(out), made_by, replace)
     seconds, work = time.monotonic() - began, scorer.work
     lines = [f"{written.rows:,} rows"]
     if written.before:
@@ -96,6 +105,7 @@ def _main() -> None:
     add("--split", default="", help="which of the rows of IN; all by default")
     add("--value", help="scalar rule: an attribute, a published vector, {JSON}, or weights.json")
     add("--max-length", type=int, default=0, help="in tokens; by default the model's own")
+    add("--replace", action="store_true", help="of scores that IN has")
     add("--dtype", default="auto", help="auto, float32 or bfloat16")
     add("--quantize", default="", help="int8 or fp8; see docs/score.md")
     add("--chat-template", default="", metavar="NAME", help="which of MODEL's, if it has several")
@@ -110,6 +120,7 @@ def _main() -> None:
         args.out,
         split=args.split,
         max_length=args.max_length,
+        replace=args.replace,
         value=parse_value(args.value)[0],
         dtype=args.dtype,
         quantize=args.quantize,

@@ -1,7 +1,7 @@
-"""How much better than expected each of a prompt's samples is. All in float64, on the host."""
+"""How much better than expected a sample, or a token of it, is. All in float64, on the host."""
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 
 from rmjax.training.objectives.rollouts import Method
 
@@ -46,6 +46,40 @@ def advantages_of(rewards: Rewards, ended: Bool[np.ndarray, "P n"], method: Meth
     found = np.where(compared, rewards - total / np.maximum(count, 1), 0.0)
     if method.deviation is not None:
         found /= _deviation(rewards, known) + method.deviation
+    return found
+
+
+def generalized_advantages(
+    rewards: Float64[np.ndarray, "T"],
+    values: Float64[np.ndarray, "T"],
+    starts: Int64[np.ndarray, "N"],
+    lengths: Int64[np.ndarray, "N"],
+    discount: float,
+    smoothing: float,
+) -> Float64[np.ndarray, "T"]:
+    """How much better than a critic expected it was to say each token of N samples.
+
+    A_t is the sum over k of (discount x smoothing)^k d_(t+k), with d_t = r_t + discount x V_(t+1) -
+    V_t and a value of 0 after the last token (arXiv 1506.02438, eq. 16).
+
+    Args:
+      rewards: of each token.
+      values: what the critic expected before it.
+      starts: of each sample's tokens; those between samples have no advantage.
+      lengths: how many a sample has.
+      discount: of what comes a token later.
+      smoothing: lambda.
+    """
+    found = np.zeros(len(rewards))
+    longest = int(lengths.max(initial=0))
+    after = np.zeros(len(starts))  # of each sample, the advantage and the value one token later
+    later = np.zeros(len(starts))
+    for place in reversed(range(longest)):
+        there = lengths > place
+        at = starts[there] + place
+        step = rewards[at] + discount * later[there] - values[at]
+        after[there] = found[at] = step + discount * smoothing * after[there]
+        later[there] = values[at]
     return found
 
 

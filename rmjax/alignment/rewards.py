@@ -2,10 +2,11 @@
 
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 from jaxtyping import Float64
 
@@ -14,6 +15,7 @@ from rmjax.data.conversation import Conversation
 from rmjax.data.fields import is_number
 from rmjax.errors import UserError, shortened
 from rmjax.inference.scorer import Encoded, Scorer, load
+from rmjax.runtime.processes import from_first
 from rmjax.runtime.sharding import MeshConfig
 
 
@@ -40,7 +42,32 @@ def open_reward(config: RewardConfig, mesh: MeshConfig) -> Reward:
     """
     if config.model:
         return ModelReward(load(config.model, value=config.value or None, mesh=mesh))
-    return FunctionReward(config.function)
+    return AskedOnce(lambda: FunctionReward(config.function))
+
+
+class AskedOnce:
+    """A reward that process 0 alone opens and asks; the others are told what it said.
+
+    A model is computed by all processes, each on its own devices. A function need not say the same
+    on each of them, and may be dear to ask.
+    """
+
+    def __init__(self, opened: Callable[[], Reward]):
+        """Opens it, on process 0."""
+        self._reward = opened() if jax.process_index() == 0 else None
+
+    def __call__(
+        self, prompts: Sequence[Conversation], responses: Sequence[Sequence[str]]
+    ) -> tuple[Float64[np.ndarray, "P n"], list[list[dict[str, float] | None]] | None]:
+        """See `Reward`."""
+
+        def ask() -> tuple[list[list[float]], Any]:
+            assert self._reward is not None
+            rewards, attributes = self._reward(prompts, responses)
+            return rewards.tolist(), attributes
+
+        rewards, attributes = from_first("rewards", ask)
+        return np.asarray(rewards, np.float64), attributes
 
 
 class ModelReward:

@@ -5,11 +5,13 @@ people can look at it and the other commands read it.
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
@@ -18,6 +20,7 @@ from rmjax.data.tokenized import TokenizedData, in_memory
 from rmjax.errors import UserError, disk_errors
 from rmjax.generation.completions import Completion
 from rmjax.runtime.files import replace_file
+from rmjax.runtime.processes import from_first
 
 DIRECTORY = "rollouts"
 
@@ -48,6 +51,16 @@ class Rollout:
         """Tokens of each sample."""
         return np.asarray([[float(len(c.tokens)) for c in s] for s in self.completions])
 
+    def of_prompts(self, which: Int64[np.ndarray, "p"]) -> "Rollout":
+        """The samples of some of the step's prompts."""
+        rows = which.tolist()
+        return Rollout(
+            self.numbers[which],
+            [self.completions[i] for i in rows],
+            self.rewards[which],
+            self.attributes and [self.attributes[i] for i in rows],
+        )
+
     def data(self, prompts: Prompts) -> TokenizedData:
         """The samples as tokens, prompt after prompt."""
         tokens, of, spoken = [], [], []
@@ -73,8 +86,15 @@ def rollout_file(workdir: Path, step: int) -> Path:
     return workdir / DIRECTORY / f"step-{step:06d}.jsonl"
 
 
+def held_out_file(workdir: Path, step: int) -> Path:
+    """Where the samples of held-out prompts after a step are."""
+    return workdir / DIRECTORY / f"held-out-{step:06d}.jsonl"
+
+
 def write_rollout(path: Path, rollout: Rollout, prompts: Prompts, made_by: dict[str, Any]) -> None:
-    """Writes the samples of a step, whole or not at all."""
+    """Writes samples with their rewards, whole or not at all; process 0 does."""
+    if jax.process_index() != 0:
+        return
     lines = []
     for row, number in enumerate(rollout.numbers.tolist()):
         samples, asked = rollout.completions[row], prompts.conversations[number]
@@ -104,15 +124,23 @@ def write_rollout(path: Path, rollout: Rollout, prompts: Prompts, made_by: dict[
 
 
 def read_rollout(path: Path, made_by: dict[str, Any], numbers: Sequence[int]) -> Rollout | None:
-    """The samples that a killed step left; None if there are none.
+    """The samples that a killed step left; None if there are none. Every process must ask.
 
     Raises:
-      UserError: the file is of other prompts or another seed, or damaged.
+      UserError: the file is of other prompts or another seed, or damaged; or a process does not see
+        there what process 0 does.
     """
-    if not path.exists():
+    left = from_first("samples", lambda: _digest(path))
+    if not left:
         return None
+    if _digest(path) != left:
+        raise UserError(
+            f"{path}: not what process 0 reads there; config.workdir must be on a file system that "
+            "all processes share"
+        )
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # Not `splitlines`: samples may hold other characters that end lines, such as U+0085.
+        rows = [json.loads(line) for line in path.read_text("utf-8").removesuffix("\n").split("\n")]
         found = [row["number"] for row in rows]
         if found != [*numbers] or any(row.get(k) != v for row in rows for k, v in made_by.items()):
             raise UserError(f"{path}: not of this step of this run; remove it")
@@ -136,3 +164,8 @@ def read_rollout(path: Path, made_by: dict[str, Any], numbers: Sequence[int]) ->
             f"{path}: damaged ({error}); remove it, and the step is made again"
         ) from error
     return Rollout(np.asarray(found, np.int64), completions, rewards, attributes)
+
+
+def _digest(path: Path) -> str:
+    """Of a file's bytes; empty where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""

@@ -3,13 +3,14 @@
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Int64
 
 from rmjax.alignment.prompts import Prompts
 from rmjax.alignment.rewards import Reward
 from rmjax.alignment.rollouts import Rollout
+from rmjax.alignment.weights import moved
 from rmjax.config import AlignConfig
 from rmjax.data.batches import Batches
 from rmjax.data.planning import plan_rows
@@ -23,6 +24,7 @@ from rmjax.models.attention.dispatch import alignment, choose
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model
 from rmjax.models.parameters import Params
+from rmjax.runtime.sharding import Sharding, mesh_shape
 
 _HELD_OUT = 2**32 - 1  # the step whose noise samples of held-out prompts have
 _SEEDS = 1_000_003  # apart, those of two runs' steps
@@ -43,29 +45,44 @@ class Sampling:
           tokenizer: its.
           ends: tokens that end a sample.
         """
-        options, llama = model.options, model.config
-        kernel = choose(config.attention, llama, options.sharding, options.dtype)
-        sampled = ModelOptions(options.sharding, dtype=options.dtype, attention=kernel)
+        self.model = sampled_model(config, model)
         self.settings, self._seed = config.rollout, config.seed
-        self._policy = Policy(
-            Model(llama, sampled, model.head, model.lora), {}, tokenizer, ends, config.rollout.rows
-        )
-        dtype = options.dtype
-        self._cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(dtype), params))
+        self._policy = Policy(self.model, {}, tokenizer, ends, config.rollout.rows)
+        self._wanted = self.model.abstract(self.model.options.dtype)
 
     def __call__(self, params: Params, prompts: Prompts, numbers: Any, n: int, step: int) -> Any:
         """The samples of some prompts; their noise goes by the seed, the step and the prompt."""
         settings = dataclasses.asdict(self.settings)
-        del settings["rows"]
+        del settings["rows"], settings["mesh"]
         settings |= {"n": n, "seed": (self._seed * _SEEDS + step) % 2**32}
-        same = all(
-            leaf.dtype == self._policy.model.options.dtype for leaf in jax.tree.leaves(params)
-        )
-        self._policy.params = params if same else self._cast(params)
+        self._policy.params = moved(params, self._wanted)
         asked = [prompts.tokens[i] for i in numbers]
         found = self._policy(asked, SamplingSettings(**settings), [int(i) for i in numbers])
-        self._policy.params = {}  # they are donated with the next update
+        # Those of the mesh of training are donated with the next update, others need their room.
+        self._policy.params = {}
         return found
+
+
+def sampled_model(config: AlignConfig, model: Model) -> Model:
+    """The model that is trained, on the mesh that it samples on.
+
+    That has the devices of the mesh of training in their order, so that weights go from one to the
+    other within a program. Without a mesh of its own it is that of training, but for `context`: a
+    row has one token at a time. Devices that shared its tokens hold what they held, and other rows.
+
+    Raises:
+      UserError: the sizes of `rollout.mesh` do not multiply to the devices.
+    """
+    options, llama = model.options, model.config
+    mesh: Any = options.sharding.mesh
+    sizes = dict(mesh.shape, fsdp=mesh.shape["fsdp"] * mesh.shape["context"], context=1)
+    if config.rollout.mesh is not None:
+        sizes = mesh_shape(config.rollout.mesh, mesh.size)
+    devices = mesh.devices.reshape(*sizes.values())
+    sharding = Sharding(Mesh(devices, tuple(sizes), axis_types=mesh.axis_types))
+    kernel = choose(config.attention, llama, sharding, options.dtype)
+    sampled = ModelOptions(sharding, dtype=options.dtype, attention=kernel)
+    return Model(llama, sampled, model.head, model.lora)
 
 
 def make_rollout(
@@ -111,14 +128,11 @@ class StepRows:
         """Every sample once, a micro-batch a step, to score."""
         return evaluation_batches(data, self.shape, packing=self._packing, share=self._share)
 
-    def minibatches(self, data: TokenizedData, count: int) -> Batches:
-        """The updates of a step: the samples in so many parts, prompts kept together."""
-        parts = np.split(np.arange(len(data)), count)
-        rows = [
-            plan_rows(data, part, self.shape, packing=self._packing, share=self._share)
-            for part in parts
-        ]
-        return Batches(data, rows, self.shape, self._share, self._microbatches)
+    def update(self, data: TokenizedData) -> Batches:
+        """Every sample once, in one step of several micro-batches, to learn from."""
+        samples = np.arange(len(data))
+        rows = plan_rows(data, samples, self.shape, packing=self._packing, share=self._share)
+        return Batches(data, [rows], self.shape, self._share, self._microbatches)
 
 
 def reward_of(rollout: Rollout) -> dict[str, float]:

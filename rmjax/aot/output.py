@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rmjax.aot.alignment import AlignmentReport
 from rmjax.aot.hardware import Chip
 from rmjax.aot.program import Report, Workload
 from rmjax.aot.roofline import Prediction
@@ -102,6 +103,43 @@ def show_sampling(report: SamplingReport, load: SamplingLoad, console: Console) 
     console.print(f"FITS: {found}" if report.fits else f"DOES NOT FIT: {found}")
 
 
+def show_alignment(report: AlignmentReport, console: Console) -> None:
+    """Prints what a step of a policy that learns from its own samples comes to."""
+    chips, load = math.prod(report.mesh.values()), report.load
+    trained, sampled = (
+        ", ".join(f"{axis} {size}" for axis, size in mesh.items())
+        for mesh in (report.mesh, report.sampling.mesh)
+    )
+    console.print(f"topology    {report.topology}: {chips} chips; mesh {trained}")
+    console.print(f"sampling    mesh {sampled}")
+    console.print(
+        f"step        {report.samples} samples of {load.tokens:,} tokens, {load.n} of each prompt "
+        f"of {load.prompt:,}; {report.sampling.rows:,} made at once"
+    )
+    console.print(f"reward      {report.reward}", markup=False)
+    seconds = report.update.compile_seconds + report.sampling.compile_seconds
+    console.print(f"compiled    sampling and the update in {seconds:.0f} s\n")
+    table = _table("bytes a chip", "", "GiB", "there")
+    for part in report.parts:
+        table.add_row(part.name, f"{part.bytes / 2**30:.2f}", part.when)
+    table.add_row("the chip has", f"{report.memory / 2**30:.2f}", "")
+    console.print(table)
+    title = "programs, in GiB a chip; seconds are predicted by a roofline, not measured"
+    table = _table(title, "", "own", "with the rest", "calls", "s a step")
+    for phase in report.phases:
+        took = "-" if phase.seconds is None else f"{phase.seconds:.2f}"
+        sizes = (f"{phase.own / 2**30:.2f}", f"{phase.peak / 2**30:.2f}")
+        table.add_row(phase.name, *sizes, f"{phase.calls:,}", took)
+    console.print(table)
+    _show_unread(report.unread, console)
+    if report.seconds is not None:
+        tokens = report.samples * load.tokens / report.seconds
+        console.print(f"step {report.seconds:.1f} s; {tokens:,.0f} sampled tokens/s")
+    peak = max(report.phases, key=lambda phase: phase.peak)
+    found = f"{peak.peak / 2**30:.1f} of {report.memory / 2**30:.1f} GiB, most in: {peak.name}"
+    console.print(f"FITS: {found}" if report.fits else f"DOES NOT FIT: {found}")
+
+
 def _show_unread(unread: str, console: Console) -> None:
     if unread:
         console.print(
@@ -189,3 +227,14 @@ def sampling_as_json(report: SamplingReport) -> dict[str, Any]:
             "sampled_per_second": report.sampled,
         }
     return fields
+
+
+def alignment_as_json(report: AlignmentReport, chip: Chip) -> dict[str, Any]:
+    """A report in JSON's types, with what follows from it."""
+    return dataclasses.asdict(report) | {
+        "always": report.always,
+        "fits": report.fits,
+        "seconds": report.seconds,
+        "sampling": sampling_as_json(report.sampling),
+        "update": as_json(report.update, chip),
+    }

@@ -29,6 +29,7 @@ from rmjax.data.batch import (
     batch_axes,
 )
 from rmjax.data.planning import slots_for
+from rmjax.data.tokenized import TokenValues
 from rmjax.errors import UserError
 from rmjax.models.attention.dispatch import choose
 from rmjax.models.decoder_config import LlamaConfig
@@ -37,7 +38,7 @@ from rmjax.models.heads import head_outputs
 from rmjax.models.inputs import Rows
 from rmjax.models.layers import ModelOptions
 from rmjax.models.log_probabilities import CHUNK_LOOP, chunk_size
-from rmjax.runtime.sharding import Sharding, check_divisible
+from rmjax.runtime.sharding import Sharding, check_divisible, local_bytes
 from rmjax.training.experiment import config_objective, new_head, new_model
 from rmjax.training.objectives.objective import is_policy
 from rmjax.training.optimizer import partition
@@ -202,7 +203,7 @@ def check_program(config: Config, topology: str, mesh: Mesh, chip: Chip, load: W
     """
     began = time.monotonic()
     sharding, llama = Sharding(mesh), architecture(config)
-    kernel = choose(config.attention, llama, sharding, _dtype(config), config.row_length)
+    kernel = choose(config.attention, llama, sharding, dtype(config), config.row_length)
     step, state = abstract_program(config, llama, sharding, kernel)
     batch, microbatches = abstract_batch(config, sharding, load)
     context = mesh.shape["context"]
@@ -251,7 +252,7 @@ def abstract_program(
     Raises:
       UserError: something does not divide over the mesh.
     """
-    options = ModelOptions(sharding, dtype=_dtype(config), remat=config.remat, attention=attention)
+    options = ModelOptions(sharding, dtype=dtype(config), remat=config.remat, attention=attention)
     program = make_program(
         new_model(config, llama, options),
         config_objective(config),
@@ -263,7 +264,8 @@ def abstract_program(
     return program.step, program.abstract
 
 
-def _dtype(config: Config) -> Any:
+def dtype(config: Config) -> Any:
+    """That of the computation on accelerators."""
     return jnp.dtype("float32" if config.dtype == "float32" else "bfloat16")
 
 
@@ -289,7 +291,7 @@ def abstract_batch(config: Config, sharding: Sharding, load: Workload) -> tuple[
     pairs = Pairs(ints(pair), ints(pair), floats(pair), floats(pair))
     predicting: Any = jax.ShapeDtypeStruct((count, rows, length), jnp.bool_)
     if isinstance(config, AlignConfig):
-        targets = Rollouts(predicting, ints(length), *[floats(length)] * 4)
+        targets = Rollouts(predicting, ints(length), TokenValues._make([floats(length)] * 4))
     elif is_policy(config.objective):
         responses: Any = (predicting, *[floats(slots)] * 3)
         targets = PolicyTargets(Responses._make(responses), pairs)
@@ -320,11 +322,3 @@ def state_bytes(state: TrainState, trainable: tuple[str, ...]) -> dict[str, int]
         "optimizer": local_bytes(state.opt_state),
         "gradients": local_bytes(free),
     }
-
-
-def local_bytes(tree: Any) -> int:
-    """Bytes of arrays on one device, from shapes and shardings."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )

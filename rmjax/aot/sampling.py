@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 from rmjax.aot.attention_cost import Steps, kernel_steps
 from rmjax.aot.compiled import compile_program
 from rmjax.aot.hardware import Chip
-from rmjax.aot.program import local_bytes
 from rmjax.aot.roofline import Prediction
 from rmjax.data.row_layout import make_rows, segment_length
 from rmjax.errors import UserError
@@ -35,13 +34,13 @@ from rmjax.generation.programs import (
 )
 from rmjax.generation.sampler import Sampler
 from rmjax.models.attention.dispatch import choose
-from rmjax.models.decoder_config import LlamaConfig
+from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
 from rmjax.models.heads import LanguageModelHead
 from rmjax.models.inputs import ROWS_AXES
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model
 from rmjax.models.parameters import Params
-from rmjax.runtime.sharding import MeshConfig, Sharding
+from rmjax.runtime.sharding import MeshConfig, Sharding, local_bytes
 
 _DTYPE = jnp.bfloat16
 _RULE = make_rule(temperature=0.7, top_p=0.9, top_k=0)  # what costs most: it draws and leaves out
@@ -168,9 +167,25 @@ def sampling_mesh(llama: LlamaConfig, devices: int) -> MeshConfig:
 
 
 def check_sampling(
-    llama: LlamaConfig, topology: str, mesh: Mesh, chip: Chip, load: SamplingLoad
+    llama: LlamaConfig,
+    topology: str,
+    mesh: Mesh,
+    chip: Chip,
+    load: SamplingLoad,
+    *,
+    lora: LoraConfig = NO_LORA,
+    count: int = 0,
 ) -> SamplingReport:
     """Compiles sampling from a model in bfloat16 for `mesh` and counts what it does.
+
+    Args:
+      llama: the model.
+      topology: its name, for the report.
+      mesh: of its devices.
+      chip: which they are.
+      load: what is sampled.
+      lora: adapters that the model has.
+      count: of prompts; 0 for always more than are sampled at once.
 
     Raises:
       UserError: something does not divide over the mesh, or the model's context is too short.
@@ -184,33 +199,23 @@ def check_sampling(
     sharding = Sharding(mesh)
     kernel = choose("auto", llama, sharding, _DTYPE)
     options = ModelOptions(sharding, dtype=_DTYPE, attention=kernel)
-    model = Model(llama, options, LanguageModelHead(llama.tie_word_embeddings))
+    model = Model(llama, options, LanguageModelHead(llama.tie_word_embeddings), lora)
     sampler, params = Sampler(model, load.rows), model.abstract(_DTYPE)
-    # Of each prompt's tokens the last is read with the sample. There are always more prompts.
-    places = load.prompt - 1
-    several = [places] * (2 * load.rows)
+    places = load.prompt - 1  # of a prompt: its last token is read with the sample
+    several = [places] * (count or 2 * load.rows)
     first = sampler.cache_shape(several, load.n)
     shape = dataclasses.replace(first, slots=sampler.most_slots(load.tokens))
     chunk = compile_program(
         _trace_chunk(sampler, params, model, shape), mesh, chip, {TOKEN_LOOP: CHUNK}, Steps()
     )
 
-    of_prompts = sampler.prompt_rows(several)
-    segment = max(1, segment_length([places], 0, of_prompts.align))
-    rows = _placed(make_rows([], of_prompts.rows, of_prompts), ROWS_AXES, sharding)
-    source = jax.ShapeDtypeStruct(
-        (shape.groups, shape.places), np.int32, sharding=sharding.activation(("row", "place"))
-    )
-    insert: Any = sampler.programs.insert
-    traced = insert.trace(params, cache_shapes(model, shape), rows, source)
-    steps = kernel_steps((0, [places]), segment, of_prompts.length, 1, chip)
+    traced, at_once, steps = _trace_prompts(sampler, params, model, shape, several, chip)
     prompts = compile_program(traced, mesh, chip, {}, steps)
 
     weights = local_bytes(params)
     cache = local_bytes(cache_shapes(model, shape))
     looked_up = 0 if llama.tie_word_embeddings else local_bytes(params["embed"])
     peak = max(chunk.peak, prompts.peak, weights + cache + _before(model, shape, first))
-    at_once = of_prompts.rows * min(of_prompts.slots, of_prompts.length // segment)
     read = weights - looked_up + cache
     return SamplingReport(
         topology=topology,
@@ -228,7 +233,7 @@ def check_sampling(
         chunk=chunk.prediction,
         prompts=prompts.prediction,
         prompts_at_once=at_once,
-        calls=-(-math.ceil(shape.groups * shape.members / load.n) // at_once),
+        calls=-(-min(len(several), math.ceil(shape.groups * shape.members / load.n)) // at_once),
         tokens=load.tokens,
         unread=chunk.unread or prompts.unread,
         compile_seconds=time.monotonic() - began,
@@ -242,13 +247,34 @@ def _trace_chunk(sampler: Sampler, params: Params, model: Model, shape: Shape) -
     states = RowStates._make(
         np.zeros(size, dtypes.get(name, np.int32)) for name in RowStates._fields
     )
-    placed = _placed(states, ROW_STATES_AXES, model.options.sharding)
+    now = placed(states, ROW_STATES_AXES, model.options.sharding)
     sample: Any = sampler.programs.sample
     ends, cache = np.zeros(2, np.int32), cache_shapes(model, shape)
-    return sample.trace(params, cache, placed, np.int32(0), np.uint32(0), ends, _RULE)
+    return sample.trace(params, cache, now, np.int32(0), np.uint32(0), ends, _RULE)
 
 
-def _placed(arrays: Any, axes: Any, sharding: Sharding) -> Any:
+def _trace_prompts(
+    sampler: Sampler,
+    params: Params,
+    model: Model,
+    shape: Shape,
+    places: Sequence[int],
+    chip: Chip,
+) -> tuple[jax.stages.Traced, int, Steps]:
+    """The program of a call that computes prompts, all of so many places; how many; its steps."""
+    sharding, rows = model.options.sharding, sampler.prompt_rows(places)
+    segment = max(1, segment_length(places[:1], 0, rows.align))
+    laid = placed(make_rows([], rows.rows, rows), ROWS_AXES, sharding)
+    source = jax.ShapeDtypeStruct(
+        (shape.groups, shape.places), np.int32, sharding=sharding.activation(("row", "place"))
+    )
+    insert: Any = sampler.programs.insert
+    traced = insert.trace(params, cache_shapes(model, shape), laid, source)
+    steps = kernel_steps((0, [places[0]]), segment, rows.length, 1, chip)
+    return traced, rows.rows * min(rows.slots, rows.length // segment), steps
+
+
+def placed(arrays: Any, axes: Any, sharding: Sharding) -> Any:
     """Shapes and shardings of arrays whose axes are named."""
 
     def shape(array: np.ndarray, names: Sequence[str]) -> jax.ShapeDtypeStruct:

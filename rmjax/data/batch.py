@@ -74,18 +74,13 @@ class Rollouts(NamedTuple):
     Attributes:
       predicting: the places that predict a token of a sample.
       slots: which of the row's samples that token is of; 0 elsewhere.
-      old: the token's log-probability by the policy that sampled it.
-      reference: likewise, by the policy that the trained one is held to; 0 without one.
-      advantages: how much better than expected the token was.
-      shares: what the token's loss counts; losses are divided by the sum of these.
+      values: of that token, `TokenValues`, or of a critic `TokenReturns`: arrays [..., L] of
+        float32.
     """
 
     predicting: Bool[jax.Array, "... L"]
     slots: Int32[jax.Array, "... L"]
-    old: Float32[jax.Array, "... L"]
-    reference: Float32[jax.Array, "... L"]
-    advantages: Float32[jax.Array, "... L"]
-    shares: Float32[jax.Array, "... L"]
+    values: Any
 
 
 class Batch(NamedTuple):
@@ -124,13 +119,11 @@ BATCH_AXES = Batch._make(
     [_by_microbatch(ROWS_AXES), _by_microbatch(TARGETS_AXES), ("microbatch", "row", "sample"), ()]
 )
 POLICY_BATCH_AXES = BATCH_AXES._replace(targets=_by_microbatch(POLICY_TARGETS_AXES))
-ROLLOUT_BATCH_AXES = BATCH_AXES._replace(
-    targets=_by_microbatch(Rollouts._make([("row", "length")] * len(Rollouts._fields)))
-)
 
 
 def batch_axes(batch: Batch) -> Batch:
     """The names of each array's axes in this batch."""
     if isinstance(batch.targets, Rollouts):
-        return ROLLOUT_BATCH_AXES
+        places: Any = jax.tree.map(lambda _: ("microbatch", "row", "length"), batch.targets)
+        return BATCH_AXES._replace(targets=places)
     return POLICY_BATCH_AXES if isinstance(batch.targets, PolicyTargets) else BATCH_AXES

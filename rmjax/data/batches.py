@@ -187,7 +187,7 @@ def make_policy_targets(
 
 
 def make_rollouts(data: TokenizedData, samples: Int[np.ndarray, "B S"], rows: Rows) -> Rollouts:
-    """What a policy learns from its own samples in rows, as numpy arrays.
+    """What a policy or its critic learns from its own samples in rows, as numpy arrays.
 
     Args:
       data: the samples, with `spoken` and `values`.
@@ -198,11 +198,12 @@ def make_rollouts(data: TokenizedData, samples: Int[np.ndarray, "B S"], rows: Ro
     slots = np.zeros(rows.tokens.shape, np.int32)
     for row, slot in np.argwhere(samples >= 0).tolist():
         slots[row, own_places(rows, row, slot)] = slot
-    values = [
+    values = type(data.values)._make(
         at_predecessors(functools.partial(data.of_sample, x), samples, rows, np.float32)
         for x in data.values
-    ]
-    return Rollouts._make([predicting(data, samples, rows), slots, *values])
+    )
+    targets: Any = (predicting(data, samples, rows), slots, values)
+    return Rollouts._make(targets)
 
 
 def _pairs(data: TokenizedData, samples: Int[np.ndarray, "B S"]) -> Pairs:

@@ -31,6 +31,20 @@ class TokenValues(NamedTuple):
     shares: Float32[np.ndarray, "T"]
 
 
+class TokenReturns(NamedTuple):
+    """What a critic of such samples is trained with, likewise.
+
+    Attributes:
+      old: what it said of the state before the token, before the step.
+      returns: what came of it.
+      shares: what its loss counts; losses are divided by the sum of these.
+    """
+
+    old: Float32[np.ndarray, "T"]
+    returns: Float32[np.ndarray, "T"]
+    shares: Float32[np.ndarray, "T"]
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenizedData:
     """Tokenized samples; the responses to one prompt are adjacent.
@@ -53,7 +67,8 @@ class TokenizedData:
         the data do not say, or where there is no pair.
       spoken: of each of `tokens`, whether the assistant says it, which is what policies are trained
         on; None where nobody asked, as for a reward.
-      values: of each of `tokens`, where a policy learns from samples of its own; else None.
+      values: of each of `tokens`, where a policy or its critic learns from samples of its own; or
+        None.
     """
 
     attributes: tuple[str, ...]
@@ -71,7 +86,7 @@ class TokenizedData:
     key: str
     notes: tuple[str, ...] = ()
     spoken: Bool[np.ndarray, "T"] | None = None
-    values: TokenValues | None = None
+    values: TokenValues | TokenReturns | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -210,7 +225,9 @@ def subset(data: TokenizedData, samples: np.ndarray) -> TokenizedData:
         rows=data.rows[samples],
         chosen=data.chosen[samples],
         strengths=data.strengths[samples],
-        spoken=_concatenated(data, samples),
+        spoken=None if data.spoken is None else _of_samples(data, data.spoken, samples),
+        values=data.values
+        and type(data.values)._make(_of_samples(data, values, samples) for values in data.values),
         counts=data.counts
         | {
             "kept": len(samples) // data.samples_together,
@@ -221,11 +238,9 @@ def subset(data: TokenizedData, samples: np.ndarray) -> TokenizedData:
     )
 
 
-def _concatenated(data: TokenizedData, samples: np.ndarray) -> np.ndarray | None:
-    """Which of the tokens of some samples the assistant says."""
-    if data.spoken is None:
-        return None
-    return np.concatenate([data.spoken[:0], *(data.spoken_in(i) for i in samples)])
+def _of_samples(data: TokenizedData, values: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """What `values`, one of each token, has of the tokens of some samples."""
+    return np.concatenate([values[:0], *(data.of_sample(values, i) for i in samples)])
 
 
 def join(rated: TokenizedData, pairs: TokenizedData) -> TokenizedData:

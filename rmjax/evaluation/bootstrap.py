@@ -1,6 +1,7 @@
 """How sure a score is: bootstrap intervals, and a test of the difference of two models."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -34,6 +35,21 @@ def percentile_interval(drawn: Float[np.ndarray, "B"]) -> tuple[float, float]:
         return np.nan, np.nan
     low, high = np.nanpercentile(drawn, _PERCENTILES)
     return float(low), float(high)
+
+
+def mean_of_prompts(values: Float[np.ndarray, "P"]) -> dict[str, Any]:
+    """The mean over the prompts that have a value, with its 95 % interval (bootstrap over prompts).
+
+    Returns:
+      `mean`, `low` and `high`, None without a value, and `prompts`, how many have one.
+    """
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return {"mean": None, "low": None, "high": None, "prompts": 0}
+    units = [[number] for number in range(len(known))]
+    credits = Credits(("value",), (1.0,), known[:, None], units)  # pyright: ignore
+    low, high = percentile_interval(bootstrap_scores(credits, seed=[0]))
+    return {"mean": float(known.mean()), "low": low, "high": high, "prompts": len(known)}
 
 
 def sign_test(first: Float[np.ndarray, "U"], second: Float[np.ndarray, "U"]) -> dict[str, float]:

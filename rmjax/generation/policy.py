@@ -107,7 +107,7 @@ class Policy:
             self._sampler.samples(self.params, requests, settings, self.end_tokens, is_over),
             description="sampling",
             total=total,
-            disable=total < _BAR_FROM,
+            disable=total < _BAR_FROM or jax.process_index() != 0,
             transient=True,
         ):
             number, sample = done.resident.request.number, done.sample

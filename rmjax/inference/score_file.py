@@ -43,7 +43,9 @@ class Written:
     notes: tuple[str, ...] = ()
 
 
-def score_file(scorer: Scorer, source: Source, out: Path, made_by: dict[str, Any]) -> Written:
+def score_file(
+    scorer: Scorer, source: Source, out: Path, made_by: dict[str, Any], replace: bool = False
+) -> Written:
     """Writes each row of a source with its responses' scores.
 
     Beside its own fields a row gets, each a list with an entry for every response in the row's
@@ -56,6 +58,7 @@ def score_file(scorer: Scorer, source: Source, out: Path, made_by: dict[str, Any
       source: rows in any layout.
       out: the file; it must not exist.
       made_by: whatever decides what the file holds, in JSON's types.
+      replace: whether scores that the rows have are left out for these.
 
     Raises:
       UserError: a bad row, with its file; the file exists; or it was begun by something else.
@@ -70,7 +73,7 @@ def score_file(scorer: Scorer, source: Source, out: Path, made_by: dict[str, Any
     ):
         written = Written(before=file.before)
         task = bar.add_task("scoring rows", total=None, completed=written.before)
-        for part in _portions(source, reader, written, at_once):
+        for part in _portions(source, reader, written, at_once, replace):
             file.write(_scored(scorer, part, written))
             bar.update(task, completed=written.rows)
         if not written.rows:
@@ -83,7 +86,7 @@ _Scored = tuple[Row, list[Conversation]]
 
 
 def _portions(
-    source: Source, reader: RowReader, written: Written, at_once: int
+    source: Source, reader: RowReader, written: Written, at_once: int, replace: bool
 ) -> Iterator[list[_Scored]]:
     """Rows with about `at_once` conversations together; those that were written are passed over."""
     portion: list[_Scored] = []
@@ -91,8 +94,10 @@ def _portions(
     for done, row in enumerate(source):
         conversations = reader.responses(row)
         taken = [field for field in FIELDS if field in row.fields]
-        if taken:
-            raise UserError(f"{row.where}: there is a field {taken[0]!r} already; rename it")
+        if taken and not replace:
+            raise UserError(
+                f"{row.where}: there is a field {taken[0]!r} already; rename it, or say --replace"
+            )
         if done < written.before:
             written.rows += 1
             continue

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float32, Int32
 from rmjax.data.batch import Batch, PolicyTargets
 from rmjax.data.batches import Batches
 from rmjax.data.predicted import of_tokens
-from rmjax.models.heads import LanguageModelHead
+from rmjax.models.heads import LanguageModelHead, RewardHead
 from rmjax.models.inputs import ROWS_AXES, Rows
 from rmjax.models.log_probabilities import sums_of_samples
 from rmjax.models.model import Model
@@ -57,17 +57,20 @@ def response_scores(
     return sums_of_samples(found.tokens, rows)[..., None]
 
 
-TokenScoreFn = Callable[..., tuple[jax.Array, jax.Array]]
+TokenScoreFn = Callable[..., tuple[jax.Array, ...]]
 
 
 def make_token_scores(model: Model) -> TokenScoreFn:
-    """The function that says what a language model thinks of tokens, whole on every process.
+    """The function that says what a model thinks of tokens, whole on every process.
 
-    It takes parameters, rows and the places [B, L] before the tokens, and returns at these places
-    log-probabilities and the entropies [B, L] of what the tokens were drawn from.
+    It takes parameters, rows and the places [B, L] before the tokens. At these places it returns,
+    [B, L] each, of a language model log-probabilities and the entropies of what the tokens were
+    drawn from; of a critic its values.
     """
 
-    def score(params: Params, rows: Rows, places: Bool[Array, "B L"]) -> tuple[Any, Any]:
+    def score(params: Params, rows: Rows, places: Bool[Array, "B L"]) -> tuple[Any, ...]:
+        if isinstance(model.head, RewardHead):
+            return (jnp.where(places, model(params, rows)[..., 0], 0.0),)
         found = model.log_probabilities(params, rows, places)
         return found.tokens, found.entropy
 
@@ -76,10 +79,8 @@ def make_token_scores(model: Model) -> TokenScoreFn:
 
 def score_tokens(
     score: TokenScoreFn, params: Params, batches: Batches, sharding: Sharding
-) -> tuple[Float32[np.ndarray, "T"], Float32[np.ndarray, "T"]]:
-    """Of each of the data's tokens its log-probability, and the entropy where it was drawn.
-
-    Both are 0 of tokens that the assistant does not say.
+) -> list[Float32[np.ndarray, "T"]]:
+    """What `score` says of each of the data's tokens, 0 of those that the assistant does not say.
 
     Args:
       score: from `make_token_scores`.
@@ -88,7 +89,7 @@ def score_tokens(
       sharding: the mesh.
     """
     data = batches.data
-    logs, entropies = np.zeros((2, len(data.tokens)), np.float32)
+    known: list[np.ndarray] = []
     for step in range(len(batches)):
         batch = batches[step]
         assert isinstance(batch.targets, PolicyTargets)
@@ -96,9 +97,11 @@ def score_tokens(
             lambda x: x[0], (batch.rows, batch.targets.responses.predicting)
         )
         placed = put(rows, ROWS_AXES, sharding), put(places, ("row", "length"), sharding)
-        for found, values in zip(score(params, *placed), (logs, entropies)):
-            of_tokens(np.asarray(found), np.asarray(batch.samples[0]), rows, data, values)
-    return logs, entropies
+        found = score(params, *placed)
+        known = known or [np.zeros(len(data.tokens), np.float32) for _ in found]
+        for numbers, values in zip(found, known):
+            of_tokens(np.asarray(numbers), np.asarray(batch.samples[0]), rows, data, values)
+    return known
 
 
 def make_features(model: Model) -> Callable[[Params, Rows], Float32[Array, "B S D"]]:

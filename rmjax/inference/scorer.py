@@ -297,7 +297,10 @@ class Scorer:
         planned, order = self._plan(encoded)
         steps = [(batches, step) for batches in planned for step in range(len(batches))]
         for batches, step in track(
-            steps, description="scoring", disable=len(steps) < _BAR_FROM, transient=True
+            steps,
+            description="scoring",
+            disable=len(steps) < _BAR_FROM or jax.process_index() != 0,
+            transient=True,
         ):
             batch = batches[step]
             self.work.computed += int((batch.rows.segment_ids > 0).sum())

@@ -27,9 +27,11 @@ class RewardHead:
 
     Attributes:
       attributes: how many.
+      everywhere: whether it reads every token instead, as a critic does.
     """
 
     attributes: int
+    everywhere: bool = False
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -43,7 +45,7 @@ class RewardHead:
 
     def positions(self, rows: Rows) -> Int32[Array, "B P"] | None:
         """Where it reads; None for every token."""
-        return rows.last_token_index
+        return None if self.everywhere else rows.last_token_index
 
     def __call__(self, params: Params, hidden: Float[Array, "B P D"]) -> Float32[Array, "B P A"]:
         """The scores of hidden states; of the parameters it takes its own."""

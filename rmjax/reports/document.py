@@ -153,12 +153,14 @@ class Document:
       subtitle: a sentence below the title.
       facts: names and values: what the report is about and how it was made.
       blocks: everything else.
+      refresh: seconds after which a browser loads the page again; 0 for never.
     """
 
     title: str
     subtitle: str
     facts: tuple[tuple[str, str], ...]
     blocks: tuple[Block, ...]
+    refresh: int = 0
 
     def __post_init__(self):
         names = [figure.name for figure in figures(self.blocks)]

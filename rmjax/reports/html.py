@@ -36,6 +36,7 @@ def render(document: Document) -> str:
     links = "".join(f'<a href="#{anchors[id(s)]}">{escape(s.text)}</a>' for s in sections)
     contents = f'<nav aria-label="Sections">{links}</nav>\n' if len(sections) >= _CONTENTS else ""
     subtitle = f'<p class="subtitle">{escape(document.subtitle)}</p>\n' if document.subtitle else ""
+    refresh = f'<meta http-equiv="refresh" content="{document.refresh}">\n'
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -43,7 +44,7 @@ def render(document: Document) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="referrer" content="no-referrer">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{escape(document.title)}</title>
+{refresh if document.refresh else ""}<title>{escape(document.title)}</title>
 <style>
 {STYLE}</style>
 </head>

@@ -5,6 +5,7 @@ devices: a message can be text, and a process that waits can still be told to ex
 process all of it does nothing.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -30,6 +31,7 @@ _FAREWELL_SECONDS = 10.0  # that a failed run waits for processes that do not an
 # Keys of the coordination service, the first two followed by the process's number.
 _FAILED, _ENDED, _SAID = "rmjax/failed/", "rmjax/ended/", "rmjax/said"
 _ending = threading.Lock()
+_asked = itertools.count()  # how often `from_first` was
 
 
 def barrier(where: str) -> None:
@@ -53,6 +55,21 @@ def broadcast(name: str, text: str) -> str:
         client.key_value_set(f"rmjax/broadcast/{name}", text)
         return text
     return client.blocking_key_value_get(f"rmjax/broadcast/{name}", round(_WAIT_SECONDS * 1000))
+
+
+def from_first(what: str, compute: Callable[[], Any]) -> Any:
+    """What process 0 computes, in JSON's types, on every process.
+
+    What fails on process 0 ends all of them, as every failure does; see `run_together`.
+
+    Args:
+      what: its name. Each is sent under a number of its own, so every process must ask as often.
+      compute: called on process 0 alone.
+    """
+    if _client() is None:
+        return compute()
+    text = json.dumps(compute()) if _state().process_id == 0 else ""
+    return json.loads(broadcast(f"{what} {next(_asked)}", text))
 
 
 def check_agreement(what: str, values: Mapping[str, Any]) -> None:

@@ -202,6 +202,14 @@ def check_divisible(name: str, shape: Sequence[int], sharding: NamedSharding) ->
             )
 
 
+def local_bytes(tree: Any) -> int:
+    """Bytes of arrays on one device, from shapes and shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
 def put(batch: Any, axes: Any, sharding: Sharding) -> Any:
     """Puts numpy arrays on the mesh; each process only the shards of its own devices."""
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float32, Int32
 from rmjax.config import OptimizerConfig
 from rmjax.data.batch import Batch, PolicyTargets, Rollouts
 from rmjax.inference.score_step import response_scores
+from rmjax.models.heads import LanguageModelHead
 from rmjax.models.init import abstract_model
 from rmjax.models.model import Model
 from rmjax.models.parameters import Params
@@ -189,8 +190,9 @@ def scores_of(
 
     Of a reward model these are the scores of each sample, of a language model the log-probability
     of its response; of one that learns from its own samples, of the token behind each place.
+    A critic's are its values at each place.
     """
-    if isinstance(batch.targets, Rollouts):
+    if isinstance(batch.targets, Rollouts) and isinstance(model.head, LanguageModelHead):
         places = batch.targets.predicting
         return model.log_probabilities(params, batch.rows, places, dropout).tokens[..., None]
     if not isinstance(batch.targets, PolicyTargets):

@@ -25,6 +25,7 @@ from rmjax.models.decoder import REMAT
 from rmjax.models.decoder_config import TARGETS
 from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
 from rmjax.training.objectives.objective import is_policy, objective_of
+from rmjax.training.objectives.rollouts import has_critic, parse_ratings
 
 # Fields that name one of a few things. (Config overrides cannot be typed as `Literal`.)
 _CHOICES = {
@@ -67,7 +68,7 @@ _RANGES = (
 
 # What a run may change when it is continued: none of these changes its numbers so far.
 _MAY_CHANGE = ("workdir", "eval", "checkpoint", "mesh.", "wandb", "steps", "epochs")
-_MAY_CHANGE += ("remat", "attention")
+_MAY_CHANGE += ("remat", "attention", "rollout.mesh")
 
 
 def validate(config: Config) -> Config:
@@ -183,7 +184,7 @@ def _check_alignment(config: AlignConfig) -> None:
         )
     if reward.value and not reward.model:
         raise UserError(f"config.reward.value = {reward.value!r} is of a model")
-    if rollout.n < 2:
+    if rollout.n < 2 and not has_critic(config):
         raise UserError(
             f"config.rollout.n = {rollout.n}: a sample is compared with the prompt's others, so "
             "there must be 2 or more"
@@ -203,6 +204,32 @@ def _check_alignment(config: AlignConfig) -> None:
         value = getattr(gradient, name)
         if value is not None and not 0 <= value < math.inf:
             raise UserError(f"config.policy_gradient.{name} = {value!r}: expected 0 or more")
+    if gradient.passes < 1:
+        raise UserError(f"config.policy_gradient.passes = {gradient.passes}: expected 1 or more")
+    if (config.objective == "steerlm2") != bool(gradient.ratings):
+        raise UserError(
+            f"config.policy_gradient.ratings = {gradient.ratings!r}: the ratings that answers "
+            "shall have go with the objective 'steerlm2', and it with them"
+        )
+    if gradient.ratings:
+        parse_ratings(gradient.ratings)
+    if has_critic(config):
+        _check_critic(config)
+
+
+def _check_critic(config: AlignConfig) -> None:
+    critic, flat = config.critic, as_flat_dict(config)
+    if not (critic.init or config.reward.model):
+        raise UserError("config.critic.init is empty: name a reward model to start the critic from")
+    for names, fits, wanted in _RANGES:
+        for name in (f"critic.{name}" for name in names if name.startswith("optimizer.")):
+            if not fits(flat[name]):
+                raise UserError(f"config.{name} = {flat[name]!r}: expected {wanted}")
+    for name in ("discount", "smoothing"):
+        if not 0 <= getattr(critic, name) <= 1:
+            raise UserError(f"config.critic.{name} = {getattr(critic, name)!r}: expected 0 to 1")
+    if not 0 < critic.clip < math.inf:
+        raise UserError(f"config.critic.clip = {critic.clip!r}: expected more than 0")
 
 
 def _check_lora(config: Config) -> None:

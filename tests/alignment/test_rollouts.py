@@ -1,5 +1,6 @@
 """What is known of a step's samples: their files, their tokens, and what models say of these."""
 
+import dataclasses
 import itertools
 import json
 from typing import Any
@@ -8,15 +9,16 @@ import numpy as np
 import pytest
 
 from helpers.models import one_device, tiny_llama
-from rmjax.alignment.learning import Known, learned_data, penalised
+from rmjax.alignment.learning import Known, credited, described, expected_by_critic, penalised
 from rmjax.alignment.prompts import Prompts, plan_prompts
 from rmjax.alignment.rewards import FunctionReward
 from rmjax.alignment.rollouts import Rollout, read_rollout, write_rollout
-from rmjax.config import RewardConfig
+from rmjax.config import AlignConfig, DataConfig, OptimizerConfig, RewardConfig
 from rmjax.data.batch import Rollouts
 from rmjax.data.batches import training_batches
 from rmjax.data.conversation import Conversation
 from rmjax.data.row_layout import RowShape
+from rmjax.data.tokenized import TokenReturns, TokenValues
 from rmjax.errors import UserError
 from rmjax.generation.completions import Completion
 from rmjax.inference.batching import evaluation_batches
@@ -27,12 +29,18 @@ from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model
 from rmjax.training.objectives.rollouts import METHODS
 
+
+def config_of(reward: RewardConfig) -> AlignConfig:
+    data = DataConfig("x", attributes=())
+    return AlignConfig("w", data, OptimizerConfig(1e-3), 6, reward=reward)
+
+
 MADE_BY = {"step": 3, "seed": 0}
 
 
 def completion(*tokens, reason: Any = "end"):
     tokens = np.asarray(tokens, np.int32)
-    return Completion(tokens, f"text {tokens}", -tokens.astype(np.float32) / 7, reason)
+    return Completion(tokens, f"text {tokens}\x85\u2028", -tokens.astype(np.float32) / 7, reason)
 
 
 def prompts(*tokens):
@@ -64,7 +72,7 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
         assert ours.tokens.tolist() == theirs.tokens.tolist()
         assert ours.log_probabilities.tobytes() == theirs.log_probabilities.tobytes()
     assert read_rollout(tmp_path / "other", MADE_BY, [2, 0]) is None
-    row = json.loads(path.read_text().splitlines()[0])
+    row = json.loads(path.read_text().split("\n")[0])
     assert row["prompt"] == [{"role": "user", "content": "q2"}]
     assert row["ended"] == [True, False, True] and row["scores"] == [1.0, None, 2.0]
 
@@ -113,18 +121,20 @@ def test_what_a_batch_holds_of_a_token_is_where_it_is_predicted():
     np.testing.assert_allclose(sampled[data.spoken], -data.tokens[data.spoken] / 7, rtol=1e-6)
     spoken = data.spoken.astype(np.float32)
     known = Known(sampled, -sampled, sampled - spoken, sampled + 0.5 * spoken)
-    learned, numbers = learned_data(ROLLOUT, data, known, METHODS["rloo"], RewardConfig(model="m"))
+    method, numbers = METHODS["rloo"], described(ROLLOUT, data, known)
+    learned, _ = credited(ROLLOUT, data, known, known.old, method, config_of(RewardConfig()))
     batch = training_batches(learned, [np.arange(6)], RowShape(2, 16, 4))[0]
     rows, targets = batch.rows, batch.targets
     assert isinstance(targets, Rollouts)
     tokens = np.roll(np.asarray(rows.tokens), -1, axis=-1)
     there = np.asarray(targets.predicting)
-    np.testing.assert_allclose(np.asarray(targets.old)[there], -tokens[there] / 7, rtol=1e-6)
+    values = targets.values
+    np.testing.assert_allclose(np.asarray(values.old)[there], -tokens[there] / 7, rtol=1e-6)
     assert there.sum() == 13
-    gap = np.asarray(targets.old) - np.asarray(targets.reference)
+    gap = np.asarray(values.old) - np.asarray(values.reference)
     np.testing.assert_allclose(gap[there], 1, rtol=1e-5)
     # A sample counts once, one without a reward never.
-    assert float(np.asarray(targets.shares).sum()) == pytest.approx(5)
+    assert float(np.asarray(values.shares).sum()) == pytest.approx(5)
     lengths = np.asarray([[3, 1, 2], [2, 4, 1]])
     assert numbers["kl"] == pytest.approx(lengths.mean())  # each token's log ratio is 1
     assert numbers["kl_per_token"] == pytest.approx(1) and numbers["length"] == lengths.mean()
@@ -140,8 +150,41 @@ def test_penalties_by_hand_and_what_is_not_learned():
     np.testing.assert_allclose(penalised(rollout, config), expected)
     data = ROLLOUT.data(PROMPTS)
     zeros = np.zeros(len(data.tokens), np.float32)
-    learned, _ = learned_data(rollout, data, Known(*[zeros] * 4), METHODS["grpo"], config)
+    known, method = Known(*[zeros] * 4), METHODS["grpo"]
+    learned, _ = credited(rollout, data, known, zeros, method, config_of(config))
     assert learned.values is not None and learned.values.shares.sum() == 12  # of 13 tokens
+
+
+def test_what_a_critic_did_not_expect_by_hand():
+    """With lambda 1 a token's advantage is what is still to come, less what was expected."""
+    data = ROLLOUT.data(PROMPTS)
+    spoken = data.spoken
+    assert spoken is not None
+    old, reference = (np.where(spoken, x, 0).astype(np.float32) for x in (-1.0, -1.5))
+    expected = np.where(spoken, data.tokens / 10, 0).astype(np.float32)
+    config = config_of(RewardConfig())
+    config.critic.smoothing = 1.0
+    method = dataclasses.replace(METHODS["ppo"], kl=0.2)
+    known = Known(old, old, reference, old)
+    policy, critic, numbers = expected_by_critic(ROLLOUT, data, known, expected, method, config)
+    advantages, returns = [], []
+    for sample, reward in enumerate(ROLLOUT.rewards.ravel()):
+        if np.isnan(reward):
+            continue
+        tokens = data.sequence(sample)[data.spoken_in(sample)]
+        for place, token in enumerate(tokens):
+            # Each of the tokens that come costs .2 x .5.
+            returns.append(reward - 0.1 * (len(tokens) - place))
+            advantages.append(returns[-1] - token / 10)
+    assert policy.values and isinstance(policy.values, TokenValues)
+    assert isinstance(critic.values, TokenReturns)
+    there = policy.values.shares > 0
+    np.testing.assert_allclose(critic.values.returns[there], returns, rtol=1e-5)
+    whitened = (np.asarray(advantages) - np.mean(advantages)) / np.std(advantages)
+    np.testing.assert_allclose(policy.values.advantages[there], whitened, rtol=1e-4, atol=1e-5)
+    assert not policy.values.advantages[~there].any() and not critic.values.shares[~there].any()
+    error = np.mean(np.square(np.asarray(returns) - expected[there]))
+    assert numbers["value_explained"] == pytest.approx(1 - error / np.var(returns), rel=1e-4)
 
 
 def test_a_function_rewards(tmp_path):

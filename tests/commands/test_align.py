@@ -1,19 +1,28 @@
 """Policies that learn from their own samples: the loop, what a kill leaves, what is refused."""
 
+import dataclasses
+import gc
 import json
+import signal
+import uuid
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 import rmjax.align
 from helpers.hf_models import NAMES, save_hf
+from helpers.launching import run_all, started
 from helpers.models import tiny_llama
-from helpers.runs import assert_same_bits, metrics, on_one_device
+from helpers.runs import assert_same_bits, metrics, on_one_device, steps_kept
 from rmjax.align import align
+from rmjax.alignment.updates import Learner
+from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.config import (
     AlignConfig,
     Config,
+    CriticConfig,
     DataConfig,
     OptimizerConfig,
     PolicyGradientConfig,
@@ -21,12 +30,15 @@ from rmjax.config import (
     RolloutConfig,
 )
 from rmjax.errors import UserError
+from rmjax.models.decoder_config import LoraConfig
 from rmjax.report import report_run
 from rmjax.runtime.sharding import MeshConfig, make_mesh
 from rmjax.train import train
 from rmjax.training.validate_config import validate
 
 FUNCTION = """
+import os, signal
+
 def plain(prompts, responses):
     return [sum(letter.isascii() for letter in r) / (1 + len(r)) for r in responses]
 
@@ -35,6 +47,12 @@ def nothing(prompts, responses):
 
 def broken(prompts, responses):
     raise RuntimeError("the judge is ill")
+
+def deadly(prompts, responses, calls=[]):
+    calls.append(1)
+    if len(calls) == int(os.environ.get("DIES", 0)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(prompts, responses)
 """
 
 
@@ -42,7 +60,9 @@ def broken(prompts, responses):
 def files(tmp_path_factory):
     """A language model, a reward model, prompts, and functions."""
     directory = tmp_path_factory.mktemp("align")
-    llama = tiny_llama(num_hidden_layers=2, max_position_embeddings=64)
+    llama = tiny_llama(
+        vocab_size=264, num_hidden_layers=2, num_key_value_heads=4, max_position_embeddings=64
+    )
     save_hf(directory / "policy", llama, causal=True)
     save_hf(directory / "reward", llama, names=NAMES[:2], seed=1)
     (directory / "function.py").write_text(FUNCTION)
@@ -99,10 +119,14 @@ def rollout(workdir, step):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("method", ["reinforce", "rloo", "grpo"])
+@pytest.mark.parametrize("method", ["reinforce", "grpo", "online_dpo"])
 def test_the_reward_rises(method, files, tmp_path, capsys):
     # Such steps go far from the reference, which the methods' own coefficients would hold against.
-    gradient = PolicyGradientConfig(kl=0.0, minibatches=2 if method == "grpo" else 1)
+    gradient = {
+        "reinforce": PolicyGradientConfig(kl=0.0),
+        "grpo": PolicyGradientConfig(minibatches=2),
+        "online_dpo": PolicyGradientConfig(passes=2),
+    }[method]
     run(config_of(files, tmp_path / "run", objective=method, steps=12, policy_gradient=gradient))
     found = [line for line in metrics(tmp_path / "run") if "reward" in line]
     assert len(found) == 12
@@ -125,35 +149,49 @@ def test_the_reward_rises(method, files, tmp_path, capsys):
     policy = rmjax.load_policy(tmp_path / "run")
     assert policy.sample(["say a"], max_tokens=4)[0][0].text is not None
     _, written = report_run(str(tmp_path / "run"), str(tmp_path / "report"))
-    assert "A run of rmjax.align" in written[0].read_text()
+    page = json.loads(written[2].read_text())
+    assert [e["reward"]["mean"] for e in page["evaluations"]] == pytest.approx(held)
+    gain = page["evaluations"][-1]["gain"]
+    assert gain["prompts"] == 2 and gain["mean"] == pytest.approx(held[-1] - held[0])
 
 
 def test_two_steps_a_kill_and_two_more_are_four(files, tmp_path):
-    """A step whose samples were written is repeated with these, to the last bit."""
-    run(config_of(files, tmp_path / "whole", "model"))
-    killed = config_of(files, tmp_path / "killed", "model")
-    learned_data, calls = rmjax.align.learned_data, []
+    """A step whose samples were written is repeated with these, to the last bit; by PPO, whose
+    critic has a state as well, and updates that see the samples twice."""
+    method: Any = dict(
+        objective="ppo",
+        policy_gradient=PolicyGradientConfig(minibatches=2, passes=2),
+        critic=CriticConfig(optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=1)),
+    )
+    run(config_of(files, tmp_path / "whole", "model", **method))
+    killed = config_of(files, tmp_path / "killed", "model", **method)
+    known, calls = Learner.known, []
 
     def dies(*args):
         calls.append(1)
         if len(calls) == 4:  # the samples of step 4 are there, and step 3 was not saved
             raise KeyboardInterrupt
-        return learned_data(*args)
+        return known(*args)
 
-    with pytest.raises(KeyboardInterrupt):
-        run(killed, learned_data=dies)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Learner, "known", dies)
+        run(killed)
     before = {path.name: path.read_bytes() for path in (tmp_path / "killed/rollouts").iterdir()}
-    assert len(before) == 4
+    assert [*sorted(before)][1:] == [f"step-{step:06d}.jsonl" for step in (1, 2, 3, 4)]
 
     def no_more(*args, **_):
         raise AssertionError("samples that are there are made again")
 
     run(killed, make_rollout=no_more)
     after = {path.name: path.read_bytes() for path in (tmp_path / "killed/rollouts").iterdir()}
-    assert before == after
+    assert before.items() <= after.items()
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole/rollouts").iterdir()}
+    assert whole == after and {"held-out-000000.jsonl", "held-out-000004.jsonl"} < whole.keys()
     assert numbers(tmp_path / "whole") == numbers(tmp_path / "killed")
     policies = [rmjax.load_policy(tmp_path / name) for name in ("whole", "killed")]
     assert_same_bits(*(policy.params for policy in policies))
+    steps = [x for x in metrics(tmp_path / "whole") if "critic_loss" in x]
+    assert len(steps) == 4 and all(x["critic_grad_norm"] > 0 for x in steps)
     row = rollout(tmp_path / "whole", 1)[0]
     scorer = rmjax.load(files / "reward", value=NAMES[1])
     for text, reward in zip(row["responses"], row["scores"]):
@@ -162,17 +200,91 @@ def test_two_steps_a_kill_and_two_more_are_four(files, tmp_path):
             assert reward == pytest.approx(scorer.score([*row["prompt"], answer]).value, abs=1e-5)
 
 
-def test_a_mesh_changes_nothing(files, tmp_path):
-    run(config_of(files, tmp_path / "one", steps=2, eval_every=0))
-    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
-    run(config_of(files, tmp_path / "eight", steps=2, eval_every=0, mesh=mesh, rows_per_device=1),
-        make_mesh=make_mesh)  # fmt: skip
+def test_ratings_that_answers_shall_have(files, tmp_path):
+    """SteerLM 2.0, whose credits are worked out before each of a step's updates."""
+    gradient = PolicyGradientConfig(minibatches=2, passes=2, ratings=f"{NAMES[1]}:1")
+    data = dataclasses.replace(config_of(files, "x").data, validation="", label_range=(-1.0, 1.0))
+    changes: Any = dict(objective="steerlm2", steps=1, policy_gradient=gradient, data=data)
+    run(config_of(files, tmp_path / "run", "model", **changes))
+    (found,) = metrics(tmp_path / "run")
+    assert 1 <= found["steerlm_samples"] <= 4 and found["steerlm_divergence"] > 0
+    assert found["grad_norm"] > 0 and found["step"] == 1
+
+
+# GRPO learns from samples that ran out of room too; the rate keeps rounding what it is.
+ON_MESHES: dict[str, Any] = dict(
+    objective="grpo",
+    policy_gradient=PolicyGradientConfig(kl=0.1),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
+    steps=2,
+    eval_every=0,
+)
+
+
+@pytest.fixture(scope="module")
+def on_one(files, tmp_path_factory):
+    """Two steps on one device."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    run(config_of(files, workdir, "model", **ON_MESHES))
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mesh", "sampling"),
+    [
+        (MeshConfig(fsdp=8), MeshConfig(data=2, fsdp=1, tensor=4)),
+        (MeshConfig(fsdp=4, tensor=2), None),
+        (MeshConfig(fsdp=2, tensor=4), MeshConfig(data=8, fsdp=1)),
+        (MeshConfig(data=2, fsdp=2, context=2), None),
+    ],
+)
+def test_a_mesh_changes_nothing(mesh, sampling, files, on_one, tmp_path):
+    rollouts = RolloutConfig(n=4, max_tokens=12, rows=8, mesh=sampling)
+    changes = ON_MESHES | dict(mesh=mesh, rollout=rollouts, rows_per_device=1)
+    run(config_of(files, tmp_path / "run", "model", **changes), make_mesh=make_mesh)
     for step in (1, 2):
-        ours, theirs = (rollout(tmp_path / name, step) for name in ("one", "eight"))
+        ours, theirs = (rollout(workdir, step) for workdir in (on_one, tmp_path / "run"))
         assert [row["token_ids"] for row in ours] == [row["token_ids"] for row in theirs]
-    one, eight = ([x for x in numbers(tmp_path / n) if "loss" in x][-1] for n in ("one", "eight"))
-    for name in ("loss", "grad_norm", "kl", "entropy"):
-        assert one[name] == pytest.approx(eight[name], rel=1e-4, abs=1e-5)
+    one, eight = (
+        [line for line in numbers(workdir) if "loss" in line]
+        for workdir in (on_one, tmp_path / "run")
+    )
+    for ours, theirs in zip(one, eight, strict=True):
+        assert ours["grad_norm"] > 0.01
+        for name in ("loss", "grad_norm", "reward", "kl", "entropy", "sampler_gap"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lora", "held"), [(LoraConfig(), 4), (LoraConfig(rank=2), 1)])
+def test_what_is_in_memory_while_it_learns(lora, held, files, tmp_path, capsys):
+    """Policy, reference and two moments; with LoRA the frozen weights are the reference too."""
+    llama = open_pretrained(str(files / "policy")).llama
+    shape = (llama.num_hidden_layers, llama.intermediate_size, llama.hidden_size)
+    known, found = Learner.known, []
+
+    def count() -> int:
+        gc.collect()
+        return sum(array.shape == shape for array in jax.live_arrays())
+
+    def counted(*args):
+        found.append(count() - before)
+        return known(*args)
+
+    optimizer = OptimizerConfig(learning_rate=3e-2, warmup_steps=1)
+    changes: Any = dict(lora=lora, optimizer=optimizer, objective="grpo", eval_every=0)
+    config = config_of(files, tmp_path / "run", steps=2, **changes)
+    before = count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "known", counted)
+        run(config)
+        run(dataclasses.replace(config, steps=3))  # which continues it
+    assert found == [held] * 3
+    kl = [line["kl"] for line in metrics(tmp_path / "run") if "kl" in line]
+    assert kl[0] == pytest.approx(0, abs=1e-5) and min(kl[1:]) > 1e-3
+    said = capsys.readouterr().out
+    assert ("reference" in said) == (not lora.rank)
 
 
 def test_equal_rewards_teach_nothing_and_are_counted(files, tmp_path):
@@ -200,9 +312,76 @@ def test_what_goes_wrong_is_named(files, tmp_path):
         (dict(batch_size=6), "config.batch_size = 6 responses of rollout.n = 4"),
         (dict(rollout=RolloutConfig(n=4, max_tokens=48)), "leaves no room for a prompt"),
         (dict(policy_gradient=PolicyGradientConfig(kl=-1.0)), "policy_gradient.kl = -1.0"),
-        (dict(objective="ppo"), "of a policy's own samples there are reinforce"),
+        (dict(policy_gradient=PolicyGradientConfig(passes=0)), "passes = 0: expected 1 or more"),
+        (dict(objective="steerlm2"), "ratings = '': .* go with the objective 'steerlm2'"),
+        (
+            dict(objective="steerlm2", policy_gradient=PolicyGradientConfig(ratings="good")),
+            "ratings = 'good': expected the ratings",
+        ),
+        (dict(objective="ppo"), "config.critic.init is empty: name a reward model"),
+        (
+            dict(objective="ppo", critic=CriticConfig("m", smoothing=1.5)),
+            "critic.smoothing = 1.5: expected 0 to 1",
+        ),
+        (dict(objective="ipo"), "of a policy's own samples there are reinforce"),
     ],
 )
 def test_settings_that_do_not_fit(changes, said, files, tmp_path):
     with pytest.raises(UserError, match=said):
         validate(config_of(files, tmp_path, **changes))
+
+
+def command(config, directory) -> list[str]:
+    """What runs a config, as Python's arguments."""
+    path = directory / f"{uuid.uuid4()}.py"
+    names = "from rmjax.config import *\nfrom rmjax.runtime.sharding import MeshConfig\n"
+    path.write_text(f"{names}def get_config(arg=None):\n    return {config!r}\n")
+    return ["-m", "rmjax.align", f"--config={path}"]
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_continued_are_one(files, tmp_path):
+    """Step 4's samples are rewarded when both are killed; step 2 is the last that was saved."""
+    rollouts = RolloutConfig(n=4, max_tokens=12, rows=8, mesh=MeshConfig(fsdp=2, tensor=4))
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
+    configs = [
+        config_of(files, tmp_path / name, "deadly", mesh=mesh, rollout=rollouts, rows_per_device=1)
+        for name in ("one", "two")
+    ]
+    run(configs[0], make_mesh=make_mesh)
+    arguments = command(configs[1], tmp_path)
+    # The samples of held-out prompts are rewarded first, then those of each step.
+    with started(arguments, environment={"DIES": "5"}) as (first, second):
+        assert first.wait().code == -signal.SIGKILL
+        second.process.kill()
+    assert steps_kept(tmp_path / "two") == ["2"]
+    left = (tmp_path / "two" / "rollouts" / "step-000003.jsonl").read_bytes()
+    first, second = run_all(arguments)
+    assert (first.code, second.code) == (0, 0), (first, second)
+    assert first.out.count("this run's, after step 2") == 1 and "step" not in second.out
+    assert (tmp_path / "two" / "rollouts" / "step-000003.jsonl").read_bytes() == left
+    for ours, theirs in zip(*(numbers(tmp_path / x) for x in ("one", "two")), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6)
+    for step in range(1, 5):
+        one, two = (rollout(tmp_path / name, step) for name in ("one", "two"))
+        assert [row["token_ids"] for row in one] == [row["token_ids"] for row in two]
+
+
+@pytest.mark.slow
+def test_two_processes_score_with_a_model_together(files, on_one, tmp_path):
+    changes = ON_MESHES | dict(steps=1, rows_per_device=1)
+    config = config_of(files, tmp_path / "run", "model", **changes)
+    ended = run_all(command(config, tmp_path))
+    assert [one.code for one in ended] == [0, 0], ended
+    ours, theirs = numbers(tmp_path / "run")[1], numbers(on_one)[1]
+    for name in ("loss", "grad_norm", "reward", "entropy"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_function_that_raises_on_one_process_ends_both(files, tmp_path):
+    config = config_of(files, tmp_path / "run", "broken", rows_per_device=1)
+    first, second = run_all(command(config, tmp_path))
+    assert (first.code, second.code) == (1, 1)
+    assert "function.py:broken raised RuntimeError: the judge is ill" in first.err
+    assert "judge" not in second.err + second.out

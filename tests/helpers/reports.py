@@ -111,3 +111,76 @@ def everything(text: str = HOSTILE) -> Document:
         Collapsible(text, (Paragraph(text), table, Figure(figures[0].drawing, "in", text, text))),
     )
     return Document(text, text, ((text, text),), blocks)
+
+
+def prompt_rows(rewards, texts=(), lengths=(), ended=(), attributes=None, start=0):
+    """Rows of a file of samples, one answer to each prompt."""
+    rows = []
+    for number, reward in enumerate(rewards):
+        length = lengths[number] if lengths else 4
+        row = {
+            "prompt": [{"role": "user", "content": f"question {start + number}"}],
+            "responses": [texts[number] if texts else f"answer {number}"],
+            "ended": [ended[number] if ended else True],
+            "scores": [reward],
+            "token_ids": [[*range(length)]],
+            "log_probabilities": [[-1.0] * length],
+        }
+        rows.append(row | ({"attributes": [attributes[number]]} if attributes else {}))
+    return rows
+
+
+def write_alignment(directory, logged, held_out, **config):
+    """The records of a run of `rmjax.align` that never was.
+
+    Args:
+      directory: is made.
+      logged: the metrics of each step, from 1; what is left out is as in a quiet run.
+      held_out: by step, rows of answers to held-out prompts.
+      config: other values of it.
+    """
+    (directory / "rollouts").mkdir(parents=True)
+    fields = {
+        "objective": "reinforce",
+        "init": "policy",
+        "reward.model": "reward",
+        "rollout.n": 2,
+        "batch_size": 4,
+        "steps": 6,
+        "seed": 0,
+        "data.train": "prompts.jsonl",
+        "data.validation": "held.jsonl",
+    }
+    record = {"format": "rmjax-run", "config": fields | config, "devices": "1 x"}
+    (directory / "config.json").write_text(json.dumps(record | {"versions": {"jax": "0"}}))
+    quiet = {
+        "reward": 1.0, "kl": 0.5, "entropy": 0.7, "length": 4.0, "ended": 1.0, "loss": 0.1,
+        "grad_norm": 1.0, "without_reward": 0.0, "without_advantage": 0.0, "sampler_gap": 1e-7,
+        "tokens": 16, "seconds_sampling": 2.0, "seconds_scoring": 1.0, "seconds_updating": 1.0,
+    }  # fmt: skip
+    for number in range(1 + len(logged)):
+        if number:
+            add_line(directory, {"step": number} | quiet | logged[number - 1])
+            rows = prompt_rows([1.0, -1.0], ["the best of all", "the worst of all"])
+            write_lines(directory / "rollouts" / f"step-{number:06d}.jsonl", rows)
+        if number in held_out:
+            add_evaluation(directory, number, held_out[number])
+    return directory
+
+
+def add_line(directory, line):
+    with open(directory / "metrics.jsonl", "a") as file:
+        print(json.dumps(line), file=file)
+
+
+def add_evaluation(directory, step, rows):
+    """Held-out answers and what is logged of them."""
+    write_lines(directory / "rollouts" / f"held-out-{step:06d}.jsonl", rows)
+    scores = [row["scores"][0] for row in rows if row["scores"][0] is not None]
+    line = {
+        "step": step,
+        "held_out/reward": float(np.mean(scores)) if scores else None,
+        "held_out/length": float(np.mean([len(row["token_ids"][0]) for row in rows])),
+        "held_out/ended": float(np.mean([row["ended"][0] for row in rows])),
+    }
+    add_line(directory, line)

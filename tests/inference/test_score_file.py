@@ -97,6 +97,16 @@ def test_a_killed_one_is_continued(model, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "whole.jsonl"]
 
 
+def test_scores_by_another_model_are_replaced_only_if_that_is_said(model, tmp_path):
+    given = [ROWS[0] | {"scores": [9.0, 9.0, 9.0], "attributes": [None] * 3}]
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    score(model, write(tmp_path / "in.jsonl", ROWS[:1]), str(first))
+    with pytest.raises(UserError, match="'scores' already; rename it, or say --replace"):
+        score(model, write(tmp_path / "scored.jsonl", given), str(second))
+    score(model, str(tmp_path / "scored.jsonl"), str(second), replace=True)
+    assert read(first) == read(second)
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from helpers.browser import CHROMIUM, Browser
-from helpers.reports import PAIRS, RATED, everything, write_lines
+from helpers.reports import (
+    HOSTILE,
+    PAIRS,
+    RATED,
+    everything,
+    prompt_rows,
+    write_alignment,
+    write_lines,
+)
 from rmjax.config import HELPSTEER2
 from rmjax.evaluate import report_evaluation
 from rmjax.evaluation.benchmarks import BENCHMARKS
@@ -83,11 +91,27 @@ def pages(tmp_path_factory):
     return {
         "data": report_data(str(data), out=str(directory / "of-data"))[1][0],
         "run": report_run(str(run))[1][0],
+        "alignment": report_run(str(write_judged_alignment(directory / "alignment")))[1][0],
         "evaluation": write_evaluation(directory / "evaluation"),
         "plain": write_report(everything("a name"), directory / "plain", {})[0],
         "hostile": write_report(everything(), directory / "hostile", {})[0],
         "long": write_report(everything("Unbreakable" * 20), directory / "long", {})[0],
     }
+
+
+def write_judged_alignment(directory):
+    """The records of an alignment that never was, whose held-out answers a second judge scored."""
+    steps = [{"reward": 1 + n / 30, "kl": 4.0 * n, "grad_norm": 1 / n} for n in range(1, 31)]
+    names = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+    held_out = {}
+    for step in range(0, 31, 5):
+        scores = [step / 10 + number % 4 for number in range(12)]
+        attributes = [{name: score + i for i, name in enumerate(names)} for score in scores]
+        held_out[step] = prompt_rows(scores, [HOSTILE] * 12, attributes=attributes)
+    write_alignment(directory, steps, held_out)
+    for step, rows in held_out.items():
+        write_lines(directory / f"rollouts/held-out-{step:06d}.scores-a-second-judge.jsonl", rows)
+    return directory
 
 
 def write_evaluation(directory):
@@ -157,7 +181,9 @@ def write_run(directory):
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["data", "run", "evaluation", "plain", "hostile", "long"])
+@pytest.mark.parametrize(
+    "name", ["data", "run", "alignment", "evaluation", "plain", "hostile", "long"]
+)
 def test_a_page(name, width, dark, pages, browser, tmp_path):
     browser.complaints.clear()
     browser.open(pages[name], width, dark)
@@ -171,7 +197,7 @@ def test_a_page(name, width, dark, pages, browser, tmp_path):
     assert browser.value("window.alerted === undefined") is True
     back = browser.value("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, back.removeprefix("rgb(").rstrip(")").split(","))) < 200) == dark
-    if name in ("data", "run", "evaluation"):
+    if name in ("data", "run", "alignment", "evaluation"):
         assert browser.value(COLLISIONS) == []
     shot = tmp_path / f"{name}-{width}.png"
     shot.write_bytes(browser.screenshot())

@@ -13,6 +13,7 @@ from helpers.paths import ROOT
 from helpers.runs import QUICKSTART, load_config
 from rmjax.config import AlignConfig, as_flat_dict
 from rmjax.data.batch import Batch, Pairs, PolicyTargets, Ratings, Responses, Rollouts, Targets
+from rmjax.data.tokenized import TokenValues
 from rmjax.errors import UserError
 from rmjax.models.decoder_config import Rope
 from rmjax.models.inputs import Rows
@@ -67,7 +68,8 @@ def test_every_config_traces_on_its_mesh(path, arg):
     targets = Targets(ratings, pairs)
     predicting = shape(config.row_length, dtype=jnp.bool_)
     if isinstance(config, AlignConfig):
-        targets = Rollouts._make([predicting, row, *[shape(config.row_length)] * 4])
+        values = TokenValues._make([shape(config.row_length)] * 4)
+        targets = Rollouts._make([predicting, row, values])
     elif is_policy(config.objective):
         targets = PolicyTargets(Responses._make([predicting, *[shape(8)] * 3]), pairs)
     microbatches = jax.ShapeDtypeStruct((), jnp.int32)

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from rmjax.evaluation.bootstrap import bootstrap_scores, percentile_interval
-from rmjax.evaluation.scoring_rules import Credits
+from rmjax.evaluation.bootstrap import mean_of_prompts
 from rmjax.reports.document import (
     Block,
     Document,
@@ -45,24 +44,24 @@ def _round(found: Round, start: Round) -> dict[str, Any]:
     judges = {}
     for name in found.judges:
         value = found.by_prompt(found.values[name])
-        entry: dict[str, Any] = _mean(value)
+        entry: dict[str, Any] = mean_of_prompts(value)
         entry["unscored"] = int(np.isnan(found.values[name]).sum())
         entry["attributes"] = {
-            attribute: _mean(found.by_prompt(scores))
+            attribute: mean_of_prompts(found.by_prompt(scores))
             for attribute, scores in found.attributes[name].items()
         }
         if found is not start and name in start.values:
             before = start.by_prompt(start.values[name])
-            entry["gain"] = _mean(value - before)
-            entry["win_rate"] = _mean(_won(value, before))
+            entry["gain"] = mean_of_prompts(value - before)
+            entry["win_rate"] = mean_of_prompts(_won(value, before))
         judges[name] = entry
     return {
         "name": found.name,
         "answers": len(found.flat),
-        "words": _mean(found.by_prompt(found.words)),
+        "words": mean_of_prompts(found.by_prompt(found.words)),
         "ended": float(np.mean(ended)) if ended else None,
         "different": float(np.mean([len({a.text for a in x}) / len(x) for x in found.answers])),
-        "log_ratio": _mean(found.by_prompt(found.log_ratios)),
+        "log_ratio": mean_of_prompts(found.by_prompt(found.log_ratios)),
         "judges": judges,
     }
 
@@ -71,18 +70,6 @@ def _won(value: Float[np.ndarray, "P"], before: Float[np.ndarray, "P"]) -> Float
     """1 where a prompt's answer is better than before, 1/2 where it is as good."""
     known = np.isfinite(value) & np.isfinite(before)
     return np.where(known, 0.5 + 0.5 * np.sign(value - before), np.nan)
-
-
-def _mean(values: Float[np.ndarray, "P"]) -> dict[str, Any]:
-    """The mean over prompts with its 95 % interval (bootstrap over prompts)."""
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return {"mean": None, "low": None, "high": None, "prompts": 0}
-    units = [[number] for number in range(len(known))]
-    credits = Credits(("value",), (1.0,), known[:, None], units)  # pyright: ignore
-    drawn = bootstrap_scores(credits, seed=[0])
-    low, high = percentile_interval(drawn)
-    return {"mean": float(known.mean()), "low": low, "high": high, "prompts": len(known)}
 
 
 # ---- the page -----------------------------------------------------------------------------------

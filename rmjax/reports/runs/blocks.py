@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rmjax.reports import plots
-from rmjax.reports.document import Block, Facts, Figure, Heading, Paragraph, Table
+from rmjax.reports.document import Block, Facts, Figure, Heading, Table
 from rmjax.reports.numbers import DASH, count, decimal, interval, percent, short
 from rmjax.reports.plots import Curve
 from rmjax.reports.runs.run_directory import LoggedEvaluation, RunFiles
@@ -243,8 +243,8 @@ def training_blocks(run: RunFiles) -> list[Block]:
 # ---- data and configuration ---------------------------------------------------------------------
 
 
-def data_blocks(data: Mapping[str, Any]) -> list[Block]:
-    """How many samples were kept and dropped, their tokens and ratings."""
+def data_blocks(data: Mapping[str, Any], unit: str = "sample") -> list[Block]:
+    """How many samples, or other units, were kept and dropped, their tokens and ratings."""
     if not data:
         return []
     parts = list(data)
@@ -254,8 +254,8 @@ def data_blocks(data: Mapping[str, Any]) -> list[Block]:
         for reason in reasons
     ]
     rows += [
-        ("tokens per sample, mean", *(decimal(data[p]["tokens"]["mean"], 1) for p in parts)),
-        ("tokens per sample, most", *(count(data[p]["tokens"]["max"]) for p in parts)),
+        (f"tokens per {unit}, mean", *(decimal(data[p]["tokens"]["mean"], 1) for p in parts)),
+        (f"tokens per {unit}, most", *(count(data[p]["tokens"]["max"]) for p in parts)),
         ("tokens", *(count(data[p]["tokens"]["total"]) for p in parts)),
     ]
     blocks: list[Block] = [
@@ -270,7 +270,7 @@ def data_blocks(data: Mapping[str, Any]) -> list[Block]:
                 ),
             )
         ),
-        Table(("", *parts), tuple(rows), caption="Samples, kept and dropped"),
+        Table(("", *parts), tuple(rows), caption=f"{unit.capitalize()}s, kept and dropped"),
     ]
     labels = [
         (name, part, count(row["count"]), decimal(row["mean"]), decimal(row["sd"]))
@@ -280,8 +280,6 @@ def data_blocks(data: Mapping[str, Any]) -> list[Block]:
     if labels:
         columns = ("attribute", "split", "ratings", "mean", "standard deviation")
         blocks.append(Table(columns, tuple(labels), caption="Ratings", align="llrrr"))
-    else:
-        blocks.append(Paragraph("The data are preference pairs; there are no ratings."))
     return blocks
 
 

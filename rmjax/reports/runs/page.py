@@ -39,7 +39,7 @@ def run_document(run: RunFiles) -> Document:
     source = run.data.get("train", {}).get("source") or run.config.get("data.train", "")
     return Document(
         title=f"Training run {run.directory.name}",
-        subtitle=_state(run),
+        subtitle=state_of(run),
         facts=(
             ("objective", str(run.config.get("objective", DASH))),
             ("weights", str(run.config.get("init") or "random")),
@@ -96,16 +96,17 @@ def notes(run: RunFiles) -> list[str]:
     texts = []
     if not run.steps:
         texts.append("The run has not finished a step yet.")
-    elif "rollout.n" in run.config:
-        texts.append(
-            "A run of rmjax.align: rewards, KL, lengths and what held-out prompts came to are in "
-            "metrics.jsonl and TensorBoard, and samples in rollouts/. This page does not draw them."
-        )
     elif not run.evaluations:
         texts.append(
             "There is no evaluation. A run with data that are held out (config.data.validation or "
             "hold_out) is evaluated every eval_every steps and after the last one."
         )
+    return texts + notes_of_lines(run)
+
+
+def notes_of_lines(run: RunFiles) -> list[str]:
+    """What is wrong with the lines of the metrics of any run."""
+    texts = []
     if run.unread:
         lines, is_ = ("line", "is") if run.unread == 1 else ("lines", "are")
         texts.append(
@@ -118,7 +119,8 @@ def notes(run: RunFiles) -> list[str]:
     return texts
 
 
-def _state(run: RunFiles) -> str:
+def state_of(run: RunFiles) -> str:
+    """How far the run is, in a sentence."""
     last, planned = (run.steps[-1] if run.steps else 0), run.planned
     about = "" if run.config.get("steps") else "about "
     of = f" of {about}{count(planned)}" if planned else ""

@@ -1,5 +1,6 @@
 """Reads the files of a training run, which may be running, killed or finished."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from rmjax.alignment.rollouts import DIRECTORY as ROLLOUTS
 from rmjax.checkpoints.manager import DIRECTORY
 from rmjax.errors import UserError
 from rmjax.evaluation.metrics import PolicyMetrics
@@ -57,6 +59,7 @@ class RunFiles:
       versions: of packages.
       devices: in words.
       data: `data.json`; empty if the run did not get that far.
+      lines: of the metrics, in order.
       steps: the number of each logged step.
       numbers: for each of `STEP_FIELDS` a number for each of `steps`, or NaN.
       evaluations: in order.
@@ -70,6 +73,7 @@ class RunFiles:
     versions: Mapping[str, str]
     devices: str
     data: Mapping[str, Any]
+    lines: Sequence[Mapping[str, Any]]
     steps: Sequence[int]
     numbers: Mapping[str, Float[np.ndarray, "S"]]
     evaluations: Sequence[LoggedEvaluation]
@@ -83,6 +87,18 @@ class RunFiles:
         return min(finite, key=lambda e: e.loss, default=None)
 
     @property
+    def is_alignment(self) -> bool:
+        """Whether it is a run of `rmjax.align`."""
+        return "rollout.n" in self.config
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no process runs it; where nobody can know, whether all its steps are done."""
+        if self.going_on is None:
+            return bool(self.steps and self.planned and self.steps[-1] >= self.planned)
+        return not self.going_on
+
+    @property
     def planned(self) -> int:
         """How many steps the config asks for, approximately if in epochs; 0 if unknown."""
         config = self.config
@@ -91,6 +107,7 @@ class RunFiles:
         # The sample counts may be of pairs; the batch size and the tokens are of responses.
         tokens = self.data.get("train", {}).get("tokens", {})
         responses = round(tokens["total"] / tokens["mean"]) if tokens.get("mean") else 0
+        responses *= config.get("rollout.n", 1)  # the data of an alignment are prompts
         return math.ceil(config.get("epochs", 0) * responses / max(1, config.get("batch_size", 1)))
 
 
@@ -111,18 +128,20 @@ def read_run(directory: Path) -> RunFiles:
             f"{directory / RECORD}: field 'format' is {record.get('format')!r}, expected "
             f"{_FORMAT!r}: this is not a training run; name what --config.workdir named"
         )
+    going_on = _is_locked(directory / LOCK)  # first: what a run that is over wrote is all there
     data = directory / "data.json"
-    lines, unread = _read_lines(directory / METRICS_FILE)
+    lines, unread = _read_lines(directory / METRICS_FILE, going_on)
     trained = [line for line in lines if "loss" in line]
     kept = directory / DIRECTORY
     names = [path.name for path in kept.iterdir()] if kept.is_dir() else []
     return RunFiles(
         directory=directory,
-        going_on=_is_locked(directory / LOCK),
+        going_on=going_on,
         config=record["config"],
         versions=record.get("versions", {}),
         devices=str(record.get("devices", "")),
         data=read_json(data) if data.exists() else {},
+        lines=lines,
         steps=[line["step"] for line in trained],
         numbers={
             field: np.array([_float(line.get(field)) for line in trained], float)
@@ -134,12 +153,28 @@ def read_run(directory: Path) -> RunFiles:
     )
 
 
-def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+def state_of_files(directory: Path) -> tuple[Any, ...]:
+    """What is another value when a run's files, or whether it goes on, have changed."""
+    files = [directory / name for name in (RECORD, "data.json", METRICS_FILE)]
+    rollouts = directory / ROLLOUTS
+    files += sorted(rollouts.glob("*.jsonl")) if rollouts.is_dir() else []
+    seen = []
+    for path in files:
+        with contextlib.suppress(FileNotFoundError):
+            stat = path.stat()
+            seen.append((path.name, stat.st_mtime_ns, stat.st_size))
+    return _is_locked(directory / LOCK), *seen
+
+
+def _read_lines(path: Path, going_on: bool | None) -> tuple[list[dict[str, Any]], int]:
     """The lines of the metrics that can be read, and the number of those that cannot."""
     if not path.exists():
         return [], 0
     lines, unread = [], 0
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    written = path.read_text(encoding="utf-8", errors="replace")
+    if going_on:
+        written = written[: written.rfind("\n") + 1]  # the rest is just being written
+    for text in written.splitlines():
         try:
             line = json.loads(text)
         except ValueError:

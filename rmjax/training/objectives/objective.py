@@ -35,7 +35,12 @@ from rmjax.training.objectives.policies import (
     policy_pair_term,
 )
 from rmjax.training.objectives.ratings import ordinal, squared_error, sum_of_ratings
-from rmjax.training.objectives.rollouts import METHODS, chosen_method, policy_gradient
+from rmjax.training.objectives.rollouts import (
+    METHODS,
+    chosen_method,
+    policy_gradient,
+    value_error,
+)
 
 
 class Objective(NamedTuple):
@@ -198,7 +203,15 @@ def make_rollout_objective(text: str, config: PolicyGradientConfig) -> Objective
         raise UserError(
             f"config.objective = {text!r}: of a policy's own samples there are {', '.join(METHODS)}"
         )
-    term = policy_gradient(chosen_method(text, config))
+    return _of_rollouts(policy_gradient(chosen_method(text, config)))
+
+
+def make_critic_objective(clip: float) -> Objective:
+    """The objective of a critic of such samples; see `rollouts.value_error`."""
+    return _of_rollouts(value_error(clip))
+
+
+def _of_rollouts(term: Term) -> Objective:
     return Objective(
         ((1.0, term),), ratings=False, pairs=False, strengths=False, column=0, policy=True
     )

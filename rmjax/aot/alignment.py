@@ -1,0 +1,303 @@
+"""The programs of a step of `rmjax.align`, compiled for chips that need not exist.
+
+What lives when follows from shapes, as a run plans it (`alignment/memory.py`); what each program
+needs beside that, and how long it takes, from compiling it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rmjax.alignment.memory import ALWAYS, SAMPLING, Part, plan_memory, reward_model
+from rmjax.alignment.reference import reference_shapes
+from rmjax.alignment.steps import StepRows, sampled_model
+from rmjax.alignment.weights import changes, move_program
+from rmjax.aot.attention_cost import Steps, kernel_steps
+from rmjax.aot.compiled import Compiled, compile_program
+from rmjax.aot.hardware import Chip
+from rmjax.aot.program import Report, Workload, abstract_program, architecture, check_program, dtype
+from rmjax.aot.sampling import SamplingLoad, SamplingReport, check_sampling, placed
+from rmjax.config import AlignConfig
+from rmjax.data.tokenized import TokenizedData, in_memory
+from rmjax.errors import UserError
+from rmjax.inference.batching import scoring_batches
+from rmjax.inference.score_step import make_score, make_token_scores
+from rmjax.models.attention.dispatch import choose
+from rmjax.models.decoder_config import NO_LORA
+from rmjax.models.heads import RewardHead
+from rmjax.models.inputs import ROWS_AXES
+from rmjax.models.layers import ModelOptions
+from rmjax.models.log_probabilities import CHUNK_LOOP
+from rmjax.models.model import Model
+from rmjax.models.parameters import Params, flatten
+from rmjax.runtime.sharding import Sharding, local_bytes
+from rmjax.training.experiment import new_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of a step.
+
+    Attributes:
+      name: what is done.
+      own: bytes of a chip beside what is there at all times.
+      peak: all bytes of a chip.
+      fits: whether that is no more than the chip has.
+      calls: how often its program runs in a step; for sampling, tokens of a sample.
+      seconds: of a step, predicted; None if the compiler's program cannot be read.
+    """
+
+    name: str
+    own: int
+    peak: int
+    fits: bool
+    calls: int
+    seconds: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignmentReport:
+    """What a step comes to; bytes are of one chip.
+
+    Attributes:
+      topology: name of the topology.
+      mesh: sizes of the axes of the mesh of training.
+      samples: responses of a step.
+      load: how long they are, how many a prompt has and how many are made at once.
+      reward: what the reward model was taken to be.
+      parts: what lives when.
+      phases: in their order.
+      memory: bytes the chip has.
+      sampling: more of sampling.
+      update: more of an update.
+      unread: why a program of the compiler's cannot be read, if so.
+    """
+
+    topology: str
+    mesh: dict[str, int]
+    samples: int
+    load: SamplingLoad
+    reward: str
+    parts: tuple[Part, ...]
+    phases: tuple[Phase, ...]
+    memory: float
+    sampling: SamplingReport
+    update: Report
+    unread: str
+
+    @property
+    def always(self) -> int:
+        """Bytes of what is there at all times."""
+        return sum(part.bytes for part in self.parts if part.when == ALWAYS)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every phase does."""
+        return all(phase.fits for phase in self.phases)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of a step, predicted; None if one of its phases is not."""
+        known = [phase.seconds for phase in self.phases if phase.seconds is not None]
+        return sum(known) if len(known) == len(self.phases) else None
+
+
+def alignment_load(config: AlignConfig, load: SamplingLoad | None) -> SamplingLoad:
+    """What a config samples: as long as it may be, unless `load` says how long.
+
+    Raises:
+      UserError: the config has no room for that.
+    """
+    rollout, data = config.rollout, config.data
+    room = data.max_length - rollout.max_tokens
+    found = load or SamplingLoad(room, rollout.max_tokens)
+    if found.tokens > rollout.max_tokens or found.prompt + found.tokens > data.max_length:
+        raise UserError(
+            f"--sample: {found.prompt} + {found.tokens} tokens; the config has rollout.max_tokens "
+            f"= {rollout.max_tokens} and data.max_length = {data.max_length}"
+        )
+    rows = min(rollout.rows, config.batch_size)
+    return dataclasses.replace(found, n=rollout.n, rows=rows)
+
+
+def check_alignment(
+    config: AlignConfig, topology: str, mesh: Mesh, chip: Chip, load: SamplingLoad
+) -> AlignmentReport:
+    """Compiles the programs of a step for `mesh` and counts what they do.
+
+    Raises:
+      UserError: something does not divide over the mesh.
+    """
+    llama, sharding = architecture(config), Sharding(mesh)
+    kernel = choose(config.attention, llama, sharding, dtype(config), config.row_length)
+    options = ModelOptions(sharding, dtype=dtype(config), remat=config.remat, attention=kernel)
+    model = new_model(config, llama, options)
+    rewards, said = _reward(config, model)
+    state = abstract_program(config, llama, sharding, kernel)[1]
+    parts = plan_memory(config, model, [state], rewards)
+    work = _workload(config, load)
+    sampled = sampled_model(config, model)
+    samples = check_sampling(
+        llama,
+        topology,
+        sampled.options.sharding.mesh,  # pyright: ignore[reportArgumentType]
+        chip,
+        load,
+        lora=config.lora,
+        count=config.batch_size // load.n,
+    )
+    updates = config.policy_gradient.minibatches
+    one = dataclasses.replace(work, samples=config.batch_size // updates)
+    update = check_program(config, topology, mesh, chip, one)
+    made = [
+        *_moving(sampled, state.params, chip),
+        *_rewarding(rewards, _samples(config, load, spoken=False), load, chip),
+        *_log_probabilities(config, model, state.params, _samples(config, load), work, chip),
+    ]
+    always = sum(part.bytes for part in parts if part.when == ALWAYS)
+    of_sampling = sum(part.bytes for part in parts if part.when == SAMPLING)
+    own = samples.temporaries + of_sampling
+    ways = -(-config.batch_size // samples.rows)  # times that all rows are filled anew
+    phases = [
+        _phase("sampling", own, always, samples.fits, chip, load.tokens * ways,
+               _sampling_seconds(samples, ways)),
+        *(_compiled(name, found, has, calls, always, chip) for name, found, has, calls in made),
+        _phase("update", update.peak - update.parameters - update.optimizer, always, update.fits,
+               chip, updates, update.prediction and updates * update.seconds),
+    ]  # fmt: skip
+    unread = (samples.unread, update.unread, *(found.unread for _, found, _, _ in made))
+    return AlignmentReport(
+        topology=topology,
+        mesh=dict(mesh.shape),
+        samples=config.batch_size,
+        load=load,
+        reward=said,
+        parts=parts,
+        phases=tuple(sorted(phases, key=lambda phase: _ORDER.index(phase.name))),
+        memory=chip.memory,
+        sampling=samples,
+        update=update,
+        unread=next(filter(None, unread), ""),
+    )
+
+
+_ORDER = ("weights to sample with", "sampling", "rewards", "log-probabilities, policy",
+          "log-probabilities, reference", "update")  # fmt: skip
+
+Made = tuple[str, Compiled, int, int]  # a program, its arguments that live anyway, and its calls
+
+
+def _reward(config: AlignConfig, model: Model) -> tuple[list[Model], str]:
+    """The reward model, and what it was taken to be."""
+    name = config.reward.model
+    if not name:
+        return [], f"{config.reward.function}, a function, takes no part of the chips' time"
+    if Path(name).expanduser().exists():
+        return [reward_model(name, model)], name
+    assumed = Model(model.config, model.options, RewardHead(1))
+    return [assumed], f"{name} is not here: taken as the policy's architecture with one output"
+
+
+def _workload(config: AlignConfig, load: SamplingLoad) -> Workload:
+    """A step's samples, as rows of training hold them."""
+    whole = load.prompt + load.tokens
+    if not config.data.share_prompts:
+        return Workload(config.batch_size, whole, predicted=load.tokens)
+    return Workload(config.batch_size, whole, load.prompt - 1, load.n, load.tokens)
+
+
+def _samples(config: AlignConfig, load: SamplingLoad, spoken: bool = True) -> TokenizedData:
+    """As many samples as a step has, all as long as `load` says, no two of them alike."""
+    prompts = config.batch_size // load.n
+    tokens, numbers = [], []
+    for prompt in range(prompts):
+        for sample in range(load.n):
+            asked, said = np.full(load.prompt, prompt), np.full(load.tokens, prompts + sample)
+            tokens.append(np.concatenate([asked, said]).astype(np.int32))
+            numbers.append(prompt)
+    own = [np.arange(load.prompt + load.tokens) >= load.prompt] * len(tokens)
+    return in_memory(tokens, numbers, own if spoken else None)[0]
+
+
+def _moving(sampled: Model, params: Params, chip: Chip) -> Iterator[Made]:
+    """From the weights that are trained to those that sample."""
+    wanted, leaves = changes(params, sampled.abstract(sampled.options.dtype)), flatten(params)
+    if not wanted:
+        return
+    moving = {path: leaves[path] for path in wanted}
+    mesh: Any = sampled.options.sharding.mesh
+    found = compile_program(move_program(wanted).trace(moving), mesh, chip, {}, Steps())
+    yield "weights to sample with", found, local_bytes(moving), 1
+
+
+def _rewarding(
+    rewards: Sequence[Model], data: TokenizedData, load: SamplingLoad, chip: Chip
+) -> Iterator[Made]:
+    """Scores of the samples by reward models, in the batches of `rmjax.load`."""
+    for model in rewards:
+        sharding, params = model.options.sharding, model.abstract(model.options.dtype)
+        mesh: Any = sharding.mesh
+        for batches in scoring_batches(data, model):
+            rows = jax.tree.map(lambda x: x[0], batches[0].rows)
+            score: Any = make_score(model)
+            whole = load.prompt + load.tokens
+            group, places = (load.prompt, [whole] * load.n), load.prompt + load.n * load.tokens
+            length = batches.shape.length
+            steps = kernel_steps(group, places, length, mesh.shape["context"], chip)
+            traced = score.trace(params, placed(rows, ROWS_AXES, sharding))
+            found = compile_program(traced, mesh, chip, {}, steps)
+            yield "rewards", found, local_bytes(params), len(batches)
+
+
+def _log_probabilities(
+    config: AlignConfig,
+    model: Model,
+    params: Params,
+    data: TokenizedData,
+    work: Workload,
+    chip: Chip,
+) -> Iterator[Made]:
+    """What the policy and the reference say of the samples, in rows of training."""
+    batches = StepRows(config, model).whole(data)
+    sharding, length = model.options.sharding, config.row_length
+    mesh: Any = sharding.mesh
+    context, first = mesh.shape["context"], batches[0]
+    targets: Any = first.targets
+    arrays = (first.rows, targets.responses.predicting)
+    rows, places = placed(
+        jax.tree.map(lambda x: x[0], arrays), (ROWS_AXES, ("row", "length")), sharding
+    )
+    steps = kernel_steps(work.group, work.group_places, length, context, chip)
+    trips = {CHUNK_LOOP: work.chunks(length, config.rows_per_device, context)}
+    base = dataclasses.replace(model, lora=NO_LORA)
+    kept = reference_shapes(model) or base.abstract(model.options.dtype)
+    for name, of, own in (("policy", model, params), ("reference", base, kept)):
+        score: Any = make_token_scores(of)
+        found = compile_program(score.trace(own, rows, places), mesh, chip, trips, steps)
+        yield f"log-probabilities, {name}", found, local_bytes(own), len(batches)
+
+
+def _compiled(name: str, found: Compiled, has: int, calls: int, always: int, chip: Chip) -> Phase:
+    seconds = None if found.prediction is None else calls * found.prediction.step
+    return _phase(name, max(0, found.peak - has), always, found.fits, chip, calls, seconds)
+
+
+def _phase(
+    name: str, own: int, always: int, fits: bool, chip: Chip, calls: int, seconds: float | None
+) -> Phase:
+    peak = always + own
+    return Phase(name, own, peak, fits and peak <= chip.memory, calls, seconds)
+
+
+def _sampling_seconds(report: SamplingReport, ways: int) -> float | None:
+    """Of all samples, those of all rows together beginning and ending at once."""
+    if report.chunk is None or report.prompts is None:
+        return None
+    once = report.tokens * report.seconds + report.calls * report.prompts.step
+    return ways * once if math.isfinite(once) else None

@@ -1,0 +1,1 @@
+"""Pages of runs in which a policy learns from its own samples."""
