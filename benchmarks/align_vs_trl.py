@@ -71,7 +71,11 @@ def make_config(model: Path, prompts: Path, args: argparse.Namespace) -> AlignCo
         objective=args.method,
         rollout=RolloutConfig(n=args.samples, max_tokens=args.tokens),
         reward=RewardConfig(function=f"{_REWARD}:reward"),
-        policy_gradient=PolicyGradientConfig(kl=args.kl, minibatches=args.updates if equal else 1),
+        policy_gradient=PolicyGradientConfig(
+            kl=args.kl,
+            minibatches=args.minibatches if equal else 1,
+            passes=args.passes if equal else 1,
+        ),
         batch_size=args.prompts * args.samples,
         steps=args.steps + (not equal),
         remat="none",
@@ -107,7 +111,7 @@ def compare(config: AlignConfig, args: argparse.Namespace, console: Console) -> 
         for loss, update in zip(losses, found, strict=True)
     ]
     for number, (loss, update, (of_loss, of_gradient)) in enumerate(zip(losses, found, apart)):
-        step, part = divmod(number, args.updates)
+        step, part = divmod(number, args.minibatches * args.passes)
         cells = [f"{loss:.6f}", f"{update.loss:.6f}", f"{of_loss:.1e}", f"{of_gradient:.1e}"]
         table.add_row(f"{step + 1}", f"{part + 1}", *cells, f"{100 * update.clipped:.1f} %")
     console.print(table)
@@ -161,7 +165,8 @@ def main() -> None:
     parser.add_argument("weights", nargs="?", default="", help="SmolLM2-135M-Instruct, a GGUF file")
     parser.add_argument("data", nargs="?", type=Path, help="hh-rlhf's pairs")
     parser.add_argument("--steps", type=int, default=0, help="2 for `equal`, 4 for `speed`")
-    parser.add_argument("--updates", type=int, default=2, help="of a step, for `equal`")
+    parser.add_argument("--minibatches", type=int, default=2, help="of a step, for `equal`")
+    parser.add_argument("--passes", type=int, default=1, help="through them, for `equal`")
     parser.add_argument("--prompts", type=int, default=4, help="of a step")
     parser.add_argument("--samples", type=int, default=8, help="of each prompt")
     parser.add_argument("--prompt", type=int, default=256, help="most tokens of a prompt")

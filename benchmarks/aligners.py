@@ -134,7 +134,7 @@ def rmjax_loop(clock: str, pause: Callable[..., None], config: AlignConfig) -> N
 
     rewards.FunctionReward = Paused
     align.end_tokens = lambda *_: ()
-    align.score_tokens = watch.over("scoring", align.score_tokens)
+    align.Learner.known = watch.over("scoring", align.Learner.known)
     steps.Sampling.__call__ = watch.over("sampling", steps.Sampling.__call__, tokens)
     align.align(config)
 
@@ -155,6 +155,8 @@ def trl_trainer(config: AlignConfig, micro: int, change: Callable[[Any], Any], *
     import torch
     import transformers
 
+    from rmjax.alignment.updates import updates_of
+
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # it may have counted them before
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
@@ -164,18 +166,20 @@ def trl_trainer(config: AlignConfig, micro: int, change: Callable[[Any], Any], *
     network = transformers.AutoModelForCausalLM.from_pretrained(
         config.init, dtype=torch.float32, attn_implementation="sdpa"
     )
-    updates = config.policy_gradient.minibatches
-    parts = config.batch_size // updates // micro
-    arguments = trainer_arguments(config.optimizer, config.steps * updates, micro, parts)
-    if config.policy_gradient.kl is not None:
-        told["beta"] = config.policy_gradient.kl
+    gradient = config.policy_gradient
+    parts = config.batch_size // gradient.minibatches // micro
+    steps = config.steps * updates_of(config)
+    arguments = trainer_arguments(config.optimizer, steps, micro, parts)
+    if gradient.kl is not None:
+        told["beta"] = gradient.kl
     trainer = change(getattr(trainers, f"{name.upper()}Trainer"))(
         network,
         reward_funcs=[trl_reward],
         args=getattr(configs, f"{name.upper()}Config")(
             **arguments,
             num_generations=config.rollout.n,
-            steps_per_generation=updates * parts,
+            num_iterations=gradient.passes,
+            steps_per_generation=gradient.minibatches * parts,
             max_completion_length=config.rollout.max_tokens,
             shuffle_dataset=False,
             **told,
@@ -212,8 +216,8 @@ def trl_updates(config: AlignConfig, gradients: Path) -> Callable[[None], Piece]
     """TRL's trainer on the samples that `rmjax.align` left, compared with rmjax's gradients.
 
     Its minibatches are rmjax's, not shuffled, each one micro-batch. `bnpo` is TRL's name of a mean
-    over the tokens of a micro-batch; its default `dapo`, over those of a step, is the same if a
-    step has one update. TRL multiplies k3 by the ratio unless it is told not to: the same loss
+    over the tokens of a micro-batch. Its default `dapo`, over those of a step, is the same where
+    all minibatches have as many tokens. TRL multiplies k3 by the ratio unless it is told not to: the same loss
     where the ratio is 1, another gradient.
     """
     import transformers
@@ -247,7 +251,7 @@ def trl_updates(config: AlignConfig, gradients: Path) -> Callable[[None], Piece]
 
     told = {}
     if config.objective == "grpo":
-        told["loss_type"] = "dapo" if config.policy_gradient.minibatches == 1 else "bnpo"
+        told["loss_type"] = "bnpo"
         told["use_bias_correction_kl"] = False
     micro = config.batch_size // config.policy_gradient.minibatches
     trainer = trl_trainer(config, micro, change, **told)
