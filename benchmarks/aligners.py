@@ -217,8 +217,8 @@ def trl_updates(config: AlignConfig, gradients: Path) -> Callable[[None], Piece]
 
     Its minibatches are rmjax's, not shuffled, each one micro-batch. `bnpo` is TRL's name of a mean
     over the tokens of a micro-batch. Its default `dapo`, over those of a step, is the same where
-    all minibatches have as many tokens. TRL multiplies k3 by the ratio unless it is told not to: the same loss
-    where the ratio is 1, another gradient.
+    all minibatches have as many tokens. TRL multiplies k3 by the ratio unless it is told not to:
+    the same loss where the ratio is 1, another gradient.
     """
     import transformers
 
@@ -255,7 +255,8 @@ def trl_updates(config: AlignConfig, gradients: Path) -> Callable[[None], Piece]
         told["use_bias_correction_kl"] = False
     micro = config.batch_size // config.policy_gradient.minibatches
     trainer = trl_trainer(config, micro, change, **told)
-    importlib.import_module(type(trainer).__mro__[1].__module__).shuffle_sequence_dict = lambda x: x
+    module: Any = importlib.import_module(f"trl.trainer.{config.objective}_trainer")
+    module.shuffle_sequence_dict = lambda parts: parts
     trainer.add_callback(Gradients())
 
     def work(_: None) -> Piece:

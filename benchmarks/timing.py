@@ -37,7 +37,7 @@ class Side:
       cores: the CPUs it may use; `make` sees to it that as many threads compute.
     """
 
-    def __init__(self, make: Callable[..., Callable[[Any], Piece]], cores: set[int], **kwargs: Any):
+    def __init__(self, make: Callable[..., Any], cores: set[int], **kwargs: Any):
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         told = (theirs, self._run, make, cores, kwargs)
