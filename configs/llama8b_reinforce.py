@@ -34,7 +34,7 @@ def get_config(arg: str | None = None) -> AlignConfig:
         rollout=RolloutConfig(
             n=4, max_tokens=2048, rows=64, mesh=MeshConfig(data=-1, fsdp=1, tensor=8)
         ),
-        reward=RewardConfig(model="runs/llama8b_scaled_bt"),
+        rewards={"teacher": RewardConfig(model="runs/llama8b_scaled_bt")},
         policy_gradient=PolicyGradientConfig(kl=0.01),
         batch_size=64,
         steps=318,

@@ -15,6 +15,7 @@ from rmjax.config import (
     PolicyGradientConfig,
     RewardConfig,
     RolloutConfig,
+    ShapingConfig,
 )
 from rmjax.models.presets import quickstart
 
@@ -33,7 +34,8 @@ def get_config(arg: str | None = None) -> AlignConfig:
         model=quickstart(),
         objective="reinforce",
         rollout=RolloutConfig(n=4, max_tokens=200),
-        reward=RewardConfig(model="runs/quickstart", unended_penalty=1.0),
+        rewards={"teacher": RewardConfig(model="runs/quickstart")},
+        shaping=ShapingConfig(unended_penalty=1.0),
         batch_size=64,
         policy_gradient=PolicyGradientConfig(kl=0.5),
         steps=30,

@@ -125,6 +125,9 @@ class RolloutConfig:
       mesh: how weights lie while they sample, on the same devices. None for as they are trained; a
         mesh with `fsdp` gathers them for every token, one of `data` and `tensor` does not. The
         samples are the same.
+      server: the URL of a vLLM or SGLang server that samples instead of this process, with weights
+        that are sent to it. It must see the run's directory.
+      push_every: steps that the server samples with the same weights, before it is sent new ones.
     """
 
     n: int = 8
@@ -135,25 +138,47 @@ class RolloutConfig:
     stop: tuple[str, ...] = ()
     rows: int = 64
     mesh: MeshConfig | None = None
+    server: str = ""
+    push_every: int = 1
 
 
 @dataclasses.dataclass
 class RewardConfig:
-    """What rewards a policy's samples.
+    """One of the things that reward a policy's samples: a model, a function or a server.
 
     Attributes:
       model: a reward model, whatever `rmjax.load` takes; or
       function: `FILE.py:NAME`, a function from prompts (lists of messages) and as many responses
-        (texts) to their rewards, None for a response that has none.
+        (texts) to their rewards, None for a response that has none; or
+      server: the URL of a reward server, whose path says what it speaks: `/get_reward`, `/classify`
+        or `/pooling`; see `alignment.reward_servers.KINDS`.
       value: how a model's attributes become one number; see `rmjax.load`. Empty for its own rule.
-      unended_penalty: taken from the reward of a sample that ran out of room.
-      length_penalty: taken from a reward for each token of the sample.
-      learn_unended: whether samples that ran out of room are learned from.
+        Of a server's several numbers, which one, from 0.
+      weight: what the reward is multiplied by in the sum of all; 0 to record it and no more.
+      standardize: a data source; the reward of a sample is then (reward - mean) / deviation, of
+        this reward over the responses in the source. Empty for the reward as it is.
+      timeout: seconds that a function may take for a step's samples, or a server.
     """
 
     model: str = ""
     function: str = ""
+    server: str = ""
     value: str = ""
+    weight: float = 1.0
+    standardize: str = ""
+    timeout: float = 600.0
+
+
+@dataclasses.dataclass
+class ShapingConfig:
+    """What becomes of the sum of the rewards before it is learned from.
+
+    Attributes:
+      unended_penalty: taken from a sample that ran out of room.
+      length_penalty: taken for each token of the sample.
+      learn_unended: whether samples that ran out of room are learned from.
+    """
+
     unended_penalty: float = 0.0
     length_penalty: float = 0.0
     learn_unended: bool = True
@@ -285,16 +310,24 @@ class AlignConfig(Config):
 
     Attributes:
       rollout: what is sampled.
-      reward: what it is worth.
+      rewards: what it is worth: the weighted sum of these, by names of one's own.
+      shaping: what becomes of that sum.
       policy_gradient: how it is learned from.
       critic: of `ppo`; other methods take no notice of it.
     """
 
     objective: str = "reinforce"
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
-    reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
+    rewards: dict[str, RewardConfig] = dataclasses.field(default_factory=dict)
+    shaping: ShapingConfig = dataclasses.field(default_factory=ShapingConfig)
     policy_gradient: PolicyGradientConfig = dataclasses.field(default_factory=PolicyGradientConfig)
     critic: CriticConfig = dataclasses.field(default_factory=CriticConfig)
+
+    @property
+    def only_model(self) -> RewardConfig | None:
+        """The reward that is a model, if one and no more is."""
+        models = [reward for reward in self.rewards.values() if reward.model]
+        return models[0] if len(models) == 1 else None
 
 
 def as_flat_dict(config: Config) -> dict[str, Any]:

@@ -162,19 +162,34 @@ def _of_ratings(
     """log P(a | x, y) of each sample, NaN where there are no attributes."""
     if attributes is None:
         raise UserError("steerlm2 asks for ratings, and the reward has no attributes")
+    there = dict.fromkeys(
+        name for samples in attributes for found in samples for name in found or ()
+    )
+    if not there:
+        return np.full((len(attributes), len(attributes[0])), np.nan)
+    asked = {_full_name(name, list(there)): rating for name, rating in wanted.items()}
 
     def of(found: dict[str, float] | None) -> float:
-        if found is None:
+        if found is None or not asked.keys() <= found.keys():
             return np.nan
-        missing = [name for name in wanted if name not in found]
-        if missing:
-            raise UserError(
-                f"config.policy_gradient.ratings asks for {missing[0]!r}, and the reward has "
-                + ", ".join(found)
-            )
-        return sum(log_likelihood(a, found[name], *label_range) for name, a in wanted.items())
+        return sum(log_likelihood(a, found[name], *label_range) for name, a in asked.items())
 
     return np.asarray([[of(found) for found in samples] for samples in attributes])
+
+
+def _full_name(name: str, there: list[str]) -> str:
+    """An attribute's name with that of its reward before it, which may be left out if it is clear.
+
+    Raises:
+      UserError: no reward has such an attribute, or several have.
+    """
+    full = [other for other in there if name in (other, other.partition("/")[2])]
+    if name in full or len(full) == 1:
+        return name if name in full else full[0]
+    raise UserError(
+        f"config.policy_gradient.ratings asks for {name!r}, and the reward has "
+        + ", ".join(full or there)
+    )
 
 
 def _extremes(samples: Samples) -> tuple[Bool[np.ndarray, "P n"], np.ndarray, np.ndarray]:

@@ -43,9 +43,10 @@ class Critic:
         Raises:
           UserError: there is no such model, or it has other tokens than the policy.
         """
-        self.name = config.critic.init or config.reward.model
+        teacher = config.only_model
+        self.name = config.critic.init or (teacher.model if teacher else "")
         self._source = open_pretrained(self.name)
-        self._value = config.critic.value or config.reward.value or None
+        self._value = config.critic.value or (teacher.value if teacher else "") or None
         spec = self._source.reward_spec()
         if self._source.tokenizer().get_vocab() != tokenizer.get_vocab():
             raise UserError(

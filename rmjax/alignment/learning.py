@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32, Float64
 from rmjax.alignment.advantages import generalized_advantages
 from rmjax.alignment.credits import CREDITS, Samples
 from rmjax.alignment.rollouts import Rollout
-from rmjax.config import AlignConfig, RewardConfig
+from rmjax.config import AlignConfig, ShapingConfig
 from rmjax.data.tokenized import TokenizedData, TokenReturns, TokenValues
 from rmjax.training.objectives.rollouts import Method
 
@@ -32,13 +32,13 @@ class Known(NamedTuple):
     sampled: Tokens
 
 
-def penalised(rollout: Rollout, config: RewardConfig) -> Float64[np.ndarray, "P n"]:
+def penalised(rollout: Rollout, config: ShapingConfig) -> Float64[np.ndarray, "P n"]:
     """Rewards less the penalties of the config."""
     unended = np.where(rollout.ended, 0.0, config.unended_penalty)
     return rollout.rewards - unended - config.length_penalty * rollout.lengths
 
 
-def learnable(rollout: Rollout, config: RewardConfig) -> Bool[np.ndarray, "P n"]:
+def learnable(rollout: Rollout, config: ShapingConfig) -> Bool[np.ndarray, "P n"]:
     """Which samples may be learned from, if they have a reward."""
     return rollout.ended | config.learn_unended
 
@@ -68,9 +68,9 @@ def credited(
 
     change = known.old.astype(np.float64) - known.reference
     samples = Samples(
-        rewards=penalised(rollout, config.reward),
+        rewards=penalised(rollout, config.shaping),
         ended=rollout.ended,
-        learnable=learnable(rollout, config.reward),
+        learnable=learnable(rollout, config.shaping),
         lengths=rollout.lengths,
         old=by_sample(known.old),
         now=by_sample(now),
@@ -112,8 +112,8 @@ def expected_by_critic(
       method: how they are learned from.
       config: of the run.
     """
-    rewards = penalised(rollout, config.reward)
-    learned = learnable(rollout, config.reward) & ~np.isnan(rewards)
+    rewards = penalised(rollout, config.shaping)
+    learned = learnable(rollout, config.shaping) & ~np.isnan(rewards)
     shares = _by_token(data, learned.astype(np.float64))
     change = np.abs(known.old.astype(np.float64) - known.reference)
     of_tokens = -method.kl * change if method.kl_in_reward == "absolutes" else np.zeros(len(change))

@@ -50,14 +50,21 @@ def plan_memory(
     state, *critics = states
     free, _ = partition(state.params, config.trained)
     sampled = sampled_model(config, model)
+    own = (
+        []
+        if config.rollout.server
+        else [
+            Part("weights that sample", SAMPLING, _sampled_bytes(sampled, state)),
+            Part("their cache", SAMPLING, cache_bytes(config, sampled)),
+        ]
+    )
     return (
         Part("policy", ALWAYS, local_bytes(state.params)),
         Part("optimizer", ALWAYS, local_bytes(state.opt_state)),
         *(Part("critic", ALWAYS, local_bytes(critic)) for critic in critics),
         Part("reference", ALWAYS, local_bytes(reference_shapes(model))),
         *(Part("reward model", ALWAYS, local_bytes(r.abstract(r.options.dtype))) for r in rewards),
-        Part("weights that sample", SAMPLING, _sampled_bytes(sampled, state)),
-        Part("their cache", SAMPLING, cache_bytes(config, sampled)),
+        *own,
         Part("gradients", UPDATE, local_bytes(free)),
     )
 

@@ -1,8 +1,6 @@
-"""What a policy's samples are worth: by a reward model, or by any function."""
+"""What a policy's samples are worth: the weighted sum of models, functions and servers."""
 
-import importlib.util
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,13 +8,18 @@ import jax
 import numpy as np
 from jaxtyping import Float64
 
+from rmjax.alignment.reward_functions import FunctionReward
+from rmjax.alignment.reward_servers import ServerReward
+from rmjax.alignment.standards import Standard, kept_standard
 from rmjax.config import RewardConfig
 from rmjax.data.conversation import Conversation
-from rmjax.data.fields import is_number
-from rmjax.errors import UserError, shortened
+from rmjax.data.tokenizer import Tokenizer
+from rmjax.errors import UserError
 from rmjax.inference.scorer import Encoded, Scorer, load
 from rmjax.runtime.processes import from_first
 from rmjax.runtime.sharding import MeshConfig
+
+Attributes = list[list[dict[str, float] | None]]  # of each response of each prompt, by name
 
 
 class Reward(Protocol):
@@ -24,7 +27,7 @@ class Reward(Protocol):
 
     def __call__(
         self, prompts: Sequence[Conversation], responses: Sequence[Sequence[str]]
-    ) -> tuple[Float64[np.ndarray, "P n"], list[list[dict[str, float] | None]] | None]:
+    ) -> tuple[Float64[np.ndarray, "P n"], Attributes | None]:
         """The reward of each response, NaN where there is none; and attributes, if there are any.
 
         Args:
@@ -34,15 +37,99 @@ class Reward(Protocol):
         ...
 
 
-def open_reward(config: RewardConfig, mesh: MeshConfig) -> Reward:
-    """The reward that a config names.
+def open_rewards(
+    configs: Mapping[str, RewardConfig], mesh: MeshConfig, tokenizer: Tokenizer
+) -> "Rewards":
+    """The rewards that a config names.
+
+    Args:
+      configs: by name.
+      mesh: of the models.
+      tokenizer: the policy's, by whose template a server is sent texts.
 
     Raises:
-      UserError: there is no such model or function.
+      UserError: there is no such model or function, or the URL is none.
     """
+    return Rewards(
+        configs, {name: _open(name, config, mesh, tokenizer) for name, config in configs.items()}
+    )
+
+
+def _open(name: str, config: RewardConfig, mesh: MeshConfig, tokenizer: Tokenizer) -> Reward:
+    where = f"config.rewards.{name}"
     if config.model:
         return ModelReward(load(config.model, value=config.value or None, mesh=mesh))
-    return AskedOnce(lambda: FunctionReward(config.function))
+    if config.function:
+        address = config.function
+        return AskedOnce(lambda: FunctionReward(address, config.timeout, f"{where}.function"))
+    url, value, timeout = config.server, config.value, config.timeout
+    return AskedOnce(lambda: ServerReward(url, value, timeout, tokenizer, f"{where}.server"))
+
+
+class Rewards:
+    """The weighted sum of several rewards, which is a `Reward`.
+
+    A response has one if each of them gives one. A weight of 0 is of a judge that only looks on:
+    what it says is recorded, and may be missing. A response's attributes are the single rewards as
+    they were given, by name, and with `NAME/` before them those that a model gives itself.
+    """
+
+    def __init__(self, configs: Mapping[str, RewardConfig], rewards: Mapping[str, Reward]):
+        """Takes rewards as they are; see `standardize`."""
+        self._configs, self._rewards = configs, rewards
+        self._standards: dict[str, Standard] = {}
+
+    def standardize(self, workdir: Path) -> None:
+        """Measures what the config asks for on its data, or takes what the run has kept.
+
+        Raises:
+          UserError: see `standards.kept_standard`.
+        """
+        for name, config in self._configs.items():
+            if config.standardize:
+                reward, source = self._rewards[name], config.standardize
+                self._standards[name] = kept_standard(workdir, name, reward, source)
+
+    def said(self) -> dict[str, str]:
+        """What there is to say of each, by name."""
+        found = {}
+        for name, config in self._configs.items():
+            parts = [config.model or config.function or config.server, f"weight {config.weight:g}"]
+            if name in self._standards:
+                parts.append(str(self._standards[name]))
+            found[name] = ", ".join(parts)
+        return found
+
+    def __call__(
+        self, prompts: Sequence[Conversation], responses: Sequence[Sequence[str]]
+    ) -> tuple[Float64[np.ndarray, "P n"], Attributes]:
+        """See `Reward`.
+
+        Raises:
+          UserError: one of them fails, or no response has a reward.
+        """
+        total = np.zeros((len(prompts), len(responses[0])))
+        attributes: list[list[dict[str, float]]] = [[{} for _ in texts] for texts in responses]
+        for name, reward in self._rewards.items():
+            values, own = reward(prompts, responses)
+            for place in np.ndindex(values.shape):
+                row, sample = place
+                if not np.isnan(values[place]):
+                    attributes[row][sample][name] = float(values[place])
+                parts = own[row][sample] if own else None
+                for part, value in (parts or {}).items():
+                    attributes[row][sample][f"{name}/{part}"] = value
+            if name in self._standards:
+                standard = self._standards[name]
+                values = (values - standard.mean) / standard.deviation
+            if self._configs[name].weight:
+                total += self._configs[name].weight * values
+        if np.isnan(total).all():
+            raise UserError(
+                f"no response has a reward of each of {', '.join(self._rewards)}: an empty one, or "
+                "one that a model's context cannot hold, has none"
+            )
+        return total, [[found or None for found in row] for row in attributes]
 
 
 class AskedOnce:
@@ -58,7 +145,7 @@ class AskedOnce:
 
     def __call__(
         self, prompts: Sequence[Conversation], responses: Sequence[Sequence[str]]
-    ) -> tuple[Float64[np.ndarray, "P n"], list[list[dict[str, float] | None]] | None]:
+    ) -> tuple[Float64[np.ndarray, "P n"], Attributes | None]:
         """See `Reward`."""
 
         def ask() -> tuple[list[list[float]], Any]:
@@ -82,10 +169,10 @@ class ModelReward:
 
     def __call__(
         self, prompts: Sequence[Conversation], responses: Sequence[Sequence[str]]
-    ) -> tuple[Float64[np.ndarray, "P n"], list[list[dict[str, float] | None]]]:
+    ) -> tuple[Float64[np.ndarray, "P n"], Attributes]:
         """See `Reward`."""
         rewards = np.full((len(prompts), len(responses[0])), np.nan)
-        attributes: list[list[dict[str, float] | None]] = [[None] * len(r) for r in responses]
+        attributes: Attributes = [[None] * len(r) for r in responses]
         places, encoded = [], []
         for number, (prompt, texts) in enumerate(zip(prompts, responses)):
             for sample, text in enumerate(texts):
@@ -101,58 +188,4 @@ class ModelReward:
         for (number, sample), score in zip(places, self.scorer.score_encoded(encoded)):
             rewards[number, sample] = score.value
             attributes[number][sample] = score.attributes
-        if np.isnan(rewards).all():
-            raise UserError("the reward model has no value for any response of this step")
         return rewards, attributes
-
-
-class FunctionReward:
-    """The values of a function of a Python file."""
-
-    def __init__(self, address: str):
-        """Loads it: `FILE.py:NAME`."""
-        file, _, name = address.rpartition(":")
-        path = Path(file).expanduser()
-        if not path.is_file():
-            raise UserError(
-                f"config.reward.function = {address!r}: expected FILE.py:NAME, and there is no "
-                f"file {file!r}"
-            )
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        self._function: Any = getattr(module, name, None)
-        self._address = address
-        if not callable(self._function):
-            raise UserError(f"config.reward.function: {file} has no function {name!r}")
-
-    def __call__(
-        self, prompts: Sequence[Conversation], responses: Sequence[Sequence[str]]
-    ) -> tuple[Float64[np.ndarray, "P n"], None]:
-        """See `Reward`.
-
-        Raises:
-          UserError: it raises, or returns something else.
-        """
-        asked = [p.messages for p, texts in zip(prompts, responses) for _ in texts]
-        said = [text for texts in responses for text in texts]
-        try:
-            found = list(self._function(asked, said))
-        except Exception as error:
-            raise UserError(
-                f"{self._address} raised {type(error).__name__}: {shortened(str(error), 300)}"
-            ) from error
-        if len(found) != len(said):
-            raise UserError(f"{self._address}: {len(found)} rewards for {len(said)} responses")
-        return np.asarray([self._number(x) for x in found]).reshape(len(prompts), -1), None
-
-    def _number(self, value: Any) -> float:
-        if value is None:
-            return math.nan
-        value = value.item() if isinstance(value, np.generic) else value
-        if not is_number(value) or not math.isfinite(value):
-            raise UserError(
-                f"{self._address}: a reward is {value!r}, expected a number, or None for none"
-            )
-        return float(value)

@@ -1,7 +1,9 @@
 """A step's samples with their rewards: made, written before they are learned from, read again.
 
 The file of a step has a row for each prompt, as `rmjax.sample` and `rmjax.score` write it, so that
-people can look at it and the other commands read it.
+people can look at it and the other commands read it. It is written twice, each time whole or not at
+all: when the samples are there, and when their rewards are. What rewards may fail, and then nothing
+is sampled again.
 """
 
 import dataclasses
@@ -34,12 +36,16 @@ class Rollout:
       completions: the samples of each, as many of every one.
       rewards: NaN where there is none.
       attributes: by name, where the reward has some.
+      rewarded: whether the rewards were asked for.
+      weights: how many steps had made the weights that sampled.
     """
 
     numbers: Int64[np.ndarray, "P"]
     completions: list[list[Completion]]
     rewards: Float64[np.ndarray, "P n"]
     attributes: list[list[dict[str, float] | None]] | None = None
+    rewarded: bool = True
+    weights: int | None = None
 
     @property
     def ended(self) -> Bool[np.ndarray, "P n"]:
@@ -100,12 +106,12 @@ def write_rollout(path: Path, rollout: Rollout, prompts: Prompts, made_by: dict[
         samples, asked = rollout.completions[row], prompts.conversations[number]
         rewards = rollout.rewards[row].tolist()
         fields: dict[str, Any] = {"prompt": asked.messages, "number": number} | made_by
+        fields["weights"] = rollout.weights
         if asked.tools:
             fields["tools"] = asked.tools
         fields |= {
             "responses": [c.text for c in samples],
             "ended": [c.ended for c in samples],
-            "scores": [None if np.isnan(value) else value for value in rewards],
             "reasons": [c.reason for c in samples],
             "stops": [c.stop for c in samples],
             "token_ids": [c.tokens.tolist() for c in samples],
@@ -115,6 +121,8 @@ def write_rollout(path: Path, rollout: Rollout, prompts: Prompts, made_by: dict[
                 for c in samples
             ],
         }
+        if rollout.rewarded:
+            fields["scores"] = [None if np.isnan(value) else value for value in rewards]
         if rollout.attributes:
             fields["attributes"] = rollout.attributes[row]
         lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
@@ -157,13 +165,16 @@ def read_rollout(path: Path, made_by: dict[str, Any], numbers: Sequence[int]) ->
             ]
             for row in rows
         ]
-        rewards = np.asarray([row["scores"] for row in rows], np.float64)
+        rewarded = any("scores" in row for row in rows)
+        unknown = [[None] * len(samples) for samples in completions]
+        scores = [row["scores"] for row in rows] if rewarded else unknown
+        rewards, weights = np.asarray(scores, np.float64), rows[0]["weights"]
         attributes = [row["attributes"] for row in rows] if "attributes" in rows[0] else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: damaged ({error}); remove it, and the step is made again"
         ) from error
-    return Rollout(np.asarray(found, np.int64), completions, rewards, attributes)
+    return Rollout(np.asarray(found, np.int64), completions, rewards, attributes, rewarded, weights)
 
 
 def _digest(path: Path) -> str:

@@ -1,7 +1,7 @@
 """The parts of a step: samples of the current weights, their rewards, and rows of a fixed shape."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jax.sharding import Mesh
@@ -17,7 +17,7 @@ from rmjax.data.planning import plan_rows
 from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenized import TokenizedData
 from rmjax.data.tokenizer import Tokenizer
-from rmjax.generation.completions import SamplingSettings
+from rmjax.generation.completions import Completion, SamplingSettings
 from rmjax.generation.policy import Policy
 from rmjax.inference.batching import evaluation_batches
 from rmjax.models.attention.dispatch import alignment, choose
@@ -26,13 +26,38 @@ from rmjax.models.model import Model
 from rmjax.models.parameters import Params
 from rmjax.runtime.sharding import Sharding, mesh_shape
 
-_HELD_OUT = 2**32 - 1  # the step whose noise samples of held-out prompts have
+HELD_OUT = 2**32 - 1  # the step whose noise samples of held-out prompts have
 _SEEDS = 1_000_003  # apart, those of two runs' steps
 _PLACES_A_SLOT = 8
 
 
+class Sampler(Protocol):
+    """Whatever samples in a step: the policy in this process, or a server.
+
+    Attributes:
+      weights: how many steps had made those weights that sampled last.
+    """
+
+    weights: int
+
+    def __call__(
+        self, params: Params, prompts: Prompts, numbers: Any, n: int, step: int, done: int
+    ) -> list[list[Completion]]:
+        """The samples of some prompts; their noise goes by the seed, the step and the prompt.
+
+        Args:
+          params: of the policy as it is.
+          prompts: of the run.
+          numbers: of those that are asked.
+          n: samples of each.
+          step: whose noise it is, or `HELD_OUT`.
+          done: how many steps have made the policy what it is.
+        """
+        ...
+
+
 class Sampling:
-    """The policy as it is, to sample from."""
+    """The policy as it is, to sample from, which is a `Sampler`."""
 
     def __init__(
         self, config: AlignConfig, model: Model, tokenizer: Tokenizer, ends: tuple[int, ...]
@@ -46,20 +71,21 @@ class Sampling:
           ends: tokens that end a sample.
         """
         self.model = sampled_model(config, model)
-        self.settings, self._seed = config.rollout, config.seed
+        self._config, self.weights = config, 0
         self._policy = Policy(self.model, {}, tokenizer, ends, config.rollout.rows)
         self._wanted = self.model.abstract(self.model.options.dtype)
 
-    def __call__(self, params: Params, prompts: Prompts, numbers: Any, n: int, step: int) -> Any:
-        """The samples of some prompts; their noise goes by the seed, the step and the prompt."""
-        settings = dataclasses.asdict(self.settings)
-        del settings["rows"], settings["mesh"]
-        settings |= {"n": n, "seed": (self._seed * _SEEDS + step) % 2**32}
+    def __call__(
+        self, params: Params, prompts: Prompts, numbers: Any, n: int, step: int, done: int
+    ) -> list[list[Completion]]:
+        """See `Sampler`."""
         self._policy.params = moved(params, self._wanted)
         asked = [prompts.tokens[i] for i in numbers]
-        found = self._policy(asked, SamplingSettings(**settings), [int(i) for i in numbers])
+        settings = sampling_settings(self._config, n, step)
+        found = self._policy(asked, settings, [int(i) for i in numbers])
         # Those of the mesh of training are donated with the next update, others need their room.
         self._policy.params = {}
+        self.weights = done
         return found
 
 
@@ -85,27 +111,51 @@ def sampled_model(config: AlignConfig, model: Model) -> Model:
     return Model(llama, sampled, model.head, model.lora)
 
 
+def sampling_settings(config: AlignConfig, n: int, step: int) -> SamplingSettings:
+    """What is sampled: `n` of each prompt with the noise of a step, the rest as the config says."""
+    names = [field.name for field in dataclasses.fields(SamplingSettings)]
+    settings: dict[str, Any] = {
+        name: getattr(config.rollout, name) for name in names if name != "seed"
+    }
+    settings |= {"n": n, "seed": (config.seed * _SEEDS + step) % 2**32}
+    return SamplingSettings(**settings)
+
+
 def make_rollout(
-    sampling: Sampling,
+    sampling: Sampler,
     params: Params,
     prompts: Prompts,
     numbers: Int64[np.ndarray, "P"],
-    reward: Reward,
     n: int,
     step: int,
 ) -> Rollout:
-    """Samples of a step and their rewards."""
-    completions = sampling(params, prompts, numbers, n, step)
-    texts = [[completion.text for completion in samples] for samples in completions]
-    rewards, attributes = reward([prompts.conversations[i] for i in numbers], texts)
-    return Rollout(numbers, completions, rewards, attributes)
+    """Samples of a step, which have no rewards yet."""
+    return _sampled(numbers, n, sampling, sampling(params, prompts, numbers, n, step, step - 1))
 
 
-def held_out_rollout(
-    sampling: Sampling, params: Params, prompts: Prompts, reward: Reward
+def held_out_rollout(sampling: Sampler, params: Params, prompts: Prompts, done: int) -> Rollout:
+    """One sample of each prompt after so many steps, the noise the same whenever it is asked."""
+    numbers = np.arange(len(prompts))
+    return _sampled(numbers, 1, sampling, sampling(params, prompts, numbers, 1, HELD_OUT, done))
+
+
+def _sampled(
+    numbers: Int64[np.ndarray, "P"], n: int, sampling: Sampler, found: list[list[Completion]]
 ) -> Rollout:
-    """One sample of each prompt with its reward, the noise the same whenever it is asked."""
-    return make_rollout(sampling, params, prompts, np.arange(len(prompts)), reward, 1, _HELD_OUT)
+    unknown = np.full((len(numbers), n), np.nan)
+    return Rollout(numbers, found, unknown, rewarded=False, weights=sampling.weights)
+
+
+def with_rewards(rollout: Rollout, prompts: Prompts, reward: Reward) -> Rollout:
+    """The same samples with their rewards.
+
+    Raises:
+      UserError: what rewards fails.
+    """
+    asked = [prompts.conversations[i] for i in rollout.numbers]
+    texts = [[completion.text for completion in samples] for samples in rollout.completions]
+    rewards, attributes = reward(asked, texts)
+    return dataclasses.replace(rollout, rewards=rewards, attributes=attributes, rewarded=True)
 
 
 class StepRows:
@@ -139,6 +189,17 @@ def reward_of(rollout: Rollout) -> dict[str, float]:
     """What there is to say of samples of held-out prompts."""
     return {
         "held_out/reward": float(np.nanmean(rollout.rewards)),
+        **{f"held_out/{name}": mean for name, mean in single_rewards(rollout).items()},
         "held_out/length": float(rollout.lengths.mean()),
         "held_out/ended": float(rollout.ended.mean()),
+    }
+
+
+def single_rewards(rollout: Rollout) -> dict[str, float]:
+    """The mean of each reward of several, and of each attribute, over the samples that have it."""
+    samples = [found for row in rollout.attributes or () for found in row if found]
+    names = dict.fromkeys(name for found in samples for name in found)
+    return {
+        f"reward/{name}": float(np.mean([found[name] for found in samples if name in found]))
+        for name in names
     }

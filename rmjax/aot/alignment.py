@@ -194,14 +194,19 @@ Made = tuple[str, Compiled, int, int]  # a program, its arguments that live anyw
 
 
 def _reward(config: AlignConfig, model: Model) -> tuple[list[Model], str]:
-    """The reward model, and what it was taken to be."""
-    name = config.reward.model
-    if not name:
-        return [], f"{config.reward.function}, a function, takes no part of the chips' time"
-    if Path(name).expanduser().exists():
-        return [reward_model(name, model)], name
-    assumed = Model(model.config, model.options, RewardHead(1))
-    return [assumed], f"{name} is not here: taken as the policy's architecture with one output"
+    """The reward models, and what the rewards were taken to be."""
+    models, said = [], []
+    for name, reward in config.rewards.items():
+        if not reward.model:
+            said.append(f"{name} is no model and takes no part of the chips' time")
+        elif Path(reward.model).expanduser().exists():
+            models.append(reward_model(reward.model, model))
+            said.append(reward.model)
+        else:
+            models.append(Model(model.config, model.options, RewardHead(1)))
+            assumed = "taken as the policy's architecture with one output"
+            said.append(f"{reward.model} is not here: {assumed}")
+    return models, "; ".join(said)
 
 
 def _workload(config: AlignConfig, load: SamplingLoad) -> Workload:

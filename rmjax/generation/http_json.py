@@ -26,6 +26,10 @@ _CONNECTING = 10.0  # seconds
 _MOST_SAID = 300  # of a server's own words
 
 
+class BadReply(UserError):
+    """A reply that is not what was asked for; the server may answer better when asked again."""
+
+
 class _Patience(Retry):
     """Waits as long as a server asks for (`Retry-After`), but no longer than between other tries.
 
@@ -109,7 +113,8 @@ class JsonServer:
           what: is asked, for messages.
 
         Raises:
-          UserError: it does not answer, refuses, or answers something that is no JSON object.
+          UserError: it does not answer or refuses.
+          BadReply: it answers something that is no JSON object.
         """
         return self._ask("POST", path, json.dumps(body).encode(), what, self._retry)
 
@@ -127,7 +132,7 @@ class JsonServer:
             raise UserError(f"{what}: {where} {self._refusal(reply)}")
         found = _parsed(reply.data)
         if not isinstance(found, dict):
-            raise UserError(
+            raise BadReply(
                 f"{what}: {where} answers what is no JSON object: {self._said(reply.data)}"
             )
         return found

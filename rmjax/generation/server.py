@@ -5,12 +5,9 @@ to `/v1/completions`, which vLLM, SGLang, llama.cpp and others have. What they d
 `server_kinds.py`.
 """
 
-import itertools
 import math
 import os
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +22,7 @@ from rmjax.data.tokenizer import Tokenizer, load_tokenizer, writes_bos
 from rmjax.errors import UserError, listed, shortened
 from rmjax.generation.completions import Completion, Prompt, SamplingSettings, check_keys
 from rmjax.generation.http_json import JsonServer
+from rmjax.generation.in_threads import in_threads
 from rmjax.generation.prompts import prompt_tokens
 from rmjax.generation.server_kinds import KINDS, OTHER, Kind
 from rmjax.generation.server_reply import (
@@ -108,7 +106,7 @@ class ServerEngine:
         ]
         found: list[list[Completion | None]] = [[None] * settings.n for _ in prompts]
         for one, reply in track(
-            _in_threads(self._answer, asked, self._concurrency),
+            in_threads(self._answer, asked, self._concurrency),
             description="sampling",
             total=len(asked),
             disable=len(asked) < _BAR_FROM,
@@ -116,6 +114,15 @@ class ServerEngine:
         ):
             found[one.prompt][one.sample] = self._completion(one, reply, settings)
         return found  # pyright: ignore[reportReturnType]
+
+    def load_weights(self, directory: Path) -> None:
+        """Makes the server sample with the weights of a Hugging Face directory, which it must see.
+
+        Raises:
+          UserError: it cannot, or says that it did not.
+        """
+        assert self.kind.load_weights
+        self.kind.load_weights(self._server, directory)
 
     def _asked(
         self, prompt: Prompt, number: int, key: int, settings: SamplingSettings
@@ -293,18 +300,46 @@ def open_server(
         )
     key = os.environ.get(_KEY, "") if api_key is None else api_key
     server = JsonServer(url, key, timeout, retries, concurrency)
-    cards = _cards(server)
-    card = _pick(cards, model_name, server.url)
+    card = _pick(cards := _cards(server), model_name, server.url)
     files = local_path(str(tokenizer))
     loaded = load_tokenizer(files, chat_template=chat_template)
+    return _engine(server, card, cards, loaded, end_tokens(files, loaded), concurrency)
+
+
+def open_policy_server(url: str, tokenizer: Tokenizer, ends: Sequence[int]) -> ServerEngine:
+    """Opens the only model on a server, which is sent the weights of a policy that is trained.
+
+    Args:
+      url: of the server.
+      tokenizer: the policy's.
+      ends: tokens that end a sample.
+
+    Raises:
+      UserError: there is no such server, or it cannot be told to load weights.
+    """
+    key, concurrency = os.environ.get(_KEY, ""), 64
+    server = JsonServer(url, key, timeout=600.0, retries=6, connections=concurrency)
+    card = _pick(cards := _cards(server), "", server.url)
+    engine = _engine(server, card, cards, tokenizer, ends, concurrency)
+    if engine.kind.load_weights is None:
+        able = " and ".join(kind.name for kind in KINDS.values() if kind.load_weights)
+        raise UserError(
+            f"{url}: {engine.kind.name} cannot be told to load other weights; {able} can"
+        )
+    return engine
+
+
+def _engine(
+    server: JsonServer,
+    card: dict[str, Any],
+    cards: list[dict[str, Any]],
+    tokenizer: Tokenizer,
+    ends: Sequence[int],
+    concurrency: int,
+) -> ServerEngine:
+    kind = KINDS.get(str(card.get("owned_by")), OTHER)
     return ServerEngine(
-        server,
-        card["id"],
-        KINDS.get(str(card.get("owned_by")), OTHER),
-        _context(card, cards),
-        loaded,
-        end_tokens(files, loaded),
-        concurrency,
+        server, card["id"], kind, _context(card, cards), tokenizer, ends, concurrency
     )
 
 
@@ -350,40 +385,3 @@ def _context(card: dict[str, Any], cards: list[dict[str, Any]]) -> int | None:
 def _digest(tokenizer: Tokenizer, ends: Sequence[int]) -> str:
     parts = (sorted(tokenizer.get_vocab().items()), tokenizer.chat_template, tuple(ends))
     return xxhash.xxh3_64_hexdigest(repr(parts).encode())
-
-
-def _in_threads(
-    answer: Callable[[_Asked], dict[str, Any]], asked: Iterable[_Asked], most: int
-) -> Iterator[tuple[_Asked, dict[str, Any]]]:
-    """Requests with their answers, as they come; the first failure is raised and ends all.
-
-    The threads are daemons: a command that is interrupted does not wait for answers.
-    """
-    todo: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[_Asked, dict[str, Any] | BaseException]] = queue.SimpleQueue()
-    over = threading.Event()
-    count = 0
-    for count, one in enumerate(asked, 1):  # noqa: B007
-        todo.put(one)
-
-    def work() -> None:
-        while not over.is_set():
-            try:
-                one = todo.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                done.put((one, answer(one)))
-            except BaseException as error:  # is raised below, in the thread that asked
-                done.put((one, error))
-
-    for _ in range(min(most, count)):
-        threading.Thread(target=work, daemon=True).start()
-    try:
-        for _ in itertools.repeat(None, count):
-            one, found = done.get()
-            if isinstance(found, BaseException):
-                raise found
-            yield one, found
-    finally:
-        over.set()

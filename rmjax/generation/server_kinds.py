@@ -1,8 +1,12 @@
 """What kinds of server take and give, beyond what all of them do."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+from rmjax.generation.http_json import JsonServer
+from rmjax.generation.server_weights import load_into_sglang, load_into_vllm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +22,7 @@ class Kind:
       tempered: whether log-probabilities are those at the request's temperature.
       fields: sent always. Servers have defaults of their own, and vLLM takes the model's, which
         would draw from another distribution than was asked for.
+      load_weights: makes it load those of a Hugging Face directory; None if it cannot.
     """
 
     name: str
@@ -27,6 +32,7 @@ class Kind:
     logprobs: int | None = None
     tempered: bool = False
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    load_weights: Callable[[JsonServer, Path], None] | None = None
 
 
 _WHOLE = {"min_p": 0.0, "repetition_penalty": 1.0, "skip_special_tokens": False}
@@ -39,6 +45,7 @@ KINDS = {
         all_top_k=-1,
         logprobs=0,
         fields=_WHOLE | {"return_token_ids": True, "spaces_between_special_tokens": False},
+        load_weights=load_into_vllm,
     ),
     "sglang": Kind(
         "SGLang",
@@ -48,6 +55,7 @@ KINDS = {
         logprobs=0,
         tempered=True,
         fields=_WHOLE | {"return_token_ids": True},
+        load_weights=load_into_sglang,
     ),
     "llamacpp": Kind(
         "llama.cpp",

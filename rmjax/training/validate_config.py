@@ -1,6 +1,7 @@
 """Checks a config: every field by itself, the relations between them, and what a run may change."""
 
 import dataclasses
+import keyword
 import math
 import re
 import types
@@ -16,6 +17,7 @@ from rmjax.config import (
     Config,
     DataConfig,
     OptimizerConfig,
+    RewardConfig,
     as_flat_dict,
 )
 from rmjax.data.tokenize import OVER_LONG, TURNS
@@ -69,6 +71,8 @@ _RANGES = (
 # What a run may change when it is continued: none of these changes its numbers so far.
 _MAY_CHANGE = ("workdir", "eval", "checkpoint", "mesh.", "wandb", "steps", "epochs")
 _MAY_CHANGE += ("remat", "attention", "rollout.mesh")
+_SERVERS = (".server", ".timeout")  # the ends of fields that may change: a server may move
+_LONGEST = 24 * 3600.0
 
 
 def validate(config: Config) -> Config:
@@ -176,14 +180,24 @@ def _check_policy(config: Config) -> None:
 
 def _check_alignment(config: AlignConfig) -> None:
     """The relations between what a policy samples, what it is worth, and a step."""
-    rollout, reward, gradient = config.rollout, config.reward, config.policy_gradient
-    if bool(reward.model) == bool(reward.function):
+    rollout, gradient = config.rollout, config.policy_gradient
+    if not config.rewards:
         raise UserError(
-            f"config.reward.model = {reward.model!r} and function = {reward.function!r}: give one "
-            "of them"
+            "config.rewards is empty: give at least one, such as "
+            "rewards={'teacher': RewardConfig(model='PATH')}"
         )
-    if reward.value and not reward.model:
-        raise UserError(f"config.reward.value = {reward.value!r} is of a model")
+    for name, reward in config.rewards.items():
+        _check_reward(name, reward)
+    if not any(reward.weight for reward in config.rewards.values()):
+        raise UserError("config.rewards: every weight is 0, so nothing would be learned")
+    for name in ("unended_penalty", "length_penalty"):
+        if not math.isfinite(getattr(config.shaping, name)):
+            raise UserError(f"config.shaping.{name}: expected a finite number")
+    if rollout.push_every < 1 or (rollout.push_every > 1 and not rollout.server):
+        raise UserError(
+            f"config.rollout.push_every = {rollout.push_every} with rollout.server = "
+            f"{rollout.server!r}: expected 1, or more with a server"
+        )
     if rollout.n < 2 and not has_critic(config):
         raise UserError(
             f"config.rollout.n = {rollout.n}: a sample is compared with the prompt's others, so "
@@ -219,8 +233,11 @@ def _check_alignment(config: AlignConfig) -> None:
 
 def _check_critic(config: AlignConfig) -> None:
     critic, flat = config.critic, as_flat_dict(config)
-    if not (critic.init or config.reward.model):
-        raise UserError("config.critic.init is empty: name a reward model to start the critic from")
+    if not (critic.init or config.only_model):
+        raise UserError(
+            "config.critic.init is empty: name a reward model to start the critic from; without, "
+            "config.rewards must have one model and no second one"
+        )
     for names, fits, wanted in _RANGES:
         for name in (f"critic.{name}" for name in names if name.startswith("optimizer.")):
             if not fits(flat[name]):
@@ -230,6 +247,30 @@ def _check_critic(config: AlignConfig) -> None:
             raise UserError(f"config.critic.{name} = {getattr(critic, name)!r}: expected 0 to 1")
     if not 0 < critic.clip < math.inf:
         raise UserError(f"config.critic.clip = {critic.clip!r}: expected more than 0")
+
+
+def _check_reward(name: str, reward: RewardConfig) -> None:
+    where = f"config.rewards.{name}"
+    # The command line reads `config.rewards.NAME.model` as Python would.
+    if not name.isidentifier() or keyword.iskeyword(name) or hasattr(dict, name):
+        raise UserError(
+            f"config.rewards has {name!r}: expected a name of letters, digits and underscores that "
+            "is no word of Python's and no method of a dict's"
+        )
+    given = [kind for kind in ("model", "function", "server") if getattr(reward, kind)]
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        raise UserError(f"{where}: of model, function and server give one; found {found}")
+    if reward.value and reward.function:
+        raise UserError(f"{where}.value = {reward.value!r} is of a model or a server")
+    if reward.server and reward.value and not reward.value.isdecimal():
+        raise UserError(
+            f"{where}.value = {reward.value!r}: of a server, expected which of its numbers, from 0"
+        )
+    if not math.isfinite(reward.weight):
+        raise UserError(f"{where}.weight = {reward.weight!r}: expected a finite number")
+    if not 0 < reward.timeout <= _LONGEST:
+        raise UserError(f"{where}.timeout = {reward.timeout!r}: expected seconds, up to a day")
 
 
 def _check_lora(config: Config) -> None:
@@ -253,6 +294,8 @@ def _check_types(value: Any, path: str) -> None:
         if not _fits(item, hint):
             wanted = hint.__name__ if isinstance(hint, type) else str(hint)
             raise UserError(f"{path}.{field} = {item!r}: expected {wanted.replace('typing.', '')}")
+        for name, part in item.items() if isinstance(item, dict) else ():
+            _check_types(part, f"{path}.{field}.{name}")
         if dataclasses.is_dataclass(item):
             _check_types(item, f"{path}.{field}")
 
@@ -267,6 +310,10 @@ def _fits(value: Any, hint: Any) -> bool:
         if args[-1] is Ellipsis:
             return all(_fits(item, args[0]) for item in value)
         return len(value) == len(args) and all(map(_fits, value, args))
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _fits(key, args[0]) and _fits(item, args[1]) for key, item in value.items()
+        )
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
@@ -282,14 +329,14 @@ def check_continues(before: dict[str, Any], now: Config) -> None:
     then changed nothing if it was off: 0, False or empty.
     """
     after = as_flat_dict(now)
-    defaults = as_flat_dict(Config("", DataConfig(""), OptimizerConfig(0.0), 0))
+    defaults = as_flat_dict(type(now)("", DataConfig(""), OptimizerConfig(0.0), 0))
     before = {field: defaults[field] for field in after if field in defaults} | before
     before = {field: value for field, value in before.items() if field in after or value}
     fixed = ("steps", "epochs") if now.optimizer.schedule != "constant" else ()
     changed = [
         f"  {field}: was {old!r}, now {new!r}"
         for field, (old, new) in sorted(differing(before, after).items())
-        if field in fixed or not field.startswith(_MAY_CHANGE)
+        if field in fixed or not (field.startswith(_MAY_CHANGE) or field.endswith(_SERVERS))
     ]
     if changed:
         raise UserError(

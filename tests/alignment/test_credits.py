@@ -34,18 +34,18 @@ def config_of(method: str, **settings) -> AlignConfig:
         OptimizerConfig(1e-3),
         8,
         objective=method,
-        reward=RewardConfig(model="m"),
+        rewards={"teacher": RewardConfig(model="m")},
         policy_gradient=PolicyGradientConfig(**settings),
     )
 
 
 def samples_of(rewards, **changes) -> Samples:
     rewards = np.asarray(rewards, float)
-    shape, fields = rewards.shape, dict[str, Any]()
-    for name in ("old", "now", "reference", "absolutes"):
-        fields[name] = np.zeros(shape)
-    found = dict(ended=np.ones(shape, bool), learnable=np.ones(shape, bool), lengths=np.ones(shape))
-    return Samples(**(fields | found | {"rewards": rewards} | changes))
+    names, shape = ("old", "now", "reference", "absolutes"), rewards.shape
+    fields: dict[str, Any] = {name: np.zeros(shape) for name in names} | {"rewards": rewards}
+    fields |= {name: np.ones(shape, bool) for name in ("ended", "learnable")}
+    fields |= {"lengths": np.ones(shape)} | changes
+    return Samples(**fields)
 
 
 def gradient_of_credits(credit, tokens, config) -> np.ndarray:
@@ -155,7 +155,14 @@ def test_steerlm_without_attributes_or_with_others():
         posterior(samples_of([[0.0] * 3], attributes=RATED), method, config)
     with pytest.raises(UserError, match="the reward has no attributes"):
         posterior(samples_of([[0.0] * 3]), method, config)
+    named = [[{"judge": 1.0, **{f"teacher/{k}": v for k, v in one.items()}} for one in RATED[0]]]
     config = config_of("steerlm2", ratings="good:4")
+    ours = posterior(samples_of([[0.0] * 3], attributes=named), method, config)
+    theirs = posterior(samples_of([[0.0] * 3], attributes=RATED), method, config)
+    np.testing.assert_array_equal(ours.credits, theirs.credits)
+    two = [[{"teacher/good": 1.0, "judge/good": 1.0}] * 3]
+    with pytest.raises(UserError, match="asks for 'good', and the reward has teacher/good, judge"):
+        posterior(samples_of([[0.0] * 3], attributes=two), method, config)
     found = posterior(samples_of([[0.0] * 3], attributes=[[None, *RATED[0][1:]]]), method, config)
     assert not found.credits[0, 0] and found.learned.tolist() == [[False, True, True]]
     none = posterior(samples_of([[0.0] * 3], attributes=[[None] * 3]), method, config)

@@ -11,9 +11,9 @@ import pytest
 from helpers.models import one_device, tiny_llama
 from rmjax.alignment.learning import Known, credited, described, expected_by_critic, penalised
 from rmjax.alignment.prompts import Prompts, plan_prompts
-from rmjax.alignment.rewards import FunctionReward
 from rmjax.alignment.rollouts import Rollout, read_rollout, write_rollout
-from rmjax.config import AlignConfig, DataConfig, OptimizerConfig, RewardConfig
+from rmjax.alignment.steps import single_rewards, with_rewards
+from rmjax.config import AlignConfig, DataConfig, OptimizerConfig, ShapingConfig
 from rmjax.data.batch import Rollouts
 from rmjax.data.batches import training_batches
 from rmjax.data.conversation import Conversation
@@ -30,9 +30,9 @@ from rmjax.models.model import Model
 from rmjax.training.objectives.rollouts import METHODS
 
 
-def config_of(reward: RewardConfig) -> AlignConfig:
+def config_of(shaping: ShapingConfig) -> AlignConfig:
     data = DataConfig("x", attributes=())
-    return AlignConfig("w", data, OptimizerConfig(1e-3), 6, reward=reward)
+    return AlignConfig("w", data, OptimizerConfig(1e-3), 6, shaping=shaping)
 
 
 MADE_BY = {"step": 3, "seed": 0}
@@ -75,6 +75,29 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
     row = json.loads(path.read_text().split("\n")[0])
     assert row["prompt"] == [{"role": "user", "content": "q2"}]
     assert row["ended"] == [True, False, True] and row["scores"] == [1.0, None, 2.0]
+
+
+def test_samples_are_written_before_they_are_rewarded(tmp_path):
+    path = tmp_path / "step.jsonl"
+    unknown = np.full((2, 3), np.nan)
+    sampled = Rollout(ROLLOUT.numbers, ROLLOUT.completions, unknown, rewarded=False)
+    write_rollout(path, sampled, PROMPTS, MADE_BY)
+    found = read_rollout(path, MADE_BY, [2, 0])
+    assert found and not found.rewarded and np.isnan(found.rewards).all()
+    asked = []
+
+    def reward(prompts, responses):
+        asked.append((prompts, responses))
+        return ROLLOUT.rewards, ROLLOUT.attributes
+
+    write_rollout(path, with_rewards(found, PROMPTS, reward), PROMPTS, MADE_BY)
+    again = read_rollout(path, MADE_BY, [2, 0])
+    assert again and again.rewarded and again.attributes == ROLLOUT.attributes
+    np.testing.assert_array_equal(again.rewards, ROLLOUT.rewards)
+    [(conversations, texts)] = asked
+    assert [c.messages[0]["content"] for c in conversations] == ["q2", "q0"]
+    assert texts == [[c.text for c in samples] for samples in ROLLOUT.completions]
+    assert single_rewards(again) == {"reward/help": pytest.approx((1 + 2 + 0.5 + 0.25 - 1) / 5)}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +145,7 @@ def test_what_a_batch_holds_of_a_token_is_where_it_is_predicted():
     spoken = data.spoken.astype(np.float32)
     known = Known(sampled, -sampled, sampled - spoken, sampled + 0.5 * spoken)
     method, numbers = METHODS["rloo"], described(ROLLOUT, data, known)
-    learned, _ = credited(ROLLOUT, data, known, known.old, method, config_of(RewardConfig()))
+    learned, _ = credited(ROLLOUT, data, known, known.old, method, config_of(ShapingConfig()))
     batch = training_batches(learned, [np.arange(6)], RowShape(2, 16, 4))[0]
     rows, targets = batch.rows, batch.targets
     assert isinstance(targets, Rollouts)
@@ -144,7 +167,7 @@ def test_what_a_batch_holds_of_a_token_is_where_it_is_predicted():
 
 
 def test_penalties_by_hand_and_what_is_not_learned():
-    config = RewardConfig(model="m", unended_penalty=2.0, length_penalty=0.1, learn_unended=False)
+    config = ShapingConfig(unended_penalty=2.0, length_penalty=0.1, learn_unended=False)
     rollout = Rollout(ROLLOUT.numbers, ROLLOUT.completions, np.ones((2, 3)))
     expected = [[1 - 0.3, 1 - 2 - 0.1, 1 - 0.2], [1 - 0.2, 1 - 0.4, 1 - 0.1]]
     np.testing.assert_allclose(penalised(rollout, config), expected)
@@ -162,7 +185,7 @@ def test_what_a_critic_did_not_expect_by_hand():
     assert spoken is not None
     old, reference = (np.where(spoken, x, 0).astype(np.float32) for x in (-1.0, -1.5))
     expected = np.where(spoken, data.tokens / 10, 0).astype(np.float32)
-    config = config_of(RewardConfig())
+    config = config_of(ShapingConfig())
     config.critic.smoothing = 1.0
     method = dataclasses.replace(METHODS["ppo"], kl=0.2)
     known = Known(old, old, reference, old)
@@ -185,33 +208,6 @@ def test_what_a_critic_did_not_expect_by_hand():
     assert not policy.values.advantages[~there].any() and not critic.values.shares[~there].any()
     error = np.mean(np.square(np.asarray(returns) - expected[there]))
     assert numbers["value_explained"] == pytest.approx(1 - error / np.var(returns), rel=1e-4)
-
-
-def test_a_function_rewards(tmp_path):
-    file = tmp_path / "mine.py"
-    file.write_text(
-        "def short(prompts, responses):\n"
-        "    assert prompts[0][-1]['content'] == 'q0'\n"
-        "    return [None if r == 'x' else -len(r) for r in responses]\n"
-        "def bad(prompts, responses):\n    raise ValueError('no\\nway')\n"
-        "def few(prompts, responses):\n    return [1.0]\n"
-        "def odd(prompts, responses):\n    return [float('nan')] * 2\n"
-        "number = 3\n"
-    )
-    asked, said = PROMPTS.conversations[:1], [["x", "four"]]
-    rewards, attributes = FunctionReward(f"{file}:short")(asked, said)
-    np.testing.assert_array_equal(rewards, [[np.nan, -4]])
-    assert attributes is None
-    for name, words in (
-        ("bad", "raised ValueError: no way"),
-        ("few", "1 rewards for 2 responses"),
-        ("odd", "a reward is nan, expected a number"),
-    ):
-        with pytest.raises(UserError, match=words):
-            FunctionReward(f"{file}:{name}")(asked, said)
-    for address, words in ((f"{file}:none", "has no function"), ("no.py:f", "there is no file")):
-        with pytest.raises(UserError, match=words):
-            FunctionReward(address)
 
 
 def test_steps_have_different_prompts_and_an_epoch_all_whole_steps():

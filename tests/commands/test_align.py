@@ -17,6 +17,7 @@ from helpers.launching import run_all, started
 from helpers.models import tiny_llama
 from helpers.runs import assert_same_bits, metrics, on_one_device, steps_kept
 from rmjax.align import align
+from rmjax.alignment import experiment
 from rmjax.alignment.updates import Learner
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.config import (
@@ -28,22 +29,28 @@ from rmjax.config import (
     PolicyGradientConfig,
     RewardConfig,
     RolloutConfig,
+    as_flat_dict,
 )
 from rmjax.errors import UserError
 from rmjax.models.decoder_config import LoraConfig
 from rmjax.report import report_run
 from rmjax.runtime.sharding import MeshConfig, make_mesh
 from rmjax.train import train
-from rmjax.training.validate_config import validate
+from rmjax.training.validate_config import check_continues, validate
 
 FUNCTION = """
-import os, signal
+import os, pathlib, signal
 
 def plain(prompts, responses):
     return [sum(letter.isascii() for letter in r) / (1 + len(r)) for r in responses]
 
 def nothing(prompts, responses):
     return [0.0 for _ in responses]
+
+def absent(prompts, responses):
+    if pathlib.Path(__file__).with_name("away").exists():
+        raise ConnectionError("nobody is there")
+    return plain(prompts, responses)
 
 def broken(prompts, responses):
     raise RuntimeError("the judge is ill")
@@ -59,10 +66,17 @@ def deadly(prompts, responses, calls=[]):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A language model, a reward model, prompts, and functions."""
-    directory = tmp_path_factory.mktemp("align")
-    llama = tiny_llama(
-        vocab_size=264, num_hidden_layers=2, num_key_value_heads=4, max_position_embeddings=64
-    )
+    return made(tmp_path_factory.mktemp("align"))
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """The same, of models that four devices of `tensor` divide."""
+    return made(tmp_path_factory.mktemp("wide"), vocab_size=264, num_key_value_heads=4)
+
+
+def made(directory, **changes):
+    llama = tiny_llama(num_hidden_layers=2, max_position_embeddings=64, **changes)
     save_hf(directory / "policy", llama, causal=True)
     save_hf(directory / "reward", llama, names=NAMES[:2], seed=1)
     (directory / "function.py").write_text(FUNCTION)
@@ -85,11 +99,13 @@ def config_of(files, workdir, by="plain", **changes) -> AlignConfig:
         ),
         init=str(files / "policy"),
         rollout=RolloutConfig(n=4, max_tokens=12, rows=8),
-        reward=RewardConfig(
-            model=str(files / "reward") if by_model else "",
-            value=NAMES[1] if by_model else "",
-            function="" if by_model else f"{files / 'function.py'}:{by}",
-        ),
+        rewards={
+            "teacher": RewardConfig(
+                model=str(files / "reward") if by_model else "",
+                value=NAMES[1] if by_model else "",
+                function="" if by_model else f"{files / 'function.py'}:{by}",
+            )
+        },
         batch_size=8,
         steps=4,
         rows_per_device=2,
@@ -102,9 +118,10 @@ def config_of(files, workdir, by="plain", **changes) -> AlignConfig:
     return AlignConfig(**(fields | changes))
 
 
-def run(config, **patches):
+def run(config, make_mesh=on_one_device, **patches):
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in ({"make_mesh": on_one_device} | patches).items():
+        patch.setattr(experiment, "make_mesh", make_mesh)
+        for name, value in patches.items():
             patch.setattr(rmjax.align, name, value)
         align(config)
 
@@ -200,6 +217,50 @@ def test_two_steps_a_kill_and_two_more_are_four(files, tmp_path):
             assert reward == pytest.approx(scorer.score([*row["prompt"], answer]).value, abs=1e-5)
 
 
+def test_a_reward_that_goes_away_loses_no_samples(files, tmp_path):
+    """Samples are written before they are rewarded, and then they are only rewarded."""
+    rated = tmp_path / "rated.jsonl"
+    answers = [{"prompt": "q", "response": text} for text in ("a", "é", "bé", "")]
+    rated.write_text("".join(json.dumps(row) + "\n" for row in answers))
+    rewards = {
+        "plain": RewardConfig(function=f"{files / 'function.py'}:absent", standardize=str(rated)),
+        "teacher": RewardConfig(str(files / "reward"), value=NAMES[1], weight=0.5),
+    }
+    config = config_of(files, tmp_path / "run", steps=2, eval_every=2, rewards=rewards)
+    make_rollout = rmjax.align.make_rollout
+
+    def goes_away(*args):
+        made = make_rollout(*args)
+        if args[-1] == 2:
+            (files / "away").touch()
+        return made
+
+    with pytest.raises(UserError, match=r"nobody is there .* kept in .*step-000002\.jsonl; run"):
+        run(config, make_rollout=goes_away)
+    (files / "away").unlink()
+    sampled = rollout(tmp_path / "run", 2)
+    assert not any("scores" in row for row in sampled)
+    made = []
+    run(config, make_rollout=lambda *args: made.append(args[-1]))  # step 1 was not saved
+    assert not made
+    rows = rollout(tmp_path / "run", 2)
+    assert [row["token_ids"] for row in rows] == [row["token_ids"] for row in sampled]
+    found = next(line for line in metrics(tmp_path / "run") if line["step"] == 2)
+    given = np.asarray([1 / 2, 0, 1 / 3, 0])  # of the file's responses, by hand
+    for row in rows:
+        for text, score, single in zip(row["responses"], row["scores"], row["attributes"]):
+            plain = sum(c.isascii() for c in text) / (1 + len(text))
+            assert single["plain"] == pytest.approx(plain)
+            if score is not None:
+                assert single["teacher"] == single[f"teacher/{NAMES[1]}"]
+                expected = (plain - given.mean()) / given.std() + 0.5 * single["teacher"]
+                assert score == pytest.approx(expected)
+    singles = [single for row in rows for single in row["attributes"]]
+    assert found["reward/plain"] == pytest.approx(np.mean([x["plain"] for x in singles]))
+    names = {name for line in metrics(tmp_path / "run") for name in line}
+    assert {"held_out/reward/plain", f"held_out/reward/teacher/{NAMES[0]}"} <= names
+
+
 def test_ratings_that_answers_shall_have(files, tmp_path):
     """SteerLM 2.0, whose credits are worked out before each of a step's updates."""
     gradient = PolicyGradientConfig(minibatches=2, passes=2, ratings=f"{NAMES[1]}:1")
@@ -222,10 +283,10 @@ ON_MESHES: dict[str, Any] = dict(
 
 
 @pytest.fixture(scope="module")
-def on_one(files, tmp_path_factory):
+def on_one(wide, tmp_path_factory):
     """Two steps on one device."""
     workdir = tmp_path_factory.mktemp("one") / "run"
-    run(config_of(files, workdir, "model", **ON_MESHES))
+    run(config_of(wide, workdir, "model", **ON_MESHES))
     return workdir
 
 
@@ -239,10 +300,10 @@ def on_one(files, tmp_path_factory):
         (MeshConfig(data=2, fsdp=2, context=2), None),
     ],
 )
-def test_a_mesh_changes_nothing(mesh, sampling, files, on_one, tmp_path):
+def test_a_mesh_changes_nothing(mesh, sampling, wide, on_one, tmp_path):
     rollouts = RolloutConfig(n=4, max_tokens=12, rows=8, mesh=sampling)
     changes = ON_MESHES | dict(mesh=mesh, rollout=rollouts, rows_per_device=1)
-    run(config_of(files, tmp_path / "run", "model", **changes), make_mesh=make_mesh)
+    run(config_of(wide, tmp_path / "run", "model", **changes), make_mesh=make_mesh)
     for step in (1, 2):
         ours, theirs = (rollout(workdir, step) for workdir in (on_one, tmp_path / "run"))
         assert [row["token_ids"] for row in ours] == [row["token_ids"] for row in theirs]
@@ -304,10 +365,32 @@ def test_what_goes_wrong_is_named(files, tmp_path):
         run(config_of(files, tmp_path / "run", "broken", rollout=RolloutConfig(4, 0.5, 1.0, 0, 12)))
 
 
+def test_a_run_may_go_on_with_another_mesh_to_sample_on(files, tmp_path):
+    before = as_flat_dict(config_of(files, tmp_path))
+    rollouts = RolloutConfig(n=4, max_tokens=12, rows=8, mesh=MeshConfig(data=2, tensor=4))
+    now = config_of(files, tmp_path, rollout=rollouts)
+    check_continues(before, now)
+    check_continues(as_flat_dict(now), config_of(files, tmp_path))
+    rollouts.temperature = 0.5
+    with pytest.raises(UserError, match=r"temperature: was 1\.0, now 0\.5"):
+        check_continues(before, now)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (dict(reward=RewardConfig()), "config.reward.model = '' and function = '': give one"),
+        (dict(rewards={}), "config.rewards is empty: give at least one"),
+        (dict(rewards={"a": RewardConfig()}), "rewards.a: of model, function and server .* none"),
+        (dict(rewards={"a": RewardConfig("m", "f")}), "give one; found model and function"),
+        (dict(rewards={"a b": RewardConfig("m")}), "config.rewards has 'a b': expected a name"),
+        (dict(rewards={"items": RewardConfig("m")}), "config.rewards has 'items'"),
+        (dict(rewards={"a": RewardConfig("m", weight=0.0)}), "every weight is 0"),
+        (
+            dict(rewards={"a": RewardConfig("m", weight=True)}),
+            "a.weight = True: expected float",
+        ),
+        (dict(rewards={"a": RewardConfig("m", timeout=0.0)}), "rewards.a.timeout = 0.0: exp"),
+        (dict(rewards={"a": RewardConfig(server="u", value="x")}), "which of its numbers, from 0"),
         (dict(rollout=RolloutConfig(n=1)), "config.rollout.n = 1: .* 2 or more"),
         (dict(batch_size=6), "config.batch_size = 6 responses of rollout.n = 4"),
         (dict(rollout=RolloutConfig(n=4, max_tokens=48)), "leaves no room for a prompt"),
@@ -340,12 +423,12 @@ def command(config, directory) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_killed_and_continued_are_one(files, tmp_path):
+def test_two_processes_killed_and_continued_are_one(wide, tmp_path):
     """Step 4's samples are rewarded when both are killed; step 2 is the last that was saved."""
     rollouts = RolloutConfig(n=4, max_tokens=12, rows=8, mesh=MeshConfig(fsdp=2, tensor=4))
     mesh = MeshConfig(data=2, fsdp=2, tensor=2)
     configs = [
-        config_of(files, tmp_path / name, "deadly", mesh=mesh, rollout=rollouts, rows_per_device=1)
+        config_of(wide, tmp_path / name, "deadly", mesh=mesh, rollout=rollouts, rows_per_device=1)
         for name in ("one", "two")
     ]
     run(configs[0], make_mesh=make_mesh)
@@ -368,9 +451,9 @@ def test_two_processes_killed_and_continued_are_one(files, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_score_with_a_model_together(files, on_one, tmp_path):
+def test_two_processes_score_with_a_model_together(wide, on_one, tmp_path):
     changes = ON_MESHES | dict(steps=1, rows_per_device=1)
-    config = config_of(files, tmp_path / "run", "model", **changes)
+    config = config_of(wide, tmp_path / "run", "model", **changes)
     ended = run_all(command(config, tmp_path))
     assert [one.code for one in ended] == [0, 0], ended
     ours, theirs = numbers(tmp_path / "run")[1], numbers(on_one)[1]

@@ -42,6 +42,25 @@ def get_config(arg=None):
     )
 """
 
+ALIGNED = TINY.replace(
+    "rmjax.config import Config, DataConfig",
+    "rmjax.config import AlignConfig, DataConfig, RewardConfig, RolloutConfig\n"
+    "from rmjax.runtime.sharding import MeshConfig",
+)
+for before, after in (
+    ("return Config(", "return AlignConfig("),
+    ("max_length=256)", "attributes=(), max_length=256, row_length=1024)"),
+    (
+        "batch_size=32,",
+        """batch_size=64,
+        rollout=RolloutConfig(n=4, max_tokens=128, mesh=MeshConfig(data=-1, fsdp=1, tensor=2)),
+        reward=RewardConfig(model="runs/none"),
+        mesh=MeshConfig(fsdp=-1, tensor=2),""",
+    ),
+):
+    assert before in ALIGNED
+    ALIGNED = ALIGNED.replace(before, after)
+
 LAYER = 256 * (256 + 256 + 128 + 128 + 3 * 512)  # numbers of a layer's matrices
 HEAD = 256 * 1024
 
@@ -64,6 +83,13 @@ def run(*arguments: str, config: Path | str, seconds: float = 500):
 def tiny(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("configs") / "tiny.py"
     path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("configs") / "aligned.py"
+    path.write_text(ALIGNED)
     return path
 
 
@@ -147,6 +173,55 @@ def test_what_sampling_comes_to(tiny):
     # What is kept is read as it lies, in part from the chip's own memory, and never copied.
     assert chunk["bytes"] < 32 * report["read"]
     assert report["sampled_per_second"] < report["decoded_per_second"]
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_what_a_step_of_alignment_comes_to(aligned):
+    result = run("--topology=v5e:2x4", "--json", config=aligned)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["mesh"] == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
+    assert report["sampling"]["mesh"] == {"data": 4, "fsdp": 1, "context": 1, "tensor": 2}
+    assert "runs/none is not here: taken as the policy's architecture" in report["reward"]
+    load = report["load"]
+    assert (load["prompt"], load["tokens"], load["n"], load["rows"]) == (128, 128, 4, 64)
+
+    # ---- what lives when, by hand: norms are in float32 and on every chip
+    norms, matrices = 6 * 2 * 256 + 256, 6 * LAYER + 2 * HEAD
+    trained = 4 * (matrices / 8 + norms)
+    in_half = 2 * matrices / 8 + 4 * norms
+    reward = 2 * (matrices - HEAD) / 8 + 4 * norms + 4 * 256 / 4  # its head is over fsdp alone
+    # Four groups of four rows a chip, of one kv head: 128 places for prompts, 128 slots a row.
+    cache = 2 * 2 * 6 * 4 * (128 + 4 * 128) * 64
+    assert {part["name"]: part["bytes"] for part in report["parts"]} == {
+        "policy": trained,
+        "optimizer": 2 * trained + 8,
+        "reference": in_half,
+        "reward model": reward,
+        "weights that sample": 2 * matrices / 2,  # norms are there as they are
+        "their cache": cache,
+        "gradients": trained,
+    }
+    assert report["always"] == 3 * trained + 8 + in_half + reward
+
+    # ---- programs
+    phases = {phase["name"]: phase for phase in report["phases"]}
+    said = [f"log-probabilities, {name}" for name in ("policy", "reference")]
+    assert list(phases) == ["weights to sample with", "sampling", "rewards", *said, "update"]
+    for phase in phases.values():
+        assert phase["fits"] and phase["peak"] == report["always"] + phase["own"]
+        assert phase["seconds"] > 0
+    assert report["seconds"] == pytest.approx(sum(p["seconds"] for p in phases.values()))
+    assert phases["weights to sample with"]["own"] >= 2 * matrices / 2
+    assert phases["sampling"]["own"] >= 2 * matrices / 2 + cache
+    assert phases["update"]["own"] >= trained
+    # A prompt and its samples are 127 + 4 x 129 places, one group a row; 16 rows on 4 row shards.
+    assert phases[said[0]]["calls"] == 4 and report["update"]["microbatches"] == 4
+    assert phases["sampling"]["calls"] == 128
+    chunk = report["sampling"]["chunk"]["step"] / 32
+    prompts = report["sampling"]["prompts"]["step"] * report["sampling"]["calls"]
+    assert phases["sampling"]["seconds"] == pytest.approx(128 * chunk + prompts)
 
 
 @needs_compiler
@@ -253,6 +328,18 @@ def test_70b_stays_within_its_budget():
 def test_an_unknown_topology_names_the_known(name):
     with pytest.raises(UserError, match=r"v5p:4x4x4 .*chips: v5p, v5e"):
         topology_devices(name)
+
+
+def test_arguments_of_an_alignment_are_checked(aligned):
+    for arguments, message in (
+        (["--tokens=100"], "--sample=prompt:COUNT,tokens:COUNT says how long"),
+        (["--mesh=tensor:2"], "config.rollout.mesh"),
+        (["--sample=prompt:9,tokens:9,n:3"], "rollout.n and rollout.rows"),
+        (["--sample=prompt:9,tokens:200"], "rollout.max_tokens = 128"),
+    ):
+        arguments = [f"--config={aligned}", "--topology=v5e:2x4", *arguments]
+        result = forked.run(["-m", "rmjax.compile_check", *arguments])
+        assert result.returncode == 1 and message in result.stderr
 
 
 def test_arguments_are_checked(tiny):

@@ -80,6 +80,11 @@ def test_every_config_traces_on_its_mesh(path, arg):
     )
     assert all(value.shape == () for value in metrics)
 
+    if isinstance(config, AlignConfig) and config.rollout.mesh:
+        sampling = Sharding(abstract_mesh(config.rollout.mesh, devices))
+        options = dataclasses.replace(model.options, sharding=sampling)
+        assert dataclasses.replace(model, options=options).abstract()
+
     # Weights, two moments and gradients in float32 leave a third of an 80 GB device.
     assert 16 * weights / devices < 80e9 * 2 / 3
 
@@ -219,6 +224,7 @@ def test_a_schedule_that_ends_fixes_the_number_of_steps(schedule):
 
 # One process imports everything and forks for each command line: an import takes seconds.
 _USE = f"--config={QUICKSTART}"
+_ALIGN = f"--config={ROOT}/configs/quickstart_align.py"
 COMMANDS = {
     "no_config": ([], "--config"),
     "no_file": (["--config=configs/nope.py"], "configs/nope.py"),
@@ -234,6 +240,8 @@ COMMANDS = {
     "not_a_flag": ([_USE, "batch_size=3"], "batch_size=3"),
     "missing_data": ([_USE, "--config.data.train=nope.jsonl"], "nope.jsonl"),
     "missing_init": ([_USE, "--config.init=./nope"], "nope"),
+    "reward": ([_ALIGN, "--config.rewards.teacher.weight=x"], "config.rewards.teacher.weight"),
+    "no_reward": ([_ALIGN, "--config.rewards.nobody.weight=1"], "nobody"),
     "mesh": ([_USE, "--config.mesh.tensor=3"], "'tensor': 3"),
     "vocabulary": ([_USE, "--config.model.vocab_size=100"], "vocab_size"),
     "workdir": ([_USE, "--config.workdir=taken"], "taken: not empty"),
