@@ -70,7 +70,7 @@ def make_config(model: Path, prompts: Path, args: argparse.Namespace) -> AlignCo
         init=str(model),
         objective=args.method,
         rollout=RolloutConfig(n=args.samples, max_tokens=args.tokens),
-        reward=RewardConfig(function=f"{_REWARD}:reward"),
+        rewards={"words": RewardConfig(function=f"{_REWARD}:reward")},
         policy_gradient=PolicyGradientConfig(
             kl=args.kl,
             minibatches=args.minibatches if equal else 1,

@@ -78,7 +78,8 @@ def rmjax_updates(config: AlignConfig, gradients: Path) -> Callable[[None], Piec
     import optax
     from safetensors.numpy import save_file
 
-    from rmjax import align
+    from rmjax.align import align
+    from rmjax.alignment import experiment
     from rmjax.training.step import make_program
 
     losses: list[float] = []
@@ -95,10 +96,10 @@ def rmjax_updates(config: AlignConfig, gradients: Path) -> Callable[[None], Piec
 
         return program._replace(step=step)
 
-    align.make_program = watched
+    experiment.make_program = watched
 
     def work(_: None) -> Piece:
-        align.align(config)
+        align(config)
         return Piece(0.0, losses)
 
     return work
@@ -119,8 +120,10 @@ def as_hf(params: Any, model: Any) -> dict[str, Any]:
 
 def rmjax_loop(clock: str, pause: Callable[..., None], config: AlignConfig) -> None:
     """`rmjax.align`; no token ends a sample."""
-    from rmjax import align
-    from rmjax.alignment import rewards, steps
+    from rmjax.align import align
+    from rmjax.alignment import experiment, rewards
+    from rmjax.alignment.steps import Sampling
+    from rmjax.alignment.updates import Learner
 
     watch = Watch(clock)
 
@@ -133,10 +136,10 @@ def rmjax_loop(clock: str, pause: Callable[..., None], config: AlignConfig) -> N
             return super().__call__(*args)
 
     rewards.FunctionReward = Paused
-    align.end_tokens = lambda *_: ()
-    align.Learner.known = watch.over("scoring", align.Learner.known)
-    steps.Sampling.__call__ = watch.over("sampling", steps.Sampling.__call__, tokens)
-    align.align(config)
+    experiment.end_tokens = lambda *_: ()
+    Learner.known = watch.over("scoring", Learner.known)
+    Sampling.__call__ = watch.over("sampling", Sampling.__call__, tokens)
+    align(config)
 
 
 # ---- TRL ----------------------------------------------------------------------------------------
@@ -224,7 +227,7 @@ def trl_updates(config: AlignConfig, gradients: Path) -> Callable[[None], Piece]
 
     steps = [
         [json.loads(line) for line in path.read_text().splitlines()]
-        for path in sorted(Path(config.workdir, "rollouts").iterdir())
+        for path in sorted(Path(config.workdir, "rollouts").glob("step-*.jsonl"))
     ]
     found: list[dict[str, Any]] = []
 
@@ -273,8 +276,9 @@ def gradient_apart(model: Any, path: Path) -> float:
     ours = load_file(path)
     theirs = {name: tensor.grad.numpy() for name, tensor in model.named_parameters()}
     assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
-    norm = np.linalg.norm
-    return max(float(norm(ours[k] - theirs[k]) / norm(theirs[k])) for k in ours)
+    differences = {name: float(np.linalg.norm(ours[name] - theirs[name])) for name in ours}
+    # Where the clip cuts every sample, both are 0.
+    return max(x and x / float(np.linalg.norm(theirs[k])) for k, x in differences.items())
 
 
 def trl_loop(clock: str, pause: Callable[..., None], config: AlignConfig, micro: int) -> None:

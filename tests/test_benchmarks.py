@@ -192,10 +192,11 @@ def test_a_gradient_is_compared_tensor_by_tensor_under_its_name(tmp_path: Path):
 
     class Network:
         def named_parameters(self) -> list[tuple[str, Any]]:
-            gradients = {"a": [3.0, 4.0], "b": [0.0, 10.0]}
+            gradients = {"a": [3.0, 4.0], "b": [0.0, 10.0], "c": [0.0]}
             return [(name, Tensor(np.asarray(x, np.float32))) for name, x in gradients.items()]
 
     ours = {"a": np.asarray([3.0, 4.5], np.float32), "b": np.asarray([0.2, 10.0], np.float32)}
+    ours["c"] = np.zeros(1, np.float32)  # as where everything is clipped
     save_file(ours, tmp_path / "ours")
     apart = script["gradient_apart"](Network(), tmp_path / "ours")
     assert apart == pytest.approx(0.1)  # .5 of 5; .2 of 10 is less
