@@ -78,17 +78,14 @@ def run(config: Config) -> None:
     validate(config)
     if not _TOPOLOGY.value:
         raise UserError("which hardware? --topology=v5p:4x4x4")
-    aligning = isinstance(config, AlignConfig) and not _SEARCH.value
-    if aligning:
-        load = _alignment(config)
-    else:
-        load = _workload(config) if _SAMPLE.value is None else _sampling(_SAMPLE.value)
-    devices, chip = topology_devices(_TOPOLOGY.value, _SLICES.value)
     name = _TOPOLOGY.value + (f" x {_SLICES.value} slices" if _SLICES.value > 1 else "")
     console = Console(highlight=False)
-    if aligning:
-        assert isinstance(load, SamplingLoad)
+    if isinstance(config, AlignConfig) and not _SEARCH.value:
+        load = _alignment(config)
+        devices, chip = topology_devices(_TOPOLOGY.value, _SLICES.value)
         sys.exit(0 if _alignment_fits(config, name, devices, chip, load, console) else 1)
+    load = _workload(config) if _SAMPLE.value is None else _sampling(_SAMPLE.value)
+    devices, chip = topology_devices(_TOPOLOGY.value, _SLICES.value)
     if isinstance(load, SamplingLoad):
         sys.exit(0 if _sampling_fits(config, name, devices, chip, load, console) else 1)
     if _SEARCH.value:
