@@ -13,6 +13,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 # The time that passes, and the time that a process's threads compute.
@@ -36,12 +37,11 @@ class Side:
       cores: the CPUs it may use; `make` sees to it that as many threads compute.
     """
 
-    def __init__(self, make: Callable[..., Callable[[Any], Piece]], cores: set[int], **kwargs: Any):
+    def __init__(self, make: Callable[..., Any], cores: set[int], **kwargs: Any):
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, make, cores, kwargs), daemon=True
-        )
+        told = (theirs, self._run, make, cores, kwargs)
+        self._process = context.Process(target=_begin, args=told, daemon=True)
         self._process.start()
         atexit.register(self._process.kill)  # one that is stopped does not hear anything else
         theirs.close()
@@ -55,6 +55,14 @@ class Side:
         piece = self._answer()
         self._signal(signal.SIGSTOP)
         return piece
+
+    @staticmethod
+    def _run(connection: Connection, make: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+        """What the process does: answers requests."""
+        work = make(**kwargs)
+        connection.send(None)
+        while True:
+            connection.send(work(connection.recv()))
 
     def close(self) -> None:
         """Ends the process, so that its memory is free again."""
@@ -76,14 +84,49 @@ class Side:
         return answer
 
 
-def _serve(connection: Any, make: Callable[..., Any], cores: set[int], kwargs: Any) -> None:
+class Loop(Side):
+    """A program that goes round by itself, in a process of its own; a piece is one round.
+
+    Args:
+      make: a function of a module, called there with `kwargs` and `pause`, which does all the work.
+        It calls `pause(value)` once a round, always at the same place. A piece has the time from
+        the return of one call to the next call, and the value of the latter.
+      cores: see `Side`.
+      clock: one of `CLOCKS`.
+    """
+
+    def __init__(self, make: Callable[..., None], cores: set[int], clock: str, **kwargs: Any):
+        super().__init__(make, cores, clock=clock, **kwargs)
+
+    @staticmethod
+    def _run(connection: Connection, make: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+        """What the process does: goes on when it is asked to, up to the next call of `pause`."""
+        now = CLOCKS[kwargs["clock"]]
+        began = now()
+
+        def pause(value: Any = None) -> None:
+            nonlocal began
+            connection.send(Piece(now() - began, value))
+            try:
+                connection.recv()
+            except EOFError:
+                raise SystemExit from None
+            began = now()
+
+        make(pause=pause, **kwargs)
+
+
+def _begin(
+    connection: Connection,
+    run: Callable[..., None],
+    make: Callable[..., Any],
+    cores: set[int],
+    kwargs: dict[str, Any],
+) -> None:
     os.sched_setaffinity(0, cores)
     try:
-        work = make(**kwargs)
-        connection.send(None)
-        while True:
-            connection.send(work(connection.recv()))
-    except EOFError:
+        run(connection, make, kwargs)
+    except (EOFError, SystemExit):
         return
     except BaseException:
         connection.send(traceback.format_exc())

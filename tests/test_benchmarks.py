@@ -20,7 +20,7 @@ def on_the_path(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     before = set(sys.modules)
     yield
-    for name in ("material", "timing", "trainers"):
+    for name in ("aligners", "material", "timing", "trainers"):
         if name not in before:
             sys.modules.pop(name, None)
 
@@ -131,3 +131,72 @@ def test_a_policys_steps_are_cut_where_its_words_begin_and_end():
         {"input_ids": [*p, *s], "labels": [-100] * len(p) + s}
         for p, s in ((prompts[2], said[2]), (prompts[0], said[0]))
     ]
+
+
+def test_the_parts_of_a_step_are_what_was_watched(monkeypatch: pytest.MonkeyPatch):
+    script = runpy.run_path(str(BENCHMARKS / "aligners.py"))
+    now = 0.0
+
+    def works(seconds: float, tokens: list[int]) -> list[int]:
+        nonlocal now
+        now += seconds
+        return tokens
+
+    monkeypatch.setitem(script["CLOCKS"], "wall", lambda: now)
+    watch = script["Watch"]("wall")
+    sample, score = watch.over("sampling", works, len), watch.over("scoring", works)
+    assert sample(2.0, [7, 7, 7]) == [7, 7, 7]
+    works(100.0, [])  # nobody watches
+    score(0.5, [])
+    score(0.25, [1, 2])
+    first = watch.taken()
+    assert first == {"seconds": {"sampling": 2.0, "scoring": 0.75}, "tokens": 3}
+    assert watch.taken() == {"seconds": {"sampling": 0.0, "scoring": 0.0}, "tokens": 0}
+
+
+def test_what_is_left_of_a_step_is_its_update():
+    script = runpy.run_path(str(BENCHMARKS / "align_vs_trl.py"))
+
+    def step(whole: float, sampling: float, scoring: float) -> Any:
+        return script["Piece"](whole, {"seconds": {"sampling": sampling, "scoring": scoring}})
+
+    pieces = [step(10, 6, 1), step(30, 7, 2), step(20, 9, 1.5)]
+    assert script["of_parts"](pieces) == ["20.0", "7.0", "1.5", "9.5"]
+
+
+def test_a_gradient_is_compared_tensor_by_tensor_under_its_name(tmp_path: Path):
+    """A tree as Hugging Face names it, and the tensor that is farthest from TRL's."""
+    from safetensors.numpy import save_file
+
+    from rmjax.models.presets import quickstart
+
+    script = runpy.run_path(str(BENCHMARKS / "aligners.py"))
+    llama = quickstart()
+    layers, width = llama.num_hidden_layers, llama.hidden_size
+    heads, size = llama.num_attention_heads, llama.head_dim
+    q = np.random.default_rng(0).normal(size=(layers, width, heads, size)).astype(np.float32)
+    tree = {"layers": {"q": q}, "final_norm": np.arange(width, dtype=np.float32)}
+
+    class Model:
+        config = llama
+
+    class Tensor:
+        def __init__(self, values: np.ndarray):
+            self.grad, self.numpy = self, lambda: values
+
+    found = script["as_hf"](tree, Model)
+    assert len(found) == layers + 1
+    expected = q[1].reshape(width, heads * size).T
+    np.testing.assert_array_equal(found["model.layers.1.self_attn.q_proj.weight"], expected)
+    np.testing.assert_array_equal(found["model.norm.weight"], tree["final_norm"])
+
+    class Network:
+        def named_parameters(self) -> list[tuple[str, Any]]:
+            gradients = {"a": [3.0, 4.0], "b": [0.0, 10.0], "c": [0.0]}
+            return [(name, Tensor(np.asarray(x, np.float32))) for name, x in gradients.items()]
+
+    ours = {"a": np.asarray([3.0, 4.5], np.float32), "b": np.asarray([0.2, 10.0], np.float32)}
+    ours["c"] = np.zeros(1, np.float32)  # as where everything is clipped
+    save_file(ours, tmp_path / "ours")
+    apart = script["gradient_apart"](Network(), tmp_path / "ours")
+    assert apart == pytest.approx(0.1)  # .5 of 5; .2 of 10 is less

@@ -8,17 +8,18 @@ import numpy as np
 
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained
-from rmjax.config import AlignConfig
+from rmjax.config import EVERYTHING, AlignConfig
 from rmjax.data.batches import Batches
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
 from rmjax.inference.score_step import make_token_scores, score_tokens
+from rmjax.models.decoder_config import LlamaConfig
 from rmjax.models.heads import RewardHead
 from rmjax.models.model import Model
 from rmjax.models.parameters import HEAD, Params
 from rmjax.models.rewards.aggregation import ScalarRule, model_rule
 from rmjax.training.objectives.objective import make_critic_objective
-from rmjax.training.step import TrainState, make_program
+from rmjax.training.step import Program, TrainState, make_program
 
 CRITIC = "critic"  # of a checkpoint, what holds its state
 
@@ -47,7 +48,7 @@ class Critic:
         self.name = config.critic.init or (teacher.model if teacher else "")
         self._source = open_pretrained(self.name)
         self._value = config.critic.value or (teacher.value if teacher else "") or None
-        spec = self._source.reward_spec()
+        self._source.reward_spec()  # which a language model does not have
         if self._source.tokenizer().get_vocab() != tokenizer.get_vocab():
             raise UserError(
                 f"config.critic.init: {self.name} has other tokens than the policy, and a critic "
@@ -59,15 +60,9 @@ class Critic:
                 f"config.data.max_length = {config.data.max_length}: the critic, {self.name}, was "
                 f"made for up to {longest} tokens"
             )
-        self._spec, self._sharding = spec, policy.options.sharding
-        self.model = Model(self._source.llama, policy.options, RewardHead(1, everywhere=True))
-        self.program = make_program(
-            self.model,
-            make_critic_objective(config.critic.clip),
-            config.critic.optimizer,
-            steps=steps,
-            trainable=(".*",),
-        )
+        self._sharding = policy.options.sharding
+        self.model = critic_model(self._source.llama, policy)
+        self.program = critic_program(config, self.model, steps)
         self._scores = make_token_scores(self.model)
         self.state: Any = None
 
@@ -93,6 +88,19 @@ class Critic:
         spoken = batches.data.spoken
         assert spoken is not None
         return np.where(spoken, found, np.float32(0))
+
+
+def critic_model(llama: LlamaConfig, policy: Model) -> Model:
+    """A critic of this architecture, computed as the policy is."""
+    return Model(llama, policy.options, RewardHead(1, everywhere=True))
+
+
+def critic_program(config: AlignConfig, model: Model, steps: int) -> Program:
+    """Its step; see `make_program`."""
+    objective = make_critic_objective(config.critic.clip)
+    return make_program(
+        model, objective, config.critic.optimizer, steps=steps, trainable=EVERYTHING
+    )
 
 
 def first_values(source: Pretrained, model: Model, value: str | None) -> Params:

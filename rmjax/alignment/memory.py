@@ -61,7 +61,7 @@ def plan_memory(
     return (
         Part("policy", ALWAYS, local_bytes(state.params)),
         Part("optimizer", ALWAYS, local_bytes(state.opt_state)),
-        *(Part("critic", ALWAYS, local_bytes(critic)) for critic in critics),
+        *(Part("critic", ALWAYS, local_bytes((c.params, c.opt_state))) for c in critics),
         Part("reference", ALWAYS, local_bytes(reference_shapes(model))),
         *(Part("reward model", ALWAYS, local_bytes(r.abstract(r.options.dtype))) for r in rewards),
         *own,

@@ -22,7 +22,7 @@ from rmjax.data.tokenized import TokenizedData, in_memory
 from rmjax.errors import UserError, disk_errors
 from rmjax.generation.completions import Completion
 from rmjax.runtime.files import replace_file
-from rmjax.runtime.processes import from_first
+from rmjax.runtime.processes import barrier, from_first
 
 DIRECTORY = "rollouts"
 
@@ -138,17 +138,19 @@ def read_rollout(path: Path, made_by: dict[str, Any], numbers: Sequence[int]) ->
       UserError: the file is of other prompts or another seed, or damaged; or a process does not see
         there what process 0 does.
     """
-    left = from_first("samples", lambda: _digest(path))
-    if not left:
-        return None
-    if _digest(path) != left:
+    text = path.read_bytes() if path.exists() else b""
+    digest = hashlib.sha256(text).hexdigest()
+    if digest != from_first("samples", lambda: digest):
         raise UserError(
             f"{path}: not what process 0 reads there; config.workdir must be on a file system that "
             "all processes share"
         )
+    barrier(f"{path.name} is read")  # process 0 may write it again as soon as it knows rewards
+    if not text:
+        return None
     try:
         # Not `splitlines`: samples may hold other characters that end lines, such as U+0085.
-        rows = [json.loads(line) for line in path.read_text("utf-8").removesuffix("\n").split("\n")]
+        rows = [json.loads(line) for line in text.decode().removesuffix("\n").split("\n")]
         found = [row["number"] for row in rows]
         if found != [*numbers] or any(row.get(k) != v for row in rows for k, v in made_by.items()):
             raise UserError(f"{path}: not of this step of this run; remove it")
@@ -175,8 +177,3 @@ def read_rollout(path: Path, made_by: dict[str, Any], numbers: Sequence[int]) ->
             f"{path}: damaged ({error}); remove it, and the step is made again"
         ) from error
     return Rollout(np.asarray(found, np.int64), completions, rewards, attributes, rewarded, weights)
-
-
-def _digest(path: Path) -> str:
-    """Of a file's bytes; empty where there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""

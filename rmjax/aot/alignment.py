@@ -14,17 +14,27 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from rmjax.alignment.critic import critic_model, critic_program
 from rmjax.alignment.memory import ALWAYS, SAMPLING, Part, plan_memory, reward_model
 from rmjax.alignment.reference import reference_shapes
 from rmjax.alignment.steps import StepRows, sampled_model
+from rmjax.alignment.updates import updates_of
 from rmjax.alignment.weights import changes, move_program
 from rmjax.aot.attention_cost import Steps, kernel_steps
 from rmjax.aot.compiled import Compiled, compile_program
 from rmjax.aot.hardware import Chip
-from rmjax.aot.program import Report, Workload, abstract_program, architecture, check_program, dtype
+from rmjax.aot.program import (
+    Report,
+    Workload,
+    abstract_batch,
+    abstract_program,
+    architecture,
+    check_program,
+    dtype,
+)
 from rmjax.aot.sampling import SamplingLoad, SamplingReport, check_sampling, placed
 from rmjax.config import AlignConfig
-from rmjax.data.tokenized import TokenizedData, in_memory
+from rmjax.data.tokenized import TokenizedData, TokenReturns, in_memory
 from rmjax.errors import UserError
 from rmjax.inference.batching import scoring_batches
 from rmjax.inference.score_step import make_score, make_token_scores
@@ -38,6 +48,8 @@ from rmjax.models.model import Model
 from rmjax.models.parameters import Params, flatten
 from rmjax.runtime.sharding import Sharding, local_bytes
 from rmjax.training.experiment import new_model
+from rmjax.training.objectives.rollouts import chosen_method, has_critic
+from rmjax.training.step import MICROBATCH_LOOP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +152,9 @@ def check_alignment(
     model = new_model(config, llama, options)
     rewards, said = _reward(config, model)
     state = abstract_program(config, llama, sharding, kernel)[1]
-    parts = plan_memory(config, model, [state], rewards)
+    critic = _critic(config, model, rewards)
+    states = [state, *([critic_program(config, critic, 1).abstract] if critic else [])]
+    parts = plan_memory(config, model, states, rewards)
     work = _workload(config, load)
     sampled = sampled_model(config, model)
     samples = check_sampling(
@@ -152,13 +166,15 @@ def check_alignment(
         lora=config.lora,
         count=config.batch_size // load.n,
     )
-    updates = config.policy_gradient.minibatches
-    one = dataclasses.replace(work, samples=config.batch_size // updates)
+    updates = updates_of(config)
+    parts_of_step = config.policy_gradient.minibatches
+    one = dataclasses.replace(work, samples=config.batch_size // parts_of_step)
     update = check_program(config, topology, mesh, chip, one)
     made = [
         *_moving(sampled, state.params, chip),
         *_rewarding(rewards, _samples(config, load, spoken=False), load, chip),
-        *_log_probabilities(config, model, state.params, _samples(config, load), work, chip),
+        *_log_probabilities(config, model, state.params, critic, work, load, chip),
+        *(_critic_updates(config, critic, one, updates, chip) if critic else ()),
     ]
     always = sum(part.bytes for part in parts if part.when == ALWAYS)
     of_sampling = sum(part.bytes for part in parts if part.when == SAMPLING)
@@ -187,8 +203,9 @@ def check_alignment(
     )
 
 
+_VALUES, _CRITIC = "values of the critic", "update of the critic"
 _ORDER = ("weights to sample with", "sampling", "rewards", "log-probabilities, policy",
-          "log-probabilities, reference", "update")  # fmt: skip
+          "log-probabilities, reference", _VALUES, "update", _CRITIC)  # fmt: skip
 
 Made = tuple[str, Compiled, int, int]  # a program, its arguments that live anyway, and its calls
 
@@ -210,11 +227,12 @@ def _reward(config: AlignConfig, model: Model) -> tuple[list[Model], str]:
 
 
 def _workload(config: AlignConfig, load: SamplingLoad) -> Workload:
-    """A step's samples, as rows of training hold them."""
-    whole = load.prompt + load.tokens
+    """A step's samples, as rows of training hold them: as many of a prompt as fit share it."""
+    whole, shared = load.prompt + load.tokens, load.prompt - 1
     if not config.data.share_prompts:
         return Workload(config.batch_size, whole, predicted=load.tokens)
-    return Workload(config.batch_size, whole, load.prompt - 1, load.n, load.tokens)
+    together = max(1, min(load.n, (config.row_length - shared) // (whole - shared)))
+    return Workload(config.batch_size, whole, shared, together, load.tokens)
 
 
 def _samples(config: AlignConfig, load: SamplingLoad, spoken: bool = True) -> TokenizedData:
@@ -252,8 +270,9 @@ def _rewarding(
             rows = jax.tree.map(lambda x: x[0], batches[0].rows)
             score: Any = make_score(model)
             whole = load.prompt + load.tokens
-            group, places = (load.prompt, [whole] * load.n), load.prompt + load.n * load.tokens
             length = batches.shape.length
+            together = max(1, min(load.n, (length - load.prompt) // load.tokens))
+            group, places = (load.prompt, [whole] * together), load.prompt + together * load.tokens
             steps = kernel_steps(group, places, length, mesh.shape["context"], chip)
             traced = score.trace(params, placed(rows, ROWS_AXES, sharding))
             found = compile_program(traced, mesh, chip, {}, steps)
@@ -264,12 +283,16 @@ def _log_probabilities(
     config: AlignConfig,
     model: Model,
     params: Params,
-    data: TokenizedData,
+    critic: Model | None,
     work: Workload,
+    load: SamplingLoad,
     chip: Chip,
 ) -> Iterator[Made]:
-    """What the policy and the reference say of the samples, in rows of training."""
-    batches = StepRows(config, model).whole(data)
+    """What policy, reference and critic say of the samples, in rows of training.
+
+    A policy whose credits are fresh says it again before each update.
+    """
+    batches = StepRows(config, model).whole(_samples(config, load))
     sharding, length = model.options.sharding, config.row_length
     mesh: Any = sharding.mesh
     context, first = mesh.shape["context"], batches[0]
@@ -282,10 +305,44 @@ def _log_probabilities(
     trips = {CHUNK_LOOP: work.chunks(length, config.rows_per_device, context)}
     base = dataclasses.replace(model, lora=NO_LORA)
     kept = reference_shapes(model) or base.abstract(model.options.dtype)
-    for name, of, own in (("policy", model, params), ("reference", base, kept)):
+    fresh = chosen_method(config.objective, config.policy_gradient).fresh
+    times = 1 + fresh * config.policy_gradient.passes
+    asked = [
+        ("log-probabilities, policy", model, params, times),
+        ("log-probabilities, reference", base, kept, 1),
+        *([(_VALUES, critic, critic.abstract(), 1)] if critic else []),
+    ]
+    for name, of, own, often in asked:
         score: Any = make_token_scores(of)
         found = compile_program(score.trace(own, rows, places), mesh, chip, trips, steps)
-        yield f"log-probabilities, {name}", found, local_bytes(own), len(batches)
+        yield name, found, local_bytes(own), often * len(batches)
+
+
+def _critic(config: AlignConfig, model: Model, rewards: Sequence[Model]) -> Model | None:
+    """The critic of a method that has one: the reward model that it begins with, if it is here."""
+    if not has_critic(config):
+        return None
+    if config.critic.init and Path(config.critic.init).expanduser().exists():
+        return critic_model(reward_model(config.critic.init, model).config, model)
+    return critic_model((rewards[0] if rewards else model).config, model)
+
+
+def _critic_updates(
+    config: AlignConfig, critic: Model, work: Workload, updates: int, chip: Chip
+) -> Iterator[Made]:
+    """Its updates, in the rows of the policy's."""
+    sharding = critic.options.sharding
+    batch, microbatches = abstract_batch(config, sharding, work)
+    targets: Any = batch.targets
+    old, _, returns, shares = targets.values
+    batch = batch._replace(targets=targets._replace(values=TokenReturns(old, returns, shares)))
+    mesh: Any = sharding.mesh
+    context, program = mesh.shape["context"], critic_program(config, critic, 1)
+    steps = kernel_steps(work.group, work.group_places, config.row_length, context, chip)
+    step: Any = program.step
+    traced = step.trace(program.abstract, batch)
+    found = compile_program(traced, mesh, chip, {MICROBATCH_LOOP: microbatches}, steps)
+    yield _CRITIC, found, local_bytes(program.abstract), updates
 
 
 def _compiled(name: str, found: Compiled, has: int, calls: int, always: int, chip: Chip) -> Phase:

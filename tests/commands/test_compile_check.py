@@ -53,8 +53,9 @@ for before, after in (
     (
         "batch_size=32,",
         """batch_size=64,
+        objective="ppo",
         rollout=RolloutConfig(n=4, max_tokens=128, mesh=MeshConfig(data=-1, fsdp=1, tensor=2)),
-        reward=RewardConfig(model="runs/none"),
+        rewards={"teacher": RewardConfig(model="runs/none")},
         mesh=MeshConfig(fsdp=-1, tensor=2),""",
     ),
 ):
@@ -192,23 +193,26 @@ def test_what_a_step_of_alignment_comes_to(aligned):
     trained = 4 * (matrices / 8 + norms)
     in_half = 2 * matrices / 8 + 4 * norms
     reward = 2 * (matrices - HEAD) / 8 + 4 * norms + 4 * 256 / 4  # its head is over fsdp alone
+    critic = 3 * (4 * (matrices - HEAD) / 8 + 4 * norms + 4 * 256 / 4) + 8
     # Four groups of four rows a chip, of one kv head: 128 places for prompts, 128 slots a row.
     cache = 2 * 2 * 6 * 4 * (128 + 4 * 128) * 64
     assert {part["name"]: part["bytes"] for part in report["parts"]} == {
         "policy": trained,
         "optimizer": 2 * trained + 8,
+        "critic": critic,
         "reference": in_half,
         "reward model": reward,
         "weights that sample": 2 * matrices / 2,  # norms are there as they are
         "their cache": cache,
         "gradients": trained,
     }
-    assert report["always"] == 3 * trained + 8 + in_half + reward
+    assert report["always"] == 3 * trained + 8 + critic + in_half + reward
 
     # ---- programs
     phases = {phase["name"]: phase for phase in report["phases"]}
     said = [f"log-probabilities, {name}" for name in ("policy", "reference")]
-    assert list(phases) == ["weights to sample with", "sampling", "rewards", *said, "update"]
+    before = ["weights to sample with", "sampling", "rewards", *said]
+    assert list(phases) == [*before, "values of the critic", "update", "update of the critic"]
     for phase in phases.values():
         assert phase["fits"] and phase["peak"] == report["always"] + phase["own"]
         assert phase["seconds"] > 0
@@ -216,6 +220,7 @@ def test_what_a_step_of_alignment_comes_to(aligned):
     assert phases["weights to sample with"]["own"] >= 2 * matrices / 2
     assert phases["sampling"]["own"] >= 2 * matrices / 2 + cache
     assert phases["update"]["own"] >= trained
+    assert phases["update of the critic"]["own"] >= critic / 4  # its gradient
     # A prompt and its samples are 127 + 4 x 129 places, one group a row; 16 rows on 4 row shards.
     assert phases[said[0]]["calls"] == 4 and report["update"]["microbatches"] == 4
     assert phases["sampling"]["calls"] == 128
