@@ -76,7 +76,6 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
         console.print(f"nothing to do: step {start} of {total} is done")
         return
     state, reference, origin = first_state(config, parts, checkpoints, start)
-    parts.rewards.standardize(workdir)
     announce(workdir, config, parts, origin, say)
 
     # ---- loop --------------------------------------------------------------------------------

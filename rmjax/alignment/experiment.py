@@ -179,12 +179,16 @@ def announce(
     origin: str,
     say: Callable[[str, object], None],
 ) -> None:
-    """Puts a run on record, and says what it is."""
+    """Puts a run on record, and says what it is.
+
+    Only then rewards are standardized, which leaves a file: a directory with files is a run's.
+    """
     described = parts.held_out.data() if parts.held_out else None
     prompts, learner = parts.prompts, parts.learner
     record_run(
         workdir, config, parts.model, parts.tokenizer, prompts.data(), described, parts.source
     )
+    parts.rewards.standardize(workdir)
     each = config.batch_size // config.rollout.n
     counts = ", ".join(f"{count:,} {reason}" for reason, count in prompts.counts.items())
     say("run", workdir)
