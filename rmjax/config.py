@@ -325,8 +325,8 @@ class AlignConfig(Config):
 
     @property
     def only_model(self) -> RewardConfig | None:
-        """The reward that is a model, if one and no more is."""
-        models = [reward for reward in self.rewards.values() if reward.model]
+        """The reward that is a model and has a weight, if one and no more is."""
+        models = [reward for reward in self.rewards.values() if reward.model and reward.weight]
         return models[0] if len(models) == 1 else None
 
 

@@ -44,10 +44,12 @@ class Critic:
         Raises:
           UserError: there is no such model, or it has other tokens than the policy.
         """
-        teacher = config.only_model
-        self.name = config.critic.init or (teacher.model if teacher else "")
+        named, teacher = config.critic, config.only_model
+        if teacher and not named.init:
+            value = named.value or teacher.value
+            named = dataclasses.replace(named, init=teacher.model, value=value)
+        self.name, self._value = named.init, named.value or None
         self._source = open_pretrained(self.name)
-        self._value = config.critic.value or (teacher.value if teacher else "") or None
         self._source.reward_spec()  # which a language model does not have
         if self._source.tokenizer().get_vocab() != tokenizer.get_vocab():
             raise UserError(

@@ -236,7 +236,7 @@ def _check_critic(config: AlignConfig) -> None:
     if not (critic.init or config.only_model):
         raise UserError(
             "config.critic.init is empty: name a reward model to start the critic from; without, "
-            "config.rewards must have one model and no second one"
+            "config.rewards must have one model with a weight, and no second one"
         )
     for names, fits, wanted in _RANGES:
         for name in (f"critic.{name}" for name in names if name.startswith("optimizer.")):
