@@ -22,6 +22,7 @@ from rmjax.config import (
 )
 from rmjax.data.tokenize import OVER_LONG, TURNS
 from rmjax.errors import UserError, differing
+from rmjax.generation.completions import SamplingSettings
 from rmjax.models.attention.dispatch import ATTENTION
 from rmjax.models.decoder import REMAT
 from rmjax.models.decoder_config import TARGETS
@@ -198,6 +199,13 @@ def _check_alignment(config: AlignConfig) -> None:
             f"config.rollout.push_every = {rollout.push_every} with rollout.server = "
             f"{rollout.server!r}: expected 1, or more with a server"
         )
+    sampled = [f.name for f in dataclasses.fields(SamplingSettings) if f.name != "seed"]
+    try:
+        SamplingSettings.of({name: getattr(rollout, name) for name in sampled})
+    except UserError as error:
+        raise UserError(f"config.rollout.{error}") from error
+    if rollout.rows < 1:
+        raise UserError(f"config.rollout.rows = {rollout.rows}: expected 1 or more")
     if rollout.n < 2 and not has_critic(config):
         raise UserError(
             f"config.rollout.n = {rollout.n}: a sample is compared with the prompt's others, so "
@@ -225,8 +233,13 @@ def _check_alignment(config: AlignConfig) -> None:
             f"config.policy_gradient.ratings = {gradient.ratings!r}: the ratings that answers "
             "shall have go with the objective 'steerlm2', and it with them"
         )
-    if gradient.ratings:
-        parse_ratings(gradient.ratings)
+    low, high = config.data.label_range
+    for name, rating in parse_ratings(gradient.ratings).items() if gradient.ratings else ():
+        if not low <= rating <= high:  # which a NaN never is
+            raise UserError(
+                f"config.policy_gradient.ratings asks for {name}:{rating:g}: expected one in "
+                f"config.data.label_range = {config.data.label_range!r}"
+            )
     if has_critic(config):
         _check_critic(config)
 
@@ -238,6 +251,10 @@ def _check_critic(config: AlignConfig) -> None:
             "config.critic.init is empty: name a reward model to start the critic from; without, "
             "config.rewards must have one model with a weight, and no second one"
         )
+    for name in (f"critic.{name}" for name in _CHOICES if name.startswith("optimizer.")):
+        choices = _CHOICES[name.removeprefix("critic.")]
+        if flat[name] not in choices:
+            raise UserError(f"config.{name} = {flat[name]!r}: there are {', '.join(choices)}")
     for names, fits, wanted in _RANGES:
         for name in (f"critic.{name}" for name in names if name.startswith("optimizer.")):
             if not fits(flat[name]):

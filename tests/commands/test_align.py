@@ -392,6 +392,12 @@ def test_a_run_may_go_on_with_another_mesh_to_sample_on(files, tmp_path):
         (dict(rewards={"a": RewardConfig("m", timeout=0.0)}), "rewards.a.timeout = 0.0: exp"),
         (dict(rewards={"a": RewardConfig(server="u", value="x")}), "which of its numbers, from 0"),
         (dict(rollout=RolloutConfig(n=1)), "config.rollout.n = 1: .* 2 or more"),
+        (
+            dict(objective="ppo", rollout=RolloutConfig(n=0)),
+            r"config\.rollout\.n = 0: expected from 1",
+        ),
+        (dict(rollout=RolloutConfig(temperature=-1.0)), "config.rollout.temperature = -1.0: exp"),
+        (dict(rollout=RolloutConfig(rows=0)), "config.rollout.rows = 0: expected 1 or more"),
         (dict(batch_size=6), "config.batch_size = 6 responses of rollout.n = 4"),
         (dict(rollout=RolloutConfig(n=4, max_tokens=48)), "leaves no room for a prompt"),
         (dict(policy_gradient=PolicyGradientConfig(kl=-1.0)), "policy_gradient.kl = -1.0"),
@@ -401,10 +407,25 @@ def test_a_run_may_go_on_with_another_mesh_to_sample_on(files, tmp_path):
             dict(objective="steerlm2", policy_gradient=PolicyGradientConfig(ratings="good")),
             "ratings = 'good': expected the ratings",
         ),
+        (
+            dict(objective="steerlm2", policy_gradient=PolicyGradientConfig(ratings="a:1,a:2")),
+            "ratings = 'a:1,a:2': expected the ratings",
+        ),
+        (
+            dict(objective="steerlm2", policy_gradient=PolicyGradientConfig(ratings="a:40")),
+            r"asks for a:40: expected one in config\.data\.label_range = \(0\.0, 4\.0\)",
+        ),
         (dict(objective="ppo"), "config.critic.init is empty: name a reward model"),
         (
             dict(objective="ppo", critic=CriticConfig("m", smoothing=1.5)),
             "critic.smoothing = 1.5: expected 0 to 1",
+        ),
+        (
+            dict(
+                objective="ppo",
+                critic=CriticConfig("m", optimizer=OptimizerConfig(1e-3, schedule="cosin")),
+            ),
+            "config.critic.optimizer.schedule = 'cosin': there are",
         ),
         (dict(objective="ipo"), "of a policy's own samples there are reinforce"),
     ],

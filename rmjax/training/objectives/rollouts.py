@@ -94,11 +94,14 @@ def parse_ratings(text: str) -> dict[str, float]:
     """Ratings by attribute: `helpfulness:4,verbosity:2`.
 
     Raises:
-      UserError: it says none.
+      UserError: it says none, or those of an attribute twice.
     """
     try:
-        parts = (part.split(":") for part in text.split(","))
-        return {name.strip(): float(rating) for name, rating in parts}
+        parts = [part.split(":") for part in text.split(",")]
+        found = {name.strip(): float(rating) for name, rating in parts}
+        if "" in found or len(found) < len(parts):
+            raise ValueError
+        return found
     except ValueError as error:
         raise UserError(
             f"config.policy_gradient.ratings = {text!r}: expected the ratings that answers shall "
