@@ -14,7 +14,14 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from rmjax.alignment.experiment import Parts, announce, check_position, first_state, open_parts
+from rmjax.alignment.experiment import (
+    Parts,
+    announce,
+    check_position,
+    first_state,
+    open_parts,
+    record,
+)
 from rmjax.alignment.rollouts import (
     Rollout,
     held_out_file,
@@ -76,6 +83,8 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
         console.print(f"nothing to do: step {start} of {total} is done")
         return
     state, reference, origin = first_state(config, parts, checkpoints, start)
+    record(workdir, config, parts)
+    parts.rewards.standardize(workdir)
     announce(workdir, config, parts, origin, say)
 
     # ---- loop --------------------------------------------------------------------------------

@@ -37,6 +37,8 @@ def advantages_of(rewards: Rewards, ended: Bool[np.ndarray, "P n"], method: Meth
       method: see `Method.baseline`.
     """
     known = ~np.isnan(rewards)
+    # Told from the highest one, so that those of equal rewards are 0 and not what rounding leaves.
+    rewards = rewards - rewards.max(1, keepdims=True, where=known, initial=-np.inf)
     counted = known & ended if method.ended_baseline else known
     values, counts = np.where(counted, rewards, 0.0), counted.astype(np.float64)
     total, count = values.sum(1, keepdims=True), counts.sum(1, keepdims=True)

@@ -119,7 +119,7 @@ def posterior(samples: Samples, method: Method, config: AlignConfig) -> Credit:
     """
     wanted = parse_ratings(config.policy_gradient.ratings)
     likelihood = _of_ratings(samples.attributes, wanted, config.data.label_range)
-    known = samples.learnable & ~np.isnan(likelihood)
+    known = samples.learnable & ~np.isnan(samples.rewards) & ~np.isnan(likelihood)
     nowhere = np.where(known.any(axis=1, keepdims=True), -np.inf, 0.0)
     target = np.where(known, likelihood + samples.reference - samples.old, nowhere)
     own = np.where(known, samples.now - samples.old, nowhere)

@@ -172,6 +172,13 @@ def first_state(
     return state, reference, origin
 
 
+def record(workdir: Path, config: AlignConfig, parts: Parts) -> None:
+    """Puts a run on record; only then may it leave other files."""
+    held_out = parts.held_out.data() if parts.held_out else None
+    data, source = parts.prompts.data(), parts.source
+    record_run(workdir, config, parts.model, parts.tokenizer, data, held_out, source)
+
+
 def announce(
     workdir: Path,
     config: AlignConfig,
@@ -179,16 +186,8 @@ def announce(
     origin: str,
     say: Callable[[str, object], None],
 ) -> None:
-    """Puts a run on record, and says what it is.
-
-    Only then rewards are standardized, which leaves a file: a directory with files is a run's.
-    """
-    described = parts.held_out.data() if parts.held_out else None
+    """Says what a run is."""
     prompts, learner = parts.prompts, parts.learner
-    record_run(
-        workdir, config, parts.model, parts.tokenizer, prompts.data(), described, parts.source
-    )
-    parts.rewards.standardize(workdir)
     each = config.batch_size // config.rollout.n
     counts = ", ".join(f"{count:,} {reason}" for reason, count in prompts.counts.items())
     say("run", workdir)

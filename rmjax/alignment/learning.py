@@ -87,7 +87,8 @@ def credited(
     values = TokenValues(
         known.old, known.reference, _by_token(data, credits), _by_token(data, shares)
     )
-    numbers = {"without_advantage": float((~found.credits.any(axis=1)).sum())} | found.numbers
+    teaching = (found.credits != 0) & found.learned
+    numbers = {"without_advantage": float((~teaching.any(axis=1)).sum())} | found.numbers
     return dataclasses.replace(data, values=values), numbers
 
 

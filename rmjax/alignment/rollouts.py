@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from rmjax.alignment.prompts import Prompts
 from rmjax.data.tokenized import TokenizedData, in_memory
-from rmjax.errors import UserError, disk_errors
+from rmjax.errors import UserError, write_errors
 from rmjax.generation.completions import Completion
 from rmjax.runtime.files import replace_file
 from rmjax.runtime.processes import barrier, from_first
@@ -126,7 +126,7 @@ def write_rollout(path: Path, rollout: Rollout, prompts: Prompts, made_by: dict[
         if rollout.attributes:
             fields["attributes"] = rollout.attributes[row]
         lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
-    with disk_errors(str(path)):
+    with write_errors(str(path)):
         path.parent.mkdir(exist_ok=True)
         replace_file(path, "".join(lines).encode())
 
@@ -172,8 +172,24 @@ def read_rollout(path: Path, made_by: dict[str, Any], numbers: Sequence[int]) ->
         scores = [row["scores"] for row in rows] if rewarded else unknown
         rewards, weights = np.asarray(scores, np.float64), rows[0]["weights"]
         attributes = [row["attributes"] for row in rows] if "attributes" in rows[0] else None
+        _check_sizes(completions, rewards, attributes)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: damaged ({error}); remove it, and the step is made again"
         ) from error
     return Rollout(np.asarray(found, np.int64), completions, rewards, attributes, rewarded, weights)
+
+
+def _check_sizes(
+    completions: list[list[Completion]], rewards: np.ndarray, attributes: list[Any] | None
+) -> None:
+    """Raises a `ValueError` unless every token has its number, and every sample its reward."""
+    for samples in completions:
+        for one in samples:
+            if not len(one.tokens) or one.log_probabilities.shape != one.tokens.shape:
+                raise ValueError("a sample has other numbers of tokens and of log_probabilities")
+    sizes = [len(samples) for samples in completions]
+    if len(set(sizes)) > 1 or rewards.shape != (len(sizes), sizes[0]):
+        raise ValueError("prompts have other numbers of responses and of scores")
+    if attributes and [len(found) for found in attributes] != sizes:
+        raise ValueError("prompts have other numbers of responses and of attributes")

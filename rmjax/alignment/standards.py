@@ -76,7 +76,7 @@ def measured(reward: Any, source: str, where: str) -> Standard:
         rewarded()
     values = np.concatenate([np.zeros(0), *found])
     known = values[~np.isnan(values)]
-    if not len(known) or known.std() == 0:
+    if not len(known) or known.min() == known.max():  # of which rounding leaves a deviation
         raise UserError(
             f"{where} = {source!r}: {len(known)} of its {len(values)} responses have a reward, and "
             "these do not differ; give a source whose responses differ"

@@ -165,6 +165,8 @@ def test_steerlm_without_attributes_or_with_others():
         posterior(samples_of([[0.0] * 3], attributes=two), method, config)
     found = posterior(samples_of([[0.0] * 3], attributes=[[None, *RATED[0][1:]]]), method, config)
     assert not found.credits[0, 0] and found.learned.tolist() == [[False, True, True]]
+    unrewarded = posterior(samples_of([[0.0, np.nan, 0.0]], attributes=RATED), method, config)
+    assert unrewarded.learned.tolist() == [[True, False, True]]
     none = posterior(samples_of([[0.0] * 3], attributes=[[None] * 3]), method, config)
     assert not none.credits.any() and not none.learned.any()
 

@@ -155,7 +155,7 @@ def test_losses_and_gradients_of_given_samples(name, settings, samples):
 
 
 def test_advantages_by_hand():
-    rewards = np.asarray([[1.0, 2.0, 6.0], [3.0, np.nan, 5.0], [2.0, 2.0, 2.0]])
+    rewards = np.asarray([[1.0, 2.0, 6.0], [3.0, np.nan, 5.0], [0.1, 0.1, 0.1]])
     ended = np.asarray([[True, True, False], [True, True, True], [True, True, True]])
     others = advantages_of(rewards, ended, METHODS["rloo"])
     np.testing.assert_allclose(others, [[1 - 4, 2 - 3.5, 6 - 1.5], [-2, 0, 2], [0, 0, 0]])
@@ -166,7 +166,8 @@ def test_advantages_by_hand():
     deviation = np.std([1, 2, 6], ddof=1)
     np.testing.assert_allclose(grpo[0], (np.asarray([1, 2, 6]) - 3) / (deviation + 1e-4))
     np.testing.assert_allclose(grpo[1], np.asarray([-1, 0, 1]) / (np.sqrt(2) + 1e-4))
-    assert not grpo[2].any()  # all equal: no advantage, and nothing is divided by 0
+    # All equal: no advantage, not even what the mean is off by rounding; nothing divided by 0.
+    assert not grpo[2].any() and not others[2].any()
     alone = np.asarray([[1.0, np.nan]])
     for method in (m for m in METHODS.values() if m.credit == "compared"):
         assert not advantages_of(alone, np.ones((1, 2), bool), method).any()

@@ -173,6 +173,9 @@ def test_standardized_by_the_rewards_of_given_data(tmp_path):
         values = [[len(r) if r else np.nan for r in texts] for texts in responses]
         return np.asarray(values, np.float64), None
 
+    def tenths(prompts, responses):
+        return np.full((len(prompts), 1), 0.1), None
+
     def opened(**changes):
         config = RewardConfig("m", weight=3.0, standardize=str(data), **changes)
         made = Rewards({"t": config}, {"t": length})
@@ -193,6 +196,8 @@ def test_standardized_by_the_rewards_of_given_data(tmp_path):
     with pytest.raises(UserError, match=r"rewards\.json: damaged"):
         opened()
     (tmp_path / "rewards.json").unlink()
-    data.write_text(json.dumps({"prompt": "q", "response": "abc"}) + "\n")
-    with pytest.raises(UserError, match=r"t\.standardize = .*: 1 of its 1 resp.* do not diff"):
-        opened()
+    data.write_text(3 * (json.dumps({"prompt": "q", "response": "abc"}) + "\n"))
+    said = r"t\.standardize = .*: 3 of its 3 resp.* do not diff"
+    config = RewardConfig("m", standardize=str(data))
+    with pytest.raises(UserError, match=said):  # of .1 three times numpy's deviation is 1e-17
+        Rewards({"t": config}, {"t": tenths}).standardize(tmp_path)
