@@ -152,8 +152,9 @@ class RewardConfig:
         (texts) to their rewards, None for a response that has none; or
       server: the URL of a reward server, whose path says what it speaks: `/get_reward`, `/classify`
         or `/pooling`; see `alignment.reward_servers.KINDS`.
-      value: how a model's attributes become one number; see `rmjax.load`. Empty for its own rule.
-        Of a server's several numbers, which one, from 0.
+      value: how a model's attributes become one number, as `--value` of `rmjax.score` says it: a
+        name, or weights as JSON. Empty for its own rule. Of a server's several numbers, which one,
+        from 0.
       weight: what the reward is multiplied by in the sum of all; 0 to record it and no more.
       standardize: a data source; the reward of a sample is then (reward - mean) / deviation, of
         this reward over the responses in the source. Empty for the reward as it is.
@@ -213,7 +214,7 @@ class CriticConfig:
 
     Attributes:
       init: a reward model to start from, with the policy's tokens; empty for the one that rewards.
-      value: how its attributes become one number; see `rmjax.load`.
+      value: how its attributes become one number, likewise.
       optimizer: its own; NeMo-Aligner's learning rate.
       discount: of what comes a token later.
       smoothing: lambda of generalized advantages (arXiv 1506.02438): 1 believes what came of a

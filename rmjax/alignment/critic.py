@@ -1,6 +1,7 @@
 """A critic: a reward model that learns what is to be expected of a sample, token by token."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from rmjax.config import EVERYTHING, AlignConfig
 from rmjax.data.batches import Batches
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
+from rmjax.evaluation.fit_weights import parse_value
 from rmjax.inference.score_step import make_token_scores, score_tokens
 from rmjax.models.decoder_config import LlamaConfig
 from rmjax.models.heads import RewardHead
@@ -48,7 +50,7 @@ class Critic:
         if teacher and not named.init:
             value = named.value or teacher.value
             named = dataclasses.replace(named, init=teacher.model, value=value)
-        self.name, self._value = named.init, named.value or None
+        self.name, (self._value, _) = named.init, parse_value(named.value)
         self._source = open_pretrained(self.name)
         self._source.reward_spec()  # which a language model does not have
         if self._source.tokenizer().get_vocab() != tokenizer.get_vocab():
@@ -105,7 +107,9 @@ def critic_program(config: AlignConfig, model: Model, steps: int) -> Program:
     )
 
 
-def first_values(source: Pretrained, model: Model, value: str | None) -> Params:
+def first_values(
+    source: Pretrained, model: Model, value: str | Mapping[str, float] | None
+) -> Params:
     """A reward model's parameters in float32, its head folded into one number by a rule.
 
     A constant that is added to the head's numbers is left out: a critic learns it.

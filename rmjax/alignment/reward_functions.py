@@ -7,7 +7,7 @@ import itertools
 import math
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class FunctionReward:
             found = self._function(asked, said)
             if inspect.iscoroutine(found):
                 found = asyncio.run(found)
-            if not isinstance(found, Iterable) or isinstance(found, str | Mapping):
+            if not isinstance(found, Iterable) or isinstance(found, str | bytes | Mapping | Set):
                 raise UserError(
                     f"{self._address} returns {shortened(repr(found))}, expected a number or None "
                     "for each response"

@@ -15,6 +15,7 @@ from rmjax.config import RewardConfig
 from rmjax.data.conversation import Conversation
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
+from rmjax.evaluation.fit_weights import parse_value
 from rmjax.inference.scorer import Encoded, Scorer, load
 from rmjax.runtime.processes import from_first
 from rmjax.runtime.sharding import MeshConfig
@@ -48,7 +49,8 @@ def open_rewards(
       tokenizer: the policy's, by whose template a server is sent texts.
 
     Raises:
-      UserError: there is no such model or function, or the URL is none.
+      UserError: there is no such model or function, or the URL is none; or a model that has no
+        number for one response.
     """
     return Rewards(
         configs, {name: _open(name, config, mesh, tokenizer) for name, config in configs.items()}
@@ -58,7 +60,13 @@ def open_rewards(
 def _open(name: str, config: RewardConfig, mesh: MeshConfig, tokenizer: Tokenizer) -> Reward:
     where = f"config.rewards.{name}"
     if config.model:
-        return ModelReward(load(config.model, value=config.value or None, mesh=mesh))
+        scorer = load(config.model, value=parse_value(config.value)[0], mesh=mesh)
+        if scorer.is_language_model or scorer.spec.general_preference:
+            raise UserError(
+                f"{where}.model: {config.model} is a language model or one of general preferences, "
+                "which has no number for one response; give a reward model with attributes"
+            )
+        return ModelReward(scorer)
     if config.function:
         address = config.function
         return AskedOnce(lambda: FunctionReward(address, config.timeout, f"{where}.function"))

@@ -55,6 +55,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "optimizer.warmup_steps",
     "optimizer.weight_decay",
+    "optimizer.final_fraction",
     "eval_every",
     "checkpoint_every",
     "seed",

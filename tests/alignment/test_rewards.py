@@ -63,6 +63,9 @@ def one(prompts, responses):
 def named(prompts, responses):
     return {r: 1.0 for r in responses}
 
+def unordered(prompts, responses):
+    return {float(len(r)) for r in responses}
+
 def hangs(prompts, responses):
     time.sleep(60)
 
@@ -105,6 +108,7 @@ def test_what_a_function_may_give(file):
         ("words", "a reward is 'good', expected a number"),
         ("one", "returns 1.0, expected a number or None for each response"),
         ("named", "returns {'x': 1.0, .*expected a number or None for each"),
+        ("unordered", r"returns \{.*, expected a number or None for each"),
         ("hangs", "hangs, which rewards 4 responses, was not done after 0.1 s"),
     ],
 )

@@ -178,8 +178,13 @@ def test_penalties_by_hand_and_what_is_not_learned():
     data = ROLLOUT.data(PROMPTS)
     zeros = np.zeros(len(data.tokens), np.float32)
     known, method = Known(*[zeros] * 4), METHODS["grpo"]
-    learned, _ = credited(rollout, data, known, zeros, method, config_of(config))
+    learned, numbers = credited(rollout, data, known, zeros, method, config_of(config))
     assert learned.values is not None and learned.values.shares.sum() == 12  # of 13 tokens
+    assert numbers["without_advantage"] == 0
+    cut = [[dataclasses.replace(c, reason="length") for c in x] for x in ROLLOUT.completions]
+    rollout = dataclasses.replace(rollout, completions=cut)
+    _, numbers = credited(rollout, data, known, zeros, method, config_of(config))
+    assert numbers["without_advantage"] == 2  # rewards differ, and nothing is learned from them
 
 
 def test_what_a_critic_did_not_expect_by_hand():

@@ -224,7 +224,9 @@ def test_a_reward_that_goes_away_loses_no_samples(files, tmp_path):
     rated.write_text("".join(json.dumps(row) + "\n" for row in answers))
     rewards = {
         "plain": RewardConfig(function=f"{files / 'function.py'}:absent", standardize=str(rated)),
-        "teacher": RewardConfig(str(files / "reward"), value=NAMES[1], weight=0.5),
+        "teacher": RewardConfig(
+            str(files / "reward"), value=json.dumps({NAMES[0]: -1, NAMES[1]: 2}), weight=0.5
+        ),
     }
     config = config_of(files, tmp_path / "run", steps=2, eval_every=2, rewards=rewards)
     make_rollout = rmjax.align.make_rollout
@@ -252,7 +254,8 @@ def test_a_reward_that_goes_away_loses_no_samples(files, tmp_path):
             plain = sum(c.isascii() for c in text) / (1 + len(text))
             assert single["plain"] == pytest.approx(plain)
             if score is not None:
-                assert single["teacher"] == single[f"teacher/{NAMES[1]}"]
+                less, more = (single[f"teacher/{name}"] for name in NAMES[:2])
+                assert single["teacher"] == pytest.approx(2 * more - less)
                 expected = (plain - given.mean()) / given.std() + 0.5 * single["teacher"]
                 assert score == pytest.approx(expected)
     singles = [single for row in rows for single in row["attributes"]]
@@ -357,6 +360,9 @@ def test_equal_rewards_teach_nothing_and_are_counted(files, tmp_path):
 def test_what_goes_wrong_is_named(files, tmp_path):
     with pytest.raises(UserError, match="raised RuntimeError: the judge is ill"):
         run(config_of(files, tmp_path / "run", "broken"))
+    teacher = {"teacher": RewardConfig(model=str(files / "policy"))}
+    with pytest.raises(UserError, match=r"config\.rewards\.teacher\.model: .*policy is a language"):
+        run(config_of(files, tmp_path / "x", rewards=teacher))
     with pytest.raises(UserError, match="an AlignConfig is a run of"):
         train(config_of(files, tmp_path / "x"))
     with pytest.raises(UserError, match=r"this config is for `python -m rmjax\.train`"):

@@ -119,6 +119,7 @@ BAD = {
     "b2": (dict(optimizer__b2=1.0), "config.optimizer.b2 = 1.0"),
     "warmup_steps": (dict(optimizer__warmup_steps=-1), "config.optimizer.warmup_steps = -1"),
     "weight_decay": (dict(optimizer__weight_decay=-0.1), "config.optimizer.weight_decay = -0.1"),
+    "final": (dict(optimizer__final_fraction=-0.1), "config.optimizer.final_fraction = -0.1"),
     "gamma": (dict(preference__gamma=-1.0), "config.preference.gamma = -1.0"),
     "scale": (dict(preference__strength_scale=0.0), "config.preference.strength_scale = 0.0"),
     "every": (dict(eval_every=-1), "config.eval_every = -1"),
