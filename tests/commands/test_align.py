@@ -360,7 +360,7 @@ def test_equal_rewards_teach_nothing_and_are_counted(files, tmp_path):
 def test_what_goes_wrong_is_named(files, tmp_path):
     with pytest.raises(UserError, match="raised RuntimeError: the judge is ill"):
         run(config_of(files, tmp_path / "run", "broken"))
-    teacher = {"teacher": RewardConfig(model=str(files / "policy"))}
+    teacher = {"teacher": RewardConfig(model=str(files / "policy"), value="log_probability")}
     with pytest.raises(UserError, match=r"config\.rewards\.teacher\.model: .*policy is a language"):
         run(config_of(files, tmp_path / "x", rewards=teacher))
     with pytest.raises(UserError, match="an AlignConfig is a run of"):
