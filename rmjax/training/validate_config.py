@@ -229,10 +229,15 @@ def _check_alignment(config: AlignConfig) -> None:
             raise UserError(f"config.policy_gradient.{name} = {value!r}: expected 0 or more")
     if gradient.passes < 1:
         raise UserError(f"config.policy_gradient.passes = {gradient.passes}: expected 1 or more")
-    if (config.objective == "steerlm2") != bool(gradient.ratings):
+    if config.objective == "steerlm2" and not gradient.ratings:
         raise UserError(
-            f"config.policy_gradient.ratings = {gradient.ratings!r}: the ratings that answers "
-            "shall have go with the objective 'steerlm2', and it with them"
+            "config.policy_gradient.ratings is empty: the objective 'steerlm2' needs the ratings "
+            "that answers shall have, such as helpfulness:4,verbosity:2"
+        )
+    if gradient.ratings and config.objective != "steerlm2":
+        raise UserError(
+            f"config.policy_gradient.ratings = {gradient.ratings!r}: only the objective 'steerlm2' "
+            f"asks for ratings; leave them empty for {config.objective!r}"
         )
     low, high = config.data.label_range
     for name, rating in parse_ratings(gradient.ratings).items() if gradient.ratings else ():

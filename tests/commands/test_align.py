@@ -408,7 +408,7 @@ def test_a_run_may_go_on_with_another_mesh_to_sample_on(files, tmp_path):
         (dict(rollout=RolloutConfig(n=4, max_tokens=48)), "leaves no room for a prompt"),
         (dict(policy_gradient=PolicyGradientConfig(kl=-1.0)), "policy_gradient.kl = -1.0"),
         (dict(policy_gradient=PolicyGradientConfig(passes=0)), "passes = 0: expected 1 or more"),
-        (dict(objective="steerlm2"), "ratings = '': .* go with the objective 'steerlm2'"),
+        (dict(objective="steerlm2"), "ratings is empty: the objective 'steerlm2' needs"),
         (
             dict(objective="steerlm2", policy_gradient=PolicyGradientConfig(ratings="good")),
             "ratings = 'good': expected the ratings",

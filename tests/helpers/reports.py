@@ -143,7 +143,8 @@ def write_alignment(directory, logged, held_out, **config):
     fields = {
         "objective": "reinforce",
         "init": "policy",
-        "reward.model": "reward",
+        "rewards.teacher.model": "reward",
+        "rewards.teacher.weight": 1.0,
         "rollout.n": 2,
         "batch_size": 4,
         "steps": 6,

@@ -1,5 +1,6 @@
 """What a reader must know before trusting the numbers of an alignment run."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ _LENGTH = 1.5  # times longer or shorter, likewise
 _ENTROPY = 0.5  # of what it was at the start
 _ENDED = 0.05  # fewer that ended
 _LISTED = 5  # steps named
+_WEIGHT = re.compile(r"rewards\..+\.weight")  # of a reward; with 0 it did not teach
 
 
 def notes(files: AlignmentFiles, data: Mapping[str, Any]) -> list[str]:
@@ -97,7 +99,8 @@ def _moved(files: AlignmentFiles, data: Mapping[str, Any]) -> list[str]:
 
 
 def _judges(files: AlignmentFiles, data: Mapping[str, Any]) -> list[str]:
-    if files.judges or not files.held_out:
+    weights = [value for key, value in files.run.config.items() if _WEIGHT.fullmatch(key)]
+    if files.judges or not files.held_out or 0 in weights:
         return []
     step = max(files.held_out)
     name = f"rollouts/held-out-{step:06d}"

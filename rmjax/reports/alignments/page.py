@@ -29,6 +29,7 @@ from rmjax.reports.runs.page import state_of
 
 _PROMPTS = 10  # whose answers are shown
 _ANSWERS = 5  # of each
+_GIVERS = ("model", "function", "server")  # of a reward, one of them
 
 
 def alignment_data(files: AlignmentFiles) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def alignment_document(files: AlignmentFiles, data: Mapping[str, Any]) -> Docume
         facts=(
             ("method", str(config.get("objective", DASH))),
             ("policy at the start", str(config.get("init") or "random")),
-            ("reward", str(config.get("reward.model") or config.get("reward.function") or DASH)),
+            ("rewards", _rewards(config)),
             ("prompts", str(config.get("data.train", DASH))),
             ("held-out prompts", str(config.get("data.validation") or DASH)),
             (
@@ -79,6 +80,17 @@ def alignment_document(files: AlignmentFiles, data: Mapping[str, Any]) -> Docume
         ),
         blocks=tuple(blocks),
     )
+
+
+def _rewards(config: Mapping[str, Any]) -> str:
+    """The rewards by name, with their weights: `teacher: runs/rm, brief: mine.py:brief x 0.2`."""
+    said = []
+    for name in dict.fromkeys(key.split(".")[1] for key in config if key.startswith("rewards.")):
+        of = {field: config.get(f"rewards.{name}.{field}") for field in _GIVERS}
+        weight = config.get(f"rewards.{name}.weight", 1)
+        giver = next((str(giver) for giver in of.values() if giver), DASH)
+        said.append(f"{name}: {giver}" + (f" x {weight:g}" if weight != 1 else ""))
+    return ", ".join(said) or DASH
 
 
 # ---- numbers ------------------------------------------------------------------------------------

@@ -79,6 +79,20 @@ def test_an_interval_is_that_of_the_mean_of_so_many_prompts(tmp_path):
     assert reward["high"] == pytest.approx(rewards.mean() + error, abs=0.03)
 
 
+def test_rewards_are_named_and_one_without_weight_is_a_judge(tmp_path):
+    rewards = {
+        "rewards.brief.function": "mine.py:brief",
+        "rewards.brief.weight": 0.2,
+        "rewards.judge.server": "http://host/classify",
+        "rewards.judge.weight": 0.0,
+    }
+    run = write_alignment(tmp_path / "run", [{}], {0: prompt_rows(FIRST)}, **rewards)
+    found, _, page = report(run)
+    for said in ("teacher: reward", "brief: mine.py:brief x 0.2", "/classify x 0"):
+        assert said in page.replace("<wbr>", "")
+    assert not any("Only the reward that taught" in note for note in found["notes"])
+
+
 def test_another_judge(quiet, tmp_path):
     run = copied(quiet, tmp_path)
     assert "Only the reward that taught is shown" in numbers(run)["notes"][-1]
