@@ -193,7 +193,8 @@ def announce(
     say("run", workdir)
     say("weights", origin)
     say("prompts", f"{prompts.source}: {counts}")
-    say("step", f"{each} prompts, {config.rollout.n} samples of each, {learner.updates} updates")
+    updates = "1 update" if learner.updates == 1 else f"{learner.updates} updates"
+    say("step", f"{each} prompts, {config.rollout.n} samples of each, {updates}")
     say("method", f"{config.objective}, kl {learner.method.kl:g}")
     if parts.critic:
         say("critic", parts.critic.name)
