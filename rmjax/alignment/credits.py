@@ -189,6 +189,7 @@ def _full_name(name: str, there: list[str]) -> str:
     raise UserError(
         f"config.policy_gradient.ratings asks for {name!r}, and the reward has "
         + ", ".join(full or there)
+        + ": ask for one of these, as it is written here"
     )
 
 
