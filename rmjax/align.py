@@ -188,7 +188,8 @@ def kept_samples(file: Path) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(
-            f"{error}. The step's samples are kept in {file}; run the command again to reward them"
+            f"{error}. The step's samples are kept in {file}; run the command again to reward "
+            "them, or remove the file to have others"
         ) from error
 
 
