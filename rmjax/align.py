@@ -194,11 +194,12 @@ def kept_samples(file: Path) -> Iterator[None]:
 
 
 def check_finite(step: int, values: dict[str, float], file: Path) -> None:
-    """Raises a `UserError` if a step's loss or gradient is not finite."""
-    if not np.isfinite([values["loss"], values["grad_norm"]]).all():
+    """Raises a `UserError` if a loss or a gradient of a step, also the critic's, is not finite."""
+    found = {n: value for n, value in values.items() if n.endswith(("loss", "grad_norm"))}
+    if not np.isfinite(list(found.values())).all():
+        said = ", ".join(f"{name} {value}" for name, value in found.items())
         raise UserError(
-            f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}. Stopped "
-            f"before anything was saved. The step's samples: {file}"
+            f"step {step}: {said}. Stopped before anything was saved. The step's samples: {file}"
         )
 
 

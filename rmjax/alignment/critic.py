@@ -88,10 +88,7 @@ class Critic:
 
     def values(self, batches: Batches) -> np.ndarray:
         """What it expects before each of the data's tokens; 0 of the prompts'."""
-        (found,) = score_tokens(self._scores, self.state.params, batches, self._sharding)
-        spoken = batches.data.spoken
-        assert spoken is not None
-        return np.where(spoken, found, np.float32(0))
+        return score_tokens(self._scores, self.state.params, batches, self._sharding)[0]
 
 
 def critic_model(llama: LlamaConfig, policy: Model) -> Model:

@@ -1,6 +1,7 @@
 """From a config to the parts of a run: what samples, what rewards, what learns; and its state."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Parts:
     sampling: Sampler
     rewards: Rewards
 
-    @property
+    @functools.cached_property
     def data_key(self) -> str:
         """Fingerprint of the prompts."""
         return self.prompts.data().key

@@ -110,6 +110,8 @@ class Learner:
                 )
                 found[-1] |= {f"critic_{name}": value for name, value in metrics.items()}
         numbers |= _means(found)
+        if self.method.fresh:  # counted in each part of the step, in every pass
+            numbers["without_advantage"] *= self._config.policy_gradient.minibatches
         return Learned(state, numbers, counted["tokens"], counted["padded"])
 
     def _say(self, params: Params, data: TokenizedData) -> list[np.ndarray]:

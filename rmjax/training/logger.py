@@ -129,9 +129,10 @@ class MetricsLogger:
         self._times.append((time.monotonic(), 0))
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs other numbers after step `step`, and prints them."""
+        """Logs other numbers after step `step`, and prints them but for parts of one: `a/b/c`."""
         self._write(step, values)
-        said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        whole = {name: value for name, value in values.items() if name.count("/") < 2}
+        said = ", ".join(f"{name} {value:.4g}" for name, value in whole.items())
         self.console.print(f"step {step}: {said}")
         self._restart_clock()
 

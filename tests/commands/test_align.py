@@ -147,6 +147,9 @@ def test_the_reward_rises(method, files, tmp_path, capsys):
     run(config_of(files, tmp_path / "run", objective=method, steps=12, policy_gradient=gradient))
     found = [line for line in metrics(tmp_path / "run") if "reward" in line]
     assert len(found) == 12
+    if method == "online_dpo":
+        # Before its first update a policy is the reference; the second pass sees what that changed.
+        assert found[0]["dpo_loss"] < np.log(2) - 0.01
     assert np.mean([x["reward"] for x in found[-3:]]) > found[0]["reward"] + 0.1
     held = [
         line["held_out/reward"] for line in metrics(tmp_path / "run") if "held_out/reward" in line
@@ -351,8 +354,11 @@ def test_what_is_in_memory_while_it_learns(lora, held, files, tmp_path, capsys):
     assert ("reference" in said) == (not lora.rank)
 
 
-def test_equal_rewards_teach_nothing_and_are_counted(files, tmp_path):
-    run(config_of(files, tmp_path / "run", "nothing", objective="grpo", steps=1))
+@pytest.mark.parametrize(("method", "minibatches"), [("grpo", 1), ("online_dpo", 2)])
+def test_equal_rewards_teach_nothing_and_are_counted(method, minibatches, files, tmp_path):
+    gradient = PolicyGradientConfig(minibatches=minibatches)
+    changes: Any = dict(objective=method, policy_gradient=gradient, steps=1)
+    run(config_of(files, tmp_path / "run", "nothing", **changes))
     found = metrics(tmp_path / "run")[1]
     assert found["without_advantage"] == 2 and found["loss"] == 0 and found["grad_norm"] == 0
 
@@ -363,6 +369,9 @@ def test_what_goes_wrong_is_named(files, tmp_path):
     teacher = {"teacher": RewardConfig(model=str(files / "policy"), value="log_probability")}
     with pytest.raises(UserError, match=r"config\.rewards\.teacher\.model: .*policy is a language"):
         run(config_of(files, tmp_path / "x", rewards=teacher))
+    found = {"loss": 0.5, "grad_norm": 1.0, "critic_loss": np.nan}
+    with pytest.raises(UserError, match=r"step 3: .*, critic_loss nan"):
+        rmjax.align.check_finite(3, found, files / "step-000003.jsonl")
     with pytest.raises(UserError, match="an AlignConfig is a run of"):
         train(config_of(files, tmp_path / "x"))
     with pytest.raises(UserError, match=r"this config is for `python -m rmjax\.train`"):

@@ -47,7 +47,6 @@ _FIGURES: tuple[tuple[str, str, Mapping[str, str], str, str], ...] = (
         "How far the sampler's log-probability of a token is from the trainer's, on average.",
     ),
 )
-_OTHERWISE = ("tokens", "tokens_per_second", "padding", "learning_rate")  # of the speed, or plain
 
 
 def step_blocks(files: AlignmentFiles, data: Mapping[str, Any]) -> list[Block]:
