@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-
 from rmjax.errors import UserError
 
 # Weights only as safetensors: a pickle is never even downloaded.
@@ -23,6 +21,9 @@ def local_path(name: str) -> Path:
         return path
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or path.suffix == ".gguf":
         raise UserError(f"{name}: there is no such file or directory")
+    # Here, since most models are on the disk, and the hub's client takes a while to import.
+    from huggingface_hub import snapshot_download
+
     try:
         return Path(snapshot_download(name, allow_patterns=_WANTED))
     except Exception as error:  # no network, no such model, no licence accepted: it says which

@@ -17,11 +17,14 @@ import numpy as np
 
 from rmjax.data.conversation import Conversation
 from rmjax.errors import UserError
+from rmjax.runtime.files import read_json
 
 Tokenizer = Any  # transformers has no public type for "a tokenizer, fast or slow"
 
 # Llama 3.1's template falls back to this very day when nobody tells it the date.
 FROZEN_DATE = datetime.date(2024, 7, 26)
+# A `tokenizer.json` without code of a model's own, in transformers 4 and 5; and in 5 alone.
+_PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _STRFTIME = re.compile(r"strftime_now\s*\(\s*(['\"])(.*?)\1\s*\)")
 _STRFTIME_LEFT = re.compile(r"\bstrftime_now\b(?!\s+is\s+(not\s+)?defined\b)")
 
@@ -56,7 +59,9 @@ def load_tokenizer(path: Path, vocab_size: int | None = None, chat_template: str
     elif not any(map(_has_bytes, (path / "tokenizer.json", path / "tokenizer.model"))):
         raise UserError(f"{path}: no tokenizer here (tokenizer.json or tokenizer.model)")
     try:
-        tokenizer = _transformers().AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+        directory = Path(source["pretrained_model_name_or_path"])
+        kind = getattr(_transformers(), _class_name(directory))
+        tokenizer = kind.from_pretrained(**source, trust_remote_code=False)
     except ImportError as error:
         raise UserError(
             f"{path}: transformers needs torch to read a tokenizer out of a GGUF file: "
@@ -234,6 +239,23 @@ def _transformers() -> Any:
 
     transformers.logging.set_verbosity_error()
     return transformers
+
+
+def _class_name(directory: Path) -> str:
+    """The class of transformers that reads a directory's tokenizer.
+
+    `AutoTokenizer` knows them all. To choose it reads the model's config, for which transformers
+    imports torch where that is installed, and that takes seconds. So what most Llamas say, and what
+    it then chooses, is found here.
+    """
+    if not _has_bytes(directory / "tokenizer.json"):
+        return "AutoTokenizer"
+    tokenizer, model = (
+        read_json(file) if file.exists() else {}
+        for file in (directory / "tokenizer_config.json", directory / "config.json")
+    )
+    plain = tokenizer.get("tokenizer_class") in _PLAIN and "auto_map" not in tokenizer
+    return _PLAIN[0] if plain and model.get("model_type", "llama") == "llama" else "AutoTokenizer"
 
 
 def _has_bytes(file: Path) -> bool:

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
-from scipy.special import expit
 
 from rmjax.models.rewards.spec import Temperature
 
@@ -61,7 +60,12 @@ class Comparison:
     @property
     def probability(self) -> float | None:
         """Probability that `a` is preferred: sigmoid(margin / T); None where no T was fitted."""
-        return float(expit(self.margin / self.temperature.value)) if self.temperature else None
+        if self.temperature is None:
+            return None
+        # Here, since most models have no temperature and scipy takes long to import.
+        from scipy.special import expit
+
+        return float(expit(self.margin / self.temperature.value))
 
     def __repr__(self) -> str:
         rows = [("", "a", "b", "a - b")]

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 
 from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
 from rmjax.runtime.sharding import Sharding, check_divisible
@@ -160,12 +159,23 @@ TABLE = {row.path: row for row in (*PARAMETERS, THRESHOLDS, *_ADAPTER_ROWS)}
 
 def flatten(tree: Params) -> dict[str, Any]:
     """`{"layers": {"q": x}}` to `{"layers/q": x}`."""
-    return traverse_util.flatten_dict(tree, sep="/")
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        below = flatten(value) if isinstance(value, dict) else None
+        leaves |= {name: value} if below is None else {f"{name}/{x}": y for x, y in below.items()}
+    return leaves
 
 
 def nest(leaves: dict[str, Any]) -> Params:
     """The inverse of `flatten`."""
-    return traverse_util.unflatten_dict(leaves, sep="/")
+    tree: Params = {}
+    for path, leaf in leaves.items():
+        *above, name = path.split("/")
+        place = tree
+        for part in above:
+            place = place.setdefault(part, {})
+        place[name] = leaf
+    return tree
 
 
 def decoder_parameters(config: LlamaConfig, lora: LoraConfig = NO_LORA) -> Iterator[Parameter]:

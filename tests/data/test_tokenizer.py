@@ -13,7 +13,14 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rmjax.data.conversation import Conversation
-from rmjax.data.tokenizer import byte_tokenizer, encode, freeze_date, load_tokenizer, pad_token_id
+from rmjax.data.tokenizer import (
+    BYTES_TEMPLATE,
+    byte_tokenizer,
+    encode,
+    freeze_date,
+    load_tokenizer,
+    pad_token_id,
+)
 from rmjax.errors import UserError
 
 MESSAGES = [
@@ -205,6 +212,21 @@ def test_a_hidden_length_or_padding_in_tokenizer_json_is_not_obeyed(tmp_path):
         encode(tokenizer, Conversation(MESSAGES)).tolist()
         == encode(_BYTES, Conversation(MESSAGES)).tolist()
     )
+
+
+@pytest.mark.parametrize("model", [{}, {"model_type": "llama"}, {"model_type": "qwen2"}])
+@pytest.mark.parametrize(
+    "kind", ["PreTrainedTokenizerFast", "TokenizersBackend", "LlamaTokenizer", "GPT2Tokenizer", None]
+)
+def test_the_tokenizer_is_the_one_that_transformers_chooses(kind, model, tmp_path):
+    path = saved(tmp_path, template=BYTES_TEMPLATE, config={"tokenizer_class": kind})
+    if model:
+        (path / "config.json").write_text(json.dumps(model))
+    ours, theirs = load_tokenizer(path), AutoTokenizer.from_pretrained(path)
+    assert type(ours) is type(theirs)
+    assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    assert ours.chat_template == theirs.chat_template
 
 
 def test_the_date_is_frozen(tmp_path):

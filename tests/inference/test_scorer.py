@@ -454,7 +454,7 @@ def test_a_hub_id_loads_like_a_directory(hf, scorer, monkeypatch):
         assert not any(p.endswith((".bin", ".pth", "*", ".py")) for p in allow_patterns)
         return str(hf)
 
-    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     loaded = rmjax.load("org/name")
     loaded._score_rows = scorer._score_rows
     assert loaded.score(TALK[0]) == scorer.score(TALK[0])

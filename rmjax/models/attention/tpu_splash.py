@@ -13,21 +13,21 @@ part and gathers the keys.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes, SegmentIds
-from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import (
-    SplashAttentionKernel,
-)
-from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from rmjax.models.attention.mask import RESULT, Layout, sees
 from rmjax.runtime.sharding import Sharding
+
+if TYPE_CHECKING:
+    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import (
+        SplashAttentionKernel,
+    )
 
 SMALLEST_BLOCK = 128  # the lanes of a tile
 _BLOCKS = (512, 256, SMALLEST_BLOCK)  # queries and keys of a block
@@ -162,6 +162,9 @@ def _local_plan(layout: Layout, *, part: int, block: int) -> tuple[jax.Array, ..
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: SplashPlan) -> jax.Array:
+    # Here and below, since other devices than TPUs need none of Pallas, and it takes long to import.
+    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
     rows = q.shape[0]
     if plan.sharding.mesh.shape[_LENGTH] > 1:
         k, v = (jax.lax.all_gather(x, _LENGTH, axis=1, tiled=True) for x in (k, v))
@@ -171,8 +174,11 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: SplashPlan) -> jax.A
     return rearrange(out, "N (R L) H -> R L N H", R=rows)
 
 
-def _kernel(plan: SplashPlan, rows: int) -> SplashAttentionKernel:
+def _kernel(plan: SplashPlan, rows: int) -> "SplashAttentionKernel":
     """JAX's kernel with our mask information in place of what it derives from a static mask."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes, splash_attention_kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
+
     steps = plan.steps.astype(jnp.int8)
     numbers: Any = plan.numbers  # which the library's types take for a numpy array
     forward = MaskInfo(plan.keys_next[None], None, steps[None], None, numbers)
@@ -183,7 +189,7 @@ def _kernel(plan: SplashPlan, rows: int) -> SplashAttentionKernel:
     # keys, to be added; and it knows only queries of one row.
     fused = rows == 1 and plan.length // size <= _MOST_PARTS
     by_queries = None if fused else size
-    return SplashAttentionKernel(
+    return splash_attention_kernel.SplashAttentionKernel(
         forward,
         None if fused else forward,
         backward,

@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Float64
-from scipy.special import expit
 
 from rmjax.errors import UserError
 
@@ -73,6 +72,9 @@ class OrdinalScale:
         self, numbers: Float[np.ndarray, "N A"], names: tuple[str, ...]
     ) -> Float64[np.ndarray, "N A"]:
         """Expected ratings in place of the head's numbers, in the columns that have thresholds."""
+        # Here, since few models have thresholds and scipy takes long to import.
+        from scipy.special import expit
+
         scores = numbers.astype(np.float64)
         for name, row in zip(self.attributes, self.thresholds):
             column = names.index(name)
