@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Bool, Float64
-from scipy.special import betainc, betaincc, expit, rel_entr, softmax
 
 from rmjax.alignment.advantages import advantages_of, shaped_rewards
 from rmjax.config import AlignConfig
@@ -97,7 +97,7 @@ def pair(samples: Samples, method: Method, config: AlignConfig) -> Credit:
     apart &= samples.rewards[rows, first] > samples.rewards[rows, last]
     credits = np.zeros(known.shape)
     # The loss is a mean over pairs, and what divides it counts samples.
-    weights = 2 * method.kl * expit(-margins)
+    weights = 2 * method.kl * scipy.special.expit(-margins)
     credits[rows[apart], first[apart]] = weights[apart]
     credits[rows[apart], last[apart]] = -weights[apart]
     found = {}
@@ -123,10 +123,10 @@ def posterior(samples: Samples, method: Method, config: AlignConfig) -> Credit:
     nowhere = np.where(known.any(axis=1, keepdims=True), -np.inf, 0.0)
     target = np.where(known, likelihood + samples.reference - samples.old, nowhere)
     own = np.where(known, samples.now - samples.old, nowhere)
-    weights, baseline = softmax(target, axis=1), softmax(own, axis=1)
+    weights, baseline = (scipy.special.softmax(logits, axis=1) for logits in (target, own))
     found = {
         "steerlm_samples": float((1 / np.square(weights).sum(axis=1)).mean()),
-        "steerlm_divergence": float(rel_entr(weights, baseline).sum(axis=1).mean()),
+        "steerlm_divergence": float(scipy.special.rel_entr(weights, baseline).sum(axis=1).mean()),
     }
     return Credit(np.where(known, weights - baseline, 0.0), known, found)
 
@@ -149,7 +149,8 @@ def log_likelihood(wanted: float, rating: float, low: float, high: float) -> flo
     span = high - low
     mean = min(max((rating - low) / span, 0.01), 0.99)
     edges = [min(max((wanted + half - low) / span, 0.0), 1.0) for half in (-0.5, 0.5)]
-    tail = betaincc if edges[0] > mean else betainc  # of the two the one that is not nearly 1
+    # Of the two tails the one that is not nearly 1.
+    tail = scipy.special.betaincc if edges[0] > mean else scipy.special.betainc
     one, other = tail(_PRECISION * mean, _PRECISION * (1 - mean), edges)
     return float(np.log(max(abs(other - one), _LEAST)))
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import stats
 
 from rmjax.evaluation.scoring_rules import Credits, weighted_mean
 
@@ -59,5 +59,5 @@ def sign_test(first: Float[np.ndarray, "U"], second: Float[np.ndarray, "U"]) -> 
       `wins` of the first model, its `losses`, and `p`, which is 1 if no unit differs.
     """
     wins, losses = int((first > second).sum()), int((first < second).sum())
-    p = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    p = scipy.stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
     return {"wins": wins, "losses": losses, "p": float(p)}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy import stats
 
 from rmjax.evaluation.items import Item
 from rmjax.evaluation.metrics import (
@@ -136,7 +136,7 @@ def best_of_n_curve(
       the mean gold of the `best` one, and the number of `prompts`.
     """
     sizes = [len(value) for value in values]
-    most = stats.mode(sizes).mode if sizes else 0
+    most = scipy.stats.mode(sizes).mode if sizes else 0
     kept = [i for i, size in enumerate(sizes) if size >= most]
     curve = []
     for n in range(1, int(most) + 1):

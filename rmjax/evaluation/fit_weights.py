@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import optimize, special
+import scipy
 
 from rmjax.data.conversation import prompt_key
 from rmjax.errors import UserError
@@ -68,11 +68,11 @@ def fit_weights(scored: ScoredBenchmark) -> FittedWeights:
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         margins = features @ weights
-        wrong = special.expit(-margins)
+        wrong = scipy.special.expit(-margins)
         value = np.logaddexp(0, -margins).mean() + _RIDGE * weights @ weights
         return value, -(wrong @ features) / len(features) + 2 * _RIDGE * weights
 
-    minimum = optimize.minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B")
+    minimum = scipy.optimize.minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B")
     weights = minimum.x / np.where(scale > 0, scale, 1.0)
     return FittedWeights(
         dict(zip(names, map(float, weights))),

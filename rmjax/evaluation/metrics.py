@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int, Real
-from scipy import optimize, special, stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def correlation(
     x, y = x[present], y[present]
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return np.nan
-    method: Any = stats.spearmanr if ranks else stats.pearsonr
+    method: Any = scipy.stats.spearmanr if ranks else scipy.stats.pearsonr
     return float(method(x, y).statistic)
 
 
@@ -288,7 +288,7 @@ def calibration_bins(
     margins: Float[np.ndarray, "P"],
 ) -> tuple[Float[np.ndarray, "P"], Int[np.ndarray, "P"]]:
     """Each pair's confidence, sigmoid(|margin|), and its bin of `CALIBRATION_BINS` equal ones."""
-    confidence = special.expit(np.abs(margins))
+    confidence = scipy.special.expit(np.abs(margins))
     bins = (2 * CALIBRATION_BINS * (confidence - 0.5)).astype(int)
     return confidence, np.minimum(bins, CALIBRATION_BINS - 1)
 
@@ -307,7 +307,7 @@ def fit_temperature(margins: Float[np.ndarray, "P"]) -> float:
     """The T of the lowest mean of -log sigmoid(margin / T), a convex function of 1/T."""
     if not len(margins) or not (margins < 0).any() or margins.sum() <= 0:
         return np.nan
-    minimum = optimize.minimize_scalar(
+    minimum = scipy.optimize.minimize_scalar(
         lambda log: np.logaddexp(0.0, -margins * np.exp(-log)).mean(),
         bounds=np.log(_TEMPERATURES),
         method="bounded",

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
+import scipy
 
 from rmjax.models.rewards.spec import Temperature
 
@@ -62,10 +63,7 @@ class Comparison:
         """Probability that `a` is preferred: sigmoid(margin / T); None where no T was fitted."""
         if self.temperature is None:
             return None
-        # Here, since most models have no temperature and scipy takes long to import.
-        from scipy.special import expit
-
-        return float(expit(self.margin / self.temperature.value))
+        return float(scipy.special.expit(self.margin / self.temperature.value))
 
     def __repr__(self) -> str:
         rows = [("", "a", "b", "a - b")]

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import math
+import sys
 import time
 import zlib
 from collections.abc import Mapping
@@ -13,9 +14,6 @@ from typing import Any
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
-from tensorboardX.summary import scalar
 
 from rmjax.errors import UserError, disk_errors
 from rmjax.runtime.files import replace_file
@@ -24,7 +22,6 @@ from rmjax.training.validation import ValidationMetrics
 METRICS_FILE = "metrics.jsonl"
 _WINDOW = 20  # steps that tokens per second are averaged over
 _FLUSH_SECONDS = 30.0
-_PROTO: Any = event_pb2  # its classes are made at run time
 _LINES = 20  # how many a run prints, if there is no terminal for a progress bar
 
 
@@ -158,14 +155,15 @@ class _Board:
         """Opens a new file; TensorBoard then ignores steps after `start` in older ones."""
         with disk_errors(str(directory)):
             directory.mkdir(parents=True, exist_ok=True)
-            self._events = EventsWriter(str(directory / "events"))
-            begin = _PROTO.SessionLog(status=_PROTO.SessionLog.START)
-            self._add(_PROTO.Event(step=start + 1, session_log=begin))
+            writer, self._messages, self._summary = _tensorboard()
+            self._events = writer(str(directory / "events"))
+            begin = self._messages.SessionLog(status=self._messages.SessionLog.START)
+            self._add(self._messages.Event(step=start + 1, session_log=begin))
             self._flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._add(_PROTO.Event(step=step, summary=scalar(name, value)))
+            self._add(self._messages.Event(step=step, summary=self._summary(name, value)))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush()
 
@@ -198,6 +196,25 @@ def _reopen(path: Path, start: int) -> Any:
     with disk_errors(str(path)):
         replace_file(path, "".join(line + "\n" for line in kept).encode())
         return open(path, "a")
+
+
+def _tensorboard() -> tuple[Any, Any, Any]:
+    """tensorboardX's writer, its messages, and its function that makes a message of a number.
+
+    tensorboardX imports torch where it is installed, to name a type of arrays, and that takes
+    seconds. It gets numbers here; so that it does without, torch is not to be found meanwhile.
+    """
+    modules: dict[str, Any] = sys.modules
+    if hidden := "torch" not in modules:
+        modules["torch"] = None  # Python's sign for a module that cannot be imported
+    try:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
+    finally:
+        if hidden:
+            del modules["torch"]
+    return EventsWriter, event_pb2, scalar
 
 
 def _start_wandb(project: str, workdir: Path, config: dict[str, Any]) -> Any:

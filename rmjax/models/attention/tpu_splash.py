@@ -162,7 +162,7 @@ def _local_plan(layout: Layout, *, part: int, block: int) -> tuple[jax.Array, ..
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: SplashPlan) -> jax.Array:
-    # Here and below, since other devices than TPUs need none of Pallas, and it takes long to import.
+    # Here and below, since only TPUs need Pallas, which takes long to import.
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     rows = q.shape[0]

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jaxtyping import Array, Float, Float32, Float64
 
 from rmjax.errors import UserError
@@ -72,13 +73,11 @@ class OrdinalScale:
         self, numbers: Float[np.ndarray, "N A"], names: tuple[str, ...]
     ) -> Float64[np.ndarray, "N A"]:
         """Expected ratings in place of the head's numbers, in the columns that have thresholds."""
-        # Here, since few models have thresholds and scipy takes long to import.
-        from scipy.special import expit
-
         scores = numbers.astype(np.float64)
         for name, row in zip(self.attributes, self.thresholds):
             column = names.index(name)
-            scores[:, column] = self.lowest + expit(scores[:, column, None] - row).sum(axis=1)
+            above = scipy.special.expit(scores[:, column, None] - row)
+            scores[:, column] = self.lowest + above.sum(axis=1)
         return scores
 
 

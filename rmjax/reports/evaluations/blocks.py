@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import special
+import scipy
 
 from rmjax.evaluation.benchmark_metrics import ScoredBenchmark
 from rmjax.evaluation.comparisons import Comparisons
@@ -155,7 +155,7 @@ def _figures(b: Mapping[str, Any], scored: ScoredBenchmark, rule: Rule) -> Itera
         "Margins: the value of the better response minus that of the worse.",
     )
     yield Figure(
-        plots.reliability(special.expit(np.abs(margins)), credits),
+        plots.reliability(scipy.special.expit(np.abs(margins)), credits),
         f"{name}-calibration",
         f"Calibration error {decimal(b['calibration']['error'])}.",
         "Whether sigmoid(margin) is the probability of being right; expected calibration error "
