@@ -5,6 +5,11 @@
 Step by step: sample, reward, learn. Running the same command again continues the run.
 """
 
+from rmjax.training.command_line import answer_help, run_with_config
+
+if __name__ == "__main__":
+    answer_help()  # before the imports, which take a second
+
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
@@ -44,7 +49,6 @@ from rmjax.runtime.compilation import enable_compilation_cache
 from rmjax.runtime.memory import keep_freed_memory
 from rmjax.runtime.processes import Preemption, check_agreement
 from rmjax.train import is_due
-from rmjax.training.command_line import run_with_config
 from rmjax.training.console import conclude
 from rmjax.training.logger import MetricsLogger
 from rmjax.training.validate_config import validate

@@ -12,45 +12,9 @@ chips' memory, else 1. Bytes and FLOPs are the compiler's; times are a predictio
 see `aot/roofline.py`.
 """
 
-import json
-import os
-import sys
-from typing import Any
-
-import jax
 from absl import flags
-from rich.console import Console
 
-from rmjax.aot.alignment import alignment_load, check_alignment
-from rmjax.aot.hardware import Chip
-from rmjax.aot.output import (
-    alignment_as_json,
-    as_json,
-    sampling_as_json,
-    show,
-    show_alignment,
-    show_ranking,
-    show_sampling,
-)
-from rmjax.aot.program import Workload, architecture, check_program, topology_devices
-from rmjax.aot.sampling import SamplingLoad, check_sampling, parse_sampling, sampling_mesh
-from rmjax.aot.search import search_meshes
-from rmjax.config import AlignConfig, Config
-from rmjax.errors import UserError
-from rmjax.runtime.sharding import make_mesh, parse_mesh
-from rmjax.training.command_line import run_with_config
-from rmjax.training.objectives.objective import is_policy
-from rmjax.training.validate_config import validate
-
-# Without these the compiler asks a cloud that is not there, and talks about it.
-_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5p-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_MIN_LOG_LEVEL": "3",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it compiles only, so several may at once
-}
+from rmjax.training.command_line import answer_help, run_with_config
 
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "v5p:4x4x4, v5e:16x16, v6e:8x8, h100:8, h100:8x8."
@@ -71,6 +35,47 @@ _MESH = flags.DEFINE_string("mesh", None, "Of sampling, as data:8,tensor:8; chos
 _JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat policies and micro-batches.")
 _MINUTES = flags.DEFINE_float("minutes", 15.0, "Time limit of a search.")
+
+if __name__ == "__main__":
+    answer_help()  # before the imports, which take a second
+
+import json
+import os
+import sys
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from rmjax.aot.alignment import alignment_load, check_alignment
+from rmjax.aot.hardware import Chip
+from rmjax.aot.output import (
+    alignment_as_json,
+    as_json,
+    sampling_as_json,
+    show,
+    show_alignment,
+    show_ranking,
+    show_sampling,
+)
+from rmjax.aot.program import Workload, architecture, check_program, topology_devices
+from rmjax.aot.sampling import SamplingLoad, check_sampling, parse_sampling, sampling_mesh
+from rmjax.aot.search import search_meshes
+from rmjax.config import AlignConfig, Config
+from rmjax.errors import UserError
+from rmjax.runtime.sharding import make_mesh, parse_mesh
+from rmjax.training.objectives.objective import is_policy
+from rmjax.training.validate_config import validate
+
+# Without these the compiler asks a cloud that is not there, and talks about it.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it compiles only, so several may at once
+}
 
 
 def run(config: Config) -> None:

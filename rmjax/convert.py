@@ -18,6 +18,55 @@ the source. Until then DST.partial stands beside it, and the same command contin
 """
 
 import argparse
+
+from rmjax.checkpoints.weight_files import VALUE_HEAD
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rmjax.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    to_orbax = commands.add_parser("hf-to-orbax", help="a Hugging Face model to an Orbax model")
+    to_orbax.add_argument(
+        "--attributes",
+        help="outputs of a causal model's head; by default HelpSteer2's five of a fresh one, and "
+        "reward of another",
+    )
+    to_orbax.add_argument("--seed", type=int, default=0, help="of a fresh head")
+    to_orbax.add_argument(
+        "--value", help="the model's value: an attribute, a published vector, or {JSON} weights"
+    )
+    to_orbax.add_argument(
+        "--chat-template", default="", metavar="NAME", help="which of several named ones"
+    )
+    own = to_orbax.add_mutually_exclusive_group()
+    own.add_argument(
+        "--reward-token",
+        type=int,
+        metavar="ID",
+        help="a causal model's reward is this token's logit after the conversation",
+    )
+    own.add_argument(
+        "--value-head",
+        action="store_true",
+        help=f"take a causal model's value head ({VALUE_HEAD}, or v_head.* tensors)",
+    )
+    own.add_argument("--language-model", action="store_true", help="keep a causal model's own head")
+    to_hf = commands.add_parser("orbax-to-hf", help="an Orbax model or a run to Hugging Face")
+    to_hf.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights")
+    to_peft = commands.add_parser("orbax-to-peft", help="a LoRA run's adapters to PEFT's format")
+    for command in (to_orbax, to_hf, to_peft):
+        command.add_argument("src")
+        command.add_argument("dst")
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports, which take long
+
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,7 +83,6 @@ from rmjax.checkpoints.hf_weights import check_tensors
 from rmjax.checkpoints.model_files import CAUSAL, write_adapter_config, write_model_files
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained, public_name
 from rmjax.checkpoints.safetensors_file import DTYPES
-from rmjax.checkpoints.weight_files import VALUE_HEAD
 from rmjax.config import HELPSTEER2
 from rmjax.errors import UserError, exit_with_message
 from rmjax.models.decoder_config import NO_LORA, LlamaConfig
@@ -300,45 +348,7 @@ def _fresh_head(llama: LlamaConfig, attributes: int, seed: int) -> np.ndarray:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m rmjax.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    to_orbax = commands.add_parser("hf-to-orbax", help="a Hugging Face model to an Orbax model")
-    to_orbax.add_argument(
-        "--attributes",
-        help=f"outputs of a causal model's head; {','.join(HELPSTEER2)} of a fresh one by default, "
-        "reward of another",
-    )
-    to_orbax.add_argument("--seed", type=int, default=0, help="of a fresh head")
-    to_orbax.add_argument(
-        "--value", help="the model's value: an attribute, a published vector, or {JSON} weights"
-    )
-    to_orbax.add_argument(
-        "--chat-template", default="", metavar="NAME", help="which of several named ones"
-    )
-    own = to_orbax.add_mutually_exclusive_group()
-    own.add_argument(
-        "--reward-token",
-        type=int,
-        metavar="ID",
-        help="a causal model's reward is this token's logit after the conversation",
-    )
-    own.add_argument(
-        "--value-head",
-        action="store_true",
-        help=f"take a causal model's value head ({VALUE_HEAD}, or v_head.* tensors)",
-    )
-    own.add_argument("--language-model", action="store_true", help="keep a causal model's own head")
-    to_hf = commands.add_parser("orbax-to-hf", help="an Orbax model or a run to Hugging Face")
-    to_hf.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights")
-    to_peft = commands.add_parser("orbax-to-peft", help="a LoRA run's adapters to PEFT's format")
-    for command in (to_orbax, to_hf, to_peft):
-        command.add_argument("src")
-        command.add_argument("dst")
-    args = parser.parse_args()
+    args = _parser().parse_args()
     keep_freed_memory()
     if args.command == "hf-to-orbax":
         notes = hf_to_orbax(

@@ -16,6 +16,38 @@ twice, in this evaluation or the next.
 """
 
 import argparse
+
+from rmjax.evaluation.benchmarks import BENCHMARKS, FROM_HUB
+
+_OVER_LONG = ("truncate_left", "drop")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rmjax.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("model", help="the model, a file of scores, or baseline:length")
+    add("benchmarks", nargs="*", metavar="BENCHMARK[=SOURCE]", help=", ".join(BENCHMARKS))
+    add("--out", help="directory of the report; by default evaluations/NAME of the model")
+    add("--against", default="", metavar="MODEL", help="a second model to compare with")
+    add("--value", help="scalar rule: an attribute, a published vector, {JSON}, or weights.json")
+    add("--fit", metavar="PAIRS", help="fit weights of the attributes on these pairs")
+    add("--gold", default="", metavar="RATING", help="which of several ratings decides")
+    add("--max-length", type=int, default=0, help="in tokens; by default the model's own")
+    add("--over-long", choices=_OVER_LONG, default=_OVER_LONG[0], help="what to do beyond that")
+    add("--dtype", default="auto", help="auto, float32 or bfloat16")
+    add("--quantize", default="", help="int8 or fp8; see docs/score.md")
+    add("--chat-template", default="", metavar="NAME", help="which of MODEL's, if it has several")
+    add("--mesh", default="fsdp:-1", metavar="AXIS:SIZE,...", help="of this host's devices")
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports, which take long
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,15 +55,12 @@ from typing import Any
 from rich.console import Console
 
 from rmjax.errors import UserError, exit_with_message
-from rmjax.evaluation.benchmarks import BENCHMARKS, FROM_HUB
 from rmjax.evaluation.fit_weights import parse_value
 from rmjax.evaluation.items import BenchmarkData, read_benchmarks
 from rmjax.evaluation.model_evaluation import evaluate_model, write_samples
 from rmjax.evaluation.model_scores import ScoringSettings
 from rmjax.runtime.compilation import enable_compilation_cache
 from rmjax.runtime.sharding import parse_mesh
-
-_OVER_LONG = ("truncate_left", "drop")
 
 
 def report_evaluation(
@@ -60,29 +89,6 @@ def report_evaluation(
     write_report(document, out, report)
     write_samples(out / "samples.jsonl", evaluation.benchmarks, evaluation.scores.rule)
     return report
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m rmjax.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("model", help="the model, a file of scores, or baseline:length")
-    add("benchmarks", nargs="*", metavar="BENCHMARK[=SOURCE]", help=", ".join(BENCHMARKS))
-    add("--out", help="directory of the report; by default evaluations/NAME of the model")
-    add("--against", default="", metavar="MODEL", help="a second model to compare with")
-    add("--value", help="scalar rule: an attribute, a published vector, {JSON}, or weights.json")
-    add("--fit", metavar="PAIRS", help="fit weights of the attributes on these pairs")
-    add("--gold", default="", metavar="RATING", help="which of several ratings decides")
-    add("--max-length", type=int, default=0, help="in tokens; by default the model's own")
-    add("--over-long", choices=_OVER_LONG, default=_OVER_LONG[0], help="what to do beyond that")
-    add("--dtype", default="auto", help="auto, float32 or bfloat16")
-    add("--quantize", default="", help="int8 or fp8; see docs/score.md")
-    add("--chat-template", default="", metavar="NAME", help="which of MODEL's, if it has several")
-    add("--mesh", default="fsdp:-1", metavar="AXIS:SIZE,...", help="of this host's devices")
-    return parser
 
 
 def _main() -> None:

@@ -19,6 +19,29 @@ once: both, and the one that is tried.
 """
 
 import argparse
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rmjax.extrapolate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("weak", help="alpha 0: the earlier model")
+    parser.add_argument("strong", help="alpha 1: the model that was trained from it")
+    parser.add_argument("dst", nargs="?", help="directory to make")
+    parser.add_argument("--alpha", type=float, help="counted from WEAK")
+    parser.add_argument("--search", metavar="A,B,...", help="the alphas to try")
+    parser.add_argument("--pairs", help="a file, a directory or a hub id, as in training")
+    parser.add_argument(
+        "--max-length", type=int, default=0, help="most tokens of a response; STRONG's by default"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports, which take long
+
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,21 +169,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m rmjax.extrapolate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("weak", help="alpha 0: the earlier model")
-    parser.add_argument("strong", help="alpha 1: the model that was trained from it")
-    parser.add_argument("dst", nargs="?", help="directory to make")
-    parser.add_argument("--alpha", type=float, help="counted from WEAK")
-    parser.add_argument("--search", metavar="A,B,...", help="the alphas to try")
-    parser.add_argument("--pairs", help="a file, a directory or a hub id, as in training")
-    parser.add_argument(
-        "--max-length", type=int, default=0, help="most tokens of a response; STRONG's by default"
-    )
-    args = parser.parse_args()
+    args = _parser().parse_args()
     _check(args)
     keep_freed_memory()
     if args.search is None:

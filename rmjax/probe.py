@@ -13,6 +13,16 @@ which predicts training prompts best that are left out, so held-out data stay un
 `trainable=("head",)`. See docs/probe.md.
 """
 
+from absl import flags
+
+from rmjax.training.command_line import answer_help, run_with_config
+
+FITS = ("ridge", "adamw")
+_FIT = flags.DEFINE_enum("fit", None, FITS, "How the head is fitted; see docs/probe.md.")
+
+if __name__ == "__main__":
+    answer_help()  # before the imports, which take a second
+
 import dataclasses
 import time
 from pathlib import Path
@@ -20,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from absl import flags
 from jaxtyping import Float32
 from rich.console import Console
 
@@ -38,15 +47,11 @@ from rmjax.models.model import Model
 from rmjax.runtime.compilation import enable_compilation_cache
 from rmjax.runtime.memory import keep_freed_memory
 from rmjax.runtime.sharding import Sharding, make_mesh
-from rmjax.training.command_line import run_with_config
 from rmjax.training.datasets import load_rows
 from rmjax.training.experiment import config_objective, make_model, pick_tokenizer
 from rmjax.training.probing.fit import extract, show_ridge, show_training
 from rmjax.training.validate_config import validate
 from rmjax.training.workdir import run_spec
-
-FITS = ("ridge", "adamw")
-_FIT = flags.DEFINE_enum("fit", None, FITS, "How the head is fitted; see docs/probe.md.")
 
 
 def probe(config: Config, dst: str, fit: str = "") -> None:

@@ -24,6 +24,38 @@ docs/train.md, docs/online.md, docs/data.md and docs/alignment.md describe them.
 """
 
 import argparse
+
+_WATCH = 10.0  # seconds
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rmjax.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", nargs="?", help="directory of a run")
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        type=float,
+        const=_WATCH,
+        metavar="SECONDS",
+        help="write RUN's report again when its files change, until it is over",
+    )
+    parser.add_argument("--data", help="ratings or preference pairs")
+    parser.add_argument("--rounds", nargs="+", metavar="DIR", help="of policies' scored answers")
+    parser.add_argument("--split", default="train", help="train (the default) or validation")
+    parser.add_argument("--attributes", default="", help="columns with ratings: a,b,c")
+    parser.add_argument("--ratings", default="", help="ratings of the responses in --data's pairs")
+    parser.add_argument("--tokenizer", default="", help="directory, run or .gguf file, for lengths")
+    parser.add_argument("--out", default="", help="directory for the report")
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports, which take long
+
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -44,7 +76,6 @@ from rmjax.reports.datasets.sources import find_attributes, find_sources, short_
 from rmjax.reports.document import Document
 from rmjax.reports.writer import write_report
 
-_WATCH = 10.0  # seconds
 _ANY = (-sys.float_info.max, sys.float_info.max)  # the range of ratings: any finite number
 
 
@@ -195,28 +226,7 @@ def report_rounds(directories: Sequence[str], out: str = "") -> tuple[Document, 
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m rmjax.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", nargs="?", help="directory of a run")
-    parser.add_argument(
-        "--watch",
-        nargs="?",
-        type=float,
-        const=_WATCH,
-        metavar="SECONDS",
-        help="write RUN's report again when its files change, until it is over",
-    )
-    parser.add_argument("--data", help="ratings or preference pairs")
-    parser.add_argument("--rounds", nargs="+", metavar="DIR", help="of policies' scored answers")
-    parser.add_argument("--split", default="train", help="train (the default) or validation")
-    parser.add_argument("--attributes", default="", help="columns with ratings: a,b,c")
-    parser.add_argument("--ratings", default="", help="ratings of the responses in --data's pairs")
-    parser.add_argument("--tokenizer", default="", help="directory, run or .gguf file, for lengths")
-    parser.add_argument("--out", default="", help="directory for the report")
-    args = parser.parse_args()
+    args = _parser().parse_args()
     if [bool(args.run), bool(args.data), bool(args.rounds)].count(True) != 1:
         raise UserError("give RUN, a run's directory, or --data=PATH, or --rounds DIR ...")
     if args.watch is not None and not args.run:

@@ -14,6 +14,41 @@ is whole.
 """
 
 import argparse
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rmjax.sample",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("model", help="the language model")
+    add("source", metavar="PROMPTS", help="the prompts")
+    add("out", metavar="OUT", help="the file to write, JSON lines")
+    add("--n", type=int, default=1, help="responses to each prompt")
+    add("--temperature", type=float, default=1.0, help="0 takes the most probable token")
+    add("--top-p", type=float, default=1.0, help="share of the probability that is left")
+    add("--top-k", type=int, default=0, help="so many most probable tokens are left; 0 for all")
+    add("--max-tokens", type=int, default=512, help="of a response")
+    add("--seed", type=int, default=0, help="of the noise")
+    add("--stop", action="append", default=[], metavar="TEXT", help="ends a response; repeatable")
+    add("--log-probabilities", action="store_true", help="write those of all tokens too")
+    add("--ratings", default="", metavar="NAME:RATING,...", help="that the answers shall have")
+    add("--distinct", action="store_true", help="pass over a prompt that an earlier row has")
+    add("--split", default="", help="which of the rows of PROMPTS; all by default")
+    add("--chat-template", metavar="NAME", help="which of MODEL's, if it has several")
+    add("--dtype", help="auto (by default), float32 or bfloat16")
+    add("--mesh", metavar="AXIS:SIZE,...", help="of this host's devices; fsdp:-1")
+    add("--tokenizer", metavar="DIRECTORY", help="of a server's model; or its hub id")
+    add("--model-name", metavar="NAME", help="a server's for the model, if it has several")
+    add("--concurrency", type=int, help="requests that a server has at once; 64 by default")
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports, which take long
+
 import dataclasses
 import inspect
 import time
@@ -146,37 +181,13 @@ def _said(line: str) -> None:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m rmjax.sample",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("model", help="the language model")
-    add("source", metavar="PROMPTS", help="the prompts")
-    add("out", metavar="OUT", help="the file to write, JSON lines")
-    add("--n", type=int, default=1, help="responses to each prompt")
-    add("--temperature", type=float, default=1.0, help="0 takes the most probable token")
-    add("--top-p", type=float, default=1.0, help="share of the probability that is left")
-    add("--top-k", type=int, default=0, help="so many most probable tokens are left; 0 for all")
-    add("--max-tokens", type=int, default=512, help="of a response")
-    add("--seed", type=int, default=0, help="of the noise")
-    add("--stop", action="append", default=[], metavar="TEXT", help="ends a response; repeatable")
-    add("--log-probabilities", action="store_true", help="write those of all tokens too")
-    add("--ratings", default="", metavar="NAME:RATING,...", help="that the answers shall have")
-    add("--distinct", action="store_true", help="pass over a prompt that an earlier row has")
-    add("--split", default="", help="which of the rows of PROMPTS; all by default")
-    add("--chat-template", metavar="NAME", help="which of MODEL's, if it has several")
-    add("--dtype", help="auto (by default), float32 or bfloat16")
-    add("--mesh", type=parse_mesh, metavar="AXIS:SIZE,...", help="of this host's devices; fsdp:-1")
-    add("--tokenizer", metavar="DIRECTORY", help="of a server's model; or its hub id")
-    add("--model-name", metavar="NAME", help="a server's for the model, if it has several")
-    add("--concurrency", type=int, help="requests that a server has at once; 64 by default")
-    args = parser.parse_args()
+    args = _parser().parse_args()
     names = [field.name for field in dataclasses.fields(SamplingSettings)]
     settings = SamplingSettings(**{name: getattr(args, name) for name in names})
     ours = ("chat_template", "dtype", "mesh", "tokenizer", "model_name", "concurrency")
     options = {name: getattr(args, name) for name in ours if getattr(args, name) is not None}
+    if args.mesh is not None:
+        options["mesh"] = parse_mesh(args.mesh)
     enable_compilation_cache()
     lines = sample(
         args.model,

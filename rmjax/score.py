@@ -13,6 +13,32 @@ command: OUT is OUT.partial until it is whole.
 """
 
 import argparse
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rmjax.score",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("model", help="the reward model")
+    add("source", metavar="IN", help="the conversations")
+    add("out", metavar="OUT", help="the file to write, JSON lines")
+    add("--split", default="", help="which of the rows of IN; all by default")
+    add("--value", help="scalar rule: an attribute, a published vector, {JSON}, or weights.json")
+    add("--max-length", type=int, default=0, help="in tokens; by default the model's own")
+    add("--replace", action="store_true", help="of scores that IN has")
+    add("--dtype", default="auto", help="auto, float32 or bfloat16")
+    add("--quantize", default="", help="int8 or fp8; see docs/score.md")
+    add("--chat-template", default="", metavar="NAME", help="which of MODEL's, if it has several")
+    add("--mesh", default="fsdp:-1", metavar="AXIS:SIZE,...", help="of this host's devices")
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports, which take long
+
 import time
 from pathlib import Path
 from typing import Any
@@ -93,24 +119,7 @@ def score(
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m rmjax.score",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("model", help="the reward model")
-    add("source", metavar="IN", help="the conversations")
-    add("out", metavar="OUT", help="the file to write, JSON lines")
-    add("--split", default="", help="which of the rows of IN; all by default")
-    add("--value", help="scalar rule: an attribute, a published vector, {JSON}, or weights.json")
-    add("--max-length", type=int, default=0, help="in tokens; by default the model's own")
-    add("--replace", action="store_true", help="of scores that IN has")
-    add("--dtype", default="auto", help="auto, float32 or bfloat16")
-    add("--quantize", default="", help="int8 or fp8; see docs/score.md")
-    add("--chat-template", default="", metavar="NAME", help="which of MODEL's, if it has several")
-    add("--mesh", default="fsdp:-1", metavar="AXIS:SIZE,...", help="of this host's devices")
-    args = parser.parse_args()
+    args = _parser().parse_args()
     if args.max_length < 0:
         raise UserError(f"--max-length={args.max_length}: expected 0 or more")
     enable_compilation_cache()

@@ -1,9 +1,15 @@
 """Trains a reward model or a policy.
 
     python -m rmjax.train --config=configs/NAME.py [--config.field=value]
+    python -m rmjax.train --config=configs/quickstart.py --config.optimizer.learning_rate=1e-3
 
 Running the same command again continues the run.
 """
+
+from rmjax.training.command_line import answer_help, run_with_config
+
+if __name__ == "__main__":
+    answer_help()  # before the imports, which take a second
 
 import contextlib
 import time
@@ -27,7 +33,6 @@ from rmjax.runtime.compilation import enable_compilation_cache
 from rmjax.runtime.memory import keep_freed_memory
 from rmjax.runtime.processes import Preemption, check_agreement
 from rmjax.runtime.sharding import Sharding, make_mesh
-from rmjax.training.command_line import run_with_config
 from rmjax.training.console import announce, conclude
 from rmjax.training.datasets import check_position, data_position, load_rows
 from rmjax.training.experiment import config_objective, first_params, make_model, pick_tokenizer

@@ -1,4 +1,8 @@
-"""`--config=FILE.py[:arg] --config.field=value`, with errors a user can read."""
+"""`--config=FILE.py[:arg] --config.field=value`, with errors a user can read.
+
+A command imports this before it imports what it runs, so that `--help` waits for nothing: what
+brings jax is imported here where it is used.
+"""
 
 import logging
 import sys
@@ -10,15 +14,25 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from rmjax.config import Config
 from rmjax.errors import UserError, exit_with_message
-from rmjax.runtime.cluster import initialize
-from rmjax.runtime.processes import run_together
 
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: configs/NAME.py[:arg].")
 # Not needed on a TPU pod, nor below srun or mpirun.
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run has.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+
+
+def answer_help() -> None:
+    """Prints what `--help` asks for, and ends the program; does nothing if it does not.
+
+    A command calls it before it imports what it runs, which takes a second.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(sys.modules["__main__"].__doc__, "options:", sep="\n")
+        for described in (flags.FLAGS.main_module_help(), flags.FLAGS.module_help(__name__)):
+            print(described.strip().partition("\n")[2])  # without the module's name
+        sys.exit()
 
 
 def run_with_config(
@@ -31,12 +45,8 @@ def run_with_config(
       together: whether many processes run it as one, if there are many.
       arguments: names of what stands on the command line without a flag; all must be there.
     """
-    flag = config_flags.DEFINE_config_file("config", None, "The experiment: configs/NAME.py[:arg].")
 
     def parse(argv: list[str]) -> list[str]:
-        if {"-h", "--help"} & set(argv):
-            print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
-            sys.exit()
         named = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
         if not named:
             raise UserError("which experiment? --config=configs/NAME.py")
@@ -56,8 +66,12 @@ def run_with_config(
             )
         if len(given) < len(arguments):
             raise UserError(f"{arguments[len(given)]} is missing from the command line")
+        from rmjax.config import Config
+        from rmjax.runtime.cluster import initialize
+        from rmjax.runtime.processes import run_together
+
         _hush()
-        config = flag.value
+        config = _CONFIG.value
         if not isinstance(config, Config):
             raise UserError("get_config() of the config file must return an rmjax.config.Config")
         if together:

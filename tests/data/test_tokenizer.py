@@ -216,7 +216,8 @@ def test_a_hidden_length_or_padding_in_tokenizer_json_is_not_obeyed(tmp_path):
 
 @pytest.mark.parametrize("model", [{}, {"model_type": "llama"}, {"model_type": "qwen2"}])
 @pytest.mark.parametrize(
-    "kind", ["PreTrainedTokenizerFast", "TokenizersBackend", "LlamaTokenizer", "GPT2Tokenizer", None]
+    "kind",
+    ["PreTrainedTokenizerFast", "TokenizersBackend", "LlamaTokenizer", "GPT2Tokenizer", None],
 )
 def test_the_tokenizer_is_the_one_that_transformers_chooses(kind, model, tmp_path):
     path = saved(tmp_path, template=BYTES_TEMPLATE, config={"tokenizer_class": kind})

@@ -16,7 +16,6 @@ from helpers.checks import known
 from helpers.hf_models import NAMES, TALK, edit_json, save_hf
 from helpers.models import ROPES, make_model, score_array, tiny_llama
 from helpers.reference import torch_scores
-from rmjax.checkpoints import hub
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.orbax_arrays import read_array
 from rmjax.checkpoints.pretrained import open_pretrained
