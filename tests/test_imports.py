@@ -2,11 +2,13 @@
 
 import ast
 import graphlib
+import json
 import subprocess
 import sys
 
 import pytest
 
+from helpers.hf_models import save_hf
 from helpers.paths import ROOT
 
 # From the bottom to the top: a module imports its own layer and those before it.
@@ -85,21 +87,42 @@ def test_no_module_imports_itself_through_others():
 HEAVY = {"datasets", "flax", "grain", "matplotlib", "optax", "orbax", "pyarrow", "scipy"}
 HEAVY |= {"tensorstore", "tokenizers", "torch", "transformers"}
 _LOAD = """
-import importlib, sys
+import importlib, logging, sys
+
+def show(name):
+    print(name, *sorted(sys.modules))
+
 for name in ("rmjax", "rmjax.config"):
     importlib.import_module(name)
-    print(name, *sorted({name.partition(".")[0] for name in sys.modules}))
+    show(name)
+
+import jax, rmjax
+rmjax.load
+show("rmjax.load")
+compiled = []
+logging.getLogger("jax").addHandler(type("", (logging.Handler,), {"emit": lambda _, record:
+    compiled.append(record.getMessage())})())
+jax.config.update("jax_log_compiles", True)
+rm = rmjax.load(sys.argv[1])
+rm.compare("Say hi", "hi", "no")
+show("compare")
+print("compiled", *(line.split()[1] for line in compiled if line.startswith("Compiling ")))
 """
 
 
 @pytest.fixture(scope="module")
-def loaded() -> dict[str, set[str]]:
-    """The top-level packages in memory after each of two imports, one after the other."""
+def loaded(tmp_path_factory) -> dict[str, set[str]]:
+    """The modules in memory after imports and a first score, and what that compiled."""
+    model = save_hf(tmp_path_factory.mktemp("model"))
     done = subprocess.run(
-        [sys.executable, "-c", _LOAD], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", _LOAD, str(model)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     lines = [line.split() for line in done.stdout.splitlines()]
-    return {name: set(packages) for name, *packages in lines}
+    return {name: set(modules) for name, *modules in lines}
 
 
 def test_the_package_alone_loads_nothing(loaded):
@@ -108,3 +131,53 @@ def test_the_package_alone_loads_nothing(loaded):
 
 def test_a_config_loads_no_heavy_library(loaded):
     assert not loaded["rmjax.config"] & HEAVY
+
+
+def test_a_first_score_loads_what_it_uses_alone(loaded):
+    """torch is there for the tests; transformers would import it to choose a tokenizer's class."""
+    at_load = {"flax", "scipy", "tensorstore"}  # of scipy what finds its parts
+    unused = HEAVY - at_load | {"pandas", "scipy.special", "scipy.stats", "tensorboardX"}
+    assert not loaded["rmjax.load"] & (unused | {"huggingface_hub"})
+    assert not loaded["compare"] & (unused - {"tokenizers", "transformers"})
+    assert {"jax", "tokenizers", "transformers"} <= loaded["compare"]
+
+
+def test_a_first_score_compiles_one_program(loaded):
+    """Whatever jnp does outside a compiled function would be one more."""
+    assert loaded["compiled"] == {"jit(score)"}
+
+
+# Each command as `python -m` runs it, in one process.
+_HELP = """
+import contextlib, io, json, runpy, sys
+for name in sys.argv[1:]:
+    sys.argv, text, status = [name, "--help"], io.StringIO(), None
+    with contextlib.redirect_stdout(text):
+        try:
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        except SystemExit as exit:
+            status = exit.code or 0
+    print(json.dumps([name, status, text.getvalue(), sorted(sys.modules)]))
+"""
+COMMANDS = [
+    name
+    for name in GRAPH
+    if name.count(".") == 1 and 'if __name__ == "__main__"' in PATHS[name].read_text()
+]
+
+
+def test_help_needs_no_config_and_loads_nothing_that_computes():
+    assert len(COMMANDS) > 8
+    done = subprocess.run(
+        [sys.executable, "-c", _HELP, *COMMANDS],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answers = list(map(json.loads, done.stdout.splitlines()))
+    assert [name for name, *_ in answers] == COMMANDS
+    for name, status, text, modules in answers:
+        assert status == 0, name
+        assert f"python -m {name} " in text and "options:" in text, text
+        assert not set(modules) & (HEAVY | {"jax"}), name
