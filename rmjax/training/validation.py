@@ -1,13 +1,15 @@
 """Loss and metrics on held-out data."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Int
 
-from rmjax.data.batch import PolicyTargets
+from rmjax.data.batch import PolicyTargets, Targets
 from rmjax.data.batches import Batches, make_policy_targets, make_targets
 from rmjax.data.tokenized import TokenizedData
 from rmjax.errors import UserError
@@ -186,5 +188,15 @@ def objective_value(
     # A copy on this process's default device, whatever mesh the thresholds are on.
     paths = [row.path for row in objective.parameters]
     own = {path: jnp.asarray(np.asarray((params or {})[path])) for path in paths}
-    weights = objective.weights(targets)
-    return float(objective.loss(jnp.asarray(scores[None]), targets, weights, own))
+    return float(_value(objective, scores[None], targets, own))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _value(
+    objective: Objective,
+    scores: Float32[Array, "1 N A"],
+    targets: Targets | PolicyTargets,
+    params: Params,
+) -> jax.Array:
+    """One program; a small one for each of its operations takes a second to compile."""
+    return objective.loss(scores, targets, objective.weights(targets), params)
