@@ -31,7 +31,8 @@ def answer_help() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(sys.modules["__main__"].__doc__, "options:", sep="\n")
         for described in (flags.FLAGS.main_module_help(), flags.FLAGS.module_help(__name__)):
-            print(described.strip().partition("\n")[2])  # without the module's name
+            if described:
+                print(described.strip().partition("\n")[2])  # without the module's name
         sys.exit()
 
 
