@@ -22,7 +22,6 @@ import jax
 import numpy as np
 
 import rmjax.train
-import rmjax.training.command_line
 import rmjax.training.workdir
 from rmjax.checkpoints.manager import Checkpoints
 from rmjax.training.command_line import run_with_config
@@ -122,8 +121,8 @@ def train(config) -> None:
 
 if __name__ == "__main__":
     if "SABOTEUR_HEARTBEAT" in os.environ:
-        rmjax.training.command_line.initialize = functools.partial(
-            rmjax.training.command_line.initialize,
+        rmjax.runtime.cluster.initialize = functools.partial(
+            rmjax.runtime.cluster.initialize,
             heartbeat_seconds=int(os.environ["SABOTEUR_HEARTBEAT"]),
         )
     run_with_config(train)
