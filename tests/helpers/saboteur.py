@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import rmjax.runtime.cluster
 import rmjax.train
 import rmjax.training.workdir
 from rmjax.checkpoints.manager import Checkpoints
