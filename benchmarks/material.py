@@ -76,6 +76,28 @@ def best_of(dialogues: Sequence[Answered], count: int, seed: int = 0) -> list[An
     return made
 
 
+def judged_pairs(path: Path) -> list[Answered]:
+    """Pairs of long answers to long prompts, as JudgeBench has them, of RM-Bench's chat domain.
+
+    A prompt is a question with one of its answers, which is to be improved on. The two responses
+    are other answers, each followed by some of a third, so that lengths differ as judges meet them.
+    """
+    pairs: list[Answered] = []
+    for row in json.loads(path.read_bytes()):
+        good, bad = row["chosen"], row["rejected"]
+        if min(map(len, (*good[1:], *bad[1:]))) < 1800:  # characters, some 400 tokens
+            continue
+        asked = f"{row['prompt']}\n\nImprove on this answer:\n\n{bad[2]}"
+        responses = []
+        for number, (first, more) in enumerate(((good[1], good[2]), (bad[1], good[2]))):
+            words = more.split(" ")
+            share = (2 * len(pairs) + 5 * number) % 9 / 8
+            added = " ".join(words[: round(share * len(words))])
+            responses.append(f"{first}\n\n{added}".strip())
+        pairs.append(Answered([{"role": "user", "content": asked}], responses))
+    return pairs
+
+
 def write_pairs(pairs: Sequence[Answered], path: Path) -> None:
     """The pairs as rmjax reads them."""
     with open(path, "w", encoding="utf-8") as file:

@@ -1,14 +1,17 @@
-"""Scoring on the CPU: `rm.score_many` against transformers, pairs and best of 16.
+"""Scoring on the CPU: `rm.score_many` against transformers, pairs, best of 16 and long pairs.
 
     python benchmarks/score_vs_transformers.py pairs GGUF hh_harmless_base_test.jsonl.gz
     python benchmarks/score_vs_transformers.py best-of-16 GGUF topical_chat_ratings.jsonl
+    python benchmarks/score_vs_transformers.py judge GGUF rm_bench_chat.json --sizes=1
 
 Measures conversations a second from messages to scores, tokenizing included: both responses of
-pairs, or 16 distinct responses to each prompt. Same weights, float32, same cores; the sides take
-turns, a part of the data at a time. transformers gets each part sorted by length, in batches of the
-best of several sizes, which is looked for first; rmjax has compiled its shapes before. Scores are
-compared: more than 1e-4 apart is an error. On a busy machine, `--cores=1 --clock=cpu` counts the
-seconds a process computed, not those it waited.
+pairs, or 16 distinct responses to each prompt, or both answers of pairs about as long as
+JudgeBench's. rmjax also scores one conversation at a time, to see what a set gains. Same weights,
+float32, same cores; the sides take turns, a part of the data at a time. transformers gets each part
+sorted by length, in batches of the best of several sizes, which is looked for first. rmjax has
+compiled its shapes before: how many they are is printed, and how much of what is computed is
+padding. Scores are compared: more than 1e-4 apart is an error. On a busy machine, `--cores=1
+--clock=cpu` counts the seconds a process computed, not those it waited.
 """
 
 import argparse
@@ -16,10 +19,10 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from material import Answered, best_of, make_model, read_dialogues, read_pairs
+from material import Answered, best_of, judged_pairs, make_model, read_dialogues, read_pairs
 from rich.console import Console
 from rich.table import Table
 from timing import CLOCKS, Piece, Side, in_turn, load_average, rate, speedup
@@ -39,16 +42,43 @@ def conversations(groups: list[Answered]) -> list[Conversation]:
     ]
 
 
-def rmjax_side(clock: str, model: str, parts: list[list[Conversation]]) -> Callable[[int], Piece]:
-    """`rmjax.load` and `score_many`; every shape is compiled before."""
+class Scored(NamedTuple):
+    """What a side says of a part: its scores, and of rmjax what was computed.
+
+    Attributes:
+      scores: one a conversation.
+      padding: share of the token positions computed.
+      saved: share of the tokens that were not computed, since prompts are shared.
+      shapes: compiled so far.
+    """
+
+    scores: list[float]
+    padding: float = 0.0
+    saved: float = 0.0
+    shapes: int = 0
+
+
+def rmjax_side(
+    clock: str, model: str, parts: list[list[Conversation]], alone: bool
+) -> Callable[[int], Piece]:
+    """`rmjax.load` and `score_many`, or `score` of each; every shape is compiled before."""
     import rmjax
+    from rmjax.inference.scores import Work
 
     rm = rmjax.load(model)
 
     def work(number: int) -> Piece:
+        rm.work = Work()
         started = CLOCKS[clock]()
-        scores = [score.value for score in rm.score_many(parts[number])]
-        return Piece(CLOCKS[clock]() - started, scores)
+        found = [rm.score(c) for c in parts[number]] if alone else rm.score_many(parts[number])
+        seconds, done = CLOCKS[clock]() - started, rm.work
+        scored = Scored(
+            [score.value for score in found],
+            1 - done.computed / done.padded_tokens,
+            1 - done.computed / done.tokens,
+            rm._score_rows._cache_size(),
+        )
+        return Piece(seconds, scored)
 
     for number in range(len(parts)):
         work(number)
@@ -82,18 +112,26 @@ def torch_side(
                 {"input_ids": [ids[i] for i in members]}, padding_side="right", return_tensors="pt"
             )
             scores[members] = network(**batch, use_cache=False).logits[:, 0].numpy()
-        return Piece(CLOCKS[clock]() - started, scores.tolist())
+        return Piece(CLOCKS[clock]() - started, Scored(scores.tolist()))
 
     network(torch.ones((1, 128), dtype=torch.long))  # threads and kernels are warm
     return work
 
 
+# How the groups of a task are read, and how many are a part.
+TASKS: dict[str, tuple[Callable[[Path], list[Answered]], int]] = {
+    "pairs": (read_pairs, 32),
+    "best-of-16": (lambda path: best_of(read_dialogues(path), 16), 4),
+    "judge": (judged_pairs, 8),
+}
+
+
 def main() -> None:
     """Looks for transformers' best batch, then measures both and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("task", choices=["pairs", "best-of-16"])
+    parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("weights", help="SmolLM2-135M-Instruct, a GGUF file")
-    parser.add_argument("data", type=Path, help="the pairs or the dialogues")
+    parser.add_argument("data", type=Path, help="the pairs, the dialogues, or RM-Bench's chat")
     parser.add_argument("--parts", type=int, default=3, help="of the data, to measure")
     parser.add_argument("--groups", type=int, default=0, help="pairs or prompts a part")
     parser.add_argument("--sizes", default="1,4,8,16,32", help="batches of transformers")
@@ -107,9 +145,8 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> bool:
     """The benchmark; whether the scores agree."""
-    pairs = args.task == "pairs"
-    groups = read_pairs(args.data) if pairs else best_of(read_dialogues(args.data), 16)
-    count = args.groups or (32 if pairs else 4)
+    read, count = TASKS[args.task]
+    groups, count = read(args.data), args.groups or count
     parts = [conversations(groups[i * count : (i + 1) * count]) for i in range(args.parts)]
     model = make_model(args.weights, ["reward"], args.workdir)
     told: dict[str, Any] = dict(clock=args.clock, model=str(model), parts=parts)
@@ -123,7 +160,8 @@ def run(args: argparse.Namespace) -> bool:
     best = min(tried, key=lambda size: tried[size])
     sides = {
         f"transformers, batches of {best}": Side(torch_side, cores, size=best, **told),
-        "rmjax": Side(rmjax_side, cores, **told),
+        "rmjax": Side(rmjax_side, cores, alone=False, **told),
+        "rmjax, one at a time": Side(rmjax_side, cores, alone=True, **told),
     }
     pieces = in_turn(sides, range(args.parts))
     print({n: [round(p.seconds, 2) for p in v] for n, v in pieces.items()}, tried)
@@ -131,11 +169,17 @@ def run(args: argparse.Namespace) -> bool:
     for name, found in pieces.items():
         table.add_row(name, f"{rate(found, [len(part) for part in parts]):.2f}")
     console.print(table)
-    theirs, ours = pieces.values()
-    console.print(f"rmjax is {speedup(theirs, ours):.2f} times as fast")
+    theirs, ours, alone = pieces.values()
+    console.print(f"rmjax is {speedup(theirs, ours):.2f} times as fast as transformers")
+    console.print(f"and {speedup(alone, ours):.2f} times as fast as by itself, one at a time")
+    for name, found in (("rmjax", ours), ("one at a time", alone)):
+        padding, saved = (np.mean([p.value[i] for p in found]) for i in (1, 2))
+        told = f"{padding:.1%} padding, {saved:.1%} of the tokens saved by sharing prompts"
+        console.print(f"{name}: {told}, {found[-1].value.shapes} shapes")
     apart = max(
-        float(np.abs(np.subtract(a.value, b.value)).max())
-        for a, b in zip(theirs, ours, strict=True)
+        float(np.abs(np.subtract(a.value.scores, b.value.scores)).max())
+        for found in (ours, alone)
+        for a, b in zip(theirs, found, strict=True)
     )
     console.print(f"scores at most {apart:.1e} apart")
     console.print(f"{args.cores} cores, {args.clock} clock; load average {load_average()}")

@@ -1,10 +1,11 @@
 """The batches in which data are scored.
 
-A model is compiled for every shape of a batch. So there are few row lengths, and few numbers of
-rows of each length.
+A model is compiled for every shape of a batch. So a session of scoring has few shapes, the rungs of
+a ladder, however many and however long its conversations are.
 """
 
-from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,47 +14,149 @@ from rmjax.data.packing import pack
 from rmjax.data.planning import Row, group_length, plan_rows, prompt_groups, row_shape
 from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenized import TokenizedData
-from rmjax.models.attention.dispatch import alignment, row_multiple
+from rmjax.models.attention.dispatch import alignment, row_multiple, skips
 from rmjax.models.model import Model
+from rmjax.models.parts import SMALLEST_PART
 
 PADDED_TOKENS = 8192  # token positions computed at once, more or less
-_ROW = 1024  # the row length that short samples are packed into
+_ROW = 1024  # the row length that pairs are packed into
 _SHORTEST_ROW = 64
-_SLOTS = 64  # samples that a row may hold
+_SHORTEST_RUNG, _RUNG = 512, 4  # row lengths of scoring: the shortest, and from one to the next
+_BULK, _UNSKIPPED_BULK = 8192, 2048  # rows of many conversations; where attention cannot skip
+_MOST_SLOTS = 1024  # samples that a row may hold
+# What a step costs besides its places, in places: 64, and one for so many of a row, filled or not.
+# Measured on a CPU, see docs/appendix.md.
+_STEP, _OF_ROW = 64, 32
+_TIGHT = 0.9  # a step that is filled so far stays as it is
+_FEW = 4  # steps, of which every division is tried
+
+Step = list[Row]
+
+
+class _Planned(NamedTuple):
+    """Steps with the rung of each, and what they cost, in places."""
+
+    steps: list[tuple[int, Step]]
+    cost: float
 
 
 def scoring_batches(data: TokenizedData, model: Model, share: bool = True) -> list[Batches]:
     """Batches that hold every sample once, those of one shape together.
+
+    **Shapes.** Rows are 512, 2,048, 8,192, 32,768, ... positions long, one for each part of the
+    mesh that has rows of its own. So whatever is scored, and however often, has at most four shapes
+    up to 32,768 tokens, and one more for each factor of four beyond. Which of them are used
+    depends on the data; a single conversation takes the shortest that holds it.
+
+    **Padding.** Where the model computes rows in parts (`ModelOptions.parts`), a batch has fewer
+    than 32 places of padding, and a set is divided so that few batches are nearly empty. That is
+    less than a tenth wherever a batch has 320 tokens or more. Elsewhere whole rows are computed,
+    and what is left empty depends on the data: little of many batches, but much where
+    conversations are a little more than half a row long, or fewer than the mesh has rows for.
+    The alignment of a kernel adds its gaps to both.
+
+    Of the divisions that are tried, the one with the fewest places is taken, where a step costs
+    some by itself. So the responses to a prompt may stand in several rows, each with the prompt.
 
     Args:
       data: the samples.
       model: decides what rows its attention needs, and over how many devices they are spread.
       share: whether the prefix that the samples of a prompt share is computed once.
     """
-    # Longer rows would waste attention where it cannot skip, shorter ones repeat prompts.
-    longest = bucket(max(int(data.lengths.max()), _ROW), model)
-    align = alignment(model.options.attention, longest)  # enough for shorter rows too
-    shape = RowShape(1, longest, _SLOTS, align)
-    groups, lengths = prompt_groups(data, np.arange(len(data)), shape, share)
-    shards = model.options.sharding.row_shards
-    shortest = bucket(min(_ROW, -(-sum(lengths) // shards)), model)
+    planner = _Planner(data, model, share)
+    found = planner.cheapest(np.arange(len(data)), planner.top).steps
+    steps_of: dict[int, list[Step]] = {}
+    for rung, step in sorted(found, key=lambda item: item[0]):
+        steps_of.setdefault(rung, []).append(step)
+    return [Batches(data, steps, planner.shapes[n], share) for n, steps in steps_of.items()]
 
-    def row_length(tokens: int) -> int:
-        return max(shortest, bucket(tokens, model))
 
-    rows_of: dict[int, list[Row]] = defaultdict(list)
-    for row in pack(lengths, row_length, _SLOTS, [len(group) for group in groups]):
-        rows_of[row_length(lengths[row[0]])].append([groups[i] for i in row])
-    steps_of: dict[RowShape, list[list[Row]]] = defaultdict(list)
-    for length, rows in sorted(rows_of.items()):
-        most = _rows_at_once(length, model)
-        for start in range(0, len(rows), most):
-            step = rows[start : start + most]
-            count = shards
-            while count < len(step):
-                count *= 2
-            steps_of[RowShape(min(count, most), length, _SLOTS, align)].append(step)
-    return [Batches(data, steps, shape, share) for shape, steps in steps_of.items()]
+class _Planner:
+    """Divides samples among the rungs.
+
+    Attributes:
+      shapes: of the rungs, up to the one that holds the longest sample.
+      top: the rung to begin with.
+    """
+
+    def __init__(self, data: TokenizedData, model: Model, share: bool):
+        options = model.options
+        self._data, self._share, self._parts = data, share, options.parts
+        self._skips = skips(options.attention)
+        self._bulk = _BULK if self._skips else _UNSKIPPED_BULK
+        multiple = row_multiple(options.attention, options.sharding)
+        self.shapes: list[RowShape] = []
+        longest, length = int(data.lengths.max()), _SHORTEST_RUNG
+        while not self.shapes or self.shapes[-1].length < max(longest, self._bulk):
+            whole = -(-length // multiple) * multiple
+            slots = min(_MOST_SLOTS, length // 8)
+            align = alignment(options.attention, whole)
+            self.shapes.append(RowShape(options.sharding.row_shards, whole, slots, align))
+            length *= _RUNG
+        self.top = len(self.shapes) - 1
+
+    def cheapest(self, samples: np.ndarray, rung: int) -> _Planned:
+        """The best division found of samples, in ascending order, among rungs up to this one."""
+        if not len(samples):
+            return _Planned([], 0.0)
+        whole = self._at(samples, rung)
+        if rung == 0:
+            return whole
+        lower = self.shapes[rung - 1]
+        short = -(-self._data.lengths // lower.align) * lower.align <= lower.length
+        found = []
+        above = self.shapes[rung].length > self._bulk
+        if not above or not short[samples].any():
+            found.append(whole)
+        if not above or self._skips:
+            stay, go = [], []
+            for planned in whole.steps:
+                members = _samples(planned[1])
+                kept = not short[members].all() or (not above and self._tight(planned))
+                (stay if kept else go).append(planned)
+            if go:
+                rest = np.sort(np.concatenate([_samples(step) for _, step in go]))
+                found.append(self._joined(stay, self.cheapest(rest, rung - 1)))
+        if above or len(whole.steps) <= _FEW:
+            long, rest = samples[~short[samples]], samples[short[samples]]
+            if len(rest):
+                stay = self._at(long, rung).steps if len(long) else []
+                found.append(self._joined(stay, self.cheapest(rest, rung - 1)))
+        return min(found, key=lambda planned: planned.cost)
+
+    def _at(self, samples: np.ndarray, rung: int) -> _Planned:
+        """All of them in rows of one rung."""
+        shape = self.shapes[rung]
+        groups, lengths = prompt_groups(self._data, samples, shape, self._share)
+        rows = pack(lengths, shape.length, shape.slots, [len(group) for group in groups])
+        made = [[groups[i] for i in row] for row in rows]
+        steps = [(rung, made[i : i + shape.rows]) for i in range(0, len(made), shape.rows)]
+        return _Planned(steps, sum(map(self._cost, steps)))
+
+    def _joined(self, steps: Sequence[tuple[int, Step]], others: _Planned) -> _Planned:
+        return _Planned([*steps, *others.steps], sum(map(self._cost, steps)) + others.cost)
+
+    def _cost(self, planned: tuple[int, Step]) -> float:
+        rung, step = planned
+        shape = self.shapes[rung]
+        computed = shape.length
+        if self._parts:
+            furthest = max(self._filled(row, shape.align) for row in step)
+            computed = -(-furthest // SMALLEST_PART) * SMALLEST_PART
+        return shape.rows * (computed + _STEP + shape.length / _OF_ROW)
+
+    def _tight(self, planned: tuple[int, Step]) -> bool:
+        rung, step = planned
+        shape = self.shapes[rung]
+        filled = sum(self._filled(row, shape.align) for row in step)
+        return filled >= _TIGHT * shape.rows * shape.length
+
+    def _filled(self, row: Row, align: int) -> int:
+        return sum(group_length(self._data, group, align, self._share) for group in row)
+
+
+def _samples(step: Step) -> np.ndarray:
+    return np.concatenate([group for row in step for group in row])
 
 
 def evaluation_batches(

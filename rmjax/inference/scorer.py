@@ -32,6 +32,7 @@ from rmjax.models.heads import LanguageModelHead
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model, compute_dtype
 from rmjax.models.parameters import Params
+from rmjax.models.parts import computed_places
 from rmjax.models.quantization import check_quantize, quantize_params
 from rmjax.models.rewards.aggregation import Rule, model_rule
 from rmjax.models.rewards.spec import RewardSpec
@@ -304,7 +305,9 @@ class Scorer:
         ):
             batch = batches[step]
             self.work.computed += int((batch.rows.segment_ids > 0).sum())
-            self.work.padded_tokens += batch.rows.segment_ids.size
+            self.work.padded_tokens += computed_places(
+                batch.rows.segment_ids[0], self.model.options.parts
+            )
             samples, values = score_batch(
                 self._score_rows, self.params, batch, self.model.options.sharding
             )
@@ -365,7 +368,8 @@ def load(
     sharding = Sharding(make_mesh(mesh or MeshConfig(), jax.devices()))
     check_quantize(quantize, sharding)
     kernel = choose(attention, source.llama, sharding, computed)
-    options = ModelOptions(sharding, dtype=computed, attention=kernel)
+    parts = kernel == "cpu_flash" and sharding.mesh.size == 1
+    options = ModelOptions(sharding, dtype=computed, attention=kernel, parts=parts)
     model = Model(source.llama, options, source.head)
     rule = model_rule(spec, value)
     params = load_params(source, model, seed=0, dtype=computed)

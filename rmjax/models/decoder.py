@@ -18,6 +18,7 @@ from rmjax.models.attention.mask import RESULT, Layout
 from rmjax.models.inputs import Rows
 from rmjax.models.layers import Layer, rms_norm
 from rmjax.models.parameters import Params
+from rmjax.models.parts import Parts, parts_of
 from rmjax.models.rope import angles, inverse_frequencies, rotate
 
 _save = jax.checkpoint_policies
@@ -52,6 +53,7 @@ class Block(Layer):
         cos: jax.Array,
         sin: jax.Array,
         kept: Kept | None = None,
+        parts: Parts | None = None,
     ) -> tuple[Float[Array, "B L D"], KeysValues | None]:
         """Returns the residual stream after this layer, and keys and values if they are wanted.
 
@@ -59,30 +61,39 @@ class Block(Layer):
         is kept of the layer.
         """
         config = self.config
-        with jax.named_scope("attention"):
+        bias = config.attention_bias
+
+        def before(x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, ...]:
             y = rms_norm(x, self.weight("layers/attention_norm"), config.rms_norm_eps)
-            bias = config.attention_bias
             q = self.linear("bld,dnh->blnh", y, "layers/q", bias)
             k = self.linear("bld,dkh->blkh", y, "layers/k", bias)
             v = self.linear("bld,dkh->blkh", y, "layers/v", bias)
             q = self.place(rotate(q, cos, sin), "row", "length", "heads", "head_dim")
             k = self.place(rotate(k, cos, sin), "row", "length", "kv_heads", "head_dim")
             v = self.place(v, "row", "length", "kv_heads", "head_dim")
+            return q, k, v
+
+        def after(x: jax.Array, y: jax.Array) -> jax.Array:
+            with jax.named_scope("attention"):
+                y = self.linear("blnh,nhd->bld", y, "layers/o", bias)
+                x = self.place(x + y, "row", "length", "embed")
+            with jax.named_scope("mlp"):
+                y = rms_norm(x, self.weight("layers/mlp_norm"), config.rms_norm_eps)
+                gate = self.linear("bld,df->blf", y, "layers/gate", config.mlp_bias)
+                up = self.linear("bld,df->blf", y, "layers/up", config.mlp_bias)
+                y = self.place(jax.nn.silu(gate) * up, "row", "length", "mlp")
+                y = self.linear("blf,fd->bld", y, "layers/down", config.mlp_bias)
+                return self.place(x + y, "row", "length", "embed")
+
+        with jax.named_scope("attention"):
+            q, k, v = parts.each(before, x, cos, sin) if parts else before(x, cos, sin)
             q, k, v = map(checkpoint_name, (q, k, v), ("q", "k", "v"))
             if isinstance(layout, Seen):
                 assert kept is not None
                 y = attend_kept(q, k, v, kept, layout)
             else:
                 y = attention(q, k, v, layout)
-            y = self.linear("blnh,nhd->bld", y, "layers/o", bias)
-            x = self.place(x + y, "row", "length", "embed")
-        with jax.named_scope("mlp"):
-            y = rms_norm(x, self.weight("layers/mlp_norm"), config.rms_norm_eps)
-            gate = self.linear("bld,df->blf", y, "layers/gate", config.mlp_bias)
-            up = self.linear("bld,df->blf", y, "layers/up", config.mlp_bias)
-            y = self.place(jax.nn.silu(gate) * up, "row", "length", "mlp")
-            y = self.linear("blf,fd->bld", y, "layers/down", config.mlp_bias)
-            x = self.place(x + y, "row", "length", "embed")
+        x = parts.each(after, x, y) if parts else after(x, y)
         return x, (k, v) if self.keys_wanted else None
 
 
@@ -101,7 +112,9 @@ class Decoder(Layer):
         Returns:
           Their states, in the dtype of the computation; arbitrary finite numbers in padding.
         """
-        return self._run(rows.tokens, rows.positions, self._plan(rows), wanted=positions)[0]
+        parts = parts_of(rows.segment_ids) if self.options.parts else None
+        layout = self._plan(rows)
+        return self._run(rows.tokens, rows.positions, layout, wanted=positions, parts=parts)[0]
 
     def keys_values(self, rows: Rows) -> KeysValues:
         """The keys, rotated, and the values of tokens, with the layers in front."""
@@ -146,6 +159,7 @@ class Decoder(Layer):
         *,
         wanted: Int32[Array, "B P"] | None = None,
         keys_wanted: bool = False,
+        parts: Parts | None = None,
         apart: Sequence[Params] | None = None,
     ) -> Any:
         config, options = self.config, self.options
@@ -155,7 +169,7 @@ class Decoder(Layer):
         cos, sin = angles(token_positions, inverse_frequencies(config.rope, config.head_dim))
 
         if apart is None:
-            x, keys = self._layers(keys_wanted)(x, layout, cos, sin, kept)
+            x, keys = self._layers(keys_wanted)(x, layout, cos, sin, kept, parts)
         else:
             block, keys = Block(config, options, self.lora, keys_wanted, parent=None), []
             for layer, of_layer in zip(apart, kept, strict=True):
@@ -177,7 +191,7 @@ class Decoder(Layer):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=config.num_hidden_layers,
         )
         return layers(config, options, self.lora, keys_wanted, name="layers")

@@ -30,12 +30,15 @@ class ModelOptions:
         products with weights and attention's result, with `attention` the latter and what it is
         made of, with `full` only each layer's input.
       attention: the implementation, a key of `dispatch.KERNELS`; see `dispatch.choose`.
+      parts: whether places behind the last token of the fullest row are left out; see `parts`. For
+        one device whose kernel skips them too, and without gradients.
     """
 
     sharding: Sharding
     dtype: Any = jnp.float32
     remat: str = "none"
     attention: str = "xla"
+    parts: bool = False
 
 
 def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float) -> jax.Array:
@@ -71,6 +74,8 @@ class Layer(nn.Module):
         sizes = axis_sizes(self.config, self.lora)
         shape = tuple(sizes[axis] for axis in row.axes.split())
         name = path.removeprefix("layers/")
+        if not self.is_initializing():  # `param` would refuse to be asked again, in another part
+            return self.get_variable("params", name)
         return self.param(name, initializer(row, self.config), shape, jnp.float32)
 
     def linear(self, equation: str, x: jax.Array, path: str, bias: bool = False) -> jax.Array:

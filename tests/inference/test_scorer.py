@@ -2,6 +2,7 @@ import dataclasses
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,11 +26,12 @@ from rmjax.data.conversation import Conversation
 from rmjax.data.tokenized import in_memory
 from rmjax.data.tokenizer import encode
 from rmjax.errors import UserError
-from rmjax.inference.batching import PADDED_TOKENS, bucket, scoring_batches
+from rmjax.inference.batching import bucket, scoring_batches
 from rmjax.inference.scorer import Scorer
 from rmjax.inference.scores import Comparison, Score
 from rmjax.models.parameters import flatten
-from rmjax.models.rewards.aggregation import PUBLISHED
+from rmjax.models.parts import computed_places
+from rmjax.models.rewards.aggregation import PUBLISHED, model_rule
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 LLAMA = tiny_llama(max_position_embeddings=256)
@@ -133,8 +135,7 @@ def test_score_many_keeps_the_order(scorer):
     np.testing.assert_allclose(score_array(together)[some], score_array(alone), atol=1e-5)
     backwards = scorer.score_many(conversations[::-1])
     np.testing.assert_allclose(score_array(backwards)[::-1], score_array(together), atol=1e-5)
-    # Row lengths 64, 96, 128, 192 and 256; eight rows or a power of two more.
-    assert scorer._score_rows._cache_size() <= 5 * 3
+    assert scorer._score_rows._cache_size() == 1  # eight rows of 512 places
     before = scorer._score_rows._cache_size()
     scorer.score_many([*conversations[::2], *conversations[1::2]])
     assert scorer._score_rows._cache_size() == before
@@ -144,34 +145,60 @@ def test_no_conversations_have_no_scores(scorer):
     assert scorer.score_many([]) == []
 
 
+@pytest.fixture(scope="module")
+def alone(hf) -> Scorer:
+    """On one device, in parts, with room for long conversations."""
+    source = open_pretrained(str(hf))
+    model = make_model(source.llama, 5, attention="cpu_flash", parts=True)
+    params = load_params(source, model, seed=0, dtype=np.float32)
+    spec = dataclasses.replace(known(source.spec), max_length=4096)
+    return Scorer(model, params, source.tokenizer(), spec, model_rule(spec), "error")
+
+
+def test_a_session_compiles_a_program_for_each_rung_and_no_more(alone):
+    """However many conversations there are and however long; scores do not move with the shape."""
+    compiled = alone._score_rows._cache_size
+    first = alone.compare("which? " * 9, "this one", "that").a
+    for words in (1, 11, 30):
+        alone.compare("which? " * words, "this one " * words, "that")
+        alone.score(talk("which? " * words, "x"))
+    assert compiled() == 1
+    texts = [talk("which? " * 9, "this one"), *(talk("p" * i, "r" * i) for i in range(1, 40))]
+    assert alone.score_many(texts)[0].value == pytest.approx(first.value, abs=1e-5)
+    assert compiled() == 2
+    long = [talk("p" * n, "r" * 9) for n in (2500, 700, 3000, 40)]
+    many = alone.score_many([*long, *texts])
+    assert many[4].value == pytest.approx(first.value, abs=1e-5)
+    assert [score.value for score in many[:4]] == pytest.approx(
+        [alone.score(text).value for text in long], abs=1e-5
+    )
+    alone.score_many(texts * 5 + [talk(f"{i}" * 300, "no") for i in range(20)])
+    assert compiled() == 3
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     sizes=st.lists(st.tuples(st.integers(0, 3000), st.lists(st.integers(1, 3000), max_size=9))),
-    mesh=st.sampled_from([{"fsdp": 8}, {"fsdp": 2, "context": 4}, {"fsdp": 1, "tensor": 8}]),
+    mesh=st.sampled_from([{"fsdp": 8}, {"fsdp": 2, "context": 4}, {"fsdp": 1, "tensor": 8}, {}]),
     share=st.booleans(),
 )
 def test_plans_hold_every_conversation_once_in_few_shapes(sizes, mesh, share):
-    sharding = Sharding(make_mesh(MeshConfig(**mesh)))
-    tokens = [
-        np.concatenate([np.full(prompt, g), np.full(own, 1000 + i)]).astype(np.int32)
-        for g, (prompt, responses) in enumerate(sizes)
-        for i, own in enumerate(responses)
-    ]
-    if not tokens:
+    if not any(responses for _, responses in sizes):
         return
-    prompts = [str(g) for g, (_, responses) in enumerate(sizes) for _ in responses]
-    data, order = in_memory(tokens, prompts)
-    plan = scoring_batches(data, make_model(LLAMA, sharding=sharding), share)
-    shards, placed = sharding.row_shards, []
+    devices = jax.devices() if mesh else jax.devices()[:1]
+    sharding = Sharding(make_mesh(MeshConfig(**mesh), devices))
+    options: dict[str, Any] = {} if mesh else {"attention": "cpu_flash", "parts": True}
+    model = make_model(LLAMA, sharding=sharding, **options)
+    tokens, data, order = of_sizes(sizes)
+    plan, placed, tokens_there, batches_there = scoring_batches(data, model, share), [], 0, 0
     for batches in plan:
         shape = batches.shape
-        assert shape.rows % shards == 0
-        assert shape.rows * shape.length <= max(PADDED_TOKENS, shape.length) * shards
+        assert shape.rows == sharding.row_shards
         for step in range(len(batches)):
             rows, samples = jax.tree.map(lambda x: x[0], batches[step].rows), batches[step].samples
-            used = (samples[0] >= 0).any(axis=1).sum()
+            batches_there += 1
+            tokens_there += (rows.segment_ids > 0).sum()
             assert samples.shape == (1, shape.rows, shape.slots)
-            assert used <= shape.rows < max(2 * used, shards + 1)
             assert share or (rows.masked_start == rows.masked_end).all()
             for row, slot in np.argwhere(samples[0] >= 0):
                 last, ids = rows.last_token_index[row, slot], rows.segment_ids[row]
@@ -182,8 +209,66 @@ def test_plans_hold_every_conversation_once_in_few_shapes(sizes, mesh, share):
                 np.testing.assert_array_equal(rows.tokens[row, seen], tokens[placed[-1]])
     assert sorted(placed) == list(range(len(tokens)))
     lengths = [batches.shape.length for batches in plan]
-    assert max(map(lengths.count, lengths)) <= 2  # full batches, and one last one
-    assert len(set(lengths)) <= 16
+    assert set(lengths) <= {512, 2048, 8192} and len(set(lengths)) == len(lengths)
+    if not mesh:
+        assert tokens_there <= computed(plan, model) < tokens_there + 32 * batches_there
+
+
+def of_sizes(sizes):
+    """Tokens of responses to prompts of these sizes, as data, and which of them is which."""
+    tokens = [
+        np.concatenate([np.full(prompt, g), np.full(own, 1000 + i)]).astype(np.int32)
+        for g, (prompt, responses) in enumerate(sizes)
+        for i, own in enumerate(responses)
+    ]
+    prompts = [str(g) for g, (_, responses) in enumerate(sizes) for _ in responses]
+    return tokens, *in_memory(tokens, prompts)
+
+
+def computed(plan, model):
+    """Token positions computed for a plan."""
+    return sum(
+        computed_places(batches[step].rows.segment_ids[0], model.options.parts)
+        for batches in plan
+        for step in range(len(batches))
+    )
+
+
+def lengths_of(rng, mean: float, spread: float, least: int, most: int) -> int:
+    """A log-normal length."""
+    return int(np.clip(rng.lognormal(np.log(mean) - spread**2 / 2, spread), least, most))
+
+
+# How long a prompt and its responses are, in tokens. JudgeBench's and others' are made up after
+# what is published of them.
+SETS = {
+    "judge-bench": lambda r: (lengths_of(r, 400, 0.5, 99, 1500), r.integers(430, 1076, 2)),
+    "helpsteer2": lambda r: (lengths_of(r, 180, 1, 20, 3000), r.integers(20, 730, 2)),
+    "reward-bench": lambda r: (lengths_of(r, 80, 1, 20, 2000), r.integers(10, 500, 2)),
+    "chat": lambda r: (0, [lengths_of(r, 40, 0.5, 22, 200)]),
+    "mixed": lambda r: (0, [lengths_of(r, 500, 1.2, 20, 8000)]),
+    "best of 16": lambda r: (300, r.integers(10, 200, 16)),
+    **{f"all {n}": lambda r, n=n: (0, [n]) for n in (100, 513, 700, 1100, 1639, 2049, 5000)},
+    "one huge": lambda r: (0, [6000 if r.random() < 0.03 else r.integers(22, 40)]),
+}
+
+
+@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("count", [16, 150])
+def test_little_of_a_set_is_padding(kind, count, rng):
+    """At most a tenth, where rows are computed in parts."""
+    model = make_model(LLAMA, attention="cpu_flash", parts=True)
+    sizes: list[Any] = []
+    while sum(len(responses) for _, responses in sizes) < count:
+        sizes.append(SETS[kind](rng))
+    data = of_sizes(sizes)[1]
+    plan = scoring_batches(data, model)
+    there = sum(
+        (batches[step].rows.segment_ids > 0).sum()
+        for batches in plan
+        for step in range(len(batches))
+    )
+    assert there >= 0.9 * computed(plan, model)
 
 
 def test_sharing_can_be_turned_off(hf, scorer):

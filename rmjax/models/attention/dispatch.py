@@ -123,6 +123,11 @@ def row_multiple(name: str, sharding: Sharding) -> int:
     return tpu_splash.SMALLEST_BLOCK * context if name == "splash" else context
 
 
+def skips(name: str) -> bool:
+    """Whether the time it takes depends on what tokens see, and not on the length of rows."""
+    return name in ("cpu_flash", "splash")
+
+
 def alignment(name: str, row_length: int) -> int:
     """The positions of which the starts of a group's parts must be multiples: `RowShape.align`."""
     return tpu_splash.alignment(row_length) if name == "splash" else 1
