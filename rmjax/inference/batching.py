@@ -4,6 +4,7 @@ A model is compiled for every shape of a batch. So a session of scoring has few 
 a ladder, however many and however long its conversations are.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,14 +16,16 @@ from rmjax.data.planning import Row, group_length, plan_rows, prompt_groups, row
 from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenized import TokenizedData
 from rmjax.models.attention.dispatch import alignment, row_multiple, skips
+from rmjax.models.flops import model_flops
 from rmjax.models.model import Model
 from rmjax.models.parts import SMALLEST_PART
 
 PADDED_TOKENS = 8192  # token positions computed at once, more or less
 _ROW = 1024  # the row length that pairs are packed into
 _SHORTEST_ROW = 64
-_SHORTEST_RUNG, _RUNG = 512, 4  # row lengths of scoring: the shortest, and from one to the next
-_BULK, _UNSKIPPED_BULK = 8192, 2048  # rows of many conversations; where attention cannot skip
+# Row lengths of scoring; the last is that of the longest conversation that the model can read. The
+# second is for sets. Longer rows would need more memory, and shorter ones repeat prompts.
+_RUNGS, _BULK = (512, 4096, 32768), 4096
 _MOST_SLOTS = 1024  # samples that a row may hold
 # What a step costs besides its places, in places: 64, and one for so many of a row, filled or not.
 # Measured on a CPU, see docs/appendix.md.
@@ -43,10 +46,10 @@ class _Planned(NamedTuple):
 def scoring_batches(data: TokenizedData, model: Model, share: bool = True) -> list[Batches]:
     """Batches that hold every sample once, those of one shape together.
 
-    **Shapes.** Rows are 512, 2,048, 8,192, 32,768, ... positions long, one for each part of the
-    mesh that has rows of its own. So whatever is scored, and however often, has at most four shapes
-    up to 32,768 tokens, and one more for each factor of four beyond. Which of them are used
-    depends on the data; a single conversation takes the shortest that holds it.
+    **Shapes.** Rows are 512, 4,096, 32,768 or as many positions long as the model can read
+    (`max_position_embeddings`), one for each part of the mesh that has rows of its own. So whatever
+    is scored, and however often, has at most four shapes. A single conversation takes the shortest
+    that holds it.
 
     **Padding.** Where the model computes rows in parts (`ModelOptions.parts`), a batch has fewer
     than 32 places of padding, and a set is divided so that few batches are nearly empty. That is
@@ -83,16 +86,23 @@ class _Planner:
         options = model.options
         self._data, self._share, self._parts = data, share, options.parts
         self._skips = skips(options.attention)
-        self._bulk = _BULK if self._skips else _UNSKIPPED_BULK
-        multiple = row_multiple(options.attention, options.sharding)
+        # Of the time that a place takes, what attention adds for each of its row.
+        self._attention = 0.0
+        if not self._skips:
+            llama, one = model.config, [(0, [1])]
+            pair = 4 * llama.num_hidden_layers * llama.num_attention_heads * llama.head_dim
+            self._attention = pair / model_flops(llama, 0, one, training=False)
+        multiple = math.lcm(SMALLEST_PART, row_multiple(options.attention, options.sharding))
         self.shapes: list[RowShape] = []
-        longest, length = int(data.lengths.max()), _SHORTEST_RUNG
-        while not self.shapes or self.shapes[-1].length < max(longest, self._bulk):
+        longest = int(data.lengths.max())
+        last = max(longest, model.config.max_position_embeddings, _RUNGS[-1])
+        for length in (*_RUNGS, last):
             whole = -(-length // multiple) * multiple
-            slots = min(_MOST_SLOTS, length // 8)
             align = alignment(options.attention, whole)
+            slots = min(_MOST_SLOTS, length // 8)
             self.shapes.append(RowShape(options.sharding.row_shards, whole, slots, align))
-            length *= _RUNG
+            if length >= max(longest, _BULK):
+                break
         self.top = len(self.shapes) - 1
 
     def cheapest(self, samples: np.ndarray, rung: int) -> _Planned:
@@ -105,7 +115,7 @@ class _Planner:
         lower = self.shapes[rung - 1]
         short = -(-self._data.lengths // lower.align) * lower.align <= lower.length
         found = []
-        above = self.shapes[rung].length > self._bulk
+        above = rung > _RUNGS.index(_BULK)
         if not above or not short[samples].any():
             found.append(whole)
         if not above or self._skips:
@@ -117,7 +127,7 @@ class _Planner:
             if go:
                 rest = np.sort(np.concatenate([_samples(step) for _, step in go]))
                 found.append(self._joined(stay, self.cheapest(rest, rung - 1)))
-        if above or len(whole.steps) <= _FEW:
+        if above or not self._skips or len(whole.steps) <= _FEW:
             long, rest = samples[~short[samples]], samples[short[samples]]
             if len(rest):
                 stay = self._at(long, rung).steps if len(long) else []
@@ -143,6 +153,7 @@ class _Planner:
         if self._parts:
             furthest = max(self._filled(row, shape.align) for row in step)
             computed = -(-furthest // SMALLEST_PART) * SMALLEST_PART
+        computed *= 1 + self._attention * shape.length
         return shape.rows * (computed + _STEP + shape.length / _OF_ROW)
 
     def _tight(self, planned: tuple[int, Step]) -> bool:
