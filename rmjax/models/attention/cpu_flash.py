@@ -22,6 +22,7 @@ from rmjax.runtime.sharding import Sharding
 
 _TILE = 64  # queries, and keys; from 32 to 128 measured, see docs/appendix.md
 _UNSEEN = -1e30  # in place of a logit
+_NOWHERE = 2**31 - 1  # behind all positions and segments
 
 _ROWS, _LENGTH, _HEADS = ("data", "fsdp"), "context", "tensor"  # as sharding.ACTIVATION_AXES says
 _POSITIONS = P(_ROWS, _LENGTH)
@@ -65,13 +66,23 @@ class FlashPlan:
 
 
 def make_plan(layout: Layout, sharding: Sharding) -> FlashPlan:
-    """Derives from a layout which tiles are needed, each device for its own rows and queries."""
+    """Derives from a layout which tiles are needed, each device for its own rows and queries.
+
+    A tile is described by the ends of what it holds, so that a long row takes no time for pairs of
+    its tokens. So a tile where two segments meet may count tiles as needed that it sees nothing of.
+    """
 
     def local(mine: Layout, segment_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-        positions = _start(mine) + jnp.arange(mine.segment_ids.shape[1])
-        seen = sees(mine, positions, segment_ids, jnp.arange(segment_ids.shape[1]))
-        whole = jnp.pad(seen, [(0, 0)] + [(0, -size % _TILE) for size in seen.shape[1:]])
-        tiles = rearrange(whole, "B (i a) (j b) -> B i j a b", a=_TILE, b=_TILE).any(axis=(3, 4))
+        first, last = _extent(mine.segment_ids)
+        keys_first, keys_last = _extent(segment_ids)
+        ends = _start(mine) + _TILE * jnp.arange(1, first.shape[1] + 1)[None, :, None]
+        begins = _TILE * jnp.arange(keys_first.shape[1])[None, None, :]
+        there = mine.segment_ids > 0
+        from_here = _by_tile(jnp.where(there, mine.masked_start, 0)).max(axis=2)
+        to_here = _by_tile(jnp.where(there, mine.masked_end, _NOWHERE)).min(axis=2)
+        hidden = (from_here[:, :, None] <= begins) & (to_here[:, :, None] >= begins + _TILE)
+        meet = (first[:, :, None] <= keys_last[:, None]) & (keys_first[:, None] <= last[:, :, None])
+        tiles = meet & (begins < ends) & ~hidden
         needed = (
             jnp.argsort(~tiles, axis=2) + tiles.shape[2] * jnp.arange(len(tiles))[:, None, None]
         )
@@ -85,6 +96,18 @@ def make_plan(layout: Layout, sharding: Sharding) -> FlashPlan:
         check_vma=False,
     )(layout, layout.segment_ids)
     return FlashPlan(layout, needed, count, sharding)
+
+
+def _by_tile(x: jax.Array) -> Int32[Array, "B T q"]:
+    """Numbers of a row's positions by tile; the last one is repeated to fill the last tile."""
+    whole = jnp.pad(x, [(0, 0), (0, -x.shape[1] % _TILE)], mode="edge")
+    return rearrange(whole, "B (t q) -> B t q", q=_TILE)
+
+
+def _extent(segment_ids: Int32[Array, "B L"]) -> tuple[jax.Array, jax.Array]:
+    """The first and the last segment of each tile; none of what is only padding."""
+    first = jnp.where(segment_ids > 0, segment_ids, _NOWHERE)
+    return _by_tile(first).min(axis=2), _by_tile(segment_ids).max(axis=2)
 
 
 def _start(mine: Layout) -> jax.Array:
