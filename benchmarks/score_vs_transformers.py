@@ -174,8 +174,8 @@ def run(args: argparse.Namespace) -> bool:
     console.print(f"and {speedup(alone, ours):.2f} times as fast as by itself, one at a time")
     for name, found in (("rmjax", ours), ("one at a time", alone)):
         padding, saved = (np.mean([p.value[i] for p in found]) for i in (1, 2))
-        told = f"{padding:.1%} padding, {saved:.1%} of the tokens saved by sharing prompts"
-        console.print(f"{name}: {told}, {found[-1].value.shapes} shapes")
+        computed = f"{padding:.1%} padding, {saved:.1%} of the tokens saved by sharing prompts"
+        console.print(f"{name}: {computed}, {found[-1].value.shapes} shapes")
     apart = max(
         float(np.abs(np.subtract(a.value.scores, b.value.scores)).max())
         for found in (ours, alone)

@@ -23,9 +23,9 @@ from rmjax.models.parts import SMALLEST_PART
 PADDED_TOKENS = 8192  # token positions computed at once, more or less
 _ROW = 1024  # the row length that pairs are packed into
 _SHORTEST_ROW = 64
-# Row lengths of scoring; the last is that of the longest conversation that the model can read. The
-# second is for sets. Longer rows would need more memory, and shorter ones repeat prompts.
-_RUNGS, _BULK = (512, 4096, 32768), 4096
+# Row lengths of scoring; a fourth is what the model can read at most. The second is for sets:
+# longer rows would need more memory, and shorter ones repeat prompts.
+_SHORT, _BULK, _LONG = 512, 4096, 32768
 _MOST_SLOTS = 1024  # samples that a row may hold
 # What a step costs besides its places, in places: 64, and one for so many of a row, filled or not.
 # Measured on a CPU, see docs/appendix.md.
@@ -47,16 +47,19 @@ def scoring_batches(data: TokenizedData, model: Model, share: bool = True) -> li
     """Batches that hold every sample once, those of one shape together.
 
     **Shapes.** Rows are 512, 4,096, 32,768 or as many positions long as the model can read
-    (`max_position_embeddings`), one for each part of the mesh that has rows of its own. So whatever
-    is scored, and however often, has at most four shapes. A single conversation takes the shortest
-    that holds it.
+    (`max_position_embeddings`, which is the third if it is below 32,768), one for each part of the
+    mesh that has rows of its own. So whatever is scored, and however often, has at most four
+    shapes. A single conversation takes the shortest that holds it. Conversations that are longer
+    than the model's own limit, which only a run's `max_length` allows, have a shape for each of
+    their longest.
 
     **Padding.** Where the model computes rows in parts (`ModelOptions.parts`), a batch has fewer
-    than 32 places of padding, and a set is divided so that few batches are nearly empty. That is
-    less than a tenth wherever a batch has 320 tokens or more. Elsewhere whole rows are computed,
-    and what is left empty depends on the data: little of many batches, but much where
-    conversations are a little more than half a row long, or fewer than the mesh has rows for.
-    The alignment of a kernel adds its gaps to both.
+    than 32 places of padding, which is less than a tenth of any batch of 289 tokens or more. A
+    smaller one is what a set has left over, or a small set. Elsewhere, which is on accelerators and
+    on several devices, whole rows are computed, and what is left empty depends on the data: little
+    of many conversations of many lengths, but up to half where all are a little longer than half a
+    row, and most of it where they are few or one is much longer than the others, since there are
+    but four shapes, and as many rows as the mesh has parts. A kernel's alignment adds its gaps.
 
     Of the divisions that are tried, the one with the fewest places is taken, where a step costs
     some by itself. So the responses to a prompt may stand in several rows, each with the prompt.
@@ -95,8 +98,8 @@ class _Planner:
         multiple = math.lcm(SMALLEST_PART, row_multiple(options.attention, options.sharding))
         self.shapes: list[RowShape] = []
         longest = int(data.lengths.max())
-        last = max(longest, model.config.max_position_embeddings, _RUNGS[-1])
-        for length in (*_RUNGS, last):
+        most = max(longest, model.config.max_position_embeddings)
+        for length in (_SHORT, _BULK, min(_LONG, most), most):
             whole = -(-length // multiple) * multiple
             align = alignment(options.attention, whole)
             slots = min(_MOST_SLOTS, length // 8)
@@ -115,7 +118,7 @@ class _Planner:
         lower = self.shapes[rung - 1]
         short = -(-self._data.lengths // lower.align) * lower.align <= lower.length
         found = []
-        above = rung > _RUNGS.index(_BULK)
+        above = rung > 1
         if not above or not short[samples].any():
             found.append(whole)
         if not above or self._skips:

@@ -305,9 +305,8 @@ class Scorer:
         ):
             batch = batches[step]
             self.work.computed += int((batch.rows.segment_ids > 0).sum())
-            self.work.padded_tokens += computed_places(
-                batch.rows.segment_ids[0], self.model.options.parts
-            )
+            ids = np.asarray(batch.rows.segment_ids[0])
+            self.work.padded_tokens += computed_places(ids, self.model.options.parts)
             samples, values = score_batch(
                 self._score_rows, self.params, batch, self.model.options.sharding
             )

@@ -35,6 +35,7 @@ from rmjax.models.rewards.aggregation import PUBLISHED, model_rule
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 LLAMA = tiny_llama(max_position_embeddings=256)
+LONG = tiny_llama(max_position_embeddings=131072)
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
 
@@ -155,6 +156,7 @@ def alone(hf) -> Scorer:
     return Scorer(model, params, source.tokenizer(), spec, model_rule(spec), "error")
 
 
+@pytest.mark.slow
 def test_a_session_compiles_a_program_for_each_rung_and_no_more(alone):
     """However many conversations there are and however long; scores do not move with the shape."""
     compiled = alone._score_rows._cache_size
@@ -189,7 +191,7 @@ def test_plans_hold_every_conversation_once_in_few_shapes(sizes, mesh, share):
     devices = jax.devices() if mesh else jax.devices()[:1]
     sharding = Sharding(make_mesh(MeshConfig(**mesh), devices))
     options: dict[str, Any] = {} if mesh else {"attention": "cpu_flash", "parts": True}
-    model = make_model(LLAMA, sharding=sharding, **options)
+    model = make_model(LONG, sharding=sharding, **options)
     tokens, data, order = of_sizes(sizes)
     plan, placed, tokens_there, batches_there = scoring_batches(data, model, share), [], 0, 0
     for batches in plan:
@@ -258,7 +260,7 @@ SETS = {
 @pytest.mark.parametrize("count", [16, 150])
 def test_little_of_a_set_is_padding(kind, count, rng):
     """At most a tenth, where rows are computed in parts."""
-    model = make_model(LLAMA, attention="cpu_flash", parts=True)
+    model = make_model(LONG, attention="cpu_flash", parts=True)
     sizes: list[Any] = []
     while sum(len(responses) for _, responses in sizes) < count:
         sizes.append(SETS[kind](rng))
@@ -303,6 +305,27 @@ def test_attention_can_be_chosen(hf, scorer, monkeypatch):
 
 def planned(scorer, conversations):
     return scorer._plan([scorer.encode(Conversation(c), "") for c in conversations])[0]
+
+
+@pytest.mark.parametrize("context", [1, 2])
+def test_whatever_the_lengths_there_are_four_shapes(context):
+    """Of conversations up to what the model can read, in plans of their own and together."""
+    sharding = Sharding(make_mesh(MeshConfig(fsdp=8 // context, context=context)))
+    shapes = set()
+    for lengths in (
+        [9],
+        [513],
+        [4096, 20],
+        [4097],
+        [33_000],
+        [131_072],
+        [5, 50, 600, 7000, 40_000],
+    ):
+        data = of_sizes([(0, [length]) for length in lengths])[1]
+        for kernel in ("xla", "cpu_flash", "splash"):
+            model = make_model(LONG, sharding=sharding, attention=kernel)
+            shapes |= {(kernel, batches.shape) for batches in scoring_batches(data, model)}
+    assert len(shapes) == 3 * 4
 
 
 @given(length=st.integers(1, 200_000), context=st.sampled_from([1, 2, 4, 8]))
