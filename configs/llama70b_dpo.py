@@ -25,7 +25,6 @@ def get_config(arg: str | None = None) -> Config:
             compare="helpfulness",
             attributes=(),
             max_length=4096,
-            row_length=8192,
         ),
         init="meta-llama/Llama-3.1-70B-Instruct",
         model=llama31_70b(),

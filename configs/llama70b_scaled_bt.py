@@ -23,7 +23,6 @@ def get_config(arg: str | None = None) -> Config:
             validation="nvidia/HelpSteer2/preference",
             attributes=("helpfulness",),
             max_length=4096,
-            row_length=8192,
         ),
         init="runs/llama70b_helpfulness",
         model=llama31_70b(),

@@ -19,7 +19,6 @@ def get_config(arg: str | None = None) -> Config:
             compare="helpfulness",
             attributes=(),
             max_length=4096,
-            row_length=8192,
         ),
         init="meta-llama/Llama-3.1-8B-Instruct",
         model=llama31_8b(),

@@ -17,7 +17,6 @@ def get_config(arg: str | None = None) -> Config:
             validation="nvidia/HelpSteer2/preference",
             attributes=("helpfulness",),
             max_length=4096,
-            row_length=8192,
         ),
         init="runs/llama8b_helpfulness",
         model=llama31_8b(),

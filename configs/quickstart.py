@@ -17,7 +17,6 @@ def get_config(arg: str | None = None) -> Config:
             train="generated:6000",
             validation="generated:400",
             max_length=256,
-            row_length=256,
         ),
         tokenizer="bytes",
         model=quickstart(),

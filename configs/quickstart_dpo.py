@@ -12,7 +12,7 @@ from rmjax.models.presets import quickstart
 def get_config(arg: str | None = None) -> Config:
     return Config(
         workdir="runs/quickstart_dpo",
-        data=DataConfig(train="pairs.jsonl", attributes=(), max_length=256, row_length=512),
+        data=DataConfig(train="pairs.jsonl", attributes=(), max_length=256),
         init="runs/quickstart_sft",
         model=quickstart(),
         objective="dpo",

@@ -18,7 +18,6 @@ def get_config(arg: str | None = None) -> Config:
             validation="generated:400",
             attributes=(),
             max_length=256,
-            row_length=256,
         ),
         tokenizer="bytes",
         model=quickstart(),

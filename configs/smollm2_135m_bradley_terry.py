@@ -21,7 +21,6 @@ def get_config(arg: str | None = None) -> Config:
             hold_out=0.1,
             attributes=("reward",),
             max_length=1024,
-            row_length=2048,
         ),
         init="HuggingFaceTB/SmolLM2-135M-Instruct",
         model=smollm2_135m(),

@@ -18,7 +18,6 @@ def get_config(arg: str | None = None) -> Config:
             validation="nvidia/HelpSteer2/preference",
             attributes=("helpfulness",),
             max_length=2048,
-            row_length=4096,
         ),
         init="runs/smollm2_135m_helpfulness",
         model=smollm2_135m(),

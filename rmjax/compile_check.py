@@ -65,6 +65,7 @@ from rmjax.config import AlignConfig, Config
 from rmjax.errors import UserError
 from rmjax.runtime.sharding import make_mesh, parse_mesh
 from rmjax.training.objectives.objective import is_policy
+from rmjax.training.rows import longest_row
 from rmjax.training.validate_config import validate
 
 # Without these the compiler asks a cloud that is not there, and talks about it.
@@ -100,7 +101,7 @@ def run(config: Config) -> None:
     else:
         reports = [check_program(config, name, make_mesh(config.mesh, devices), chip, load)]
         if not _JSON.value:
-            show(reports[0], chip, load, config.row_length, console)
+            show(reports[0], chip, load, longest_row(config), console)
     if _JSON.value:
         print(json.dumps([as_json(report, chip) for report in reports], indent=2))
     sys.exit(0 if any(report.fits for report in reports) else 1)

@@ -37,7 +37,9 @@ class DataConfig:
       over_long: what happens to a longer one: `drop`, `truncate_left` or `error`.
       turns: of a conversation that a policy learns by `sft`, which turns of the assistant's: the
         `last`, or `all`.
-      row_length: token positions of a row, at least `max_length`; 0 takes `max_length`.
+      row_length: token positions of a row, at least `max_length`; 0 chooses them, and how many rows
+        are computed at once, from the data, so that few places are computed; see
+        `rows_per_device`.
       packing: several prompts a row, or one.
       share_prompts: whether the tokens that all responses to a prompt begin with are computed once,
         in one row, instead of once a response. The numbers are the same.
@@ -256,7 +258,8 @@ class Config:
       steps: how many, or
       epochs: how often to see the training data; one of the two is set, the other 0.
       rows_per_device: rows computed at once on each row shard of the mesh; a step accumulates
-        over as many micro-batches as its samples need.
+        over as many micro-batches as its samples need. Where the data choose the rows, their
+        places at once are at most those of so many rows of `max_length`, with pairs of twice that.
       dtype: of the computation; `auto` is bfloat16 on accelerators and float32 on CPUs.
       remat: what is computed again in the backward pass; see `layers.ModelOptions`.
       attention: what computes it: `auto`, or one of `dispatch.KERNELS`.
@@ -289,11 +292,6 @@ class Config:
     checkpoint_every: int = 0
     seed: int = 0
     wandb: str = ""
-
-    @property
-    def row_length(self) -> int:
-        """Token positions of a row."""
-        return self.data.row_length or self.data.max_length
 
     @property
     def trained(self) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ from rmjax.models.model import Model
 from rmjax.runtime.compilation import enable_compilation_cache
 from rmjax.runtime.memory import keep_freed_memory
 from rmjax.runtime.sharding import Sharding, make_mesh
-from rmjax.training.datasets import load_rows
+from rmjax.training.datasets import load_planned
 from rmjax.training.experiment import config_objective, make_model, pick_tokenizer
 from rmjax.training.probing.fit import extract, show_ridge, show_training
 from rmjax.training.validate_config import validate
@@ -82,7 +82,7 @@ def probe(config: Config, dst: str, fit: str = "") -> None:
         )
     model = make_model(config, source, sharding)
     tokenizer = pick_tokenizer(config, source, model.config.vocab_size)
-    data, validation, shape = load_rows(config, model, tokenizer)
+    data, validation, _, (shape, *_) = load_planned(config, model, tokenizer)
 
     # ---- features, once ----------------------------------------------------------------------
     began = time.monotonic()

@@ -24,7 +24,6 @@ from rmjax.checkpoints.manager import Checkpoints
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.config import AlignConfig, Config, as_flat_dict
 from rmjax.data.batches import Batches, iterate, training_batches
-from rmjax.data.planning import plan_steps
 from rmjax.errors import UserError
 from rmjax.evaluation.metrics import mean_ratings
 from rmjax.inference.batching import evaluation_batches
@@ -34,14 +33,21 @@ from rmjax.runtime.memory import keep_freed_memory
 from rmjax.runtime.processes import Preemption, check_agreement
 from rmjax.runtime.sharding import Sharding, make_mesh
 from rmjax.training.console import announce, conclude
-from rmjax.training.datasets import check_position, data_position, load_rows
+from rmjax.training.datasets import check_position, data_position, load_planned
 from rmjax.training.experiment import config_objective, first_params, make_model, pick_tokenizer
 from rmjax.training.logger import MetricsLogger
 from rmjax.training.reference import with_references
+from rmjax.training.rows import record_of, row_limits
 from rmjax.training.step import Metrics, TrainState, make_program
 from rmjax.training.validate_config import validate
 from rmjax.training.validation import evaluate
-from rmjax.training.workdir import open_workdir, package_versions, record_run
+from rmjax.training.workdir import (
+    open_workdir,
+    package_versions,
+    record_rows,
+    record_run,
+    recorded_rows,
+)
 
 
 def train(config: Config) -> None:
@@ -71,23 +77,17 @@ def train_in(workdir: Path, config: Config) -> None:
 
     # ---- data --------------------------------------------------------------------------------
     share, packing = config.data.share_prompts, config.data.packing
-    data, validation, shape = load_rows(config, model, tokenizer)
+    recorded = recorded_rows(workdir)
+    data, validation, plan, shapes = load_planned(config, model, tokenizer, recorded)
     objective, score = config_objective(config), make_score(model)
-    plan = plan_steps(
-        data,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        steps=config.steps,
-        epochs=config.epochs,
-    )
     if objective.reference:
         data, validation = with_references(
-            config, source, model, score, data, validation, plan, shape, console
+            config, source, model, score, data, validation, plan, shapes[0], console
         )
-    batches = training_batches(data, plan, shape, packing=packing, share=share)
+    batches = training_batches(data, plan, *shapes, packing=packing, share=share)
     held_out = None
     if validation:
-        held_out = evaluation_batches(validation, shape, packing=packing, share=share)
+        held_out = evaluation_batches(validation, shapes[0], packing=packing, share=share)
     constants = mean_ratings(data.labels)
 
     # ---- step --------------------------------------------------------------------------------
@@ -119,6 +119,8 @@ def train_in(workdir: Path, config: Config) -> None:
         state = program.start(params)
         del params  # donated with the state
     record_run(workdir, config, model, tokenizer, data, validation, source)
+    if not config.data.row_length:
+        record_rows(workdir, record_of(shapes, row_limits(config, model)))
     announce(
         console, workdir=workdir, model=model, origin=origin, batches=batches, held_out=held_out
     )

@@ -49,6 +49,7 @@ from rmjax.models.parameters import Params, flatten
 from rmjax.runtime.sharding import Sharding, local_bytes
 from rmjax.training.experiment import new_model
 from rmjax.training.objectives.rollouts import chosen_method, has_critic
+from rmjax.training.rows import longest_row
 from rmjax.training.step import MICROBATCH_LOOP
 
 
@@ -147,7 +148,7 @@ def check_alignment(
       UserError: something does not divide over the mesh.
     """
     llama, sharding = architecture(config), Sharding(mesh)
-    kernel = choose(config.attention, llama, sharding, dtype(config), config.row_length)
+    kernel = choose(config.attention, llama, sharding, dtype(config), longest_row(config))
     options = ModelOptions(sharding, dtype=dtype(config), remat=config.remat, attention=kernel)
     model = new_model(config, llama, options)
     rewards, said = _reward(config, model)
@@ -231,7 +232,7 @@ def _workload(config: AlignConfig, load: SamplingLoad) -> Workload:
     whole, shared = load.prompt + load.tokens, load.prompt - 1
     if not config.data.share_prompts:
         return Workload(config.batch_size, whole, predicted=load.tokens)
-    together = max(1, min(load.n, (config.row_length - shared) // (whole - shared)))
+    together = max(1, min(load.n, (longest_row(config) - shared) // (whole - shared)))
     return Workload(config.batch_size, whole, shared, together, load.tokens)
 
 
@@ -293,7 +294,7 @@ def _log_probabilities(
     A policy whose credits are fresh says it again before each update.
     """
     batches = StepRows(config, model).whole(_samples(config, load))
-    sharding, length = model.options.sharding, config.row_length
+    sharding, length = model.options.sharding, longest_row(config)
     mesh: Any = sharding.mesh
     context, first = mesh.shape["context"], batches[0]
     targets: Any = first.targets
@@ -338,7 +339,7 @@ def _critic_updates(
     batch = batch._replace(targets=targets._replace(values=TokenReturns(old, returns, shares)))
     mesh: Any = sharding.mesh
     context, program = mesh.shape["context"], critic_program(config, critic, 1)
-    steps = kernel_steps(work.group, work.group_places, config.row_length, context, chip)
+    steps = kernel_steps(work.group, work.group_places, longest_row(config), context, chip)
     step: Any = program.step
     traced = step.trace(program.abstract, batch)
     found = compile_program(traced, mesh, chip, {MICROBATCH_LOOP: microbatches}, steps)

@@ -42,6 +42,7 @@ from rmjax.runtime.sharding import Sharding, check_divisible, local_bytes
 from rmjax.training.experiment import config_objective, new_head, new_model
 from rmjax.training.objectives.objective import is_policy
 from rmjax.training.optimizer import partition
+from rmjax.training.rows import longest_row
 from rmjax.training.step import MICROBATCH_LOOP, TrainState, make_program
 
 
@@ -203,15 +204,15 @@ def check_program(config: Config, topology: str, mesh: Mesh, chip: Chip, load: W
     """
     began = time.monotonic()
     sharding, llama = Sharding(mesh), architecture(config)
-    kernel = choose(config.attention, llama, sharding, dtype(config), config.row_length)
+    kernel = choose(config.attention, llama, sharding, dtype(config), longest_row(config))
     step, state = abstract_program(config, llama, sharding, kernel)
     batch, microbatches = abstract_batch(config, sharding, load)
     context = mesh.shape["context"]
     trips = {
         MICROBATCH_LOOP: microbatches,
-        CHUNK_LOOP: load.chunks(config.row_length, config.rows_per_device, context),
+        CHUNK_LOOP: load.chunks(longest_row(config), config.rows_per_device, context),
     }
-    steps = kernel_steps(load.group, load.group_places, config.row_length, context, chip)
+    steps = kernel_steps(load.group, load.group_places, longest_row(config), context, chip)
     made = compile_program(step.trace(state, batch), mesh, chip, trips, steps)
     parts = state_bytes(state, config.trained)
     return Report(
@@ -271,7 +272,7 @@ def dtype(config: Config) -> Any:
 
 def abstract_batch(config: Config, sharding: Sharding, load: Workload) -> tuple[Batch, int]:
     """Shapes and shardings of a step's batch, and how many of its micro-batches hold anything."""
-    length = config.row_length
+    length = longest_row(config)
     rows = config.rows_per_device * sharding.row_shards
     check_divisible(
         "rows of config.data.row_length", (rows, length), sharding.activation(("row", "length"))

@@ -22,6 +22,7 @@ from rmjax.errors import UserError
 from rmjax.models.decoder import REMAT
 from rmjax.runtime.sharding import MeshConfig, Sharding, abstract_mesh, make_mesh, mesh_shape
 from rmjax.training.experiment import new_head
+from rmjax.training.rows import longest_row
 
 
 def search_meshes(
@@ -83,13 +84,13 @@ def _estimated(
                     chip=chip,
                     chips_per_host=_chips_per_host(devices),
                     rows=rows,
-                    microbatches=-(-load.rows(config.row_length) // (rows * sharding.row_shards)),
-                    length=config.row_length,
+                    microbatches=-(-load.rows(longest_row(config)) // (rows * sharding.row_shards)),
+                    length=longest_row(config),
                     group=load.group,
                     remat=remat,
                     predicted=load.predicted * load.responses,
                 )
-                divides = config.row_length % sizes["context"] == 0
+                divides = longest_row(config) % sizes["context"] == 0
                 if divides and sum(state.values()) + guess.temporaries < chip.memory:
                     yield guess.serial, candidate
 

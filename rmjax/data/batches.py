@@ -25,7 +25,7 @@ from rmjax.data.batch import (
     Targets,
     batch_axes,
 )
-from rmjax.data.planning import Row, group_length, make_segments, plan_rows
+from rmjax.data.planning import Row, group_length, longest_atom, make_segments, plan_rows
 from rmjax.data.predicted import at_predecessors, predicting
 from rmjax.data.row_layout import RowShape, make_rows, own_places
 from rmjax.data.tokenized import REFERENCE, TokenizedData
@@ -40,25 +40,47 @@ class Batches:
         self,
         data: TokenizedData,
         steps: Sequence[Sequence[Row]],
-        shape: RowShape,
+        shape: RowShape | Sequence[RowShape],
         share: bool,
         microbatches: int = 0,
     ):
         """Takes the rows of each step, for example those that `training_batches` plans.
 
-        Each step has as many micro-batches as the largest needs, and at least as many as given.
+        Each step has as many micro-batches as the largest of its shape needs, and at least as many
+        as given. `shape` is that of all steps, or of each.
         """
-        self.data, self.shape, self.share = data, shape, share
+        self.data, self.share = data, share
         self._rows = steps
-        most = max((len(rows) for rows in steps), default=1)
-        self.microbatches = max(microbatches, -(-most // shape.rows))
+        self._shapes = [shape] * len(steps) if isinstance(shape, RowShape) else list(shape)
+        self._microbatches = dict.fromkeys(self._shapes, max(1, microbatches))
+        for rows, of_step in zip(steps, self._shapes):
+            needed = _microbatches(rows, of_step)
+            self._microbatches[of_step] = max(self._microbatches[of_step], needed)
+
+    @property
+    def shapes(self) -> tuple[RowShape, ...]:
+        """The shapes that steps have, each a program to compile."""
+        return tuple(self._microbatches)
+
+    @property
+    def shape(self) -> RowShape:
+        """That of every step, where there is one."""
+        (only,) = self._microbatches
+        return only
+
+    @property
+    def microbatches(self) -> int:
+        """The most that a step may have."""
+        return max(self._microbatches.values())
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, step: int) -> Batch:
         """The arrays of a step, whole (every process makes them all; they are small)."""
-        return make_batch(self.data, self._rows[step], self.shape, self.microbatches, self.share)
+        shape = self._shapes[step]
+        microbatches = self._microbatches[shape]
+        return make_batch(self.data, self._rows[step], shape, microbatches, self.share)
 
     def samples(self, step: int) -> np.ndarray:
         """The samples of a step, in the order of its rows."""
@@ -71,8 +93,7 @@ class Batches:
 
     def padded_tokens(self, step: int) -> int:
         """Token positions computed in a step, padding included."""
-        microbatches = -(-len(self._rows[step]) // self.shape.rows)
-        return microbatches * self.shape.rows * self.shape.length
+        return _places(self._rows[step], self._shapes[step])
 
     def position(self, steps: int) -> dict[str, Any]:
         """Where the data are after so many steps: part of a checkpoint."""
@@ -91,14 +112,33 @@ class Batches:
 def training_batches(
     data: TokenizedData,
     plan: Sequence[np.ndarray],
-    shape: RowShape,
-    *,
+    *shapes: RowShape,
     packing: bool = True,
     share: bool = True,
 ) -> Batches:
-    """The batches of a plan of steps, see `plan_steps`; and `plan_rows` for the options."""
-    steps = [plan_rows(data, step, shape, packing=packing, share=share) for step in plan]
-    return Batches(data, steps, shape, share)
+    """The batches of a plan of steps, see `plan_steps`; and `plan_rows` for the options.
+
+    Of several shapes a step has that in which it computes the fewest places. Everything must fit in
+    the first.
+    """
+    steps, taken = [], []
+    for step in plan:
+        longest = longest_atom(data, step, shapes[-1].align, share) if len(shapes) > 1 else 0
+        fitting = [shape for shape in shapes if shape is shapes[0] or longest <= shape.length]
+        planned = [plan_rows(data, step, s, packing=packing, share=share) for s in fitting]
+        places = [_places(rows, shape) for rows, shape in zip(planned, fitting)]
+        best = int(np.argmin(places))
+        steps.append(planned[best])
+        taken.append(fitting[best])
+    return Batches(data, steps, taken, share)
+
+
+def _microbatches(rows: Sequence[Row], shape: RowShape) -> int:
+    return -(-len(rows) // shape.rows)
+
+
+def _places(rows: Sequence[Row], shape: RowShape) -> int:
+    return _microbatches(rows, shape) * shape.rows * shape.length
 
 
 def make_batch(

@@ -125,10 +125,8 @@ def prompt_groups(
     groups: list[PromptGroup] = []
     lengths: list[int] = []
     for responses in _split_by_prompt(data, samples):
-        together = 2 if data.chosen[responses[0]] else 1
-        atoms = np.split(responses, range(together, len(responses), together))
-        for i, atom in enumerate(atoms):
-            if share and i and len(groups[-1]) + together <= shape.slots:
+        for i, atom in enumerate(_separated(data, responses)):
+            if share and i and len(groups[-1]) + len(atom) <= shape.slots:
                 joined = np.concatenate([groups[-1], atom])
                 length = group_length(data, joined, shape.align, share)
                 if length <= shape.length:
@@ -137,6 +135,16 @@ def prompt_groups(
             groups.append(atom)
             lengths.append(group_length(data, atom, shape.align, share))
     return groups, lengths
+
+
+def longest_atom(data: TokenizedData, samples: np.ndarray, align: int, share: bool) -> int:
+    """Token positions of the longest of the samples that cannot be separated.
+
+    Those are the two of each pair, and every other sample alone.
+    """
+    parts = _split_by_prompt(data, samples)
+    atoms = (atom for responses in parts for atom in _separated(data, responses))
+    return max(group_length(data, atom, align, share) for atom in atoms)
 
 
 def group_length(data: TokenizedData, group: PromptGroup, align: int, share: bool) -> int:
@@ -159,3 +167,9 @@ def _split_by_prompt(data: TokenizedData, samples: np.ndarray) -> list[np.ndarra
     """Runs of samples that follow each other and answer one prompt."""
     breaks = (np.diff(samples) != 1) | (np.diff(data.prompt_ids[samples]) != 0)
     return np.split(samples, np.flatnonzero(breaks) + 1)
+
+
+def _separated(data: TokenizedData, responses: np.ndarray) -> list[PromptGroup]:
+    """The responses to one prompt, those of a pair together."""
+    together = 2 if data.chosen[responses[0]] else 1
+    return np.split(responses, range(together, len(responses), together))

@@ -15,7 +15,7 @@ from rmjax.data.packing import pack
 from rmjax.data.planning import Row, group_length, plan_rows, prompt_groups, row_shape
 from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenized import TokenizedData
-from rmjax.models.attention.dispatch import alignment, row_multiple, skips
+from rmjax.models.attention.dispatch import alignment, computed_share, row_multiple
 from rmjax.models.flops import model_flops
 from rmjax.models.model import Model
 from rmjax.models.parts import SMALLEST_PART
@@ -88,7 +88,7 @@ class _Planner:
     def __init__(self, data: TokenizedData, model: Model, share: bool):
         options = model.options
         self._data, self._share, self._parts = data, share, options.parts
-        self._skips = skips(options.attention)
+        self._skips = computed_share(options.attention) == 0.0
         # Of the time that a place takes, what attention adds for each of its row.
         self._attention = 0.0
         if not self._skips:

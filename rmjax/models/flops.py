@@ -36,13 +36,8 @@ def model_flops(
       read: places that the head reads; None for one a sample. A policy's are those that predict a
         token of a response.
     """
-    sizes = axis_sizes(llama, lora)
-
-    def numbers(rows: Iterable[Parameter]) -> int:
-        return sum(math.prod(sizes[axis] for axis in row.axes.split()) for row in rows)
-
-    weights = numbers(PRODUCTS)
-    adapters = numbers(adapter_parameters(lora))
+    weights = _numbers(PRODUCTS, llama, lora)
+    adapters = _numbers(adapter_parameters(lora), llama, lora)
     tokens = pairs = samples = 0
     for shared, lengths in groups:
         tokens += shared + sum(n - shared for n in lengths)
@@ -57,3 +52,14 @@ def model_flops(
     )
     no_gradient = product * weights if lora.rank else 0
     return float(forward * 3 - no_gradient if training else forward)
+
+
+def pair_cost(llama: LlamaConfig) -> float:
+    """What attention to one place costs another, in the products with weights of a place."""
+    return 2 * llama.num_attention_heads * llama.head_dim / _numbers(PRODUCTS, llama)
+
+
+def _numbers(rows: Iterable[Parameter], llama: LlamaConfig, lora: LoraConfig = NO_LORA) -> int:
+    """How many numbers parameters have, in one layer."""
+    sizes = axis_sizes(llama, lora)
+    return sum(math.prod(sizes[axis] for axis in row.axes.split()) for row in rows)

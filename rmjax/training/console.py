@@ -55,19 +55,29 @@ def announce(
             )
             for note in data.notes:
                 console.print(f"{'':<11} {note}")
-    steps, shape = range(len(batches)), batches.shape
+    steps = range(len(batches))
     tokens = sum(map(batches.tokens, steps))
     alone = sum(int(batches.data.lengths[batches.samples(step)].sum()) for step in steps)
-    padding = 1 - tokens / sum(map(batches.padded_tokens, steps))
+    shapes = " or ".join(
+        f"{shape.length} tokens, up to {shape.slots} samples, {shape.rows} rows at once"
+        for shape in batches.shapes
+    )
+    held = f", {padding_of(held_out):.1%} in validation" if held_out else ""
     console.print(
-        f"rows        {shape.length} tokens, up to {shape.slots} samples; {shape.rows} rows at "
-        f"once, up to {batches.microbatches} micro-batches a step; padding {padding:.1%}"
+        f"rows        {shapes}; up to {batches.microbatches} micro-batches a step; padding "
+        f"{padding_of(batches):.1%}{held}"
     )
     if batches.share:
         saved = 1 - tokens / alone
         console.print(
             f"prompts     computed once for their responses, which saves {saved:.1%} of the tokens"
         )
+
+
+def padding_of(batches: Batches) -> float:
+    """The share of what all steps compute that holds no token."""
+    steps = range(len(batches))
+    return 1 - sum(map(batches.tokens, steps)) / sum(map(batches.padded_tokens, steps))
 
 
 def conclude(

@@ -10,7 +10,7 @@ import numpy as np
 
 from rmjax.config import Config
 from rmjax.data.batches import Batches
-from rmjax.data.planning import group_length, row_shape
+from rmjax.data.planning import group_length, plan_steps
 from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenize import load_tokenized
 from rmjax.data.tokenized import TokenizedData, hold_out, join, subset
@@ -18,27 +18,30 @@ from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
 from rmjax.models.attention.dispatch import alignment
 from rmjax.models.model import Model
-from rmjax.runtime.sharding import check_divisible
 from rmjax.training.experiment import config_objective
+from rmjax.training.rows import Recorded, longest_row, run_shapes
 
 
-def load_rows(
-    config: Config, model: Model, tokenizer: Tokenizer
-) -> tuple[TokenizedData, TokenizedData | None, RowShape]:
-    """Training and validation samples, see `load_data`, and the rows that a run puts them in.
+def load_planned(
+    config: Config, model: Model, tokenizer: Tokenizer, recorded: Recorded | None = None
+) -> tuple[TokenizedData, TokenizedData | None, list[np.ndarray], tuple[RowShape, ...]]:
+    """Training and validation samples, see `load_data`, a run's steps, and their rows.
+
+    `recorded` is what the run has on record of its rows; see `run_shapes`.
 
     Raises:
       UserError: bad data, or rows that do not divide over the mesh.
     """
-    share, sharding = config.data.share_prompts, model.options.sharding
-    align = alignment(model.options.attention, config.row_length)
-    data, validation = load_data(config, tokenizer, share, align)
-    rows, length = config.rows_per_device * sharding.row_shards, config.row_length
-    placed = sharding.activation(("row", "length"))
-    check_divisible("rows of config.data.row_length", (rows, length), placed)
-    packing = config.data.packing
-    shape = row_shape(data, rows=rows, length=length, packing=packing, share=share, align=align)
-    return data, validation, shape
+    align = alignment(model.options.attention, longest_row(config))
+    data, validation = load_data(config, tokenizer, config.data.share_prompts, align)
+    plan = plan_steps(
+        data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        steps=config.steps,
+        epochs=config.epochs,
+    )
+    return data, validation, plan, run_shapes(config, model, data, validation, plan, recorded)
 
 
 def load_data(
@@ -151,19 +154,23 @@ def _check_levels(data: TokenizedData) -> None:
 def fit_pairs(data: TokenizedData, config: Config, share: bool, align: int = 1) -> TokenizedData:
     """The pairs that fit in a row; `config.data.over_long` says whether others are an error.
 
+    Where the data choose the rows, all do.
+
     Raises:
       UserError: one does not fit, and must not be dropped.
     """
+    if not config.data.row_length:
+        return data
     pairs = np.arange(len(data)).reshape(-1, 2)
     lengths = np.asarray([group_length(data, pair, align, share) for pair in pairs])
-    long = np.flatnonzero(lengths > config.row_length)
+    long = np.flatnonzero(lengths > config.data.row_length)
     if not len(long):
         return data
     if config.data.over_long != "drop":
         raise UserError(
             f"{data.where(2 * int(long[0]))}: the pair takes {lengths[long[0]]} places, a row has "
-            f"{config.row_length}: raise config.data.row_length (twice data.max_length is always "
-            "enough), or let data.over_long be 'drop'"
+            f"{config.data.row_length}: raise config.data.row_length (twice data.max_length is "
+            "always enough), let it be 0, or let data.over_long be 'drop'"
         )
     kept = subset(data, np.delete(pairs, long, axis=0).ravel())
     counts = data.counts | {

@@ -47,7 +47,7 @@ def make_model(config: Config, source: Pretrained | None, sharding: Sharding) ->
             f"{llama.max_position_embeddings} tokens (max_position_embeddings)"
         )
     dtype = compute_dtype(config.dtype)
-    kernel = choose(config.attention, llama, sharding, dtype, config.row_length)
+    kernel = choose(config.attention, llama, sharding, dtype, config.data.row_length)
     options = ModelOptions(sharding, dtype=dtype, remat=config.remat, attention=kernel)
     return new_model(config, llama, options)
 

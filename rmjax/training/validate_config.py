@@ -59,6 +59,7 @@ _NOT_NEGATIVE = (
     "eval_every",
     "checkpoint_every",
     "seed",
+    "data.row_length",
     "preference.center_rewards_coefficient",
     "preference.gamma",
     "lora.rank",
@@ -109,10 +110,10 @@ def validate(config: Config) -> Config:
         except re.error as error:
             raise UserError(f"config.trainable: {pattern!r} is not a pattern ({error})") from error
     _check_lora(config)
-    if config.row_length < data.max_length:
+    if data.row_length and data.row_length < data.max_length:
         raise UserError(
             f"config.data.row_length = {data.row_length} is less than data.max_length = "
-            f"{data.max_length}: a sample must fit in a row"
+            f"{data.max_length}: a sample must fit in a row; 0 chooses a length from the data"
         )
     _check_objective(config)
     if isinstance(config, AlignConfig):

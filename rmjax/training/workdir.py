@@ -32,12 +32,14 @@ from rmjax.models.model import Model
 from rmjax.models.rewards.ordinal import OrdinalScale
 from rmjax.models.rewards.spec import RewardSpec
 from rmjax.runtime.files import PARTIAL, lock_file, read_json, replace_file
-from rmjax.runtime.processes import barrier, broadcast
+from rmjax.runtime.processes import barrier, broadcast, from_first
 from rmjax.training.experiment import config_objective
+from rmjax.training.rows import Recorded
 from rmjax.training.validate_config import check_continues
 
 MODEL_DIRECTORY = "model"
 RECORD = "config.json"
+ROWS = "rows.json"
 LOCK = ".lock"
 _PACKAGES = ("rmjax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 _SHARED_SECONDS = 60.0  # in which a network file system shows all what one wrote
@@ -171,6 +173,19 @@ def record_run(
                 write_adapter_config(files, model.lora, base, reward=False)
             ends = () if spec else end_tokens(source.files if source else None, tokenizer)
             write_model_files(files, model.config, tokenizer, spec, ends=ends)
+
+
+def recorded_rows(workdir: Path) -> Recorded | None:
+    """The rows that the data chose when the run began, on every process; None if it had none."""
+    file = workdir / ROWS
+    return from_first("rows", lambda: read_json(file)["rows"] if file.exists() else None)
+
+
+def record_rows(workdir: Path, rows: Recorded) -> None:
+    """Puts them on record."""
+    if jax.process_index() == 0:
+        with disk_errors(f"the run's files in {workdir}"):
+            _write(workdir / ROWS, {"rows": rows})
 
 
 def run_spec(config: Config, model: Model, data: TokenizedData) -> RewardSpec:

@@ -20,6 +20,7 @@ from rmjax.models.inputs import Rows
 from rmjax.runtime.sharding import MeshConfig, Sharding, abstract_mesh
 from rmjax.training.experiment import config_objective, make_model
 from rmjax.training.objectives.objective import is_policy
+from rmjax.training.rows import longest_row
 from rmjax.training.step import make_program
 from rmjax.training.validate_config import check_continues, validate
 
@@ -41,7 +42,7 @@ def documented(path) -> list[tuple]:
 def test_every_config_traces_on_its_mesh(path, arg):
     config = validate(load_config(path, arg))
     assert config.model is not None, "state the model, so that the config can be checked unrun"
-    assert config.row_length <= config.model.max_position_embeddings
+    assert longest_row(config) <= config.model.max_position_embeddings
     weights = sum(
         math.prod(leaf.shape)
         for leaf in jax.tree.leaves(
@@ -60,15 +61,15 @@ def test_every_config_traces_on_its_mesh(path, arg):
     def shape(*sizes, dtype=jnp.float32):
         return jax.ShapeDtypeStruct((2, rows, *sizes), dtype)
 
-    row = shape(config.row_length, dtype=jnp.int32)
+    row = shape(longest_row(config), dtype=jnp.int32)
     slots = shape(8, dtype=jnp.int32)
     pair = shape(4, dtype=jnp.int32)
     ratings = Ratings._make([shape(8, attributes)] * 2)
     pairs = Pairs._make([pair, pair, shape(4), shape(4)])
     targets = Targets(ratings, pairs)
-    predicting = shape(config.row_length, dtype=jnp.bool_)
+    predicting = shape(longest_row(config), dtype=jnp.bool_)
     if isinstance(config, AlignConfig):
-        values = TokenValues._make([shape(config.row_length)] * 4)
+        values = TokenValues._make([shape(longest_row(config))] * 4)
         targets = Rollouts._make([predicting, row, values])
     elif is_policy(config.objective):
         targets = PolicyTargets(Responses._make([predicting, *[shape(8)] * 3]), pairs)
