@@ -28,7 +28,6 @@ def get_config(arg: str | None = None) -> AlignConfig:
             validation="generated:120",
             attributes=(),
             max_length=384,
-            row_length=512,
         ),
         init="runs/quickstart_sft",
         model=quickstart(),

@@ -15,12 +15,13 @@ from rmjax.alignment.prompts import Prompts, plan_prompts, read_prompts
 from rmjax.alignment.reference import Reference
 from rmjax.alignment.rewards import Rewards, open_rewards
 from rmjax.alignment.server_sampling import ServerSampling
-from rmjax.alignment.steps import Sampler, Sampling
+from rmjax.alignment.steps import Sampler, Sampling, step_shape
 from rmjax.alignment.updates import Learner, updates_of
 from rmjax.checkpoints.end_tokens import end_tokens
 from rmjax.checkpoints.manager import Checkpoints
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained
 from rmjax.config import AlignConfig
+from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
 from rmjax.models.model import Model
@@ -28,8 +29,9 @@ from rmjax.runtime.processes import check_agreement
 from rmjax.runtime.sharding import Sharding, make_mesh
 from rmjax.training.experiment import config_objective, first_params, make_model, pick_tokenizer
 from rmjax.training.objectives.rollouts import has_critic
+from rmjax.training.rows import record_of, row_limits
 from rmjax.training.step import Program, TrainState, make_program
-from rmjax.training.workdir import record_run
+from rmjax.training.workdir import record_rows, record_run, recorded_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Parts:
       plan: the prompts of each step, by number.
       program: the policy's step.
       critic: of a method that has one.
+      shape: of the rows that are learned from.
       learner: makes the updates of a step.
       sampling: makes samples.
       rewards: say what they are worth.
@@ -58,6 +61,7 @@ class Parts:
     plan: list[Int64[np.ndarray, "P"]]
     program: Program
     critic: Critic | None
+    shape: RowShape
     learner: Learner
     sampling: Sampler
     rewards: Rewards
@@ -114,12 +118,14 @@ def open_parts(config: AlignConfig, workdir: Path, say: Callable[[str, object], 
         trainable=config.trained,
         seed=config.seed,
     )
+    shape = step_shape(config, model, prompts, plan, recorded_rows(workdir))
     critic = Critic(config, model, tokenizer, updates) if has_critic(config) else None
     ends = end_tokens(source.files if source else None, tokenizer)
     if config.rollout.server:
         sampling = ServerSampling(config, model, tokenizer, ends, workdir)
     else:
-        sampling = Sampling(config, model, tokenizer, ends)
+        asked = [*prompts.tokens, *(held_out.tokens if held_out else ())]
+        sampling = Sampling(config, model, tokenizer, ends, asked)
     judges = [reward_model(r.model, model) for r in config.rewards.values() if r.model]
     states = [program.abstract, *([critic.program.abstract] if critic else [])]
     for line in memory_lines(plan_memory(config, model, states, judges)):
@@ -133,7 +139,8 @@ def open_parts(config: AlignConfig, workdir: Path, say: Callable[[str, object], 
         plan=plan,
         program=program,
         critic=critic,
-        learner=Learner(config, model, program, critic),
+        shape=shape,
+        learner=Learner(config, model, program, critic, shape),
         sampling=sampling,
         rewards=open_rewards(config.rewards, config.mesh, tokenizer),
     )
@@ -178,6 +185,8 @@ def record(workdir: Path, config: AlignConfig, parts: Parts) -> None:
     held_out = parts.held_out.data() if parts.held_out else None
     data, source = parts.prompts.data(), parts.source
     record_run(workdir, config, parts.model, parts.tokenizer, data, held_out, source)
+    if not config.data.row_length:
+        record_rows(workdir, record_of([parts.shape], row_limits(config, parts.model)))
 
 
 def announce(
@@ -196,6 +205,8 @@ def announce(
     say("prompts", f"{prompts.source}: {counts}")
     updates = "1 update" if learner.updates == 1 else f"{learner.updates} updates"
     say("step", f"{each} prompts, {config.rollout.n} samples of each, {updates}")
+    shape = parts.shape
+    say("rows", f"{shape.length} tokens, up to {shape.slots} samples, {shape.rows} rows at once")
     say("method", f"{config.objective}, kl {learner.method.kl:g}")
     if parts.critic:
         say("critic", parts.critic.name)

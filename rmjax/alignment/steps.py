@@ -1,6 +1,7 @@
 """The parts of a step: samples of the current weights, their rewards, and rows of a fixed shape."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,8 +15,9 @@ from rmjax.alignment.weights import moved
 from rmjax.config import AlignConfig
 from rmjax.data.batches import Batches
 from rmjax.data.planning import plan_rows
-from rmjax.data.row_layout import RowShape
-from rmjax.data.tokenized import TokenizedData
+from rmjax.data.row_choice import choose_shapes
+from rmjax.data.row_layout import RowShape, segment_length
+from rmjax.data.tokenized import TokenizedData, in_memory
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.generation.completions import Completion, SamplingSettings
 from rmjax.generation.policy import Policy
@@ -25,10 +27,13 @@ from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model
 from rmjax.models.parameters import Params
 from rmjax.runtime.sharding import Sharding, mesh_shape
+from rmjax.training.rows import Recorded, longest_row, recorded_shapes, row_limits
 
 HELD_OUT = 2**32 - 1  # the step whose noise samples of held-out prompts have
 _SEEDS = 1_000_003  # apart, those of two runs' steps
 _PLACES_A_SLOT = 8
+_PARTS = (1, 2, 4, 8)  # of `max_tokens`: samples that rows are chosen for
+_FEWER = 4  # the part of the places at once that will do: steps may become short
 
 
 class Sampler(Protocol):
@@ -60,7 +65,12 @@ class Sampling:
     """The policy as it is, to sample from, which is a `Sampler`."""
 
     def __init__(
-        self, config: AlignConfig, model: Model, tokenizer: Tokenizer, ends: tuple[int, ...]
+        self,
+        config: AlignConfig,
+        model: Model,
+        tokenizer: Tokenizer,
+        ends: tuple[int, ...],
+        prompts: Sequence[np.ndarray],
     ):
         """Nothing is compiled yet.
 
@@ -69,10 +79,12 @@ class Sampling:
           model: that is trained.
           tokenizer: its.
           ends: tokens that end a sample.
+          prompts: tokens of all that it will be asked.
         """
         self.model = sampled_model(config, model)
         self._config, self.weights = config, 0
-        self._policy = Policy(self.model, {}, tokenizer, ends, config.rollout.rows)
+        places = [len(asked) - 1 for asked in prompts]
+        self._policy = Policy(self.model, {}, tokenizer, ends, config.rollout.rows, usual=places)
         self._wanted = self.model.abstract(self.model.options.dtype)
 
     def __call__(
@@ -164,15 +176,13 @@ class StepRows:
     The update is compiled once. Micro-batches that a step does not need are not computed.
     """
 
-    def __init__(self, config: AlignConfig, model: Model):
-        """Takes the shape from the config."""
+    def __init__(self, config: AlignConfig, shape: RowShape):
+        """Takes the shape, see `step_shape`."""
         self._packing, self._share = config.data.packing, config.data.share_prompts
-        length, rows = config.row_length, config.rows_per_device * model.options.sharding.row_shards
-        slots = max(config.rollout.n, min(64, length // _PLACES_A_SLOT))
-        self.shape = RowShape(rows, length, slots, alignment(model.options.attention, length))
+        self.shape = shape
         # At worst every sample has a row of its own.
         samples = config.batch_size // config.policy_gradient.minibatches
-        self._microbatches = -(-samples // rows)
+        self._microbatches = -(-samples // shape.rows)
 
     def whole(self, data: TokenizedData) -> Batches:
         """Every sample once, a micro-batch a step, to score."""
@@ -183,6 +193,71 @@ class StepRows:
         samples = np.arange(len(data))
         rows = plan_rows(data, samples, self.shape, packing=self._packing, share=self._share)
         return Batches(data, [rows], self.shape, self._share, self._microbatches)
+
+
+def shape_of(config: AlignConfig, model: Model, rows: int, length: int) -> RowShape:
+    """The shape of so many rows of a length."""
+    slots = max(config.rollout.n, min(64, length // _PLACES_A_SLOT))
+    return RowShape(rows, length, slots, alignment(model.options.attention, length))
+
+
+def planned_shape(config: AlignConfig, model: Model) -> RowShape:
+    """The shape that the config says, or with which memory is planned; see `longest_row`."""
+    rows = config.rows_per_device * model.options.sharding.row_shards
+    return shape_of(config, model, rows, longest_row(config))
+
+
+def step_shape(
+    config: AlignConfig,
+    model: Model,
+    prompts: Prompts,
+    plan: Sequence[np.ndarray],
+    recorded: Recorded | None = None,
+) -> RowShape:
+    """The shape of a run's rows: the config's, or chosen for its prompts.
+
+    Nobody knows how long samples will be, and they change while a policy learns. So it is chosen
+    for some of the run's steps with samples of several lengths. There is one shape, since each is
+    several programs here. See `run_shapes` for `recorded`.
+    """
+    if config.data.row_length:
+        return planned_shape(config, model)
+    limits, rollout = row_limits(config, model, part=_FEWER), config.rollout
+
+    def made(rows: int, length: int) -> RowShape:
+        return shape_of(config, model, rows, length)
+
+    known = recorded_shapes(recorded, limits, made)
+    if known:
+        return known[0]
+    tokens, of, spoken = [], [], []
+    for part in _PARTS:
+        length = max(1, rollout.max_tokens // part)
+        for step, numbers in enumerate(
+            plan[:part]
+        ):  # more steps of shorter samples: as many tokens
+            for number in numbers.tolist():
+                asked = prompts.tokens[number]
+                for sample in range(rollout.n):
+                    said = np.full(length, -1 - sample)  # no two of a prompt share any of it
+                    tokens.append(np.concatenate([asked, said]).astype(np.int32))
+                    spoken.append(np.arange(len(tokens[-1])) >= len(asked))
+                    of.append((part, step, number))
+    data = in_memory(tokens, of, spoken)[0]
+    updates = config.batch_size // config.policy_gradient.minibatches
+    steps = np.split(np.arange(len(data)), range(updates, len(data), updates))
+    longest = max(map(len, prompts.tokens)) + rollout.max_tokens
+    (shape,) = choose_shapes(
+        data,
+        steps,
+        segment_length([longest], 0, alignment(model.options.attention, 2 * longest_row(config))),
+        limits,
+        made,
+        packing=config.data.packing,
+        share=config.data.share_prompts,
+        most=1,
+    )
+    return shape
 
 
 def reward_of(rollout: Rollout) -> dict[str, float]:

@@ -14,6 +14,7 @@ from rmjax.alignment.steps import StepRows
 from rmjax.config import AlignConfig
 from rmjax.data.batch import batch_axes
 from rmjax.data.batches import Batches
+from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenized import TokenizedData, subset
 from rmjax.inference.score_step import make_token_scores, score_tokens
 from rmjax.models.model import Model
@@ -47,7 +48,14 @@ class Learner:
       updates: optimizer steps of a step.
     """
 
-    def __init__(self, config: AlignConfig, model: Model, program: Program, critic: Critic | None):
+    def __init__(
+        self,
+        config: AlignConfig,
+        model: Model,
+        program: Program,
+        critic: Critic | None,
+        shape: RowShape,
+    ):
         """Nothing is compiled yet.
 
         Args:
@@ -55,11 +63,12 @@ class Learner:
           model: the policy.
           program: its step.
           critic: of a method that has one.
+          shape: of the rows.
         """
         self.method = chosen_method(config.objective, config.policy_gradient)
         self.updates = updates_of(config)
         self._config, self._program, self._critic = config, program, critic
-        self._rows, self._sharding = StepRows(config, model), model.options.sharding
+        self._rows, self._sharding = StepRows(config, shape), model.options.sharding
         self._token_scores = make_token_scores(model)
 
     def known(

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from rmjax.alignment.critic import critic_model, critic_program
 from rmjax.alignment.memory import ALWAYS, SAMPLING, Part, plan_memory, reward_model
 from rmjax.alignment.reference import reference_shapes
-from rmjax.alignment.steps import StepRows, sampled_model
+from rmjax.alignment.steps import StepRows, planned_shape, sampled_model
 from rmjax.alignment.updates import updates_of
 from rmjax.alignment.weights import changes, move_program
 from rmjax.aot.attention_cost import Steps, kernel_steps
@@ -293,7 +293,7 @@ def _log_probabilities(
 
     A policy whose credits are fresh says it again before each update.
     """
-    batches = StepRows(config, model).whole(_samples(config, load))
+    batches = StepRows(config, planned_shape(config, model)).whole(_samples(config, load))
     sharding, length = model.options.sharding, longest_row(config)
     mesh: Any = sharding.mesh
     context, first = mesh.shape["context"], batches[0]

@@ -112,19 +112,21 @@ class Batches:
 def training_batches(
     data: TokenizedData,
     plan: Sequence[np.ndarray],
-    *shapes: RowShape,
+    shape: RowShape,
+    *others: RowShape,
     packing: bool = True,
     share: bool = True,
 ) -> Batches:
     """The batches of a plan of steps, see `plan_steps`; and `plan_rows` for the options.
 
     Of several shapes a step has that in which it computes the fewest places. Everything must fit in
-    the first.
+    `shape`.
     """
     steps, taken = [], []
+    align = max(other.align for other in (shape, *others))
     for step in plan:
-        longest = longest_atom(data, step, shapes[-1].align, share) if len(shapes) > 1 else 0
-        fitting = [shape for shape in shapes if shape is shapes[0] or longest <= shape.length]
+        longest = longest_atom(data, step, align, share) if others else 0
+        fitting = [shape, *(other for other in others if longest <= other.length)]
         planned = [plan_rows(data, step, s, packing=packing, share=share) for s in fitting]
         places = [_places(rows, shape) for rows, shape in zip(planned, fitting)]
         best = int(np.argmin(places))

@@ -27,7 +27,6 @@ _LONGEST = 16384  # of the lengths that are tried, unless a sample is longer
 _FINENESS = 16  # lengths are multiples of it, whatever the kernel
 _EMPTY = 0.14  # of what is computed, which is too much
 _WORTH = 0.04  # of the cost, that another shape must save
-_MOST = 3  # shapes
 
 ShapeOf = Callable[[int, int], RowShape]  # of rows at once, over all devices, and of a length
 
@@ -38,6 +37,8 @@ class RowLimits:
 
     Attributes:
       places: token positions computed at once on a row shard, at most; more only if a row needs it.
+      least: likewise, at least, if there can be so few: micro-batches cost something beside their
+        places.
       shards: row shards of the mesh.
       multiple: of token positions that a row must have.
       attention: what one more place of a row costs each of its places, in places; 0 where
@@ -45,6 +46,7 @@ class RowLimits:
     """
 
     places: int
+    least: int
     shards: int
     multiple: int
     attention: float = 0.0
@@ -64,11 +66,9 @@ def choose_shapes(
     *,
     packing: bool,
     share: bool,
+    most: int = 3,
 ) -> tuple[RowShape, ...]:
     """The shapes in which the first of `steps` cost least, the same wherever it is asked.
-
-    At least half as many places are computed at once as may be: micro-batches cost something beside
-    their places.
 
     Args:
       data: the samples.
@@ -78,6 +78,7 @@ def choose_shapes(
       shape_of: makes the shape of so many rows of a length.
       packing: see `plan_rows`.
       share: likewise.
+      most: shapes there may be.
 
     Returns:
       One shape or a few; everything fits in the first. A step takes that in which it computes the
@@ -93,8 +94,8 @@ def choose_shapes(
         shape = shape_of(limits.shards, length)
         rows = np.asarray(
             [
-                _rows_needed(data, step, of_step, shape, packing, share) if most <= length else 0
-                for step, of_step, most in zip(few, groups, needed)
+                _rows_needed(data, step, of_step, shape, packing, share) if wanted <= length else 0
+                for step, of_step, wanted in zip(few, groups, needed)
             ]
         )
         for at_once in _rows_at_once(length, limits):
@@ -111,7 +112,7 @@ def choose_shapes(
     whole_data = [entry for entry in found if entry[0].length >= longest]
     best = min(([entry] for entry in whole_data), key=cost)
     filled = sum(sum(lengths) for _, lengths in groups)
-    while len(best) < _MOST:
+    while len(best) < most:
         computed = np.stack([places for _, places in best]).min(axis=0).sum()
         firsts = whole_data if len(best) == 1 else best[:1]  # two are chosen together
         more = min(([first, *best[1:], last] for first in firsts for last in found), key=cost)
@@ -138,10 +139,10 @@ def _rows_needed(
 
 
 def _rows_at_once(length: int, limits: RowLimits) -> Iterator[int]:
-    """Rows on a shard, that have at least half as many places as there may be."""
+    """Rows on a shard, that have as many places as they may."""
     most = max(1, limits.places // length)
     for at_once in range(most, 0, -1):
-        if at_once == most or 2 * at_once * length > limits.places:
+        if at_once == most or at_once * length >= limits.least:
             yield at_once
 
 

@@ -50,10 +50,11 @@ class Policy:
         end_tokens: Sequence[int],
         rows: int = ROWS,
         state: str = "",
+        usual: Sequence[int] = (),
     ):
         self.model, self.params, self.tokenizer = model, params, tokenizer
         self.end_tokens, self.state = tuple(end_tokens), state
-        self._sampler = Sampler(model, rows)
+        self._sampler = Sampler(model, rows, usual)
 
     def __repr__(self) -> str:
         return f"Policy({self.model.config.num_hidden_layers} layers, {self.context} tokens)"

@@ -40,12 +40,14 @@ class Sampler:
     Args:
       model: with a language-model head.
       rows: samples to make at once.
+      usual: places of the prompts that will be asked, where they are known. Shapes are then made
+        for them, not for those of a call, so that other calls compile nothing anew.
 
     Raises:
       UserError: the mesh shards the tokens of rows, of which there is one here.
     """
 
-    def __init__(self, model: Model, rows: int):
+    def __init__(self, model: Model, rows: int, usual: Sequence[int] = ()):
         mesh = model.options.sharding.mesh
         if mesh.shape["context"] > 1:
             raise UserError(
@@ -54,7 +56,7 @@ class Sampler:
             )
         if rows < 1:
             raise UserError(f"rows = {rows}: expected 1 or more")
-        self._model, self._rows = model, rows
+        self._model, self._rows, self._usual = model, rows, usual
 
     @functools.cached_property
     def programs(self) -> Programs:
@@ -138,19 +140,27 @@ class Sampler:
         while groups < most and groups * shards * members < samples:
             groups *= 2
         groups = shards * min(groups, most)
-        room = max(places)
+        longest, mean = self._expected(places)
+        room = longest
         if groups * members < samples and members > 1:
             # The next prompt can begin before the last sample of the one before is over.
-            room = max(room, 2 * round(sum(places) / len(places)))
+            room = max(room, 2 * round(mean))
         return Shape(groups, members, bucket(max(1, room), self._model), _FEWEST_SLOTS)
 
     def prompt_rows(self, places: Sequence[int]) -> RowShape:
         """The rows that prompts of so many places are computed in, as many as at once at most."""
         shards = self._model.options.sharding.row_shards
-        length = bucket(max(1, *places, min(_PACKED, sum(places) // shards)), self._model)
+        longest, mean = self._expected(places)
+        together = round(mean * len(places)) // shards
+        length = bucket(max(1, longest, min(_PACKED, together)), self._model)
         most = shards * max(1, PADDED_TOKENS // (length * shards))
         align = alignment(self._model.options.attention, length)
         return RowShape(most, length, _PROMPTS, align)
+
+    def _expected(self, places: Sequence[int]) -> tuple[int, float]:
+        """The most places that a prompt takes, and their mean."""
+        usual = self._usual or places
+        return max(max(places), max(usual)), sum(usual) / len(usual)
 
     @staticmethod
     def most_slots(limit: int) -> int:

@@ -28,11 +28,13 @@ def longest_row(config: Config) -> int:
     return data.row_length or data.max_length * (2 if config_objective(config).pairs else 1)
 
 
-def row_limits(config: Config, model: Model) -> RowLimits:
-    """What rows a run may have whose data choose them."""
+def row_limits(config: Config, model: Model, part: int = 2) -> RowLimits:
+    """What rows a run may have whose data choose them, `part` of its places at once at least."""
     name, sharding = model.options.attention, model.options.sharding
+    places = config.rows_per_device * longest_row(config)
     return RowLimits(
-        places=config.rows_per_device * longest_row(config),
+        places=places,
+        least=-(-places // part),
         shards=sharding.row_shards,
         multiple=row_multiple(name, sharding),
         attention=computed_share(name) * pair_cost(model.config),
