@@ -9,7 +9,7 @@ from rmjax.data.planning import longest_atom, row_shape
 from rmjax.data.row_choice import RowLimits, ShapeOf, choose_shapes
 from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenized import TokenizedData
-from rmjax.models.attention.dispatch import alignment, choose, computed_share, row_multiple
+from rmjax.models.attention.dispatch import alignment, check_length, computed_share, row_multiple
 from rmjax.models.flops import pair_cost
 from rmjax.models.model import Model
 from rmjax.runtime.sharding import check_divisible
@@ -85,8 +85,7 @@ def run_shapes(
     shapes = recorded_shapes(recorded, limits, shape_of) or choose_shapes(
         data, plan, longest, limits, shape_of, packing=packing, share=share
     )
-    for shape in shapes:  # a sample may be longer than all that a kernel can compute
-        choose(name, model.config, sharding, model.options.dtype, shape.length)
+    check_length(name, shapes[0].length)
     return shapes
 
 

@@ -76,6 +76,20 @@ def test_every_step_is_reported_once(finished):
     assert len(events) == 1 and events[0].stat().st_size > 1000
 
 
+@pytest.mark.parametrize("rows", [{"data__row_length": 512}, {"rows_per_device": 7}])
+def test_rows_do_not_move_the_losses(rows, tmp_path):
+    """Those that the data choose, for a step without its longest sample others, and any others."""
+    told = dict(data__validation="", steps=3, rows_per_device=4, optimizer__learning_rate=1e-2)
+    run(tiny_config(tmp_path / "chosen", **told))
+    run(tiny_config(tmp_path / "other", **told | rows))
+    losses = [
+        [[line[name] for line in metrics(tmp_path / run)] for name in ("loss", "grad_norm")]
+        for run in ("chosen", "other")
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    assert not (tmp_path / "other" / "rows.json").exists() or rows == {"rows_per_device": 7}
+
+
 def test_it_learns(finished):
     _, workdir, _ = finished
     losses = [line["validation_loss"] for line in metrics(workdir) if "validation_loss" in line]

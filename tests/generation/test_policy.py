@@ -1,5 +1,6 @@
 """Samples against transformers, and against themselves on other meshes, in other company."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -33,13 +34,13 @@ def flat(found: list[list[Completion]]) -> list[Completion]:
     return [completion for samples in found for completion in samples]
 
 
-def on_one_device(directory: Path, rows: int = 64) -> Policy:
+def on_one_device(directory: Path, rows: int = 64, usual: Sequence[int] = ()) -> Policy:
     source = open_pretrained(str(directory))
     options = ModelOptions(one_device(), attention="cpu_flash")
     model = Model(source.llama, options, source.head)
     params = load_params(source, model, seed=0, dtype=jnp.float32)
     tokenizer = source.tokenizer()
-    return Policy(model, params, tokenizer, end_tokens(source.files, tokenizer), rows)
+    return Policy(model, params, tokenizer, end_tokens(source.files, tokenizer), rows, usual=usual)
 
 
 def equal(one: list[list[Completion]], other: list[list[Completion]]) -> None:
@@ -341,6 +342,20 @@ def test_calls_of_about_the_same_size_are_compiled_once(causal):
         one.sample(["x" * i for i in range(1, count + 1)], max_tokens=40 + count)
         sizes.append(one._sampler.programs.sample._cache_size())  # pyright: ignore
     assert sizes == [1, 1, 1]
+
+
+def test_calls_with_prompts_that_are_known_are_compiled_once(causal):
+    """Whatever their lengths, and none of them as long as the longest that is known."""
+    texts = ["x" * length for length in (3, 4, 5, 30, 60, 90)]
+    found = {}
+    for usual in ((), tuple(range(20, 200))):
+        one, sizes = on_one_device(causal, usual=usual), []
+        for first in (0, 1, 2, 3):
+            one.sample(texts[first : first + 3], n=2, max_tokens=8)
+            programs = one._sampler.programs
+            sizes.append(programs.sample._cache_size() + programs.insert._cache_size())  # pyright: ignore
+        found[bool(usual)] = sizes
+    assert found[True] == [2, 2, 2, 2] and found[False][-1] > 2
 
 
 def test_a_text_in_place_of_prompts_is_an_error(policy):

@@ -123,6 +123,15 @@ def row_multiple(name: str, sharding: Sharding) -> int:
     return tpu_splash.SMALLEST_BLOCK * context if name == "splash" else context
 
 
+def check_length(name: str, row_length: int) -> None:
+    """Raises a `UserError` if a row that data need is longer than a kernel can compute."""
+    if name == "cudnn" and row_length > gpu_cudnn.LONGEST:
+        raise UserError(
+            f"the data need rows of {row_length} positions, and cudnn computes up to "
+            f"{gpu_cudnn.LONGEST}: choose attention = 'xla', or a smaller data.max_length"
+        )
+
+
 def computed_share(name: str) -> float:
     """Of a row's pairs of places, the share that is computed though no sample has them both."""
     return {"xla": 1.0, "cudnn": 0.5}.get(name, 0.0)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 from rmjax.models.attention.mask import RESULT, Layout, sees
 from rmjax.runtime.sharding import Sharding
 
-_LONGEST = 16384  # positions of a row, whose mask then takes 256 MiB, and twice that in a layer
+LONGEST = 16384  # positions of a row, whose mask then takes 256 MiB, and twice that in a layer
 _WIDEST = 128  # on every GPU that has the kernel; some take more
 
 _ROWS, _LENGTH, _HEADS = ("data", "fsdp"), "context", "tensor"  # as sharding.ACTIVATION_AXES says
@@ -75,8 +75,8 @@ def unsupported(row_length: int, head_dim: int, dtype: Any) -> str:
         return f"it computes in 16 bits, and dtype is {dtype}"
     if head_dim % 8 or head_dim > _WIDEST:
         return f"head_dim = {head_dim} is not a multiple of 8 up to {_WIDEST}"
-    if row_length > _LONGEST:
-        return f"rows of {row_length} positions are longer than {_LONGEST}"
+    if row_length > LONGEST:
+        return f"rows of {row_length} positions are longer than {LONGEST}"
     if row_length % 2:
         return f"rows of {row_length} positions are of odd length"
     return ""

@@ -262,6 +262,7 @@ def test_evaluation_judges_pairs_by_their_margin():
         objective="general_preference",
         data__compare="helpfulness",
         data__attributes=("v1", "v2", "v3", "v4"),
+        data__row_length=256,
     )
     model, _, held = parts(config)
     assert held is not None and held.chosen is not None

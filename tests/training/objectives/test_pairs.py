@@ -25,6 +25,7 @@ MIXED = PAIRS | dict(
     data__attributes=("helpfulness", "verbosity", "reward"),
     data__pairs="generated:24",
     data__validation_pairs="generated:16",
+    data__row_length=256,
 )
 
 

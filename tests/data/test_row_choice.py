@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+
+from helpers.tokenized import make_data
+from rmjax.data.batches import training_batches
+from rmjax.data.planning import plan_steps, row_shape
+from rmjax.data.row_choice import RowLimits, choose_shapes
+from rmjax.data.row_layout import RowShape
+
+
+def responses(rng, prompts, most=40):
+    """Two to a prompt, each of a length of its own."""
+    lengths = rng.integers(8, most, 2 * prompts).tolist()
+    return make_data(lengths, np.repeat(np.arange(prompts), 2).tolist())
+
+
+def chosen(data, plan, limits, **options):
+    return choose_shapes(
+        data,
+        plan,
+        int(data.lengths.max()),
+        limits,
+        lambda rows, length: row_shape(data, rows=rows, length=length),
+        **dict(packing=True, share=True) | options,
+    )
+
+
+def computed(data, plan, *shapes):
+    batches = training_batches(data, plan, *shapes)
+    return sum(batches.padded_tokens(step) for step in range(len(batches)))
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_no_other_length_computes_fewer_places(rng, shards):
+    """Every length and number of rows that the limits allow, tried here one by one."""
+    data = responses(rng, 60)
+    plan = plan_steps(data, batch_size=12, seed=0, epochs=1)
+    limits = RowLimits(places=256, least=128, shards=shards, multiple=48)
+    (shape,) = chosen(data, plan, limits, most=1)
+    others = [
+        RowShape(rows * shards, length, row_shape(data, rows=1, length=length).slots)
+        for length in (48, 96, 144, 192, 240)
+        for rows in (1, 2, 3, 4, 5)
+        if 128 <= rows * length <= 256
+    ]
+    assert shape.length % 48 == 0 and shape.rows % shards == 0
+    assert 128 <= shape.rows // shards * shape.length <= 256
+    assert computed(data, plan, shape) == min(computed(data, plan, other) for other in others)
+
+
+def test_few_long_samples_have_rows_of_their_own(rng):
+    """The shape that holds them would leave most of the others' steps empty."""
+    lengths = np.full(400, 30)
+    lengths[200] = 700
+    data = make_data(lengths.tolist())
+    plan = plan_steps(data, batch_size=10, seed=0, epochs=1)
+    limits = RowLimits(places=1024, least=256, shards=1, multiple=16)
+    first, *others = chosen(data, plan, limits)
+    assert first.length >= 700 > max(shape.length for shape in others)
+    batches = training_batches(data, plan, first, *others)
+    assert sorted(np.concatenate([batches.samples(step) for step in range(40)])) == list(range(400))
+    tokens = sum(batches.tokens(step) for step in range(40))
+    assert tokens == lengths.sum() and set(batches.shapes) == {first, *others}
+    assert 1 - tokens / computed(data, plan, first, *others) < 0.15
+    assert 1 - tokens / computed(data, plan, first) > 0.3
+    for step in range(40):  # each in its own shape, whole
+        batch = batches[step]
+        assert batch.rows.tokens.shape[1:] in {(s.rows, s.length) for s in batches.shapes}
+        assert sorted(batch.samples[batch.samples >= 0]) == sorted(plan[step])
+
+
+def test_rows_are_shorter_where_attention_computes_what_nobody_sees(rng):
+    data = responses(rng, 100)
+    plan = plan_steps(data, batch_size=40, seed=0, epochs=1)
+    plain = RowLimits(places=4096, least=1024, shards=1, multiple=16)
+    costly = RowLimits(places=4096, least=1024, shards=1, multiple=16, attention=0.1)
+    assert chosen(data, plan, costly)[0].length < chosen(data, plan, plain)[0].length
+
+
+def test_the_choice_depends_on_nothing_but_the_first_steps(rng):
+    """So that a run which goes on for longer has the same rows."""
+    data = responses(rng, 60)
+    limits = RowLimits(places=512, least=128, shards=1, multiple=16)
+    plans = [plan_steps(data, batch_size=8, seed=0, steps=steps) for steps in (1200, 1500)]
+    assert chosen(data, plans[0], limits) == chosen(data, plans[1], limits)
