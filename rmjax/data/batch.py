@@ -50,7 +50,8 @@ class Responses(NamedTuple):
     Attributes:
       predicting: the places that predict a token of a response; see `data/predicted.py`.
       lengths: how many tokens each sample's response has.
-      imitated: 1 where a response is one to learn, else 0, as for the rejected one of a pair.
+      imitated: how often a response is one to learn: once, in several pairs as often as it is
+        chosen; never if it is always rejected.
       reference: the log-probability of each sample's response by the policy that the trained one
         is held to; 0 without one.
     """

@@ -9,7 +9,7 @@ grain is imported when training starts: it takes seconds, and scoring does not n
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ from rmjax.data.batch import (
     Targets,
     batch_axes,
 )
-from rmjax.data.planning import Row, group_length, longest_atom, make_segments, plan_rows
+from rmjax.data.planning import Row, distinct, group_length, longest_atom, make_segments, plan_rows
 from rmjax.data.predicted import at_predecessors, predicting
 from rmjax.data.row_layout import RowShape, make_rows, own_places
 from rmjax.data.tokenized import REFERENCE, TokenizedData
@@ -53,9 +53,11 @@ class Batches:
         self._rows = steps
         self._shapes = [shape] * len(steps) if isinstance(shape, RowShape) else list(shape)
         self._microbatches = dict.fromkeys(self._shapes, max(1, microbatches))
+        self._pairs = {shape: max(1, shape.slots // 2) for shape in self._shapes}
         for rows, of_step in zip(steps, self._shapes):
             needed = _microbatches(rows, of_step)
             self._microbatches[of_step] = max(self._microbatches[of_step], needed)
+            self._pairs[of_step] = max(self._pairs[of_step], _most_pairs(data, rows))
 
     @property
     def shapes(self) -> tuple[RowShape, ...]:
@@ -79,12 +81,17 @@ class Batches:
     def __getitem__(self, step: int) -> Batch:
         """The arrays of a step, whole (every process makes them all; they are small)."""
         shape = self._shapes[step]
-        microbatches = self._microbatches[shape]
-        return make_batch(self.data, self._rows[step], shape, microbatches, self.share)
+        microbatches, pairs = self._microbatches[shape], self._pairs[shape]
+        return make_batch(self.data, self._rows[step], shape, microbatches, self.share, pairs)
 
     def samples(self, step: int) -> np.ndarray:
         """The samples of a step, in the order of its rows."""
         return np.concatenate([group for row in self._rows[step] for group in row])
+
+    def computed(self, step: int) -> np.ndarray:
+        """The samples of a step that are computed, in the order of its slots; see `distinct`."""
+        groups = (group for row in self._rows[step] for group in row)
+        return np.concatenate([distinct(self.data, group)[0] for group in groups])
 
     def tokens(self, step: int) -> int:
         """Real tokens computed in a step, a shared prefix counted once."""
@@ -135,6 +142,10 @@ def training_batches(
     return Batches(data, steps, taken, share)
 
 
+def _most_pairs(data: TokenizedData, rows: Sequence[Row]) -> int:
+    return max((sum(int(data.chosen[group].sum()) for group in row) for row in rows), default=0)
+
+
 def _microbatches(rows: Sequence[Row], shape: RowShape) -> int:
     return -(-len(rows) // shape.rows)
 
@@ -149,6 +160,7 @@ def make_batch(
     shape: RowShape,
     microbatches: int,
     share: bool = True,
+    pairs: int = 0,
 ) -> Batch:
     """Lays samples out in rows, and rows in micro-batches.
 
@@ -158,16 +170,23 @@ def make_batch(
       shape: the shape of a micro-batch.
       microbatches: how many to make; those without rows are empty.
       share: whether the samples of a group share their prefix.
+      pairs: a row has room for so many, or for more if one of these has more.
 
     Returns:
       A batch of numpy arrays. Where `data` knows what the assistant says, its targets are a
       policy's.
     """
-    count = microbatches * shape.rows
+    count, pairs = microbatches * shape.rows, max(1, pairs, _most_pairs(data, rows))
     samples = np.full((count, shape.slots), -1, np.int32)
+    members: list[Members] = []
     for number, row in enumerate(rows):
-        members = np.concatenate(row)
-        samples[number, : len(members)] = members
+        slots, begin = [], 0
+        for group in row:
+            computed, which = distinct(data, group)
+            samples[number, begin : begin + len(computed)] = computed
+            slots.append(begin + which)
+            begin += len(computed)
+        members.append(Members(np.concatenate(row), np.concatenate(slots)))
 
     segments = [[s for group in row for s in make_segments(data, group, share)] for row in rows]
 
@@ -176,11 +195,12 @@ def make_batch(
 
     laid = make_rows(segments, count, shape)
     if data.spoken is None:
-        targets = make_targets(data, samples)
+        targets = make_targets(data, samples, members, pairs)
     elif data.values is not None:
         targets = make_rollouts(data, samples, laid)
     else:
-        targets = make_policy_targets(data, samples, predicting(data, samples, laid))
+        places = predicting(data, samples, laid)
+        targets = make_policy_targets(data, samples, places, members, pairs)
     return Batch._make(
         [
             jax.tree.map(stack, laid),
@@ -191,41 +211,71 @@ def make_batch(
     )
 
 
-def make_targets(data: TokenizedData, samples: Int[np.ndarray, "B S"]) -> Targets:
+class Members(NamedTuple):
+    """The samples of a row, and the slot that each is computed in; see `distinct`.
+
+    The rejected one of a pair is behind the chosen one.
+    """
+
+    samples: Int[np.ndarray, "n"]
+    slots: Int[np.ndarray, "n"]
+
+
+def all_samples(data: TokenizedData) -> tuple[Int[np.ndarray, "1 N"], list[Members], int]:
+    """All samples as one row with a slot for each, as `make_targets` takes them."""
+    numbers = np.arange(len(data))
+    return numbers[None], [Members(numbers, numbers)], max(1, int(data.chosen.sum()))
+
+
+def make_targets(
+    data: TokenizedData,
+    samples: Int[np.ndarray, "B S"],
+    members: Sequence[Members],
+    pairs: int,
+) -> Targets:
     """What the scores of slots are compared with, as numpy arrays.
 
     Args:
       data: the samples.
-      samples: the one that each slot of a row holds, -1 for none; the two of a pair side by side.
+      samples: the one that each slot of a row holds, -1 for none.
+      members: of each row; rows beyond them are empty.
+      pairs: there is room for so many in a row.
     """
     labels = np.where(samples[..., None] >= 0, data.labels[samples], np.nan)
     rated = ~np.isnan(labels)
     ratings = Ratings._make(
         [np.where(rated, labels, 0).astype(np.float32), rated.astype(np.float32)]
     )
-    return Targets(ratings, _pairs(data, samples))
+    return Targets(ratings, _pairs(data, len(samples), members, pairs))
 
 
 def make_policy_targets(
-    data: TokenizedData, samples: Int[np.ndarray, "B S"], places: Bool[np.ndarray, "B L"]
+    data: TokenizedData,
+    samples: Int[np.ndarray, "B S"],
+    places: Bool[np.ndarray, "B L"],
+    members: Sequence[Members],
+    pairs: int,
 ) -> PolicyTargets:
     """What a policy learns from slots, as numpy arrays; see `make_targets`.
 
     Args:
       data: the samples, with `spoken`.
-      samples: the one that each slot of a row holds, -1 for none; the two of a pair side by side.
+      samples: the one that each slot of a row holds, -1 for none.
       places: that predict a token of a response; see `predicting`.
+      members: of each row; rows beyond them are empty.
+      pairs: there is room for so many in a row.
     """
     there = samples >= 0
-    lengths, reference = (np.zeros(samples.shape, np.float32) for _ in range(2))
+    lengths, reference, imitated = (np.zeros(samples.shape, np.float32) for _ in range(3))
     lengths[there] = [data.spoken_in(sample).sum() for sample in samples[there]]
     if REFERENCE in data.attributes:
         reference[there] = data.labels[samples[there], data.attributes.index(REFERENCE)]
     # Of a pair the chosen one, and of a tie neither.
     refused = np.concatenate([[False], data.chosen[:-1]]) | (data.chosen & (data.strengths == 0))
-    imitated = (there & ~refused[samples]).astype(np.float32)
+    for row, (of_row, slots) in enumerate(members):
+        np.add.at(imitated[row], slots, ~refused[of_row])
     responses: Any = (places, lengths, imitated, reference)
-    return PolicyTargets(Responses._make(responses), _pairs(data, samples))
+    return PolicyTargets(Responses._make(responses), _pairs(data, len(samples), members, pairs))
 
 
 def make_rollouts(data: TokenizedData, samples: Int[np.ndarray, "B S"], rows: Rows) -> Rollouts:
@@ -248,20 +298,18 @@ def make_rollouts(data: TokenizedData, samples: Int[np.ndarray, "B S"], rows: Ro
     return Rollouts._make(targets)
 
 
-def _pairs(data: TokenizedData, samples: Int[np.ndarray, "B S"]) -> Pairs:
-    chosen = (samples >= 0) & data.chosen[samples]
-    most = max(1, samples.shape[1] // 2)
-    slots = np.argsort(~chosen, axis=1, kind="stable")[:, :most].astype(np.int32)
-    present = np.take_along_axis(chosen, slots, axis=1)
-    strengths = data.strengths[np.take_along_axis(samples, slots, axis=1)]
-    return Pairs._make(
-        [
-            np.where(present, slots, 0),
-            np.where(present, slots + 1, 0),
-            present.astype(np.float32),
-            np.where(present, np.where(np.isnan(strengths), 1, strengths), 0).astype(np.float32),
-        ]
-    )
+def _pairs(data: TokenizedData, count: int, members: Sequence[Members], most: int) -> Pairs:
+    chosen, rejected = (np.zeros((count, most), np.int32) for _ in range(2))
+    weights, strengths = (np.zeros((count, most), np.float32) for _ in range(2))
+    for row, (samples, slots) in enumerate(members):
+        first = np.flatnonzero(data.chosen[samples])
+        pairs = slice(len(first))
+        chosen[row, pairs], rejected[row, pairs] = slots[first], slots[first + 1]
+        weights[row, pairs] = 1
+        known = data.strengths[samples[first]]
+        strengths[row, pairs] = np.where(np.isnan(known), 1, known)
+    found: Any = (chosen, rejected, weights, strengths)
+    return Pairs._make(found)
 
 
 def iterate(batches: Batches, start: int, sharding: Sharding) -> Iterator[Batch]:

@@ -1,7 +1,8 @@
 """Which samples a training step has, and the rows they need.
 
 Samples that must or should stand in one row are a prompt group: the responses to one prompt that
-share its tokens, else the two responses of a preference pair, else one sample.
+share its tokens, else the two responses of a preference pair, else one sample. A response that is
+in several pairs of a group is computed once.
 """
 
 import numpy as np
@@ -76,7 +77,8 @@ def row_shape(
     """
     together = data.samples_together
     if not packing:
-        most = max(map(len, _split_by_prompt(data, np.arange(len(data)))))
+        prompts = _split_by_prompt(data, np.arange(len(data)))
+        most = max(slots_of(data, samples) for samples in prompts)
         return RowShape(rows, length, max(together, most if share else 1), align)
     tokens, own = data.lengths.sum(), data.lengths
     if share:
@@ -103,7 +105,7 @@ def plan_rows(
     groups, lengths = prompt_groups(data, samples, shape, share)
     if not packing:
         return [[group] for group in groups]
-    rows = pack(lengths, shape.length, shape.slots, [len(group) for group in groups])
+    rows = pack(lengths, shape.length, shape.slots, [slots_of(data, group) for group in groups])
     return [[groups[i] for i in row] for row in rows]
 
 
@@ -126,8 +128,8 @@ def prompt_groups(
     lengths: list[int] = []
     for responses in _split_by_prompt(data, samples):
         for i, atom in enumerate(_separated(data, responses)):
-            if share and i and len(groups[-1]) + len(atom) <= shape.slots:
-                joined = np.concatenate([groups[-1], atom])
+            joined = np.concatenate([groups[-1], atom]) if share and i else atom
+            if share and i and slots_of(data, joined) <= shape.slots:
                 length = group_length(data, joined, shape.align, share)
                 if length <= shape.length:
                     groups[-1], lengths[-1] = joined, length
@@ -149,15 +151,32 @@ def longest_atom(data: TokenizedData, samples: np.ndarray, align: int, share: bo
 
 def group_length(data: TokenizedData, group: PromptGroup, align: int, share: bool) -> int:
     """Token positions that a prompt group takes in a row, the gaps of alignment included."""
-    lengths = data.lengths[group]
+    lengths = data.lengths[distinct(data, group)[0]]
     if share:
         return segment_length(lengths, int(data.shared[group[0]]), align)
     return sum(segment_length([length], 0, align) for length in lengths)
 
 
+def distinct(data: TokenizedData, group: PromptGroup) -> tuple[PromptGroup, Int64[np.ndarray, "n"]]:
+    """The samples of a prompt group that are computed, and which of them each of its samples is.
+
+    A response that is in several pairs of the group is one of them.
+    """
+    if not data.chosen[group].any():
+        return group, np.arange(len(group))
+    _, first, which = np.unique(data.computed_as[group], return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return group[first[order]], np.argsort(order)[which]
+
+
+def slots_of(data: TokenizedData, group: PromptGroup) -> int:
+    """How many slots of a row a prompt group takes."""
+    return len(distinct(data, group)[0])
+
+
 def make_segments(data: TokenizedData, group: PromptGroup, share: bool) -> list[Segment]:
     """The segments of a prompt group: one, or without sharing one for each sample."""
-    sequences = [data.sequence(sample) for sample in group]
+    sequences = [data.sequence(sample) for sample in distinct(data, group)[0]]
     if share:
         return [Segment(sequences, int(data.shared[group[0]]))]
     return [Segment([sequence]) for sequence in sequences]

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from rmjax.data.packing import pack
-from rmjax.data.planning import longest_atom, plan_rows, prompt_groups
+from rmjax.data.planning import longest_atom, plan_rows, prompt_groups, slots_of
 from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenized import TokenizedData
 
@@ -132,7 +132,7 @@ def _rows_needed(
 ) -> int:
     """How many rows a step has, of which the groups are given that nothing has divided."""
     members, lengths = groups
-    counts = [len(group) for group in members]
+    counts = [slots_of(data, group) for group in members]
     if max(lengths) <= shape.length and max(counts) <= shape.slots:  # nor does this shape
         return len(pack(lengths, shape.length, shape.slots, counts)) if packing else len(members)
     return len(plan_rows(data, step, shape, packing=packing, share=share))

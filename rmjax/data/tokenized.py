@@ -1,6 +1,7 @@
 """A tokenized data set, and how sets are made in memory, joined and split."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
@@ -100,6 +101,21 @@ class TokenizedData:
     def samples_together(self) -> int:
         """The most samples that cannot be separated: 2 where there are pairs, else 1."""
         return 2 if self.chosen.any() else 1
+
+    @functools.cached_property
+    def computed_as(self) -> Int64[np.ndarray, "N"]:
+        """The sample that stands for each: in pairs, the prompt's first one with the same tokens.
+
+        So a response that is in several pairs is computed once. A sample without a pair stands for
+        itself, since it has a label of its own.
+        """
+        found = np.arange(len(self))
+        first: dict[tuple[int, bytes, bytes], int] = {}
+        for sample in np.flatnonzero(self.chosen | np.roll(self.chosen, 1)).tolist():
+            said = b"" if self.spoken is None else self.spoken_in(sample).tobytes()
+            key = int(self.prompt_ids[sample]), self.sequence(sample).tobytes(), said
+            found[sample] = first.setdefault(key, sample)
+        return found
 
     def sequence(self, sample: int) -> Int32[np.ndarray, "L"]:
         """Tokens of one sample."""

@@ -128,7 +128,7 @@ def score_data(
     scores = np.full((len(batches.data), found[0][1].shape[1]), np.nan, np.float32)
     for samples, values in found:
         scores[samples] = values
-    return scores
+    return scores[batches.data.computed_as]
 
 
 def score_batch(

@@ -67,6 +67,9 @@ def announce(
         f"rows        {shapes}; up to {batches.microbatches} micro-batches a step; padding "
         f"{padding_of(batches):.1%}{held}"
     )
+    several = sum(len(batches.samples(step)) - len(batches.computed(step)) for step in steps)
+    if several:
+        console.print(f"pairs       {several:,} times a response was computed for an earlier pair")
     if batches.share:
         saved = 1 - tokens / alone
         console.print(

@@ -106,7 +106,7 @@ def cached_values(
     made_by = made_by | {"data": data.key, "rows": repr(shape), "share": batches.share}
     layout = xxhash.xxh3_128()  # which sample is where
     for step in range(len(batches)):
-        layout.update(f"{step}".encode() + batches.samples(step).astype(np.int64).tobytes())
+        layout.update(f"{step}".encode() + batches.computed(step).astype(np.int64).tobytes())
     made_by |= {"layout": layout.hexdigest()}
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
     entry = cache_root() / what / key
@@ -114,7 +114,7 @@ def cached_values(
     compute: Compute | None = None
     for number, start in enumerate(range(0, len(batches), _PART)):
         steps = range(start, min(start + _PART, len(batches)))
-        samples = np.concatenate([batches.samples(step) for step in steps])
+        samples = np.concatenate([batches.computed(step) for step in steps])
         file = entry / f"{number:05d}.npy"
         part = _read(file, (len(samples), width))
         if not _everywhere(part is not None) or part is None:
@@ -124,7 +124,7 @@ def cached_values(
             _write(file, part, made_by)
             console.print(f"{what:<11} {data.source}: {steps.stop} of {len(batches)} micro-batches")
         values[samples] = part
-    return values
+    return values[data.computed_as]
 
 
 def _everywhere(found: bool) -> bool:

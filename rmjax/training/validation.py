@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from rmjax.data.batch import PolicyTargets, Targets
-from rmjax.data.batches import Batches, make_policy_targets, make_targets
+from rmjax.data.batches import Batches, all_samples, make_policy_targets, make_targets
 from rmjax.data.tokenized import TokenizedData
 from rmjax.errors import UserError
 from rmjax.evaluation.metrics import (
@@ -139,7 +139,8 @@ def _of_policy(
 
 def _policy_targets(data: TokenizedData) -> PolicyTargets:
     """Of all samples at once, in a row of no places: no loss looks at these."""
-    return make_policy_targets(data, np.arange(len(data))[None], np.zeros((1, 0), bool))
+    samples, members, pairs = all_samples(data)
+    return make_policy_targets(data, samples, np.zeros((1, 0), bool), members, pairs)
 
 
 def _pair_metrics(
@@ -181,10 +182,8 @@ def objective_value(
     params: Params | None = None,
 ) -> float:
     """The objective over all samples at once; of `params` only the thresholds are used."""
-    if objective.policy:
-        targets = _policy_targets(data)
-    else:
-        targets = make_targets(data, np.arange(len(data))[None])
+    rated = make_targets(data, *all_samples(data)) if not objective.policy else None
+    targets = rated or _policy_targets(data)
     # A copy on this process's default device, whatever mesh the thresholds are on.
     paths = [row.path for row in objective.parameters]
     own = {path: jnp.asarray(np.asarray((params or {})[path])) for path in paths}

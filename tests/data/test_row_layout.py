@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +16,19 @@ from hypothesis import strategies as st
 from helpers.models import make_model, one_device, tiny_llama
 from helpers.targets import bradley_terry, regression
 from helpers.tokenized import make_data
+from rmjax.config import PreferenceConfig
 from rmjax.data.batch import Targets
 from rmjax.data.batches import iterate, training_batches
 from rmjax.data.planning import group_length, plan_steps, prompt_groups, row_shape
 from rmjax.data.row_layout import RowShape, Segment, common_prefix, make_rows, segment_length
 from rmjax.data.tokenized import in_memory
 from rmjax.inference.batching import evaluation_batches
-from rmjax.inference.score_step import make_score
+from rmjax.inference.score_step import make_score, score_data
 from rmjax.models.attention.mask import Layout, allowed
 from rmjax.models.init import random_params
 from rmjax.models.parameters import flatten
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
+from rmjax.training.objectives.objective import make_objective
 from rmjax.training.step import abstract_state, init_state, make_train_step
 
 LLAMA = tiny_llama()
@@ -286,6 +289,61 @@ def test_pairs_stay_in_one_row_whether_they_share_or_not():
                 seen.extend(chosen)
                 assert (samples >= 0).sum() == 2 * there.sum()
             assert sorted(seen) == list(range(0, len(data), 2))
+
+
+def ranked(responses=4, prompts=3):
+    """Every two responses to each prompt as a pair, the earlier one better; and their numbers."""
+    tokens, of = siblings(np.random.default_rng(7), [responses] * prompts, (8, 20), (3, 12))
+    pairs, better = [], []
+    for prompt in range(prompts):
+        own = [i for i, p in enumerate(of) if p == str(prompt)]
+        better += list(itertools.combinations(own, 2))
+        pairs += [(tokens[i], prompt) for pair in itertools.combinations(own, 2) for i in pair]
+    data = as_pairs(with_labels(*map(list, zip(*pairs))))
+    strengths = np.repeat(1 + np.arange(len(better)) % 3, 2).astype(np.float32)
+    return dataclasses.replace(data, strengths=strengths), tokens, of, np.asarray(better)
+
+
+@pytest.mark.parametrize("length", [128, 48], ids=["whole", "divided"])
+def test_a_response_in_several_pairs_is_computed_once(length):
+    """Loss by numpy from scores of each response alone; gradients of pairs each in its own row."""
+    data, tokens, of, better = ranked()
+    objective = make_objective("scaled_bradley_terry", tuple("abcde"), PreferenceConfig())
+    found = computed(data, RowShape(4, length, 12), objective, share=True)
+    paired = computed(data, RowShape(18, 64, 2), objective, share=False, packing=False)
+    for path, theirs in paired[1].items():
+        error = np.linalg.norm(found[1][path] - theirs) / np.linalg.norm(theirs)
+        assert error < 3e-6, (path, error)
+    once = with_labels(tokens, of)
+    alone = computed(once, RowShape(12, 64, 1), regression, share=False, packing=False)[2]
+    margins = np.subtract(*alone[better, 0].astype(np.float64).T)
+    by_hand = np.mean(data.strengths[::2] * np.log1p(np.exp(-margins)))
+    np.testing.assert_allclose(found[0], by_hand, rtol=1e-6)
+
+    batches = training_batches(data, [np.arange(len(data))], RowShape(4, length, 12))
+    assert len(batches.samples(0)) == len(data) == 36
+    count = len(batches.computed(0))
+    assert count == 12 if length == 128 else 12 < count < 36
+    held = evaluation_batches(data, RowShape(4, length, 12))
+    sharding, start, _, score = program(objective, None, "none", "float32")
+    scores = score_data(score, start().params, held, sharding)
+    order = [tokens[i] for pair in better for i in pair]
+    assert all(np.array_equal(data.sequence(i), order[i]) for i in range(36))
+    np.testing.assert_allclose(scores, alone[better.ravel()], atol=1e-5)
+
+
+def test_a_policy_imitates_a_response_as_often_as_it_is_chosen():
+    data, *_ = ranked(responses=3, prompts=1)  # a > b, a > c, b > c
+    data = dataclasses.replace(data, spoken=np.ones(len(data.tokens), bool), attributes=(),
+                               labels=np.zeros((6, 0), np.float32))  # fmt: skip
+    spoken = data.spoken
+    assert spoken is not None
+    spoken[data.offsets[:-1]] = False
+    data = dataclasses.replace(data, shared=np.zeros(6, np.int32))
+    targets: Any = training_batches(data, [np.arange(6)], RowShape(1, 128, 8))[0].targets
+    np.testing.assert_array_equal(targets.responses.imitated[0, 0, :4], [2, 1, 0, 0])
+    pairs = [x[0, 0][targets.pairs.weights[0, 0] > 0].tolist() for x in targets.pairs[:2]]
+    assert pairs == [[0, 0, 1], [1, 2, 2]]
 
 
 def test_sharing_needs_fewer_places():

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Float64, Int64
 
 from rmjax.config import EVERYTHING, Config
 from rmjax.data.batch import Batch
-from rmjax.data.batches import make_targets
+from rmjax.data.batches import Members, make_targets
 from rmjax.data.planning import plan_steps
 from rmjax.data.tokenized import TokenizedData
 from rmjax.errors import UserError
@@ -122,7 +122,8 @@ def _batch(
     row[0, : len(samples)] = samples
     read = np.zeros((1, slots, features.shape[1]), np.float32)
     read[0, : len(samples)] = features[samples]
-    arrays = (read, make_targets(data, row), row)
+    members = [Members(samples, np.arange(len(samples)))]
+    arrays = (read, make_targets(data, row, members, max(1, slots // 2)), row)
     return Batch(*jax.tree.map(lambda x: x[None], arrays), microbatches=np.int32(1))  # pyright: ignore[reportArgumentType]
 
 
