@@ -61,6 +61,7 @@ def get_config(arg: str | None = None) -> Config:
         )
         config.batch_size, config.epochs = 24, 3
         config.optimizer.warmup_steps = 5
+        config.rows_per_device = 2  # 24 replies fill two rows: with more room few places are empty
         config.eval_every = config.checkpoint_every = 12
     elif arg:
         raise UserError(f"smollm2_135m_lora.py:{arg}: there is only :dialogues")
