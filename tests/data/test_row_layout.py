@@ -299,7 +299,7 @@ def ranked(responses=4, prompts=3):
         own = [i for i, p in enumerate(of) if p == str(prompt)]
         better += list(itertools.combinations(own, 2))
         pairs += [(tokens[i], prompt) for pair in itertools.combinations(own, 2) for i in pair]
-    data = as_pairs(with_labels(*map(list, zip(*pairs))))
+    data = as_pairs(with_labels([tokens for tokens, _ in pairs], [prompt for _, prompt in pairs]))
     strengths = np.repeat(1 + np.arange(len(better)) % 3, 2).astype(np.float32)
     return dataclasses.replace(data, strengths=strengths), tokens, of, np.asarray(better)
 
