@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
     pairs = read_pairs(args.data) if args.data else made_up_pairs(args.steps * args.pairs)
     write_rows(args.task, pairs, data)
     config = make_config(model, data, args)
-    batches, plan = make_batches(config)
+    batches, plan, *_ = make_batches(config)
     told: dict[str, tuple[Any, dict[str, Any]]] = {
         "TRL": (
             trl_policy_side,

@@ -30,18 +30,17 @@ CONFIG = Path(__file__).parent.parent / "configs" / "smollm2_135m_regression.py"
 
 
 class Task(NamedTuple):
-    """Objective, columns, most tokens of a sample, tokens of rmjax's rows, responses a step."""
+    """Objective, columns, most tokens of a sample, responses a step."""
 
     objective: str
     attributes: tuple[str, ...]
     length: int
-    row: int
     batch: int
 
 
 TASKS = {
-    "pairs": Task("bradley_terry", ("reward",), 512, 1024, 64),
-    "dialogues": Task("regression", RATINGS, 1056, 1088, 24),
+    "pairs": Task("bradley_terry", ("reward",), 512, 64),
+    "dialogues": Task("regression", RATINGS, 1056, 24),
 }
 
 
@@ -55,7 +54,6 @@ def make_config(task: str, model: Path, data: Path, steps: int, batch: int) -> C
         attributes=told.attributes,
         label_range=(0.0, 5.0),
         max_length=told.length,
-        row_length=told.row,
     )
     config.objective, config.batch_size = told.objective, batch or told.batch
     config.eval_every = config.checkpoint_every = 0
@@ -89,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
         data = args.workdir / "pairs.jsonl"
         write_pairs(read_pairs(args.data), data)
     config = make_config(args.task, model, data, args.steps + 1, args.batch)
-    batches, plan = make_batches(config)
+    batches, plan, *_ = make_batches(config)
     steps = torch_steps(args.task, batches.data, plan)
     cores = set(sorted(os.sched_getaffinity(0))[-args.cores :])
     sizes = [int(size) for size in args.sizes.split(",")]

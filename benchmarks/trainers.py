@@ -20,22 +20,21 @@ def rmjax_side(clock: str, config: Config) -> Callable[[int], Piece]:
     from rmjax.data.batches import training_batches
     from rmjax.inference.score_step import make_score
     from rmjax.runtime.memory import keep_freed_memory
-    from rmjax.runtime.sharding import Sharding, make_mesh, put
-    from rmjax.training.experiment import config_objective, first_params, make_model
+    from rmjax.runtime.sharding import put
+    from rmjax.training.experiment import config_objective, first_params
     from rmjax.training.reference import with_references
     from rmjax.training.step import make_program
 
     keep_freed_memory()
-    batches, plan = make_batches(config)
-    sharding, source = Sharding(make_mesh(config.mesh)), open_pretrained(config.init)
-    model, objective = make_model(config, source, sharding), config_objective(config)
+    batches, plan, shapes, model = make_batches(config)
+    sharding, source = model.options.sharding, open_pretrained(config.init)
+    objective = config_objective(config)
     if objective.reference:
-        score, shape = make_score(model), batches.shape
-        console = Console(quiet=True)
+        score, console = make_score(model), Console(quiet=True)
         data, _ = with_references(
-            config, source, model, score, batches.data, None, plan, shape, console
+            config, source, model, score, batches.data, None, plan, shapes[0], console
         )
-        batches = training_batches(data, plan, shape)
+        batches = training_batches(data, plan, *shapes)
     program = make_program(
         model, objective, config.optimizer, steps=len(batches), trainable=config.trainable
     )
@@ -43,32 +42,37 @@ def rmjax_side(clock: str, config: Config) -> Callable[[int], Piece]:
     state = program.start(params)
     axes = batch_axes(batches[0])
     step: Any = program.step
-    compiled = step.lower(state, put(batches[0], axes, sharding)).compile()
+    compiled: dict[Any, Any] = {}
+    for number in range(len(batches)):  # every shape of the run, before anything is timed
+        batch = batches[number]
+        if batch.rows.tokens.shape not in compiled:
+            lowered = step.lower(state, put(batch, axes, sharding))
+            compiled[batch.rows.tokens.shape] = lowered.compile()
 
     def work(number: int) -> Piece:
         nonlocal state
         started = CLOCKS[clock]()
-        state, metrics = compiled(state, put(batches[number], axes, sharding))
+        batch = batches[number]
+        state, metrics = compiled[batch.rows.tokens.shape](state, put(batch, axes, sharding))
         jax.block_until_ready(state)
         return Piece(CLOCKS[clock]() - started, float(metrics.loss))
 
     return work
 
 
-def make_batches(config: Config) -> tuple[Any, list[Any]]:
-    """The run's batches and the samples of each step, the same wherever they are made."""
+def make_batches(config: Config) -> tuple[Any, list[Any], tuple[Any, ...], Any]:
+    """The run's batches, samples of each step, shapes and model, the same wherever it is called."""
     from rmjax.checkpoints.pretrained import open_pretrained
     from rmjax.data.batches import training_batches
-    from rmjax.data.planning import plan_steps, row_shape
-    from rmjax.training.datasets import load_data
-    from rmjax.training.experiment import pick_tokenizer
+    from rmjax.runtime.sharding import Sharding, make_mesh
+    from rmjax.training.datasets import load_planned
+    from rmjax.training.experiment import make_model, pick_tokenizer
 
     source = open_pretrained(config.init)
+    model = make_model(config, source, Sharding(make_mesh(config.mesh)))
     tokenizer = pick_tokenizer(config, source, source.llama.vocab_size)
-    data, _ = load_data(config, tokenizer, share=True)
-    plan = plan_steps(data, batch_size=config.batch_size, seed=config.seed, steps=config.steps)
-    shape = row_shape(data, rows=1, length=config.row_length)
-    return training_batches(data, plan, shape), plan
+    data, _, plan, shapes = load_planned(config, model, tokenizer)
+    return training_batches(data, plan, *shapes), plan, shapes, model
 
 
 def torch_steps(task: str, data: Any, plan: Any) -> list[list[dict[str, Any]]]:
