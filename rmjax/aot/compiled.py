@@ -5,7 +5,9 @@ What kind of program it is, is its caller's business: a training step or a chunk
 
 import dataclasses
 import re
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,14 +19,9 @@ from rmjax.aot.hardware import Chip
 from rmjax.aot.roofline import Prediction, predict
 from rmjax.errors import UserError
 
-# TPU: embeddings that are looked up, or added to, on the SparseCores cannot be written as text by
-# every version of JAX. GPU: kernels are chosen by trying them, which needs one; the compiler's own
-# choice is taken.
-_COMPILER_OPTIONS = {
-    "tpu": {
-        "xla_tpu_offload_gather_to_sparsecore": "false",
-        "xla_tpu_enable_offloading_scatter_to_sparsecore": "false",
-    },
+# GPU: kernels are chosen by trying them, which needs one; the compiler's own choice is taken.
+_COMPILER_OPTIONS: dict[str, dict[str, str]] = {
+    "tpu": {},
     "cuda": {"xla_gpu_autotune_level": "0"},
 }
 
@@ -68,8 +65,7 @@ def compile_program(
     platform = "tpu" if chip.torus else "cuda"
     lowered = traced.lower(lowering_platforms=(platform,))
     try:
-        options: Any = _COMPILER_OPTIONS[platform]
-        compiled: Any = lowered.compile(compiler_options=options)
+        compiled, text = _compile(lowered, platform)
     except jax.errors.JaxRuntimeError as error:
         return Compiled(_needed(str(error)), False, None)
     stats = compiled.memory_analysis()
@@ -82,12 +78,28 @@ def compile_program(
     )
     fits = peak <= chip.memory
     try:
-        costs = work(compiled.as_text(), mesh.size, trips, attention)
+        costs = work(text, mesh.size, trips, attention)
         return Compiled(peak, fits, predict(costs, mesh, chip))
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        # The compiler is newer than what reads it: JAX's writer of its text, or `hlo`.
+    except ValueError as error:  # the compiler is newer than `hlo`, which reads its text
         why = f"JAX {jax.__version__}: {str(error).splitlines()[0][-160:]}"
         return Compiled(peak, fits, None, why)
+
+
+def _compile(lowered: jax.stages.Lowered, platform: str) -> tuple[Any, str]:
+    """The compiled program, and its text as the compiler wrote it.
+
+    TPUs' compiler is asked to write it to a directory. JAX's own way to the text goes through a
+    parser that may be older than the compiler, and then refuses what runs on the SparseCores.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        options: Any = dict(_COMPILER_OPTIONS[platform])
+        if platform == "tpu":
+            options |= {"xla_dump_to": directory, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=options)
+        if platform != "tpu":
+            return compiled, compiled.as_text() or ""
+        written = sorted(Path(directory).glob("*.after_codegen.txt"))
+        return compiled, written[-1].read_text() if written else ""
 
 
 def _needed(message: str) -> int:

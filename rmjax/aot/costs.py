@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
@@ -94,6 +94,9 @@ class Collective:
       group: devices that exchange with each other, by their number in the mesh, one such group.
       asynchronous: whether it runs beside computation.
       channel: its number in the program; parts of one collective have the same.
+      links: ways on which it goes at once, as the compiler has planned it; 0 if it does not say.
+      ends: the instruction that waits for it, of an asynchronous one; empty if none of its
+        computation does.
       between_slices: whether it leaves the slice through the host, as the compiler has it done for
         TPUs; the group is then not known.
     """
@@ -103,13 +106,18 @@ class Collective:
     group: tuple[int, ...]
     asynchronous: bool
     channel: str = ""
+    links: int = 0
+    ends: str = ""
     between_slices: bool = False
 
 
 def collective(
     computation: Computation, instruction: Instruction, where: str, devices: int
 ) -> Collective | None:
-    """What `instruction` moves, or None if it is not a collective (or only awaits one)."""
+    """What `instruction` moves, or None if it is not a collective (or only awaits one).
+
+    `where` is the name of its computation, which says more of it.
+    """
     operands = sum(
         array.bytes
         for name in instruction.operands
@@ -135,7 +143,23 @@ def collective(
         "all-to-all": share,
     }.get(kind, 1.0)
     asynchronous = instruction.opcode.endswith("-start") or "async" in where
-    return Collective(kind, operands * factor, group, asynchronous, channel)
+    links = _links(instruction)
+    return Collective(kind, operands * factor, group, asynchronous, channel, links)
+
+
+def _links(instruction: Instruction) -> int:
+    """Links of a torus that a collective uses at once, by the plan that TPUs' compiler writes down.
+
+    What is moved is divided into colors. Each goes around a ring of every dimension in turn, one
+    way, so that each has a link to itself. Gathers of the TensorCore are named by their dimensions,
+    and use both ways of each.
+    """
+    rings = instruction.rest.count('"phase_rings"')
+    colors = re.search(r"\bcolors:(\d+)", instruction.rest)
+    dimensions = re.search(r'"emitter":"(\d)DAllGather', instruction.rest)
+    if rings or colors:
+        return rings or int(colors.group(1))  # pyright: ignore[reportOptionalMemberAccess]
+    return 2 * int(dimensions.group(1)) if dimensions else 0
 
 
 def _group(instruction: Instruction, devices: int) -> tuple[int, ...]:
@@ -246,6 +270,7 @@ class StepWork:
     """What one instruction costs one device, and how often it runs.
 
     Attributes:
+      name: of the instruction.
       computation: where it is.
       times: executions.
       flops: of its matrix products.
@@ -254,6 +279,7 @@ class StepWork:
       collectives: what it moves between devices.
     """
 
+    name: str
     computation: str
     times: float
     flops: float
@@ -268,7 +294,7 @@ def work(
     trips: Mapping[str, int] = MappingProxyType({}),
     attention: Steps | None = None,
 ) -> Iterator[StepWork]:
-    """Everything of a program that costs something.
+    """Everything of a program that costs something or waits for it, in the order it is scheduled.
 
     Args:
       text: of the optimised module.
@@ -280,12 +306,22 @@ def work(
     for name, times in executions(module, trips).items():
         computation = module.computations[name]
         found = [(i, *_inside(module, name, i, devices)) for i in computation.values()]
-        # TPUs' compiler spreads a collective over the operations beside which it runs.
-        parts = Counter(part.channel for _, _, moved in found for part in moved if part.channel)
-        seen: set[str] = set()
+        ends = _ends(computation)
+        # TPUs' compiler may spread a collective over the operations beside which it runs.
+        names: dict[str, list[str]] = defaultdict(list)
+        for instruction, _, moved in found:
+            for part in moved:
+                names[part.channel].append(instruction.name)
+        spread = {channel: part[-1] for channel, part in names.items() if channel and part[1:]}
+        ends |= {names[channel][0]: last for channel, last in spread.items()}
+        awaited, seen = set(ends.values()), set()
         for instruction, flops, moved in found:
             first = tuple(
-                dataclasses.replace(part, asynchronous=part.asynchronous or parts[part.channel] > 1)
+                dataclasses.replace(
+                    part,
+                    asynchronous=part.asynchronous or part.channel in spread,
+                    ends=ends.get(instruction.name, ""),
+                )
                 for part in moved
                 if not part.channel or part.channel not in seen
             )
@@ -294,21 +330,45 @@ def work(
             kernel = kernel_cost(computation, instruction, attention or Steps())
             if kernel:
                 flops, size, cycles = kernel.flops, kernel.bytes, kernel.cycles
-            if flops or size or first or cycles:
-                yield StepWork(name, times, flops, size, cycles, first)
+            if flops or size or first or cycles or instruction.name in awaited:
+                yield StepWork(instruction.name, name, times, flops, size, cycles, first)
+
+
+# Instructions that others are parts of, and the attribute that says which: fusions, what runs
+# beside the program, and, on TPUs, what runs on their SparseCores.
+_WHOLES = {
+    "fusion": "calls",
+    "async-start": "calls",
+    "custom-call": "called_computations",
+}
 
 
 def _inside(
     module: Module, where: str, instruction: Instruction, devices: int
 ) -> tuple[float, tuple[Collective, ...]]:
-    """FLOPs and collectives of an instruction, of a fusion's parts too."""
+    """FLOPs and collectives of an instruction, of its parts too."""
     computation = module.computations[where]
     flops = product_flops(computation, instruction)
     moved = collective(computation, instruction, where, devices)
     found = () if moved is None else (moved,)
-    body = str(instruction.attribute("calls"))
-    if instruction.opcode == "fusion" and body in module.computations:
-        for part in module.computations[body].values():
-            more, parts = _inside(module, body, part, devices)
-            flops, found = flops + more, found + parts
+    body = str(instruction.attribute(_WHOLES.get(instruction.opcode, ""))).strip("{}")
+    for part in module.computations.get(body, {}).values():
+        more, parts = _inside(module, body, part, devices)
+        flops, found = flops + more, found + parts
+    if instruction.opcode == "async-start":
+        found = tuple(dataclasses.replace(part, asynchronous=True) for part in found)
     return flops, found
+
+
+def _ends(computation: Computation) -> dict[str, str]:
+    """The name of what waits for each instruction that only begins something."""
+    ends = {}
+    for instruction in computation.values():
+        if not instruction.opcode.endswith("-done"):
+            continue
+        begun = computation.get(instruction.operands[0])
+        while begun is not None and begun.opcode.endswith("-update"):
+            begun = computation.get(begun.operands[0])
+        if begun is not None:
+            ends[begun.name] = instruction.name
+    return ends

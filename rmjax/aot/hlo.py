@@ -162,13 +162,12 @@ def executions(module: Module, trips: Mapping[str, int]) -> dict[str, float]:
 
 
 def _called(instruction: Instruction) -> list[str]:
-    """Computations that an instruction runs as such: loops, calls, branches, asynchronous ones."""
+    """Computations that an instruction runs as such: loops, calls, branches."""
     names = {
         "while": ("condition", "body"),
         "conditional": ("branch_computations", "true_computation", "false_computation"),
         "call": ("to_apply",),
         "call-start": ("to_apply", "calls"),
-        "async-start": ("calls",),
     }.get(instruction.opcode, ())
     text = " ".join(instruction.attribute(name) or "" for name in names)
     return re.findall(r"%[\w.\-<>]+", text)

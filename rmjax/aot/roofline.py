@@ -22,10 +22,12 @@ class Network:
     Attributes:
       name: the mesh axes along which they lie, and `slow` if between slices or hosts.
       bandwidth: bytes/s at which each of them can send.
+      dimensions: of the torus; what shares one of them is moved one after the other.
     """
 
     name: str
     bandwidth: float
+    dimensions: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,34 +93,42 @@ def predict(work: Iterable[StepWork], mesh: Mesh, chip: Chip) -> Prediction:
 
     An operation takes the cycles the TPU compiler estimates for it, which include reading and
     writing main memory; the GPU compiler states none, so there it is the larger of FLOPs at the
-    chip's peak and bytes at the memory's. A collective takes its bytes over the bandwidth of its
-    network. Those the compiler made asynchronous hide behind the operations of the same loop body,
-    the others behind nothing. No step is faster than its floor, in which reads of main memory are
-    counted as if nothing stayed on the chip between operations. Left out: latency, starting and
-    ending loops, the host, and two collectives on the same link.
+    chip's peak and bytes at the memory's. A collective takes its bytes over the bandwidth of the
+    links that the compiler has planned for it.
+
+    Each loop body is played through in the order in which the compiler has scheduled it. What it
+    made asynchronous begins where it is scheduled to begin, or when its links are free. Whatever
+    is scheduled until the instruction that waits for it runs beside it, and nothing else does. All
+    other collectives run by themselves. So a gather hides only what the compiler found to put
+    beside it, in this order, in the same pass through the loop.
+
+    No step is faster than its floor, in which reads of main memory are counted as if nothing
+    stayed on the chip between operations. Left out: latency, starting and ending loops, the host,
+    and what collectives take of the main memory's bandwidth.
     """
     flops = memory = operations = step = 0.0
     traffic: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0] * 4)
-    bodies: dict[tuple[str, float], list[float]] = defaultdict(lambda: [0.0] * 3)
+    bodies: dict[tuple[str, float], _Clock] = defaultdict(_Clock)
     for item in work:
         flops += item.times * item.flops
         memory += item.times * item.bytes
-        body = bodies[item.computation, item.times]
-        if item.flops or not item.collectives:
-            seconds = operation_seconds(item, chip)
-            operations += item.times * seconds
-            body[0] += seconds
+        clock = bodies[item.computation, item.times]
         for moved in item.collectives:
             way = network(moved, mesh, chip)
             seconds = moved.bytes / way.bandwidth
-            body[2 if moved.asynchronous else 1] += seconds
+            clock.move(moved, way, seconds)
             total = traffic[moved.kind, way.name]
             total[0] += item.times
             total[1] += item.times * moved.bytes
             total[2] += item.times * seconds
             total[3] += item.times * moved.bytes * moved.asynchronous
-    for (_, times), (local, waiting, beside) in bodies.items():
-        step += times * (waiting + max(local, beside))
+        if item.flops or not item.collectives:
+            seconds = operation_seconds(item, chip)
+            operations += item.times * seconds
+            clock.now += seconds
+        clock.wait(item.name)
+    for (_, times), clock in bodies.items():
+        step += times * clock.ended
     networks: dict[str, float] = defaultdict(float)
     for (_, name), (_, _, seconds, _) in traffic.items():
         networks[name] += seconds
@@ -139,6 +149,39 @@ def predict(work: Iterable[StepWork], mesh: Mesh, chip: Chip) -> Prediction:
     return dataclasses.replace(found, step=max(step, found.floor))
 
 
+class _Clock:
+    """One pass through a loop body, in seconds.
+
+    Attributes:
+      now: when the next operation begins.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._free: dict[Any, float] = defaultdict(float)  # when a link is
+        self._ends: dict[str, float] = defaultdict(float)  # of what is awaited by an instruction
+
+    def move(self, moved: Collective, way: Network, seconds: float) -> None:
+        """A collective, or its beginning."""
+        links = way.dimensions or (way.name,)
+        end = max(self.now, *(self._free[link] for link in links)) + seconds
+        for link in links:
+            self._free[link] = end
+        if moved.asynchronous:
+            self._ends[moved.ends] = max(self._ends[moved.ends], end)
+        else:
+            self.now = end
+
+    def wait(self, name: str) -> None:
+        """The instruction `name` ends; what it waits for has ended by then."""
+        self.now = max(self.now, self._ends.pop(name, 0.0))
+
+    @property
+    def ended(self) -> float:
+        """When all that was begun has ended."""
+        return max(self.now, *self._ends.values(), 0.0)
+
+
 def operation_seconds(item: StepWork, chip: Chip) -> float:
     """Time of one operation: the compiler's estimate, or its roofline if there is none."""
     if chip.clock:
@@ -150,8 +193,8 @@ def network(moved: Collective, mesh: Mesh, chip: Chip) -> Network:
     """On which network a collective runs, and how fast each device can send there at best.
 
     On a torus a group spans some dimensions; it has two links a dimension if it goes once around
-    it, else one. A permutation has the two directions of one dimension. Behind a switch, all of a
-    device's links.
+    it, else one, and no more than the compiler has planned to use. A permutation has the two
+    directions of one dimension. Behind a switch, all of a device's links.
     """
     if moved.between_slices:
         return Network("data (slow)", chip.slow)
@@ -162,17 +205,17 @@ def network(moved: Collective, mesh: Mesh, chip: Chip) -> Network:
         return Network(f"{name} (slow)", chip.slow)
     if not chip.torus:
         return Network(name, chip.link)
-    if moved.kind == "permute":
-        return Network(name, 2 * chip.link)
     everywhere = [device.coords for device in mesh.devices.flat]
-    links = 0
+    links, dimensions = 0, []
     for dimension in range(len(everywhere[0])):
         extent = len({coords[dimension] for coords in everywhere})
         spanned = len({device.coords[dimension] for device in devices})
         if spanned > 1:
             around = spanned == extent and extent % chip.torus == 0
             links += 2 if around else 1
-    return Network(name, max(1, links) * chip.link)
+            dimensions.append(dimension)
+    links = 2 if moved.kind == "permute" else max(1, min(links, moved.links or links))
+    return Network(name, links * chip.link, tuple(dimensions))
 
 
 def _host_or_slice(device: Any, chip: Chip) -> int:

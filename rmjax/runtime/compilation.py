@@ -7,23 +7,33 @@ from jax.sharding import AbstractMesh, Mesh
 
 from rmjax.runtime.cache import cache_root
 
-# The scratch memory of a v5p that one operation may use, in KiB; the compiler's default is less.
-# By its own estimate more pays on v5p and costs on v5e (docs/appendix.md); v6e is untried.
-_SCRATCH_KIB = 65536
-_SCRATCH_CHIPS = ("TPU v5", "TPU v5p")  # JAX has both names for a v5p
+# Weights are gathered, and their gradients summed, by the SparseCores, beside what the TensorCore
+# computes. By itself the compiler has the TensorCore wait for them, and makes an all-reduce, with
+# twice the bytes, of what goes along three dimensions of the torus (docs/scaling.md).
+_SPARSE_CORES = {
+    "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
+    "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": "true",
+    "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": "true",
+    "xla_tpu_prefer_async_allgather_to_allreduce": "true",
+    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
+    "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter": "true",
+}
+# The scratch memory that one operation may use; the compiler's default is less. By its own estimate
+# more pays on v5p and costs on v5e (docs/appendix.md).
+_SCRATCH = {"xla_tpu_scoped_vmem_limit_kib": "65536"}
+_V5P = _SCRATCH | _SPARSE_CORES
+_OPTIONS = {"TPU v5": _V5P, "TPU v5p": _V5P}  # JAX has both names for a v5p
 
 
 def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str]:
-    """The compiler's options for programs on the devices of `mesh`; none except on v5p.
+    """The compiler's options for programs on the devices of `mesh`, by the kind of chip.
 
     One device stands for all. An abstract mesh has none, and nothing is compiled for it.
     """
     if isinstance(mesh, AbstractMesh):
         return {}
     device: Any = mesh.devices.flat[0]
-    if device.device_kind not in _SCRATCH_CHIPS:
-        return {}
-    return {"xla_tpu_scoped_vmem_limit_kib": str(_SCRATCH_KIB)}
+    return _OPTIONS.get(device.device_kind, {})
 
 
 def enable_compilation_cache() -> None:

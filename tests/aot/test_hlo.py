@@ -227,7 +227,7 @@ ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {
 }
 """  # noqa: E501
     parts = [part for item in costs.work(text, 4) for part in item.collectives]
-    assert parts == [costs.Collective("permute", 64.0, (0, 2), True, "1")]
+    assert parts == [costs.Collective("permute", 64.0, (0, 2), True, "1", ends="%d")]
 
 
 def test_a_collective_spread_over_operations_counts_once():
@@ -251,7 +251,57 @@ ENTRY %main (a: f32[16]) -> f32[64] {
 }
 """
     (found,) = (part for item in costs.work(text, 8) for part in item.collectives)
-    assert (found.bytes, found.asynchronous) == (3 * 16 * 4, True)
+    assert (found.bytes, found.asynchronous, found.ends) == (3 * 16 * 4, True, "%f.2")
+
+
+def test_what_a_sparse_core_gathers_runs_beside_computation():
+    """Begun, given its operand and awaited; what does it is in a computation that it calls."""
+    ring = '{"phase_rings":[{"core_count":"4"},{"core_count":"2"}]}'
+    text = f"""
+%gather (p: bf16[4,8]) -> bf16[32,8] {{
+  %p = bf16[4,8]{{1,0}} parameter(0)
+  ROOT %g = bf16[32,8]{{1,0}} all-gather(%p), channel_id=7, replica_groups=[1,8]<=[8], dimensions={{0}}, use_global_device_ids=true, backend_config={{"colors":[{ring},{ring},{ring}]}}
+}}, execution_thread="sparsecore"
+
+%beside (q: bf16[4,8]) -> bf16[32,8] {{
+  %q = bf16[4,8]{{1,0}} parameter(0)
+  ROOT %c = bf16[32,8]{{1,0}} custom-call(%q), custom_call_target="TODO", called_computations={{%gather}}
+}}, execution_thread="sparsecore"
+
+ENTRY %main (a: bf16[4,8]) -> bf16[32,8] {{
+  %a = bf16[4,8]{{1,0}} parameter(0)
+  %s = ((), (), (s32[8]{{0}})) async-start(), async_execution_thread="sparsecore", calls=%beside
+  %u = ((bf16[4,8]{{1,0}}), bf16[32,8]{{1,0}}, (s32[8]{{0}})) async-update(%s, %a)
+  %w = bf16[4,8]{{1,0}} negate(%a)
+  ROOT %d = bf16[32,8]{{1,0}} async-done(%u)
+}}
+"""  # noqa: E501
+    work = list(costs.work(text, 8))
+    (found,) = (part for item in work for part in item.collectives)
+    assert found == costs.Collective(
+        "all-gather", 7 * 64.0, tuple(range(8)), True, "7", links=3, ends="%d"
+    )
+    assert [item.name for item in work] == ["%s", "%u", "%w", "%d"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "links"),
+    [
+        ('"emitter":"1DAllGatherNonMajorDim"', 2),
+        ('"emitter":"2DAllGather","debug":"group_size = 16"', 4),
+        ('"debug":"\\nUniDirectionNDRingStrategy{colors:6 phases:3 cores:{4 4 4}}"', 6),
+        ('"emitter":"RotatedPincerEmitter"', 0),
+    ],
+)
+def test_the_links_that_the_compiler_plans_to_use(plan, links):
+    text = f"""
+ENTRY %main (a: f32[10]) -> f32[10] {{
+  %a = f32[10]{{0}} parameter(0)
+  ROOT %r = f32[10]{{0}} all-reduce(%a), channel_id=1, replica_groups={{}}, to_apply=%add, backend_config={{{plan}}}
+}}
+"""  # noqa: E501
+    (part,) = (part for item in costs.work(text, 8) for part in item.collectives)
+    assert part.links == links
 
 
 def test_what_leaves_a_slice_is_counted():

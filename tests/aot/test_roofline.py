@@ -148,6 +148,13 @@ def test_links_of_a_group_on_a_torus(chip, shape, mesh, axes, name, links):
     assert (found.name, found.bandwidth) == (name, links * CHIPS[chip].link)
 
 
+def test_no_more_links_than_the_compiler_plans_to_use():
+    where = torus((4, 4, 4), MeshConfig(fsdp=16, tensor=4))
+    for planned, links in ((0, 4), (2, 2), (6, 4)):
+        moved = dataclasses.replace(over(where, "fsdp"), links=planned)
+        assert network(moved, where, CHIPS["v5p"]).bandwidth == links * CHIPS["v5p"].link
+
+
 def test_between_slices_the_network_is_slow():
     where = torus((4, 4), MeshConfig(data=2), slices=2)
     found = network(over(where, "data"), where, CHIPS["v5e"])
@@ -172,15 +179,17 @@ def test_a_prediction_by_hand():
     )
     where = torus((4,), MeshConfig())
 
-    def moved(size, asynchronous):
-        return (Collective("all-gather", size, (0, 1, 2, 3), asynchronous),)
+    def moved(size, asynchronous, ends=""):
+        return (Collective("all-gather", size, (0, 1, 2, 3), asynchronous, ends=ends),)
 
     work = [
-        StepWork("loop", 10, 200.0, 30.0, 8, ()),  # 4 s each
-        StepWork("loop", 10, 0.0, 0.0, 99, moved(2.0, False)),  # 1 s on two links, in the way
-        StepWork("loop", 10, 0.0, 0.0, 0, moved(14.0, True)),  # 7 s, of which 4 are hidden
-        StepWork("main", 1, 0.0, 0.0, 6, ()),  # 3 s
-        StepWork("main", 1, 0.0, 0.0, 0, moved(4.0, True)),  # 2 s, hidden
+        StepWork("gather", "loop", 10, 0.0, 0.0, 99, moved(2.0, False)),  # 1 s on two links
+        StepWork("begin", "loop", 10, 0.0, 0.0, 0, moved(14.0, True, "end")),  # 7 s
+        StepWork("product", "loop", 10, 200.0, 30.0, 8, ()),  # 4 s each, beside it
+        StepWork("end", "loop", 10, 0.0, 0.0, 0, ()),
+        StepWork("begin", "main", 1, 0.0, 0.0, 0, moved(4.0, True, "end")),  # 2 s, hidden
+        StepWork("sum", "main", 1, 0.0, 0.0, 6, ()),  # 3 s
+        StepWork("end", "main", 1, 0.0, 0.0, 0, ()),
     ]
     found = predict(work, where, chip)  # type: ignore[arg-type]
     assert found.compute == 10 * 200 / 100
@@ -195,10 +204,66 @@ def test_a_prediction_by_hand():
     assert row.asynchronous == pytest.approx(144 / 164)
 
 
+def seconds_of(*lines: tuple[Any, ...]) -> float:
+    """The step of a schedule: ("op", seconds), ("move", seconds, dimension, ends or None)."""
+    chip = dataclasses.replace(CHIPS["v5p"], clock=1.0, link=1.0)
+    where = torus((4, 4), MeshConfig(fsdp=4, tensor=4))
+    groups = {"fsdp": (0, 4, 8, 12), "tensor": (0, 1, 2, 3)}
+    work = []
+    for name, kind, seconds, *more in lines:
+        if kind == "op":
+            work.append(StepWork(name, "main", 1, 0.0, 0.0, seconds, ()))
+            continue
+        axis, ends = more
+        part = Collective("all-gather", 2.0 * seconds, groups[axis], bool(ends), ends=ends)
+        work.append(StepWork(name, "main", 1, 0.0, 0.0, 0, (part,)))
+    return predict(work, where, chip).step  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "seconds"),
+    [
+        # Beside what stands between its beginning and its end, and nothing else.
+        ([("a", "op", 5), ("s", "move", 4, "fsdp", "d"), ("d", "op", 0), ("b", "op", 5)], 14),
+        ([("s", "move", 4, "fsdp", "d"), ("a", "op", 3), ("d", "op", 0), ("b", "op", 5)], 9),
+        # The second waits for the links of the first; on another dimension it does not.
+        (
+            [
+                ("s", "move", 4, "fsdp", "d"),
+                ("t", "move", 4, "fsdp", "e"),
+                ("a", "op", 6),
+                ("d", "op", 0),
+                ("e", "op", 0),
+            ],
+            8,
+        ),
+        (
+            [
+                ("s", "move", 4, "fsdp", "d"),
+                ("t", "move", 4, "tensor", "e"),
+                ("a", "op", 1),
+                ("d", "op", 0),
+                ("e", "op", 0),
+            ],
+            4,
+        ),
+        # One that is in the way waits for the links, too.
+        ([("s", "move", 4, "fsdp", "d"), ("t", "move", 1, "fsdp", ""), ("d", "op", 0)], 5),
+        # What nobody of the body waits for ends with it.
+        ([("s", "move", 4, "fsdp", "elsewhere"), ("a", "op", 1)], 4),
+    ],
+)
+def test_a_collective_hides_behind_what_is_scheduled_beside_it(schedule, seconds):
+    assert seconds_of(*schedule) == seconds
+
+
 def test_without_the_compilers_cycles_an_operation_is_a_roofline():
     chip = dataclasses.replace(CHIPS["h100"], flops=100.0, memory_bandwidth=10.0)
     where = torus((1,), MeshConfig())
-    work = [StepWork("main", 2, 300.0, 20.0, 0, ()), StepWork("main", 1, 100.0, 20.0, 0, ())]
+    work = [
+        StepWork("a", "main", 2, 300.0, 20.0, 0, ()),
+        StepWork("b", "main", 1, 100.0, 20.0, 0, ()),
+    ]
     assert predict(work, where, chip).operations == 2 * 3 + 2  # type: ignore[arg-type]
 
 
