@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -306,32 +307,40 @@ def work(
     for name, times in executions(module, trips).items():
         computation = module.computations[name]
         found = [(i, *_inside(module, name, i, devices)) for i in computation.values()]
-        ends = _ends(computation)
-        # TPUs' compiler may spread a collective over the operations beside which it runs.
-        names: dict[str, list[str]] = defaultdict(list)
+        # TPUs' compiler may spread a collective over the fusions beside which it runs.
+        parts: dict[Any, list[str]] = defaultdict(list)
         for instruction, _, moved in found:
             for part in moved:
-                names[part.channel].append(instruction.name)
-        spread = {channel: part[-1] for channel, part in names.items() if channel and part[1:]}
-        ends |= {names[channel][0]: last for channel, last in spread.items()}
-        awaited, seen = set(ends.values()), set()
+                parts[_spread(instruction, part)].append(instruction.name)
+        last = {key: names[-1] for key, names in parts.items() if key and names[1:]}
+        ends, seen = _ends(computation), set()
+        awaited = {*ends.values(), *last.values()}
         for instruction, flops, moved in found:
-            first = tuple(
-                dataclasses.replace(
-                    part,
-                    asynchronous=part.asynchronous or part.channel in spread,
-                    ends=ends.get(instruction.name, ""),
-                )
-                for part in moved
-                if not part.channel or part.channel not in seen
-            )
-            seen |= {part.channel for part in moved}
+            first = []
+            for part in moved:
+                key = _spread(instruction, part)
+                if key in seen:
+                    continue
+                seen |= {key} - {None}
+                beside = part.asynchronous or key in last
+                end = last.get(key, ends.get(instruction.name, ""))
+                first.append(dataclasses.replace(part, asynchronous=beside, ends=end))
             size, cycles = memory_bytes(module, computation, instruction), instruction.cycles
             kernel = kernel_cost(computation, instruction, attention or Steps())
             if kernel:
                 flops, size, cycles = kernel.flops, kernel.bytes, kernel.cycles
             if flops or size or first or cycles or instruction.name in awaited:
-                yield StepWork(instruction.name, name, times, flops, size, cycles, first)
+                yield StepWork(instruction.name, name, times, flops, size, cycles, tuple(first))
+
+
+def _spread(instruction: Instruction, part: Collective) -> tuple[str, str, float] | None:
+    """What the parts of one collective have in common; None for one that is whole.
+
+    Its number alone does not tell: all collectives of a `shard_map` have the same.
+    """
+    if instruction.opcode != "fusion" or not part.channel:
+        return None
+    return part.channel, part.kind, part.bytes
 
 
 # Instructions that others are parts of, and the attribute that says which: fusions, what runs
