@@ -304,6 +304,50 @@ ENTRY %main (a: f32[10]) -> f32[10] {{
     assert part.links == links
 
 
+def test_collectives_of_one_number_are_not_parts_of_each_other():
+    """As those of a `shard_map`, which all have the number 1."""
+    text = """
+%scatter (p: f32[64]) -> f32[16] {
+  %p = f32[64]{0} parameter(0)
+  ROOT %r = f32[16]{0} reduce-scatter(%p), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+ENTRY %main (a: f32[16], b: f32[64]) -> f32[64] {
+  %a = f32[16]{0} parameter(0)
+  %b = f32[64]{0} parameter(1)
+  %f = f32[16]{0} fusion(%b), kind=kCustom, calls=%scatter
+  %g.1 = f32[64]{0} all-gather(%a), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %g.2 = f32[64]{0} all-gather(%f), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+}
+"""
+    found = [part for item in costs.work(text, 8) for part in item.collectives]
+    assert sorted((part.kind, part.bytes) for part in found) == [
+        ("all-gather", 3 * 16 * 4),
+        ("all-gather", 3 * 16 * 4),
+        ("reduce-scatter", 64 * 4 * 3 / 4),
+    ]
+    assert not any(part.asynchronous for part in found)
+
+
+def test_what_a_sparse_core_gathers_runs_beside_computation():
+    """A custom call that begins, is updated and ends; what it calls is not run by itself."""
+    text = """
+%offloaded (p: bf16[4,8]) -> bf16[32,8] {
+  %p = bf16[4,8]{1,0} parameter(0)
+  ROOT %g = bf16[32,8]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh['axis_0'=8] {'axis_0'}, dimensions={0}, use_global_device_ids=true
+}, execution_thread="sparsecore"
+
+ENTRY %main (a: bf16[4,8]) -> bf16[32,8] {
+  %a = bf16[4,8]{1,0} parameter(0)
+  %s = ((), (), (s32[8192]{0})) custom-call-start(), async_execution_thread="sparsecore", custom_call_target="TODO", called_computations={%offloaded}
+  %u = ((bf16[4,8]{1,0}), bf16[32,8]{1,0}, (s32[8192]{0})) custom-call-update(%s, %a)
+  ROOT %d = bf16[32,8]{1,0} custom-call-done(%u)
+}
+"""  # noqa: E501
+    (found,) = (part for item in costs.work(text, 8) for part in item.collectives)
+    assert found == costs.Collective("all-gather", 7 * 64.0, tuple(range(8)), True, "7")
+
+
 def test_what_leaves_a_slice_is_counted():
     text = """
 ENTRY %main (a: f32[16]) -> f32[16] {
