@@ -129,7 +129,7 @@ class Run:
       model: of `MODELS`.
       topology: of the chips.
       rows: sequences on each row shard: MaxText's per_device_batch_size times `tensor`, or half of
-        that where this program needs more memory; the measured time is then that of half the tokens.
+        that where this program needs more memory; the measured time is then of half the tokens.
       length: of a sequence.
       remat: this library's policy that is nearest to MaxText's.
       seconds: measured, of a step; or
