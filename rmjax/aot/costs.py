@@ -345,7 +345,7 @@ def _spread(instruction: Instruction, part: Collective) -> tuple[str, str, float
 
 # Instructions that others are parts of, and the attribute that says which: fusions, what runs
 # beside the program, and, on TPUs, what runs on their SparseCores.
-_WHOLES = {
+_CALLED = {
     "fusion": "calls",
     "async-start": "calls",
     "custom-call": "called_computations",
@@ -360,7 +360,7 @@ def _inside(
     flops = product_flops(computation, instruction)
     moved = collective(computation, instruction, where, devices)
     found = () if moved is None else (moved,)
-    body = str(instruction.attribute(_WHOLES.get(instruction.opcode, ""))).strip("{}")
+    body = str(instruction.attribute(_CALLED.get(instruction.opcode, ""))).strip("{}")
     for part in module.computations.get(body, {}).values():
         more, parts = _inside(module, body, part, devices)
         flops, found = flops + more, found + parts

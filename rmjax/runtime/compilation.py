@@ -18,11 +18,27 @@ _SPARSE_CORES = {
     "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
     "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter": "true",
 }
-# The scratch memory that one operation may use; the compiler's default is less. By its own estimate
-# more pays on v5p and costs on v5e (docs/appendix.md).
-_SCRATCH = {"xla_tpu_scoped_vmem_limit_kib": "65536"}
-_V5P = _SCRATCH | _SPARSE_CORES
-_OPTIONS = {"TPU v5": _V5P, "TPU v5p": _V5P}  # JAX has both names for a v5p
+# A product is not cut into small ones, each beside the permutation of a part of its weight: that
+# hides less than gathers that run beside whole products, and reads and writes its sums again.
+_WHOLE_PRODUCTS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+
+
+def _scratch(kib: int) -> dict[str, str]:
+    """The scratch memory that one operation may use; the compiler's default is less."""
+    return {"xla_tpu_scoped_vmem_limit_kib": str(kib)}
+
+
+_V5P = _scratch(65536) | _WHOLE_PRODUCTS | _SPARSE_CORES
+_V5E = _scratch(65536) | _WHOLE_PRODUCTS  # it has no SparseCores
+_V6E = _scratch(98304) | _WHOLE_PRODUCTS | _SPARSE_CORES
+_OPTIONS = {  # JAX has two names for each
+    "TPU v5": _V5P,
+    "TPU v5p": _V5P,
+    "TPU v5 lite": _V5E,
+    "TPU v5e": _V5E,
+    "TPU v6 lite": _V6E,
+    "TPU v6e": _V6E,
+}
 
 
 def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str]:

@@ -329,25 +329,6 @@ ENTRY %main (a: f32[16], b: f32[64]) -> f32[64] {
     assert not any(part.asynchronous for part in found)
 
 
-def test_what_a_sparse_core_gathers_runs_beside_computation():
-    """A custom call that begins, is updated and ends; what it calls is not run by itself."""
-    text = """
-%offloaded (p: bf16[4,8]) -> bf16[32,8] {
-  %p = bf16[4,8]{1,0} parameter(0)
-  ROOT %g = bf16[32,8]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh['axis_0'=8] {'axis_0'}, dimensions={0}, use_global_device_ids=true
-}, execution_thread="sparsecore"
-
-ENTRY %main (a: bf16[4,8]) -> bf16[32,8] {
-  %a = bf16[4,8]{1,0} parameter(0)
-  %s = ((), (), (s32[8192]{0})) custom-call-start(), async_execution_thread="sparsecore", custom_call_target="TODO", called_computations={%offloaded}
-  %u = ((bf16[4,8]{1,0}), bf16[32,8]{1,0}, (s32[8192]{0})) custom-call-update(%s, %a)
-  ROOT %d = bf16[32,8]{1,0} custom-call-done(%u)
-}
-"""  # noqa: E501
-    (found,) = (part for item in costs.work(text, 8) for part in item.collectives)
-    assert found == costs.Collective("all-gather", 7 * 64.0, tuple(range(8)), True, "7")
-
-
 def test_what_leaves_a_slice_is_counted():
     text = """
 ENTRY %main (a: f32[16]) -> f32[16] {
