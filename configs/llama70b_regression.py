@@ -32,7 +32,7 @@ def get_config(arg: str | None = None) -> Config:
         steps=317,
         # 128 responses of HelpSteer2, two to a prompt, fill 16 rows: all at once, each on 4 chips.
         remat="dots",
-        mesh=MeshConfig(fsdp=-1, tensor=4),
+        mesh=MeshConfig(fsdp=-1, context=2, tensor=2),
         optimizer=OptimizerConfig(
             learning_rate=2e-6,
             schedule="constant",

@@ -30,7 +30,7 @@ def get_config(arg: str | None = None) -> Config:
         batch_size=128,
         epochs=1,
         remat="dots",
-        mesh=MeshConfig(fsdp=-1, tensor=4),
+        mesh=MeshConfig(fsdp=-1, context=2, tensor=2),
         optimizer=OptimizerConfig(
             learning_rate=2e-6, warmup_steps=10, b1=0.9, b2=0.98, weight_decay=0.1, clip_norm=1.0
         ),

@@ -40,9 +40,10 @@ class Estimate:
         return max(self.compute, *self.networks.values())
 
     @property
-    def serial(self) -> float:
-        """Everything one after the other."""
-        return self.compute + sum(self.networks.values())
+    def step(self) -> float:
+        """Weights are gathered, and gradients scattered, beside products; all else by itself."""
+        others = sum(seconds for axis, seconds in self.networks.items() if axis != "fsdp")
+        return max(self.compute, self.networks["fsdp"]) + others
 
 
 def estimate(

@@ -92,7 +92,7 @@ def _estimated(
                 )
                 divides = longest_row(config) % sizes["context"] == 0
                 if divides and sum(state.values()) + guess.temporaries < chip.memory:
-                    yield guess.serial, candidate
+                    yield guess.step, candidate
 
 
 def _places(config: Config) -> float:
