@@ -112,7 +112,8 @@ class Decoder(Layer):
         Returns:
           Their states, in the dtype of the computation; arbitrary finite numbers in padding.
         """
-        parts = parts_of(rows.segment_ids) if self.options.parts else None
+        in_parts = self.options.parts and not self.is_initializing()  # whose loops make no weights
+        parts = parts_of(rows.segment_ids) if in_parts else None
         layout = self._plan(rows)
         return self._run(rows.tokens, rows.positions, layout, wanted=positions, parts=parts)[0]
 

@@ -74,7 +74,7 @@ class Layer(nn.Module):
         sizes = axis_sizes(self.config, self.lora)
         shape = tuple(sizes[axis] for axis in row.axes.split())
         name = path.removeprefix("layers/")
-        if not self.is_initializing():  # `param` would refuse to be asked again, in another part
+        if self.has_variable("params", name):  # `param` refuses to be asked again, in another part
             return self.get_variable("params", name)
         return self.param(name, initializer(row, self.config), shape, jnp.float32)
 
