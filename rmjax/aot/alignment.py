@@ -36,7 +36,7 @@ from rmjax.aot.sampling import SamplingLoad, SamplingReport, check_sampling, pla
 from rmjax.config import AlignConfig
 from rmjax.data.tokenized import TokenizedData, TokenReturns, in_memory
 from rmjax.errors import UserError
-from rmjax.inference.batching import scoring_batches
+from rmjax.inference.batching import ScoringShapes
 from rmjax.inference.score_step import make_score, make_token_scores
 from rmjax.models.attention.dispatch import choose
 from rmjax.models.decoder_config import NO_LORA
@@ -267,7 +267,8 @@ def _rewarding(
     for model in rewards:
         sharding, params = model.options.sharding, model.abstract(model.options.dtype)
         mesh: Any = sharding.mesh
-        for batches in scoring_batches(data, model):
+        longest = max(int(data.lengths.max()), model.config.max_position_embeddings)
+        for batches in ScoringShapes(model, longest).batches(data):
             rows = jax.tree.map(lambda x: x[0], batches[0].rows)
             score: Any = make_score(model)
             whole = load.prompt + load.tokens

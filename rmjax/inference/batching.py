@@ -16,142 +16,226 @@ from rmjax.data.planning import Row, group_length, plan_rows, prompt_groups, row
 from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenized import TokenizedData
 from rmjax.models.attention.dispatch import alignment, computed_share, row_multiple
-from rmjax.models.flops import model_flops
+from rmjax.models.flops import pair_cost
 from rmjax.models.model import Model
 from rmjax.models.parts import SMALLEST_PART
 
 PADDED_TOKENS = 8192  # token positions computed at once, more or less
 _ROW = 1024  # the row length that pairs are packed into
 _SHORTEST_ROW = 64
-# Row lengths of scoring; a fourth is what the model can read at most. The second is for sets:
-# longer rows would need more memory, and shorter ones repeat prompts.
-_SHORT, _BULK, _LONG = 512, 4096, 32768
+_SHAPES = 4  # of a session, at most
+# Row lengths of scoring; a fourth is the longest that may come. The second is for sets: longer rows
+# would need more memory, and shorter ones repeat prompts.
+_SHORT, _BULK, _LONG = 512, 4096, 16384
+_SET = 16  # conversations, to which rows are fitted where they are computed whole
+_FINENESS = 8  # lengths tried between one and twice it
+_TRIED = 256  # conversations for each row at once, more or less, with which they are tried
+_NEARLY = 0.05  # of a step, which rounding may add
 _MOST_SLOTS = 1024  # samples that a row may hold
 # What a step costs besides its places, in places: 64, and one for so many of a row, filled or not.
 # Measured on a CPU, see docs/appendix.md.
 _STEP, _OF_ROW = 64, 32
-_TIGHT = 0.9  # a step that is filled so far stays as it is
+_TIGHT = 0.9  # a step that is filled so far stays as it is, and so do shapes that cost so little
 _FEW = 4  # steps, of which every division is tried
 
 Step = list[Row]
 
 
 class _Planned(NamedTuple):
-    """Steps with the rung of each, and what they cost, in places."""
+    """Steps with the shape of each, by number, and what they cost, in places."""
 
     steps: list[tuple[int, Step]]
     cost: float
 
 
-def scoring_batches(data: TokenizedData, model: Model, share: bool = True) -> list[Batches]:
-    """Batches that hold every sample once, those of one shape together.
+class ScoringShapes:
+    """The shapes of a session of scoring, at most four whatever comes; and batches of them.
 
-    **Shapes.** Rows are 512, 4,096, 32,768 or as many positions long as the model can read
-    (`max_position_embeddings`, which is the third if it is below 32,768), one for each part of the
-    mesh that has rows of its own. So whatever is scored, and however often, has at most four
-    shapes. A single conversation takes the shortest that holds it. Conversations that are longer
-    than the model's own limit, which only a run's `max_length` allows, have a shape for each of
-    their longest.
+    **Where the model computes rows in parts** (`ModelOptions.parts`), rows are 512, 4,096 or 16,384
+    positions long, or as long as the longest conversation that may come. What a row's end leaves
+    empty is not computed, so a batch has fewer than 32 places of padding, which is less than a
+    tenth of any batch of 289 tokens or more.
 
-    **Padding.** Where the model computes rows in parts (`ModelOptions.parts`), a batch has fewer
-    than 32 places of padding, which is less than a tenth of any batch of 289 tokens or more. A
-    smaller one is what a set has left over, or a small set. Elsewhere, which is on accelerators and
-    on several devices, whole rows are computed, and what is left empty depends on the data: little
-    of many conversations of many lengths, but up to half where all are a little longer than half a
-    row, and most of it where they are few or one is much longer than the others, since there are
-    but four shapes, and as many rows as the mesh has parts. A kernel's alignment adds its gaps.
+    **Elsewhere**, which is on accelerators and on several devices, whole rows are computed. So a
+    shape is made when data come that need it, or that cost a tenth more without it: for sets as
+    long as it is best for them, for fewer than 16 conversations one of the lengths above. Between
+    a conversation and its row there must remain a limit, whatever came before. So lengths are such
+    that shapes yet to be made can follow each other, up to the longest, in steps of a factor with
+    which three would do; one of the four is free. For a model that reads 131,072 tokens the factor
+    is 13, for 8,192 it is 5. The same calls make the same shapes, on every process.
 
-    Of the divisions that are tried, the one with the fewest places is taken, where a step costs
-    some by itself. So the responses to a prompt may stand in several rows, each with the prompt.
-
-    Args:
-      data: the samples.
-      model: decides what rows its attention needs, and over how many devices they are spread.
-      share: whether the prefix that the samples of a prompt share is computed once.
+    There are as many rows as the mesh has parts with rows of their own; what one row could hold is
+    mostly padding there. A kernel's alignment adds its gaps.
     """
-    planner = _Planner(data, model, share)
-    found = planner.cheapest(np.arange(len(data)), planner.top).steps
-    steps_of: dict[int, list[Step]] = {}
-    for rung, step in sorted(found, key=lambda item: item[0]):
-        steps_of.setdefault(rung, []).append(step)
-    return [Batches(data, steps, planner.shapes[n], share) for n, steps in steps_of.items()]
+
+    def __init__(self, model: Model, longest: int):
+        """Takes the longest conversation that may come, in tokens."""
+        options = model.options
+        self._model, self._parts = model, options.parts
+        self._multiple = math.lcm(SMALLEST_PART, row_multiple(options.attention, options.sharding))
+        # Of the time that a place takes, what attention adds for each of its row.
+        self._attention = computed_share(options.attention) * pair_cost(model.config)
+        self._longest = self._rounded(max(longest, _BULK))
+        self._shortest = self._rounded(_SHORTEST_ROW)
+        self._factor = (self._longest / self._shortest) ** (1 / (_SHAPES - 1))
+        self._lengths = [*self._usual()] if self._parts else []
+
+    def batches(self, data: TokenizedData, share: bool = True) -> list[Batches]:
+        """Batches that hold every sample once, those of one shape together.
+
+        Of the divisions that are tried, the one with the fewest places is taken, where a step costs
+        some by itself. So the responses to a prompt may stand in several rows, each with the
+        prompt.
+
+        Args:
+          data: the samples.
+          share: whether the prefix that the samples of a prompt share is computed once.
+        """
+        if not self._parts:
+            self._make_lengths(data, share)
+        planner = self._planner(data, share, self._lengths)
+        steps_of: dict[int, list[Step]] = {}
+        for number, step in sorted(planner.best().steps, key=lambda item: item[0]):
+            steps_of.setdefault(number, []).append(step)
+        return [Batches(data, steps, planner.shapes[n], share) for n, steps in steps_of.items()]
+
+    def _make_lengths(self, data: TokenizedData, share: bool) -> None:
+        """Adds what these data need, or what saves a tenth of their cost."""
+        some, longest = self._some(data), int(data.lengths.max())
+        cost = math.inf
+        if self._lengths and self._lengths[-1] >= longest:
+            planner = self._planner(data, share, self._lengths)
+            found = planner.best(some)
+            cost = found.cost
+            if planner.tokens(found) >= _TIGHT * cost:
+                return
+        while len(self._lengths) < _SHAPES:
+            tried = self._further(self._fitted(data), longest)
+            if not tried and cost == math.inf:  # some must be, and one of these may
+                powers = [round(self._longest / self._factor**i) for i in range(_SHAPES)]
+                tried = self._further(powers, longest) or [[*self._lengths, self._longest]]
+            costs = [self._planner(data, share, lengths).best(some).cost for lengths in tried]
+            if not costs or min(costs) > _TIGHT * cost:
+                return
+            cost = min(costs)
+            self._lengths = tried[costs.index(cost)]
+
+    def _some(self, data: TokenizedData) -> np.ndarray:
+        """Samples to try lengths with: of every so many prompts, and all if they are few."""
+        each = -(-len(data) // (_TRIED * self._model.options.sharding.row_shards))
+        return np.flatnonzero(data.prompt_ids % each == 0)
+
+    def _fitted(self, data: TokenizedData) -> list[int]:
+        """Lengths that a shape for these data may have."""
+        if len(data) < _SET:
+            return self._usual()
+        longest = int(data.lengths.max())
+        most = min(self._longest, max(_BULK, longest * 5 // 4))
+        steps = round(_FINENESS * math.log2(most / self._shortest))
+        return [longest, *(round(most / 2 ** (i / _FINENESS)) for i in range(steps + 1))]
+
+    def _further(self, wanted: Sequence[int], longest: int) -> list[list[int]]:
+        """The lengths with one of those wanted, where that leaves enough to make."""
+        lengths = {self._rounded(length) for length in wanted} - set(self._lengths)
+        found = (sorted([*self._lengths, length]) for length in sorted(lengths))
+        return [f for f in found if f[-1] >= longest and self._missing(f) <= _SHAPES - len(f)]
+
+    def _usual(self) -> list[int]:
+        """The lengths that are good for most."""
+        usual = {_SHORT, _BULK, min(_LONG, self._longest), self._longest}
+        return sorted({self._rounded(length) for length in usual})
+
+    def _missing(self, lengths: list[int]) -> int:
+        """How many shapes are yet to be made, so that lengths follow in steps of the factor."""
+        steps = zip([self._shortest, *lengths], [*lengths, self._longest])
+        needed = (math.log(after / before, self._factor) for before, after in steps)
+        between = sum(max(0, math.ceil(steps - _NEARLY) - 1) for steps in needed)
+        return between + (lengths[-1] < self._longest)
+
+    def _planner(self, data: TokenizedData, share: bool, lengths: list[int]) -> "_Planner":
+        options = self._model.options
+        rows = options.sharding.row_shards
+        shapes = [
+            RowShape(rows, n, min(_MOST_SLOTS, n // 8), alignment(options.attention, n))
+            for n in lengths
+        ]
+        return _Planner(data, shapes, share, self._parts, self._attention)
+
+    def _rounded(self, length: int) -> int:
+        return -(-length // self._multiple) * self._multiple
 
 
 class _Planner:
-    """Divides samples among the rungs.
+    """Divides samples among shapes, of which the last holds the longest."""
 
-    Attributes:
-      shapes: of the rungs, up to the one that holds the longest sample.
-      top: the rung to begin with.
-    """
+    def __init__(
+        self,
+        data: TokenizedData,
+        shapes: Sequence[RowShape],
+        share: bool,
+        parts: bool,
+        attention: float,
+    ):
+        self.shapes = shapes
+        self._data, self._share, self._parts, self._attention = data, share, parts, attention
 
-    def __init__(self, data: TokenizedData, model: Model, share: bool):
-        options = model.options
-        self._data, self._share, self._parts = data, share, options.parts
-        self._skips = computed_share(options.attention) == 0.0
-        # Of the time that a place takes, what attention adds for each of its row.
-        self._attention = 0.0
-        if not self._skips:
-            llama, one = model.config, [(0, [1])]
-            pair = 4 * llama.num_hidden_layers * llama.num_attention_heads * llama.head_dim
-            self._attention = pair / model_flops(llama, 0, one, training=False)
-        multiple = math.lcm(SMALLEST_PART, row_multiple(options.attention, options.sharding))
-        self.shapes: list[RowShape] = []
-        longest = int(data.lengths.max())
-        most = max(longest, model.config.max_position_embeddings)
-        for length in (_SHORT, _BULK, min(_LONG, most), most):
-            whole = -(-length // multiple) * multiple
-            align = alignment(options.attention, whole)
-            slots = min(_MOST_SLOTS, length // 8)
-            self.shapes.append(RowShape(options.sharding.row_shards, whole, slots, align))
-            if length >= max(longest, _BULK):
-                break
-        self.top = len(self.shapes) - 1
+    def best(self, samples: np.ndarray | None = None) -> _Planned:
+        """The best division found of these samples, in ascending order, or of all."""
+        samples = np.arange(len(self._data)) if samples is None else samples
+        return self.cheapest(samples, len(self.shapes) - 1)
 
-    def cheapest(self, samples: np.ndarray, rung: int) -> _Planned:
-        """The best division found of samples, in ascending order, among rungs up to this one."""
+    def tokens(self, planned: _Planned) -> int:
+        """How many there are, with the gaps of alignment."""
+        return sum(
+            self._filled(row, self.shapes[number].align)
+            for number, step in planned.steps
+            for row in step
+        )
+
+    def cheapest(self, samples: np.ndarray, last: int) -> _Planned:
+        """The best division found of samples, in ascending order, among shapes up to this one."""
         if not len(samples):
             return _Planned([], 0.0)
-        whole = self._at(samples, rung)
-        if rung == 0:
+        whole = self._at(samples, last)
+        if last == 0:
             return whole
-        lower = self.shapes[rung - 1]
+        lower, skips = self.shapes[last - 1], self._attention == 0
         short = -(-self._data.lengths // lower.align) * lower.align <= lower.length
         found = []
-        above = rung > 1
-        if not above or not short[samples].any():
+        long_rows = self.shapes[last].length > _BULK  # for what needs them, and no more
+        if not long_rows or not short[samples].any():
             found.append(whole)
-        if not above or self._skips:
+        if not long_rows or skips:
             stay, go = [], []
             for planned in whole.steps:
                 members = _samples(planned[1])
-                kept = not short[members].all() or (not above and self._tight(planned))
+                kept = not short[members].all() or (not long_rows and self._tight(planned))
                 (stay if kept else go).append(planned)
             if go:
                 rest = np.sort(np.concatenate([_samples(step) for _, step in go]))
-                found.append(self._joined(stay, self.cheapest(rest, rung - 1)))
-        if above or not self._skips or len(whole.steps) <= _FEW:
+                found.append(self._joined(stay, self.cheapest(rest, last - 1)))
+        if long_rows or not skips or len(whole.steps) <= _FEW:
             long, rest = samples[~short[samples]], samples[short[samples]]
             if len(rest):
-                stay = self._at(long, rung).steps if len(long) else []
-                found.append(self._joined(stay, self.cheapest(rest, rung - 1)))
+                stay = self._at(long, last).steps if len(long) else []
+                found.append(self._joined(stay, self.cheapest(rest, last - 1)))
         return min(found, key=lambda planned: planned.cost)
 
-    def _at(self, samples: np.ndarray, rung: int) -> _Planned:
-        """All of them in rows of one rung."""
-        shape = self.shapes[rung]
+    def _at(self, samples: np.ndarray, number: int) -> _Planned:
+        """All of them in rows of one shape."""
+        shape = self.shapes[number]
         groups, lengths = prompt_groups(self._data, samples, shape, self._share)
         rows = pack(lengths, shape.length, shape.slots, [len(group) for group in groups])
         made = [[groups[i] for i in row] for row in rows]
-        steps = [(rung, made[i : i + shape.rows]) for i in range(0, len(made), shape.rows)]
+        steps = [(number, made[i : i + shape.rows]) for i in range(0, len(made), shape.rows)]
         return _Planned(steps, sum(map(self._cost, steps)))
 
     def _joined(self, steps: Sequence[tuple[int, Step]], others: _Planned) -> _Planned:
         return _Planned([*steps, *others.steps], sum(map(self._cost, steps)) + others.cost)
 
     def _cost(self, planned: tuple[int, Step]) -> float:
-        rung, step = planned
-        shape = self.shapes[rung]
+        number, step = planned
+        shape = self.shapes[number]
         computed = shape.length
         if self._parts:
             furthest = max(self._filled(row, shape.align) for row in step)
@@ -160,8 +244,8 @@ class _Planner:
         return shape.rows * (computed + _STEP + shape.length / _OF_ROW)
 
     def _tight(self, planned: tuple[int, Step]) -> bool:
-        rung, step = planned
-        shape = self.shapes[rung]
+        number, step = planned
+        shape = self.shapes[number]
         filled = sum(self._filled(row, shape.align) for row in step)
         return filled >= _TIGHT * shape.rows * shape.length
 

@@ -24,7 +24,7 @@ from rmjax.data.prefix_groups import prefix_groups
 from rmjax.data.tokenized import in_memory
 from rmjax.data.tokenizer import Tokenizer, truncate_left
 from rmjax.errors import UserError
-from rmjax.inference.batching import scoring_batches
+from rmjax.inference.batching import ScoringShapes
 from rmjax.inference.score_step import make_score, score_batch
 from rmjax.inference.scores import Comparison, Score, Work
 from rmjax.models.attention.dispatch import ATTENTION, choose
@@ -90,6 +90,7 @@ class Scorer:
         self.encoder = ChatEncoder(tokenizer)
         self._warned: set[str] = set()
         self._score_rows = make_score(model)
+        self._shapes = ScoringShapes(model, self.max_length)
 
     def __repr__(self) -> str:
         return f"Scorer({', '.join(self.attributes)}; value: {self.rule.name})"
@@ -287,7 +288,7 @@ class Scorer:
         numbers = [group_of[i] for i in range(len(tokens))]
         said = [s for s in spoken if s is not None] if self.is_language_model else None
         data, order = in_memory(tokens, numbers, said)
-        return scoring_batches(data, self.model, self.share_prompts), order
+        return self._shapes.batches(data, self.share_prompts), order
 
     def _compute(self, encoded: Sequence[Encoded]) -> Float32[np.ndarray, "N A"]:
         """Scores of token sequences, all different."""
