@@ -162,7 +162,10 @@ class ScoringShapes:
         return _Planner(data, shapes, share, self._parts, self._attention)
 
     def _rounded(self, length: int) -> int:
-        return -(-length // self._multiple) * self._multiple
+        """The shortest row that holds so many positions, at its own alignment."""
+        length = -(-length // self._multiple) * self._multiple
+        unit = math.lcm(self._multiple, alignment(self._model.options.attention, length))
+        return -(-length // unit) * unit
 
 
 class _Planner:
