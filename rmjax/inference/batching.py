@@ -4,6 +4,8 @@ A model is compiled for every shape of a batch. So a session of scoring has few 
 a ladder, however many and however long its conversations are.
 """
 
+import bisect
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -30,7 +32,7 @@ _SHORT, _BULK, _LONG = 512, 4096, 16384
 _SET = 16  # conversations, to which rows are fitted where they are computed whole
 _FINENESS = 8  # lengths tried between one and twice it
 _TRIED = 256  # conversations for each row at once, more or less, with which they are tried
-_NEARLY = 0.05  # of a step, which rounding may add
+_NEARLY = 0.05  # of such a step, which rounding may add
 _MOST_SLOTS = 1024  # samples that a row may hold
 # What a step costs besides its places, in places: 64, and one for so many of a row, filled or not.
 # Measured on a CPU, see docs/appendix.md.
@@ -77,7 +79,8 @@ class ScoringShapes:
         self._attention = computed_share(options.attention) * pair_cost(model.config)
         self._longest = self._rounded(max(longest, _BULK))
         self._shortest = self._rounded(_SHORTEST_ROW)
-        self._factor = (self._longest / self._shortest) ** (1 / (_SHAPES - 1))
+        factor = (self._longest / self._shortest) ** (1 / (_SHAPES - 1))
+        self._factor = max(_BULK / _SHORT, factor)
         self._lengths = [*self._usual()] if self._parts else []
 
     def batches(self, data: TokenizedData, share: bool = True) -> list[Batches]:
@@ -110,35 +113,46 @@ class ScoringShapes:
             if planner.tokens(found) >= _TIGHT * cost:
                 return
         while len(self._lengths) < _SHAPES:
-            tried = self._further(self._fitted(data), longest)
-            if not tried and cost == math.inf:  # some must be, and one of these may
-                powers = [round(self._longest / self._factor**i) for i in range(_SHAPES)]
-                tried = self._further(powers, longest) or [[*self._lengths, self._longest]]
-            costs = [self._planner(data, share, lengths).best(some).cost for lengths in tried]
-            if not costs or min(costs) > _TIGHT * cost:
+            for tried in (self._fitted(data), self._dividing(longest)):
+                tried = [lengths for lengths in tried if lengths[-1] >= longest]
+                costs = [self._planner(data, share, lengths).best(some).cost for lengths in tried]
+                if costs and min(costs) <= _TIGHT * cost:
+                    cost = min(costs)
+                    self._lengths = tried[costs.index(cost)]
+                    break
+            else:
                 return
-            cost = min(costs)
-            self._lengths = tried[costs.index(cost)]
 
     def _some(self, data: TokenizedData) -> np.ndarray:
         """Samples to try lengths with: of every so many prompts, and all if they are few."""
         each = -(-len(data) // (_TRIED * self._model.options.sharding.row_shards))
         return np.flatnonzero(data.prompt_ids % each == 0)
 
-    def _fitted(self, data: TokenizedData) -> list[int]:
-        """Lengths that a shape for these data may have."""
-        if len(data) < _SET:
-            return self._usual()
-        longest = int(data.lengths.max())
-        most = min(self._longest, max(_BULK, longest * 5 // 4))
-        steps = round(_FINENESS * math.log2(most / self._shortest))
-        return [longest, *(round(most / 2 ** (i / _FINENESS)) for i in range(steps + 1))]
+    def _fitted(self, data: TokenizedData) -> list[list[int]]:
+        """The lengths with one that is good for data, and leaves enough to make."""
+        wanted = self._usual()
+        if len(data) >= _SET:
+            longest = int(data.lengths.max())
+            most = min(self._longest, max(_BULK, longest * 5 // 4))
+            steps = round(_FINENESS * math.log2(most / self._shortest))
+            wanted = [longest, *(round(most / 2 ** (i / _FINENESS)) for i in range(steps + 1))]
+        return [more for more in self._with(wanted) if self._missing(more) <= _SHAPES - len(more)]
 
-    def _further(self, wanted: Sequence[int], longest: int) -> list[list[int]]:
-        """The lengths with one of those wanted, where that leaves enough to make."""
-        lengths = {self._rounded(length) for length in wanted} - set(self._lengths)
-        found = (sorted([*self._lengths, length]) for length in sorted(lengths))
-        return [f for f in found if f[-1] >= longest and self._missing(f) <= _SHAPES - len(f)]
+    def _dividing(self, longest: int) -> list[list[int]]:
+        """The lengths with the first that holds the longest of those that evenly divide its gap."""
+        ends = [self._shortest, *self._lengths, self._longest]
+        after = max(1, bisect.bisect_left(ends, min(longest, self._longest)))
+        start, ratio = ends[after - 1], ends[after] / ends[after - 1]
+        steps = self._steps(ends[after - 1], ends[after])
+        lengths = [round(start * ratio ** (i / steps)) for i in range(1, steps + 1)]
+        found = self._with([length for length in lengths if length >= longest] or [longest])
+        room = len(self._lengths) < _SHAPES - 1 or self._lengths[-1] == self._longest
+        return [more for more in found if room or more[-1] == self._longest][:1]
+
+    def _with(self, wanted: Sequence[int]) -> list[list[int]]:
+        """The lengths with each of those wanted."""
+        further = {self._rounded(length) for length in wanted} - set(self._lengths)
+        return [sorted([*self._lengths, length]) for length in sorted(further)]
 
     def _usual(self) -> list[int]:
         """The lengths that are good for most."""
@@ -147,10 +161,13 @@ class ScoringShapes:
 
     def _missing(self, lengths: list[int]) -> int:
         """How many shapes are yet to be made, so that lengths follow in steps of the factor."""
-        steps = zip([self._shortest, *lengths], [*lengths, self._longest])
-        needed = (math.log(after / before, self._factor) for before, after in steps)
-        between = sum(max(0, math.ceil(steps - _NEARLY) - 1) for steps in needed)
+        ends = [self._shortest, *lengths, self._longest]
+        between = sum(self._steps(*gap) - 1 for gap in itertools.pairwise(ends))
         return between + (lengths[-1] < self._longest)
+
+    def _steps(self, before: int, after: int) -> int:
+        """Of the factor, from one length to another."""
+        return max(1, math.ceil(math.log(after / before, self._factor) - _NEARLY))
 
     def _planner(self, data: TokenizedData, share: bool, lengths: list[int]) -> "_Planner":
         options = self._model.options
