@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import rmjax
 from helpers.checks import known
 from helpers.hf_models import NAMES, TALK, edit_json, save_hf
-from helpers.models import ROPES, make_model, score_array, tiny_llama
+from helpers.models import LLAMA_70B, ROPES, make_model, score_array, tiny_llama
 from helpers.reference import torch_scores
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.orbax_arrays import read_array
@@ -286,7 +286,7 @@ KERNELS = {"parts": ("cpu_flash", True), "splash": ("splash", False), "xla": ("x
 def test_little_of_a_set_is_padding(kind, kernel, rng):
     """About a tenth at most on one device, where a session begins with the set."""
     attention, parts = KERNELS[kernel]
-    model = make_model(LONG, attention=attention, parts=parts)
+    model = make_model(LLAMA_70B, attention=attention, parts=parts)
     for count in (16, 150):
         plan = ScoringShapes(model, READS).batches(drawn(rng, kind, count))
         assert filled(plan, model) >= (0.9 if parts else 0.85)
