@@ -170,7 +170,7 @@ def two_calls(
         q, k, v, out, total = kept
         found = []
         for stretches, causal in calls:
-            rows, length, heads = total.shape
+            _, length, heads = total.shape
             stats = jnp.zeros((stretches.queries[0].size, heads, length), jnp.float32)
             stats = stats.at[stretches.number, :, stretches.place].set(total, mode="drop")
             gradients = kernel.backward(q, k, v, out, stats, by, stretches, causal)
@@ -331,9 +331,7 @@ def by_two_calls(layout: Layout, own: Stretches, to_prompt: Stretches) -> Attend
     return functools.partial(two_calls, kernel, own, to_prompt)
 
 
-def by_tokamax(
-    implementation: str, layout: Layout, own: Stretches, to_prompt: Stretches
-) -> Attend:
+def by_tokamax(implementation: str, layout: Layout, own: Stretches, to_prompt: Stretches) -> Attend:
     """One of tokamax's, told the first key of each query beside the mask."""
     names: list[str] = ["xprof", "xprof.cli", "xprof.cli.tools"]
     for name in names:  # a profiler of 30 MB, which tokamax imports and attention does not use

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -147,7 +148,7 @@ def run(args: argparse.Namespace) -> None:
     best = max(before, peak(dtype))
 
     device = jax.devices()[0]
-    table = Table("", "seconds", "model TFLOP", "TFLOP/s", "of the peak")
+    table = Table("", "seconds", "model TFLOP", "TFLOP/s", "of the peak", box=box.MARKDOWN)
     for name, seconds, flops in (("training step", training, work), ("scoring", scoring, work / 3)):
         rate = flops / seconds
         table.add_row(
