@@ -38,7 +38,6 @@ from trainers import rmjax_side as training_side
 from rmjax.config import Config, DataConfig, OptimizerConfig
 
 ATTRIBUTE = "reward"
-TINY = (300, 64, 128, 2, 4, 2, 16)
 
 
 def made_up_pairs(count: int, tiny: bool, seed: int = 0) -> list[Answered]:
@@ -257,7 +256,7 @@ def run(directory: Path, rounds: int) -> None:
     pairs_a_step, sizes = (8, [4, 8]) if tiny else (64, [4, 8, 16])
     pairs = made_up_pairs(pairs_a_step * (rounds + 1), tiny)
     write_pairs(pairs, directory / "pairs.jsonl")
-    shape = TINY if tiny else SHAPES["llama1b"]
+    shape = SHAPES["tiny" if tiny else "llama1b"]
     alone(model_side, [], shape=shape, directory=model, device=device)
     length = 256 if tiny else 4096
     config = Config(

@@ -47,6 +47,7 @@ from rmjax.training.step import abstract_state, init_state, make_train_step
 
 # vocabulary, embed, mlp, layers, heads, kv heads, head_dim
 SHAPES = {
+    "tiny": (300, 64, 128, 2, 4, 2, 16),
     "smollm2": (49152, 576, 1536, 30, 9, 3, 64),
     "llama1b": (128256, 2048, 8192, 16, 32, 8, 64),
     "llama3b": (128256, 3072, 8192, 28, 24, 8, 128),
