@@ -11,9 +11,9 @@
 # Set      OUT: where gpu.md goes (runs/gpu if not given). PYTHON, if it is not `python`. What was
 #          installed and written meanwhile is in a directory that is deleted.
 # Gives    gpu.md, part by part as they end. Exit status 1 if a part failed or took too long.
-# Parts    tests of the kernel against the definition; kernels against each other
-#          (gpu_kernels.py); a training step and scoring of a Llama of 1B, and of 8B's first 8
-#          layers, since the state of all 32 takes 128 GB, as a share of the measured peak
+# Parts    tests of the kernel against the definition; four steps of configs/quickstart.py; kernels
+#          against each other (gpu_kernels.py); a training step and scoring of a Llama of 1B, and of
+#          8 layers of 8B, since the state of all 32 takes 128 GB, as a share of the measured peak
 #          (roofline.py); training and scoring against transformers (gpu_vs_transformers.py).
 # Without a GPU the same parts run on tiny shapes, which shows that they run.
 set -uo pipefail
@@ -94,11 +94,13 @@ else
   small=(--shape=tiny --length=64 --prompt=8 --response=12)
   large=(--shape=tiny --layers=1 --length=64 --prompt=8 --response=12)
 fi
-part 390 "Attention is the definition" env JAX_PLATFORMS="$tested_on" \
+part 400 "Attention is the definition" env JAX_PLATFORMS="$tested_on" \
   "$python" -m pytest -q -n 0 -p no:cacheprovider tests/models/attention/test_gpu_cudnn.py
-part 260 "Kernels against each other" "$python" benchmarks/gpu_kernels.py
-part 200 "A step and scoring, Llama of 1B" "$python" benchmarks/roofline.py "${small[@]}"
-part 120 "A step and scoring, 8 of 32 layers of 8B" "$python" benchmarks/roofline.py "${large[@]}"
+part 350 "A run, from its data to its report" "$python" -m rmjax.train --config=configs/quickstart.py \
+  --config.workdir="$work/run" --config.epochs=0 --config.steps=4 --config.eval_every=0
+part 225 "Kernels against each other" "$python" benchmarks/gpu_kernels.py
+part 170 "A step and scoring, Llama of 1B" "$python" benchmarks/roofline.py "${small[@]}"
+part 110 "A step and scoring, 8 of 32 layers of 8B" "$python" benchmarks/roofline.py "${large[@]}"
 part 0 "Against transformers, Llama of 1B" \
   "$python" benchmarks/gpu_vs_transformers.py --workdir="$work"
 echo

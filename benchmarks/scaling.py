@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [NAME ...]
 
-Needs `rmjax[aot]`, and `rmjax[cuda12]` for the rows of GPUs, in this or (PYTHON_GPU=...) another
+Needs `rmjax[aot]`, and `rmjax[cuda13]` for the rows of GPUs, in this or (PYTHON_GPU=...) another
 environment. Prints one line of Markdown a preset as soon as it is compiled. Takes about a minute a
 line on two quiet cores.
 """

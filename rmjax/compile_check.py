@@ -7,7 +7,7 @@ Of a config of `rmjax.align` it compiles all programs of a step; `--sample=promp
 then says how long prompts and samples are.
 
 Needs `pip install 'rmjax[aot]'`: the TPU compiler, which runs on any Linux machine; for GPUs
-(`--topology=h100:8`) `'rmjax[cuda12]'`, and no GPU. The exit status is 0 if the program fits the
+(`--topology=h100:8`) `'rmjax[cuda13]'`, and no GPU. The exit status is 0 if the program fits the
 chips' memory, else 1. Bytes and FLOPs are the compiler's; times are a prediction from a roofline,
 see `aot/roofline.py`.
 """

@@ -1,7 +1,9 @@
 """The pure parts of the benchmarks: what they count and what they are made of."""
 
 import json
+import re
 import runpy
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from helpers.layouts import dense, dense_gradients, make_layout
 from helpers.paths import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -200,3 +203,60 @@ def test_a_gradient_is_compared_tensor_by_tensor_under_its_name(tmp_path: Path):
     save_file(ours, tmp_path / "ours")
     apart = script["gradient_apart"](Network(), tmp_path / "ours")
     assert apart == pytest.approx(0.1)  # .5 of 5; .2 of 10 is less
+
+
+def test_two_calls_for_stretches_merge_to_attention_and_its_gradients():
+    """With XLA in cuDNN's place, which leaves NaN where nothing was asked for."""
+    import jax
+    import jax.numpy as jnp
+
+    script = runpy.run_path(str(BENCHMARKS / "gpu_kernels.py"))
+    rng = np.random.default_rng(0)
+    case = script["Case"]("", (4, 2, 8), 2, 96, 12, 15, 2)
+    layout, own, to_prompt = script["make_rows"](case)
+    rows = [
+        [
+            (shared, [size for start, size in parts[1:]])
+            for shared, parts in _groups(own.queries[:, row].T, to_prompt.keys[:, row].T)
+        ]
+        for row in range(case.rows)
+    ]
+    expected, seen = make_layout(rows, case.length, 1)
+    for ours, theirs in zip(layout, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    q, k, v, by = (rng.normal(size=(2, 96, n, 8)).astype(np.float32) for n in (4, 2, 2, 4))
+    by = np.where(layout.segment_ids[..., None, None] > 0, by, 0)
+
+    @jax.jit
+    def both(q, k, v, by):
+        def attend(q, k, v):
+            return script["two_calls"](script["stand_in"](), own, to_prompt, q, k, v)
+
+        out, pull = jax.vjp(attend, q, k, v)
+        return out, *pull(by)
+
+    found = both(*map(jnp.asarray, (q, k, v, by)))
+    for ours, theirs in zip(
+        found, (dense(q, k, v, seen), *dense_gradients(q, k, v, seen, by)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    pairs = case.rows * case.length * (case.length + 1) / 2
+    assert script["seen_share"](layout) == pytest.approx(seen.sum() / pairs)
+
+
+def _groups(parts: np.ndarray, prompts: np.ndarray) -> list[tuple[int, list[np.ndarray]]]:
+    """Each prompt's length, and first position and length of it and its responses."""
+    starts = [start for start, size in prompts if size >= 0]
+    bounds = [*starts[1:], 10**9]
+    return [
+        (size, [part for part in parts if start <= part[0] < end])
+        for (start, size), end in zip(prompts, bounds)
+    ]
+
+
+def test_the_parts_of_the_check_on_a_gpu_are_there():
+    script = BENCHMARKS / "gpu.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    parts = re.findall(r"(?:benchmarks|tests|configs)/[\w/]+\.py", script.read_text())
+    assert len(parts) >= 5
+    assert [part for part in parts if not (ROOT / part).exists()] == []

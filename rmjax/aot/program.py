@@ -183,7 +183,7 @@ def topology_devices(name: str, slices: int = 1) -> tuple[list[Any], Chip]:
                 target_config=gpu_target(chip),
             )
     except Exception as error:  # whatever the plugin raises
-        needed = "rmjax[aot]" if chip.torus else "rmjax[cuda12]"
+        needed = "rmjax[aot]" if chip.torus else "rmjax[cuda13]"
         raise UserError(
             f"--topology={name}: the compiler has no such topology, or there is no compiler (pip "
             f"install '{needed}'): {str(error).splitlines()[0][:300]}"

@@ -228,8 +228,12 @@ def _file_part(path: Path) -> Part:
 
 
 def _from_hub(address: str, wanted: Wanted) -> Source:
-    import datasets
-
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            f"{address}: not a local path, and the hub's are read by `pip install datasets`"
+        ) from error
     datasets.disable_progress_bars()
     owner, name, *directory = address.split("/")
     data_dir = directory[0] if directory else None

@@ -952,6 +952,11 @@ def test_a_hub_id_is_read_by_split(hub):
     refused("o/x: not a local path, and the hub does not give it", "o/x")
 
 
+def test_a_hub_id_needs_datasets(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    refused("o/x: not a local path, and the hub's are read by `pip install datasets`", "o/x")
+
+
 @pytest.mark.parametrize("address", ["o/n", "o/n/preference"])
 def test_a_hub_data_set_of_one_split(address, hub):
     """The hub calls it train, whatever is in it: it is validation only where a column says so."""
