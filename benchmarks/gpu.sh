@@ -22,8 +22,8 @@ python=${PYTHON:-python}
 
 # Of pyproject.toml's dependencies and theirs, what images with JAX and torch do not have; and what
 # tokamax's attention imports.
-lacking=(grain array-record portpicker ml-collections tensorboardX tokamax einshape immutabledict
-  qwix pydantic pydantic-core annotated-types typing-inspection)
+lacking=(grain array-record cloudpickle portpicker ml-collections tensorboardX tokamax einshape
+  immutabledict qwix pydantic pydantic-core annotated-types typing-inspection)
 
 if [ "${1:-}" = --wheels ]; then
   platforms=()

@@ -128,10 +128,15 @@ def _check_shared(workdir: Path) -> None:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what a run's numbers may depend on."""
-    return {name: importlib.metadata.version(name) for name in _PACKAGES} | {
-        "python": platform.python_version()
-    }
+    """Versions of what a run's numbers may depend on; a checkout need not be installed to run."""
+    return {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def record_run(

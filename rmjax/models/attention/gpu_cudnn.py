@@ -2,8 +2,7 @@
 
 It knows causality, and everything else of a layout as a mask of all pairs of positions, made once
 for all layers. It skips what causality hides, nothing else. JAX 0.10 has it compute the mask's
-gradient as well, which nobody uses; JAX 0.11 and 0.12 do
-not.
+gradient as well, which nobody uses; JAX 0.11 and 0.12 do not.
 """
 
 import dataclasses
