@@ -36,7 +36,7 @@ if [ "${1:-}" = --wheels ]; then
   exit
 fi
 
-limit=480 # seconds in all
+limit=480 # seconds in all, on a GPU
 out=${OUT:-runs/gpu}
 report=$out/gpu.md
 mkdir -p "$out" || exit 1
@@ -90,6 +90,7 @@ if [ "$backend" = gpu ]; then
   small=(--shape=llama1b --length=4096 --rows=8 --microbatches=2)
   large=(--shape=llama8b --layers=8 --length=4096 --rows=4 --microbatches=2)
 else
+  limit=3600
   tested_on=cpu
   small=(--shape=tiny --length=64 --prompt=8 --response=12)
   large=(--shape=tiny --layers=1 --length=64 --prompt=8 --response=12)
