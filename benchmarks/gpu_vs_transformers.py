@@ -275,7 +275,7 @@ def run(directory: Path, rounds: int) -> None:
         rows_per_device=2 if tiny else 4,
         remat="dots",
     )
-    batches, plan = make_batches(config)
+    batches, plan, _, _ = make_batches(config)
     steps = torch_steps("pairs", batches.data, plan)
     requests = list(range(rounds + 1))
     ours = alone(training_side, requests, clock="wall", config=config)
