@@ -9,7 +9,7 @@ are no weights of it, `configs/llama405b_regression.py:340b` is the shape of Nem
 as it has in its own.
 
 Hardware: float32 weights, moments and gradients are 6.5 TB, so 128 chips of 95 GB (v5p). Compiled
-for them, see docs/scale.md; not run by us.
+for them, see docs/scaling.md; not run by us.
 """
 
 from rmjax.config import Config, DataConfig, OptimizerConfig

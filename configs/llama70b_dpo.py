@@ -8,7 +8,7 @@ steps. The paper began with its own Llama-3-70B: `--config.init=runs/llama70b_sf
 
 The reference is the model before the first step; what it says of each response is computed once, so
 no second model is in memory. `scaled_dpo` (arXiv 2410.01257) is `--config.objective=scaled_dpo`,
-with a workdir of its own. Compiled for 64 chips, see docs/scale.md; not run by us.
+with a workdir of its own. Compiled for 64 chips, see docs/scaling.md; not run by us.
 """
 
 from rmjax.config import Config, DataConfig, OptimizerConfig, PreferenceConfig

@@ -4,7 +4,7 @@
 
 Recipe (arXiv 2410.01257): as `llama70b_regression`, with one attribute. Stage two is
 `llama70b_scaled_bt`. Published for it: RewardBench 93.0 overall, 97.2 chat, 84.2 chat-hard, 94.6
-safety, 95.8 reasoning. Compiled for 64 chips, see docs/scale.md; not run by us.
+safety, 95.8 reasoning. Compiled for 64 chips, see docs/scaling.md; not run by us.
 """
 
 from rmjax.config import Config, DataConfig, OptimizerConfig

@@ -10,7 +10,7 @@ normalised over the whole batch, not per micro-batch, so it does not depend on t
 Published for it: RewardBench 92.4 overall, 95.0 chat, 85.5 chat-hard, 94.0 safety, 95.1 reasoning.
 
 Hardware: float32 weights, moments and gradients are 1.13 TB, so 64 chips of 95 GB (v5p) or 80 GB
-(H100). Compiled for them, see docs/scale.md; not run by us.
+(H100). Compiled for them, see docs/scaling.md; not run by us.
 """
 
 from rmjax.config import Config, DataConfig, OptimizerConfig

@@ -8,7 +8,7 @@ of up to 2,048 tokens of each of 16 prompts a step, up to 318 steps, KL .01 in t
 from 55.7. Prompts are those of HelpSteer2.
 
 Weights sample on copies of `tensor` = 8, where no token waits for others' weights; see
-docs/scale.md. Compiled for 128 chips (v5p:4x4x8); not run by us.
+docs/scaling.md. Compiled for 128 chips (v5p:4x4x8); not run by us.
 """
 
 from rmjax.config import (

@@ -7,7 +7,7 @@ after 10 warm-up steps, 64 pairs a step, one epoch (105 steps of the paper's 6,7
 out. Published for it: RewardBench 93.7 overall, 98.0 chat, 85.7 chat-hard, 94.3 safety, 96.7
 reasoning; `python -m rmjax.extrapolate` takes it from there to 94.1. The other two forms are
 `--config.objective=bradley_terry` (92.7) and `margin_bradley_terry` (93.0), each with a workdir of
-its own. Compiled for 64 chips, see docs/scale.md; not run by us.
+its own. Compiled for 64 chips, see docs/scaling.md; not run by us.
 """
 
 from rmjax.config import Config, DataConfig, OptimizerConfig

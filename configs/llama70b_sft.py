@@ -7,7 +7,7 @@ the loss is the mean of -log P over its tokens. A fiftieth of the prompts is hel
 
 Recipe (arXiv 2406.08673, of its policies): constant 2e-6; 128 responses a step, as for its 2,400
 steps of OASST. Its 1,600 steps of Daring Anteater had 384: `--config.batch_size=384
---config.epochs=0 --config.steps=1600`. Compiled for 64 chips, see docs/scale.md; not run by us.
+--config.epochs=0 --config.steps=1600`. Compiled for 64 chips, see docs/scaling.md; not run by us.
 """
 
 from rmjax.config import Config, DataConfig, OptimizerConfig

@@ -3,7 +3,7 @@
     python -m rmjax.train --config=configs/llama8b_regression.py
 
 Hardware: parameters, AdamW's moments and gradients are 128 GB in float32, sharded over all devices:
-for example 8 H100, or 16 v5e. Compiled for them, see docs/scale.md; not run by us. The recipe is
+for example 8 H100, or 16 v5e. Compiled for them, see docs/scaling.md; not run by us. The recipe is
 the 70B one with the larger learning rate that a smaller model takes.
 """
 

@@ -4,7 +4,7 @@
 
 The twin of `llama70b_reinforce`, with the larger learning rate that a smaller model takes, in the
 proportion of `llama8b_dpo`, and the reward model of `llama8b_scaled_bt`. For 8 GPUs or 16 chips of
-v5e (v5e:4x4); compiled for them, see docs/scale.md; not run by us.
+v5e (v5e:4x4); compiled for them, see docs/scaling.md; not run by us.
 """
 
 from rmjax.config import (

@@ -35,7 +35,7 @@ _TRIED = 256  # conversations for each row at once, more or less, with which the
 _NEARLY = 0.05  # of such a step, which rounding may add
 _MOST_SLOTS = 1024  # samples that a row may hold
 # What a step costs besides its places, in places: 64, and one for so many of a row, filled or not.
-# Measured on a CPU, see docs/appendix.md.
+# Measured on a CPU, see docs/benchmarks.md.
 _STEP, _OF_ROW = 64, 32
 _TIGHT = 0.9  # a step that is filled so far stays as it is, and so do shapes that cost so little
 _FEW = 4  # steps, of which every division is tried

@@ -23,7 +23,7 @@ from rmjax.models.rope import angles, inverse_frequencies, rotate
 
 _save = jax.checkpoint_policies
 _ATTENDED = _save.save_only_these_names(RESULT)
-# What the backward pass finds stored; the rest it computes again. docs/appendix.md has what each
+# What the backward pass finds stored; the rest it computes again. docs/benchmarks.md has what each
 # costs and gives. The products with weights leave out attention, which a kernel may compute.
 _POLICIES = {
     "none": _save.everything_saveable,

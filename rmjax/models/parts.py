@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Int, Int32
 
 SMALLEST_PART = 32  # token positions
-_PART = 256  # a smaller one multiplies matrices more slowly; both measured, see docs/appendix.md
+_PART = 256  # a smaller one multiplies matrices more slowly; both measured, see docs/benchmarks.md
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["count"], meta_fields=[])

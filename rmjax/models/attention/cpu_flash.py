@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Float32, Int32
 from rmjax.models.attention.mask import RESULT, Layout, sees
 from rmjax.runtime.sharding import Sharding
 
-_TILE = 64  # queries, and keys; from 32 to 128 measured, see docs/appendix.md
+_TILE = 64  # queries, and keys; from 32 to 128 measured, see docs/benchmarks.md
 _UNSEEN = -1e30  # in place of a logit
 _NOWHERE = 2**31 - 1  # behind all positions and segments
 
