@@ -11,8 +11,8 @@ attributes, six replies to each of 60 dialogues), with local files:
         --config.init=SmolLM2-135M-Instruct.Q4_1.gguf \
         --config.data.train=topical_chat_ratings.jsonl
 
-docs/benchmarks.md has the table, the time and the machine of the second. A fifth of the dialogues is
-held out, by dialogue.
+docs/benchmarks.md has the table, the time and the machine of the second. A fifth of the dialogues
+is held out, by dialogue.
 """
 
 from rmjax.config import Config, DataConfig, OptimizerConfig
