@@ -223,7 +223,7 @@ def line(name: str) -> str:
     if found is None:
         why = report.unread or f"does not fit: {report.peak / 2**30:.1f} GiB"
         return "| " + " | ".join([*cells, why, "", f"{run.measured:.2f}", ""]) + " |"
-    waits = sum(row.seconds * (1 - row.asynchronous) for row in found.traffic)
+    waits = found.step - found.operations
     cells += [f"{found.operations:.2f}", f"{waits:.2f}", f"{found.step:.2f}"]
     cells += [f"{run.measured:.2f}", f"{found.step / run.measured:.2f}"]
     return "| " + " | ".join(cells) + " |"
