@@ -306,7 +306,7 @@ def work(
     module = parse(text)
     for name, times in executions(module, trips).items():
         computation = module.computations[name]
-        found = [(i, *_inside(module, name, i, devices)) for i in computation.values()]
+        found = _begun([(i, *_inside(module, name, i, devices)) for i in computation.values()])
         # TPUs' compiler may spread a collective over the fusions beside which it runs.
         parts: dict[Any, list[str]] = defaultdict(list)
         for instruction, _, moved in found:
@@ -369,15 +369,31 @@ def _inside(
     return flops, found
 
 
+def _begun(
+    found: list[tuple[Instruction, float, tuple[Collective, ...]]],
+) -> list[tuple[Instruction, float, tuple[Collective, ...]]]:
+    """Instructions with what they begin to move.
+
+    A SparseCore is started with nothing; it moves what an update gives it later.
+    """
+    given = {
+        i.operands[0]: i.name for i, _, _ in found if i.opcode == "async-update" and i.operands[1:]
+    }
+    later = {given[i.name]: moved for i, _, moved in found if moved and i.name in given}
+    return [
+        (i, flops, later.get(i.name, () if i.name in given else moved)) for i, flops, moved in found
+    ]
+
+
 def _ends(computation: Computation) -> dict[str, str]:
-    """The name of what waits for each instruction that only begins something."""
+    """The name of what waits for each instruction that only begins or updates something."""
     ends = {}
     for instruction in computation.values():
         if not instruction.opcode.endswith("-done"):
             continue
         begun = computation.get(instruction.operands[0])
-        while begun is not None and begun.opcode.endswith("-update"):
-            begun = computation.get(begun.operands[0])
-        if begun is not None:
+        while begun is not None:
             ends[begun.name] = instruction.name
+            updates = begun.opcode.endswith("-update")
+            begun = computation.get(begun.operands[0]) if updates else None
     return ends

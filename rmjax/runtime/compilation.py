@@ -17,6 +17,9 @@ _SPARSE_CORES = {
     "xla_tpu_prefer_async_allgather_to_allreduce": "true",
     "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
     "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter": "true",
+    # By itself the compiler takes a scatter, which uses two links, for shorter than it is, and has
+    # the end of a layer's backward pass wait for it.
+    "xla_tpu_sparse_core_reduce_scatter_latency_multiplier": "4",
 }
 # A product is not cut into small ones, each beside the permutation of a part of its weight: that
 # hides less than gathers that run beside whole products, and reads and writes its sums again.

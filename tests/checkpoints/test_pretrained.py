@@ -15,7 +15,7 @@ from helpers.checks import known
 from helpers.damage import BAD_ORBAX, empty_chunk, garbled_chunk, truncated_chunk
 from helpers.hf_models import NAMES, edit_json, edit_tensors, hf_arrays, same_bits, save_hf
 from helpers.models import make_model, one_device, tiny_llama
-from rmjax.checkpoints import hub, loading
+from rmjax.checkpoints import loading
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf
@@ -316,7 +316,7 @@ def test_a_hub_id_is_its_snapshot(tmp_path, monkeypatch):
         asked[name] = options
         return str(snapshot)
 
-    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     source = open_pretrained("org/name")
     assert known(source.spec).attributes == NAMES
     assert source.tokenizer().get_vocab()
