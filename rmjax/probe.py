@@ -82,7 +82,9 @@ def probe(config: Config, dst: str, fit: str = "") -> None:
         )
     model = make_model(config, source, sharding)
     tokenizer = pick_tokenizer(config, source, model.config.vocab_size)
-    data, validation, _, (shape, *_) = load_planned(config, model, tokenizer)
+    # Rows, by which features are kept, go by the data: not by the seed, nor by how long one trains.
+    once = dataclasses.replace(config, seed=0, steps=0, epochs=1.0)
+    data, validation, _, (shape, *_) = load_planned(once, model, tokenizer)
 
     # ---- features, once ----------------------------------------------------------------------
     began = time.monotonic()
