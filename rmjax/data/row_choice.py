@@ -22,6 +22,7 @@ from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenized import TokenizedData
 
 _LENGTHS = 32  # that are tried
+_COUNTS = 8  # of rows at once, that are tried with each
 _SAMPLES = 8192  # in the steps that are packed
 _LONGEST = 16384  # of the lengths that are tried, unless a sample is longer
 _FINENESS = 16  # lengths are multiples of it, whatever the kernel
@@ -139,11 +140,10 @@ def _rows_needed(
 
 
 def _rows_at_once(length: int, limits: RowLimits) -> Iterator[int]:
-    """Rows on a shard, that have as many places as they may."""
+    """Rows on a shard, that have as many places as they may; of many counts some."""
     most = max(1, limits.places // length)
-    for at_once in range(most, 0, -1):
-        if at_once == most or at_once * length >= limits.least:
-            yield at_once
+    least = min(most, -(-limits.least // length))
+    yield from sorted({int(x) for x in np.linspace(least, most, _COUNTS)}, reverse=True)
 
 
 def _lengths(longest: int, limits: RowLimits) -> list[int]:

@@ -181,9 +181,27 @@ def record_run(
 
 
 def recorded_rows(workdir: Path) -> Recorded | None:
-    """The rows that the data chose when the run began, on every process; None if it had none."""
-    file = workdir / ROWS
-    return from_first("rows", lambda: read_json(file)["rows"] if file.exists() else None)
+    """The rows that the data chose when the run began, on every process; None if it had none.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    return from_first("rows", lambda: _read_rows(workdir / ROWS))
+
+
+def _read_rows(file: Path) -> Recorded | None:
+    if not file.exists():
+        return None
+    rows = read_json(file).get("rows")
+    shapes: list[Any] = rows if isinstance(rows, list) and rows else [None]
+    for shape in shapes:
+        good = isinstance(shape, list) and len(shape) == 2
+        if not good or not all(type(size) is int and size > 0 for size in shape):
+            raise UserError(
+                f"{file}: 'rows' is {rows!r}, and not a list of [rows, length]; delete the file, "
+                "and rows are chosen again"
+            )
+    return rows
 
 
 def record_rows(workdir: Path, rows: Recorded) -> None:

@@ -2,10 +2,13 @@ import numpy as np
 import pytest
 
 from helpers.tokenized import make_data
+from rmjax.data import row_choice
 from rmjax.data.batches import training_batches
 from rmjax.data.planning import plan_steps, row_shape
 from rmjax.data.row_choice import RowLimits, choose_shapes
 from rmjax.data.row_layout import RowShape
+from rmjax.errors import UserError
+from rmjax.training.workdir import recorded_rows
 
 
 def responses(rng, prompts, most=40):
@@ -83,3 +86,20 @@ def test_the_choice_depends_on_nothing_but_the_first_steps(rng):
     limits = RowLimits(places=512, least=128, shards=1, multiple=16)
     plans = [plan_steps(data, batch_size=8, seed=0, steps=steps) for steps in (1200, 1500)]
     assert chosen(data, plans[0], limits) == chosen(data, plans[1], limits)
+
+
+def test_few_counts_of_rows_are_tried_however_many_there_could_be():
+    for places, least in ((1_000_000, 500_000), (40, 20), (16, 16), (3, 2)):
+        limits = RowLimits(places=places * 16, least=least * 16, shards=1, multiple=16)
+        tried = list(row_choice._rows_at_once(16, limits))
+        assert len(tried) <= 8 and tried[0] == places and tried[-1] == least
+        assert tried == sorted(set(tried), reverse=True)
+
+
+@pytest.mark.parametrize(
+    "rows", ["{}", "5", "[]", "[[1]]", '[["x", 512]]', "[[0, 512]]", "[[1, -16]]"]
+)
+def test_a_damaged_record_of_rows_is_an_error_that_names_it(tmp_path, rows):
+    (tmp_path / "rows.json").write_text(f'{{"rows": {rows}}}')
+    with pytest.raises(UserError, match=r"rows\.json: 'rows' is .*delete the file"):
+        recorded_rows(tmp_path)
