@@ -118,7 +118,7 @@ def open_parts(config: AlignConfig, workdir: Path, say: Callable[[str, object], 
         trainable=config.trained,
         seed=config.seed,
     )
-    shape = step_shape(config, model, prompts, plan, recorded_rows(workdir))
+    shape = step_shape(config, model, prompts, recorded_rows(workdir))
     critic = Critic(config, model, tokenizer, updates) if has_critic(config) else None
     ends = end_tokens(source.files if source else None, tokenizer)
     if config.rollout.server:

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int64
 
-from rmjax.alignment.prompts import Prompts
+from rmjax.alignment.prompts import Prompts, plan_prompts
 from rmjax.alignment.rewards import Reward
 from rmjax.alignment.rollouts import Rollout
 from rmjax.alignment.weights import moved
@@ -211,14 +211,13 @@ def step_shape(
     config: AlignConfig,
     model: Model,
     prompts: Prompts,
-    plan: Sequence[np.ndarray],
     recorded: Recorded | None = None,
 ) -> RowShape:
     """The shape of a run's rows: the config's, or chosen for its prompts.
 
     Nobody knows how long samples will be, and they change while a policy learns. So it is chosen
-    for some of the run's steps with samples of several lengths. There is one shape, since each is
-    several programs here. See `run_shapes` for `recorded`.
+    for a few steps with samples of several lengths, however many steps a run has. There is one
+    shape, since each is several programs here. See `run_shapes` for `recorded`.
     """
     if config.data.row_length:
         return planned_shape(config, model)
@@ -227,15 +226,18 @@ def step_shape(
     def made(rows: int, length: int) -> RowShape:
         return shape_of(config, model, rows, length)
 
-    known = recorded_shapes(recorded, limits, made)
+    most = max(map(len, prompts.tokens)) + rollout.max_tokens
+    align = alignment(model.options.attention, 2 * longest_row(config))
+    longest = segment_length([most], 0, align)
+    known = recorded_shapes(recorded, longest, limits, made)
     if known:
         return known[0]
+    each = config.batch_size // rollout.n
+    plan = plan_prompts(len(prompts), each=each, seed=config.seed, steps=max(_PARTS))
     tokens, of, spoken = [], [], []
-    for part in _PARTS:
+    for part in _PARTS:  # more steps of shorter samples: as many tokens
         length = max(1, rollout.max_tokens // part)
-        for step, numbers in enumerate(
-            plan[:part]
-        ):  # more steps of shorter samples: as many tokens
+        for step, numbers in enumerate(plan[:part]):
             for number in numbers.tolist():
                 asked = prompts.tokens[number]
                 for sample in range(rollout.n):
@@ -246,11 +248,10 @@ def step_shape(
     data = in_memory(tokens, of, spoken)[0]
     updates = config.batch_size // config.policy_gradient.minibatches
     steps = np.split(np.arange(len(data)), range(updates, len(data), updates))
-    longest = max(map(len, prompts.tokens)) + rollout.max_tokens
     (shape,) = choose_shapes(
         data,
         steps,
-        segment_length([longest], 0, alignment(model.options.attention, 2 * longest_row(config))),
+        longest,
         limits,
         made,
         packing=config.data.packing,

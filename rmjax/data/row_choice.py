@@ -23,7 +23,6 @@ from rmjax.data.tokenized import TokenizedData
 
 _LENGTHS = 32  # that are tried
 _COUNTS = 8  # of rows at once, that are tried with each
-_SAMPLES = 8192  # in the steps that are packed
 _LONGEST = 16384  # of the lengths that are tried, unless a sample is longer
 _FINENESS = 16  # lengths are multiples of it, whatever the kernel
 _EMPTY = 0.14  # of what is computed, which is too much
@@ -38,8 +37,8 @@ class RowLimits:
 
     Attributes:
       places: token positions computed at once on a row shard, at most; more only if a row needs it.
-      least: likewise, at least, if there can be so few: micro-batches cost something beside their
-        places.
+      least: likewise, at least, if there can be so few and a step needs as many: micro-batches cost
+        something beside their places.
       shards: row shards of the mesh.
       multiple: of token positions that a row must have.
       attention: what one more place of a row costs each of its places, in places; 0 where
@@ -69,11 +68,11 @@ def choose_shapes(
     share: bool,
     most: int = 3,
 ) -> tuple[RowShape, ...]:
-    """The shapes in which the first of `steps` cost least, the same wherever it is asked.
+    """The shapes in which `steps` cost least, the same wherever it is asked.
 
     Args:
       data: the samples.
-      steps: those of each step.
+      steps: those of each step; few of many will do.
       longest: token positions that a row must have.
       limits: what else rows must be.
       shape_of: makes the shape of so many rows of a length.
@@ -85,21 +84,20 @@ def choose_shapes(
       One shape or a few; everything fits in the first. A step takes that in which it computes the
       fewest places.
     """
-    few = steps[: 1 + int(np.searchsorted(np.cumsum([len(step) for step in steps]), _SAMPLES))]
     lengths = _lengths(limits.length(longest), limits)
     whole = shape_of(limits.shards, lengths[-1])
-    groups = [prompt_groups(data, step, whole, share) for step in few]
-    needed = [longest_atom(data, step, whole.align, share) for step in few]
+    groups = [prompt_groups(data, step, whole, share) for step in steps]
+    needed = [longest_atom(data, step, whole.align, share) for step in steps]
     found: list[tuple[RowShape, np.ndarray]] = []  # shapes, and the places of each step
     for length in lengths:
         shape = shape_of(limits.shards, length)
         rows = np.asarray(
             [
                 _rows_needed(data, step, of_step, shape, packing, share) if wanted <= length else 0
-                for step, of_step, wanted in zip(few, groups, needed)
+                for step, of_step, wanted in zip(steps, groups, needed)
             ]
         )
-        for at_once in _rows_at_once(length, limits):
+        for at_once in _rows_at_once(length, limits, -(-int(rows.max()) // limits.shards)):
             size = at_once * limits.shards
             places = -(-rows // size) * float(size * length)
             found.append((shape_of(size, length), np.where(rows > 0, places, np.inf)))
@@ -139,9 +137,12 @@ def _rows_needed(
     return len(plan_rows(data, step, shape, packing=packing, share=share))
 
 
-def _rows_at_once(length: int, limits: RowLimits) -> Iterator[int]:
-    """Rows on a shard, that have as many places as they may; of many counts some."""
-    most = max(1, limits.places // length)
+def _rows_at_once(length: int, limits: RowLimits, needed: int) -> Iterator[int]:
+    """Rows on a shard, that have as many places as they may; of many counts some.
+
+    Never more than the fullest step needs, be they fewer places than the least.
+    """
+    most = max(1, min(limits.places // length, needed))
     least = min(most, -(-limits.least // length))
     yield from sorted({int(x) for x in np.linspace(least, most, _COUNTS)}, reverse=True)
 

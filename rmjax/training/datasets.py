@@ -41,7 +41,7 @@ def load_planned(
         steps=config.steps,
         epochs=config.epochs,
     )
-    return data, validation, plan, run_shapes(config, model, data, validation, plan, recorded)
+    return data, validation, plan, run_shapes(config, model, data, validation, recorded)
 
 
 def load_data(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rmjax.config import Config
-from rmjax.data.planning import longest_atom, row_shape
+from rmjax.data.planning import longest_atom, plan_steps, row_shape
 from rmjax.data.row_choice import RowLimits, ShapeOf, choose_shapes
 from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenized import TokenizedData
@@ -14,6 +14,8 @@ from rmjax.models.flops import pair_cost
 from rmjax.models.model import Model
 from rmjax.runtime.sharding import check_divisible
 from rmjax.training.experiment import config_objective
+
+_SAMPLES = 8192  # in the steps for which rows are chosen
 
 Recorded = list[list[int]]  # of each shape the rows of a shard and their length
 
@@ -46,19 +48,20 @@ def run_shapes(
     model: Model,
     data: TokenizedData,
     validation: TokenizedData | None,
-    plan: Sequence[np.ndarray],
     recorded: Recorded | None = None,
 ) -> tuple[RowShape, ...]:
     """The shapes of a run's rows, everything fitting in the first; see `choose_shapes`.
+
+    They are chosen for steps of the data's first epoch, whatever the number of steps, so that a run
+    that is made longer computes the same.
 
     Args:
       config: of the run.
       model: that is trained.
       data: to train on.
       validation: held out, if anything is.
-      plan: the training samples of each step.
-      recorded: what the run chose when it began, if it did. It is chosen again if the mesh has
-        changed so that it will not do.
+      recorded: what the run chose when it began, if it did. It is chosen again if it will not do
+        any more: on another mesh, or with fewer `rows_per_device`.
 
     Raises:
       UserError: rows do not divide over the mesh, or the kernel cannot compute them.
@@ -82,20 +85,25 @@ def run_shapes(
         for part in (data, validation)
         if part is not None
     )
-    shapes = recorded_shapes(recorded, limits, shape_of) or choose_shapes(
-        data, plan, longest, limits, shape_of, packing=packing, share=share
-    )
+    shapes = recorded_shapes(recorded, longest, limits, shape_of)
+    if not shapes:
+        count = -(-min(len(data), _SAMPLES) // config.batch_size)
+        steps = plan_steps(data, batch_size=config.batch_size, seed=config.seed, steps=count)
+        shapes = choose_shapes(data, steps, longest, limits, shape_of, packing=packing, share=share)
     check_length(name, shapes[0].length)
     return shapes
 
 
 def recorded_shapes(
-    recorded: Recorded | None, limits: RowLimits, shape_of: ShapeOf
+    recorded: Recorded | None, longest: int, limits: RowLimits, shape_of: ShapeOf
 ) -> tuple[RowShape, ...]:
-    """The shapes that a run has on record; none if it has none, or none for this mesh."""
+    """The shapes that a run has on record; none if it has none, or none within these limits."""
     found = recorded or []
-    if any(limits.length(length) != length for _, length in found):
+    if not found or found[0][1] < longest:
         return ()
+    for rows, length in found:
+        if limits.length(length) != length or (rows > 1 and rows * length > limits.places):
+            return ()
     return tuple(shape_of(rows * limits.shards, length) for rows, length in found)
 
 

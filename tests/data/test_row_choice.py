@@ -8,6 +8,7 @@ from rmjax.data.planning import plan_steps, row_shape
 from rmjax.data.row_choice import RowLimits, choose_shapes
 from rmjax.data.row_layout import RowShape
 from rmjax.errors import UserError
+from rmjax.training.rows import recorded_shapes
 from rmjax.training.workdir import recorded_rows
 
 
@@ -80,20 +81,40 @@ def test_rows_are_shorter_where_attention_computes_what_nobody_sees(rng):
     assert chosen(data, plan, costly)[0].length < chosen(data, plan, plain)[0].length
 
 
-def test_the_choice_depends_on_nothing_but_the_first_steps(rng):
-    """So that a run which goes on for longer has the same rows."""
-    data = responses(rng, 60)
-    limits = RowLimits(places=512, least=128, shards=1, multiple=16)
-    plans = [plan_steps(data, batch_size=8, seed=0, steps=steps) for steps in (1200, 1500)]
-    assert chosen(data, plans[0], limits) == chosen(data, plans[1], limits)
+@pytest.mark.parametrize("length", [12, 30])
+def test_small_steps_are_not_padded_to_the_least_that_large_ones_have(length):
+    """40 samples of a few tokens a step, where 4,096 places may be computed at once."""
+    data = make_data([length] * 40)
+    plan = [np.arange(40)]
+    limits = RowLimits(places=4096, least=2048, shards=1, multiple=16)
+    (shape,) = chosen(data, plan, limits)
+    assert 40 * length / (shape.rows * shape.length) > 0.86
+
+
+def record(limits, recorded, longest=64):
+    return recorded_shapes(
+        recorded, longest, limits, lambda rows, length: RowShape(rows, length, 4)
+    )
+
+
+def test_a_record_is_kept_where_it_is_within_the_limits():
+    limits = RowLimits(places=512, least=256, shards=2, multiple=16)
+    kept = record(limits, [[4, 128], [8, 48]])
+    assert [(shape.rows, shape.length) for shape in kept] == [(8, 128), (16, 48)]
+    assert record(limits, [[1, 1024]])  # a row that long is needed
+    assert not record(limits, None)
+    assert not record(limits, [[4, 48]])  # too short for the longest sample
+    assert not record(limits, [[4, 120]])  # not whole on this mesh
+    assert not record(limits, [[5, 128]])  # more at once than there may be now
 
 
 def test_few_counts_of_rows_are_tried_however_many_there_could_be():
     for places, least in ((1_000_000, 500_000), (40, 20), (16, 16), (3, 2)):
         limits = RowLimits(places=places * 16, least=least * 16, shards=1, multiple=16)
-        tried = list(row_choice._rows_at_once(16, limits))
+        tried = list(row_choice._rows_at_once(16, limits, 2_000_000))
         assert len(tried) <= 8 and tried[0] == places and tried[-1] == least
         assert tried == sorted(set(tried), reverse=True)
+        assert list(row_choice._rows_at_once(16, limits, 2)) == [2]
 
 
 @pytest.mark.parametrize(
