@@ -134,10 +134,10 @@ def seconds_of(shapes: Sequence[tuple[int, int]], repeats: int, clock: str) -> d
     from rmjax.models.model import Model
     from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
-    llama = runpy.run_path(str(CONFIG))["get_config"]().model
+    decoder = runpy.run_path(str(CONFIG))["get_config"]().model
     sharding = Sharding(make_mesh(MeshConfig()))
-    kernel = choose("auto", llama, sharding, np.float32)
-    model = Model(llama, ModelOptions(sharding, remat="dots", attention=kernel), RewardHead(1))
+    kernel = choose("auto", decoder, sharding, np.float32)
+    model = Model(decoder, ModelOptions(sharding, remat="dots", attention=kernel), RewardHead(1))
     params = random_params(model, 0)
     gradient = jax.jit(jax.grad(lambda params, rows: model(params, rows).sum()))
     found: dict[Any, list[float]] = {shape: [] for shape in shapes}

@@ -201,7 +201,7 @@ def prompts_of_steps(config: AlignConfig) -> list[dict[str, Any]]:
     from rmjax.training.experiment import pick_tokenizer
 
     source = open_pretrained(config.init)
-    tokenizer = pick_tokenizer(config, source, source.llama.vocab_size)
+    tokenizer = pick_tokenizer(config, source, source.decoder.vocab_size)
     prompts = read_prompts(config, tokenizer, config.data.train, "train")
     each = config.batch_size // config.rollout.n
     plan = plan_prompts(len(prompts), each=each, seed=config.seed, steps=config.steps)

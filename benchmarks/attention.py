@@ -19,7 +19,7 @@ import numpy as np
 from rmjax.models.attention import dispatch
 from rmjax.models.attention.dispatch import attention
 from rmjax.models.attention.mask import Layout, sees
-from rmjax.models.decoder_config import LlamaConfig
+from rmjax.models.decoder_config import DecoderConfig
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 
@@ -92,8 +92,8 @@ def measure(shape: Shape, rows: int, length: int, mean: int, repeat: int) -> Non
     """Prints a line of Markdown for each side."""
     sharding = Sharding(make_mesh(MeshConfig(), jax.devices()[:1]))
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    llama = LlamaConfig(1, 1, 1, 1, shape.heads, shape.kv_heads, shape.head_dim, length, 1e-5)
-    kernel = dispatch.choose("auto", llama, sharding, dtype, length)
+    decoder = DecoderConfig(1, 1, 1, 1, shape.heads, shape.kv_heads, shape.head_dim, length, 1e-5)
+    kernel = dispatch.choose("auto", decoder, sharding, dtype, length)
     rng = np.random.default_rng(0)
     align = dispatch.alignment(kernel, length)
     layout, seen = make_layout(rng, rows, length, mean, align)

@@ -42,7 +42,7 @@ from rmjax.checkpoints.safetensors_file import (
 from rmjax.checkpoints.tensor_slices import cut
 from rmjax.config import HELPSTEER2
 from rmjax.data.tokenizer import byte_tokenizer
-from rmjax.models.decoder_config import LlamaConfig
+from rmjax.models.decoder_config import DecoderConfig
 from rmjax.models.heads import RewardHead, model_parameters, model_sizes
 from rmjax.models.rewards.spec import RewardSpec
 
@@ -58,10 +58,10 @@ SHAPES = {
 }
 
 
-def llama_config(shape: str, layers: int) -> LlamaConfig:
+def llama_config(shape: str, layers: int) -> DecoderConfig:
     """The config of a shape, with that many layers (0: all)."""
     vocab, hidden, mlp, all_layers, heads, kv_heads = SHAPES[shape]
-    return LlamaConfig(
+    return DecoderConfig(
         vocab_size=vocab,
         hidden_size=hidden,
         intermediate_size=mlp,
@@ -74,16 +74,16 @@ def llama_config(shape: str, layers: int) -> LlamaConfig:
     )
 
 
-def make_model(directory: Path, llama: LlamaConfig) -> int:
+def make_model(directory: Path, decoder: DecoderConfig) -> int:
     """Writes a model of random weights; returns its bytes."""
     spec = RewardSpec(HELPSTEER2, {"helpfulness": 1.0})
-    write_model_files(directory, llama, byte_tokenizer(), spec, dtype="bfloat16")
+    write_model_files(directory, decoder, byte_tokenizer(), spec, dtype="bfloat16")
     head = RewardHead(len(HELPSTEER2))
-    sizes = model_sizes(llama, head)
+    sizes = model_sizes(decoder, head)
     tensors = [
         (key, hf_shape(row, sizes), _BFLOAT16)
-        for row in model_parameters(llama, head)
-        for key in hf_keys(row, llama)
+        for row in model_parameters(decoder, head)
+        for key in hf_keys(row, decoder)
     ]
     total, rng = 0, np.random.default_rng(0)
     files: list[list[tuple[str, tuple[int, ...], np.dtype]]] = [[]]

@@ -101,7 +101,7 @@ def load(config: Config) -> tuple[Any, Any]:
     from rmjax.training.experiment import pick_tokenizer
 
     source = open_pretrained(config.init)
-    return load_data(config, pick_tokenizer(config, source, source.llama.vocab_size), share=True)
+    return load_data(config, pick_tokenizer(config, source, source.decoder.vocab_size), share=True)
 
 
 def trl_side(config: Config, micro: int) -> Callable[[None], Piece]:

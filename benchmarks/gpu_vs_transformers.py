@@ -65,7 +65,7 @@ def make_random_model(shape: tuple[int, ...], directory: Path, device: str) -> N
 
     vocabulary, embed, mlp, layers, heads, kv_heads, head_dim = shape
     tokenizer = byte_tokenizer()
-    llama = transformers.LlamaConfig(
+    decoder = transformers.LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=embed,
         intermediate_size=mlp,
@@ -80,7 +80,7 @@ def make_random_model(shape: tuple[int, ...], directory: Path, device: str) -> N
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     with torch.device(device):
-        network = transformers.LlamaForSequenceClassification(llama).to(torch.bfloat16)
+        network = transformers.LlamaForSequenceClassification(decoder).to(torch.bfloat16)
     network.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 

@@ -132,7 +132,7 @@ def make_language_model(weights: str, directory: Path) -> Path:
 
         tokenizer = byte_tokenizer()
         torch.manual_seed(0)
-        llama = transformers.LlamaConfig(
+        decoder = transformers.LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=64,
             intermediate_size=128,
@@ -142,7 +142,7 @@ def make_language_model(weights: str, directory: Path) -> Path:
             initializer_range=0.1,
             pad_token_id=tokenizer.pad_token_id,
         )
-        transformers.LlamaForCausalLM(llama).save_pretrained(model)
+        transformers.LlamaForCausalLM(decoder).save_pretrained(model)
         tokenizer.save_pretrained(model)
         return model
     orbax = directory / "language_model_orbax"

@@ -21,7 +21,7 @@ import jax
 
 from rmjax.aot.program import Report, Workload, check_program, topology_devices
 from rmjax.config import Config, DataConfig, OptimizerConfig
-from rmjax.models.decoder_config import LlamaConfig, Rope
+from rmjax.models.decoder_config import DecoderConfig, Rope
 from rmjax.models.presets import llama31_8b, llama31_70b, llama31_405b
 from rmjax.runtime.sharding import MeshConfig, make_mesh
 
@@ -41,9 +41,9 @@ HEAD = (
 )
 
 
-def _decoder(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int) -> LlamaConfig:
+def _decoder(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int) -> DecoderConfig:
     """A decoder with Llama 2's vocabulary."""
-    return LlamaConfig(
+    return DecoderConfig(
         vocab_size=32000,
         hidden_size=hidden,
         intermediate_size=mlp,
@@ -161,13 +161,13 @@ class Run:
         )
 
 
-def maxtext_flops(llama: LlamaConfig, length: int) -> float:
+def maxtext_flops(decoder: DecoderConfig, length: int) -> float:
     """FLOPs of a token, as MaxText counted until July 2025: attention as if it were not causal."""
-    heads = llama.num_attention_heads * llama.head_dim
-    keys = llama.num_key_value_heads * llama.head_dim
-    layer = llama.hidden_size * (3 * llama.intermediate_size + 2 * heads + 2 * keys)
-    products = 2 * (llama.num_hidden_layers * layer + llama.hidden_size * llama.vocab_size)
-    return 3 * (products + llama.num_hidden_layers * 4 * length * heads)
+    heads = decoder.num_attention_heads * decoder.head_dim
+    keys = decoder.num_key_value_heads * decoder.head_dim
+    layer = decoder.hidden_size * (3 * decoder.intermediate_size + 2 * heads + 2 * keys)
+    products = 2 * (decoder.num_hidden_layers * layer + decoder.hidden_size * decoder.vocab_size)
+    return 3 * (products + decoder.num_hidden_layers * 4 * length * heads)
 
 
 RUNS = {

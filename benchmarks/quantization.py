@@ -59,16 +59,16 @@ class Side:
 
 def run_side(source: Pretrained, name: str, talks: list[Any]) -> Side:
     """Hidden states by `name`: a dtype, or a kind of products in 8 bits."""
-    llama, kind = source.llama, name if name in QUANTIZE else ""
+    decoder, kind = source.decoder, name if name in QUANTIZE else ""
     dtype: Any = compute_dtype("auto" if kind else name)
     sharding = Sharding(make_mesh(MeshConfig(), jax.devices()))
     check_quantize(kind, sharding)
-    model = Model(llama, ModelOptions(sharding, dtype=dtype), llama.hidden_size)
+    model = Model(decoder, ModelOptions(sharding, dtype=dtype), decoder.hidden_size)
     params = load_params(source, model, seed=0, dtype=dtype)
     if kind:
         params = quantize_params(params, sharding, kind)
-    params["head"] = jax.device_put(jnp.eye(llama.hidden_size), params["head"].sharding)
-    spec = RewardSpec(tuple(map(str, range(llama.hidden_size))), {"0": 1.0})
+    params["head"] = jax.device_put(jnp.eye(decoder.hidden_size), params["head"].sharding)
+    spec = RewardSpec(tuple(map(str, range(decoder.hidden_size))), {"0": 1.0})
     rule = scalar_rule(spec.scalar, spec.attributes)
     scorer = Scorer(model, params, source.tokenizer(), spec, rule, "error")
     scores = scorer.score_many(talks)

@@ -32,7 +32,7 @@ from rmjax.data.tokenized import in_memory
 from rmjax.inference.score_step import make_score
 from rmjax.models.attention.dispatch import alignment, choose
 from rmjax.models.decoder import REMAT
-from rmjax.models.decoder_config import LlamaConfig, Rope
+from rmjax.models.decoder_config import DecoderConfig, Rope
 from rmjax.models.flops import model_flops
 from rmjax.models.heads import RewardHead
 from rmjax.models.init import random_params
@@ -55,13 +55,13 @@ SHAPES = {
 }
 
 
-def make_llama(shape: str, layers: int) -> LlamaConfig:
+def make_llama(shape: str, layers: int) -> DecoderConfig:
     """The architecture of a shape, perhaps with fewer layers."""
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
     names += ("num_attention_heads", "num_key_value_heads", "head_dim")
     sizes: Any = dict(zip(names, SHAPES[shape]))
     sizes["num_hidden_layers"] = layers or sizes["num_hidden_layers"]
-    return LlamaConfig(
+    return DecoderConfig(
         **sizes, max_position_embeddings=8192, rms_norm_eps=1e-5, rope=Rope(theta=500000.0)
     )
 
@@ -108,14 +108,14 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     """The benchmark."""
     keep_freed_memory()
-    llama, dtype = make_llama(args.shape, args.layers), compute_dtype("auto")
+    decoder, dtype = make_llama(args.shape, args.layers), compute_dtype("auto")
     sharding = Sharding(make_mesh(MeshConfig(), jax.devices()[:1]))
-    kernel = choose(args.attention, llama, sharding, dtype, args.length)
+    kernel = choose(args.attention, decoder, sharding, dtype, args.length)
     options = ModelOptions(sharding, dtype=dtype, remat=args.remat, attention=kernel)
-    model = Model(llama, options, RewardHead(1))
-    data, batches = make_batches(args, alignment(kernel, args.length), llama.vocab_size)
+    model = Model(decoder, options, RewardHead(1))
+    data, batches = make_batches(args, alignment(kernel, args.length), decoder.vocab_size)
     groups = [(args.prompt, [args.prompt + args.response] * 2)] * (len(data) // 2)
-    work = model_flops(llama, 1, groups, training=True)
+    work = model_flops(decoder, 1, groups, training=True)
 
     config = OptimizerConfig(learning_rate=1e-6)
     schedule = make_schedule(config, 100)
@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> None:
         )
     console = Console(highlight=False)
     console.print(
-        f"{args.shape}, {llama.num_hidden_layers} layers, {batches.microbatches} x {args.rows} "
+        f"{args.shape}, {decoder.num_hidden_layers} layers, {batches.microbatches} x {args.rows} "
         f"rows of {args.length}, {batches.tokens(0) / batches.padded_tokens(0):.1%} of the "
         f"positions real; {dtype.name}, remat {args.remat}, attention by {kernel}"
     )

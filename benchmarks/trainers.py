@@ -70,7 +70,7 @@ def make_batches(config: Config) -> tuple[Any, list[Any], tuple[Any, ...], Any]:
 
     source = open_pretrained(config.init)
     model = make_model(config, source, Sharding(make_mesh(config.mesh)))
-    tokenizer = pick_tokenizer(config, source, source.llama.vocab_size)
+    tokenizer = pick_tokenizer(config, source, source.decoder.vocab_size)
     data, _, plan, shapes = load_planned(config, model, tokenizer)
     return training_batches(data, plan, *shapes), plan, shapes, model
 

@@ -13,7 +13,7 @@ for them, see docs/scaling.md; not run by us.
 """
 
 from rmjax.config import Config, DataConfig, OptimizerConfig
-from rmjax.models.decoder_config import LlamaConfig
+from rmjax.models.decoder_config import DecoderConfig
 from rmjax.models.presets import llama31_405b
 from rmjax.runtime.sharding import MeshConfig
 
@@ -47,7 +47,7 @@ def get_config(arg: str | None = None) -> Config:
     )
     if arg == "340b":
         config.workdir, config.init, config.tokenizer = "runs/340b_shape", "", "bytes"
-        config.model = LlamaConfig(
+        config.model = DecoderConfig(
             vocab_size=256000,
             hidden_size=18432,
             intermediate_size=49152,

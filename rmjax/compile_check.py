@@ -116,9 +116,9 @@ def _sampling_fits(
     console: Console,
 ) -> bool:
     """Compiles and prints sampling; whether it fits."""
-    llama = architecture(config)
-    wanted = parse_mesh(_MESH.value) if _MESH.value else sampling_mesh(llama, len(devices))
-    report = check_sampling(llama, topology, make_mesh(wanted, devices), chip, load)
+    decoder = architecture(config)
+    wanted = parse_mesh(_MESH.value) if _MESH.value else sampling_mesh(decoder, len(devices))
+    report = check_sampling(decoder, topology, make_mesh(wanted, devices), chip, load)
     if _JSON.value:
         print(json.dumps(sampling_as_json(report), indent=2))
     else:

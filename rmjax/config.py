@@ -7,7 +7,7 @@ line: `--config.optimizer.learning_rate=1e-6`. Importing this is quick: it loads
 import dataclasses
 from typing import Any
 
-from rmjax.models.decoder_config import ADAPTED, LlamaConfig, LoraConfig
+from rmjax.models.decoder_config import ADAPTED, DecoderConfig, LoraConfig
 from rmjax.runtime.sharding import MeshConfig
 
 EVERYTHING = (".*",)
@@ -274,7 +274,7 @@ class Config:
     optimizer: OptimizerConfig
     batch_size: int
     init: str = ""
-    model: LlamaConfig | None = None
+    model: DecoderConfig | None = None
     tokenizer: str = ""
     chat_template: str = ""
     objective: str = "regression"

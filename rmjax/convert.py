@@ -85,7 +85,7 @@ from rmjax.checkpoints.pretrained import Pretrained, open_pretrained, public_nam
 from rmjax.checkpoints.safetensors_file import DTYPES
 from rmjax.config import HELPSTEER2
 from rmjax.errors import UserError, exit_with_message
-from rmjax.models.decoder_config import NO_LORA, LlamaConfig
+from rmjax.models.decoder_config import NO_LORA, DecoderConfig
 from rmjax.models.heads import RewardHead
 from rmjax.models.rewards.aggregation import ScalarRule, model_rule, parse_rule
 from rmjax.models.rewards.spec import RewardSpec
@@ -153,11 +153,11 @@ def hf_to_orbax(
     left = [key for key in source.unused if not (value_head and key in VALUE_HEAD_KEYS)]
     if left:
         notes.append(f"left out, a reward model has no use for them: {', '.join(left[:3])}")
-    work = ToOrbax(source.weights, source.llama, RewardHead(len(spec.attributes)), head)
+    work = ToOrbax(source.weights, source.decoder, RewardHead(len(spec.attributes)), head)
     plan = {"command": "hf-to-orbax", "model": dataclasses.asdict(spec), "head": origin}
 
     def write_files(files: Path) -> None:
-        write_model_files(files, source.llama, tokenizer, spec)
+        write_model_files(files, source.decoder, tokenizer, spec)
 
     return notes + convert_slices(work, [source], dst, plan, write_files)
 
@@ -166,16 +166,16 @@ def _language_model_to_orbax(source: Pretrained, dst: str) -> list[str]:
     assert not isinstance(source.weights, Path)
     if source.spec:
         raise UserError(f"{source.name}: a reward model, which has no language-model head")
-    check_tensors(source.weights, source.llama, source.head)
+    check_tensors(source.weights, source.decoder, source.head)
     tokenizer = source.tokenizer()
-    work = ToOrbax(source.weights, source.llama, source.head)
+    work = ToOrbax(source.weights, source.decoder, source.head)
     plan = {"command": "hf-to-orbax", "model": CAUSAL}
 
     def write_files(files: Path) -> None:
         ends = end_tokens(source.files, tokenizer)
-        write_model_files(files, source.llama, tokenizer, None, ends=ends)
+        write_model_files(files, source.decoder, tokenizer, None, ends=ends)
 
-    tied = "the embedding" if source.llama.tie_word_embeddings else "lm_head"
+    tied = "the embedding" if source.decoder.tie_word_embeddings else "lm_head"
     return [
         f"language model kept; head: {tied}",
         *convert_slices(work, [source], dst, plan, write_files),
@@ -206,7 +206,7 @@ def orbax_to_hf(
         raise UserError(f"dtype = {dtype!r}: there are {', '.join(DTYPES)}")
     source, params = _open_orbax(src)
     tokenizer, lora, spec = source.tokenizer(), source.lora, source.spec
-    work = ToHuggingFace(params, source.llama, source.head, dtype, shard_bytes, lora)
+    work = ToHuggingFace(params, source.decoder, source.head, dtype, shard_bytes, lora)
     plan = {
         "command": "orbax-to-hf",
         "model": dataclasses.asdict(spec) if spec else CAUSAL,
@@ -217,7 +217,9 @@ def orbax_to_hf(
     def write_files(files: Path) -> None:
         merged = dataclasses.replace(spec, lora=NO_LORA) if spec else None
         ends = () if spec else end_tokens(source.files, tokenizer)
-        write_model_files(files, source.llama, tokenizer, merged, dtype=work.dtype.name, ends=ends)
+        write_model_files(
+            files, source.decoder, tokenizer, merged, dtype=work.dtype.name, ends=ends
+        )
 
     notes = [
         f"{work.dtype.name}, {len(work.keys)} tensors in {work.files} file(s); head: "
@@ -258,12 +260,12 @@ def orbax_to_peft(src: str, dst: str) -> list[str]:
             "without; use orbax-to-hf"
         )
     tokenizer = source.tokenizer()
-    work = ToHuggingFace(params, source.llama, source.head, None, sys.maxsize, lora, adapter=True)
+    work = ToHuggingFace(params, source.decoder, source.head, None, sys.maxsize, lora, adapter=True)
     plan = {"command": "orbax-to-peft", "model": dataclasses.asdict(spec) if spec else CAUSAL}
 
     def write_files(files: Path) -> None:
         ends = () if spec else end_tokens(source.files, tokenizer)
-        write_model_files(files, source.llama, tokenizer, spec, ends=ends)
+        write_model_files(files, source.decoder, tokenizer, spec, ends=ends)
         write_adapter_config(files, lora, source.base, reward=spec is not None)
 
     head = f"; head: {', '.join(spec.attributes)}" if spec else ""
@@ -313,14 +315,14 @@ def _reward_head(
             )
         names = tuple(attributes or HELPSTEER2)
         spec = RewardSpec(names, {names[0]: 1.0}, seed=seed)
-        return spec, _fresh_head(source.llama, len(names), seed), f"fresh head, seed {seed}"
+        return spec, _fresh_head(source.decoder, len(names), seed), f"fresh head, seed {seed}"
     (name, *others) = attributes or ("reward",)
     if others:
         raise UserError(f"attributes {list(attributes or ())}: this head has one output; name one")
     if token is not None:
-        found, origin = token_head(source.weights, source.llama, token), f"logit of token {token}"
+        found, origin = token_head(source.weights, source.decoder, token), f"logit of token {token}"
     elif source.value_head:
-        found = read_value_head(source.value_head, source.weights, source.llama)
+        found = read_value_head(source.value_head, source.weights, source.decoder)
         origin = f"value head, bias {found.bias:g}"
     else:
         raise UserError(
@@ -331,7 +333,7 @@ def _reward_head(
     return RewardSpec((name,), {name: 1.0}, offset=offset), found.weight, origin
 
 
-def _fresh_head(llama: LlamaConfig, attributes: int, seed: int) -> np.ndarray:
+def _fresh_head(decoder: DecoderConfig, attributes: int, seed: int) -> np.ndarray:
     """The head that training from the same source with the same seed would start from."""
     # Here, since only a causal model needs them and flax takes long to import.
     import jax
@@ -343,7 +345,7 @@ def _fresh_head(llama: LlamaConfig, attributes: int, seed: int) -> np.ndarray:
 
     sharding = Sharding(make_mesh(MeshConfig(), jax.devices()[:1]))
     return np.asarray(
-        random_head(Model(llama, ModelOptions(sharding), RewardHead(attributes)), seed)
+        random_head(Model(decoder, ModelOptions(sharding), RewardHead(attributes)), seed)
     )
 
 

@@ -96,11 +96,11 @@ def write_extrapolated(parents: Parents, dst: str, alpha: float, chosen_on: str 
     """As `extrapolate`, of opened models; `chosen_on` names the pairs `alpha` was chosen on."""
     weak, strong, spec = parents.weak, parents.strong, parents.child(alpha, chosen_on)
     weights = ExtrapolatedWeights(named_weights(weak), named_weights(strong), alpha)
-    work = ToOrbax(weights, strong.llama, strong.head)
+    work = ToOrbax(weights, strong.decoder, strong.head)
     plan = {"command": "extrapolate", "alpha": alpha, "model": dataclasses.asdict(spec)}
 
     def write_files(files: Path) -> None:
-        write_model_files(files, strong.llama, parents.tokenizer, spec)
+        write_model_files(files, strong.decoder, parents.tokenizer, spec)
 
     notes = [f"{spec.source}; head kept: {', '.join(spec.attributes)}"]
     notes += convert_slices(work, [weak, strong], dst, plan, write_files)

@@ -158,7 +158,7 @@ def write_model(
       UserError: see `engine.convert_slices`.
     """
     spec = run_spec(config, model, data)
-    work = ToOrbax(named_weights(source), source.llama, model.head, head)
+    work = ToOrbax(named_weights(source), source.decoder, model.head, head)
     plan: dict[str, Any] = {
         "command": "probe",
         "model": dataclasses.asdict(spec),
@@ -166,7 +166,7 @@ def write_model(
     }
 
     def write_files(files: Path) -> None:
-        write_model_files(files, source.llama, tokenizer, spec)
+        write_model_files(files, source.decoder, tokenizer, spec)
 
     return convert_slices(work, [source], dst, plan, write_files)
 

@@ -174,14 +174,14 @@ def test_a_gradient_is_compared_tensor_by_tensor_under_its_name(tmp_path: Path):
     from rmjax.models.presets import quickstart
 
     script = runpy.run_path(str(BENCHMARKS / "aligners.py"))
-    llama = quickstart()
-    layers, width = llama.num_hidden_layers, llama.hidden_size
-    heads, size = llama.num_attention_heads, llama.head_dim
+    decoder = quickstart()
+    layers, width = decoder.num_hidden_layers, decoder.hidden_size
+    heads, size = decoder.num_attention_heads, decoder.head_dim
     q = np.random.default_rng(0).normal(size=(layers, width, heads, size)).astype(np.float32)
     tree = {"layers": {"q": q}, "final_norm": np.arange(width, dtype=np.float32)}
 
     class Model:
-        config = llama
+        config = decoder
 
     class Tensor:
         def __init__(self, values: np.ndarray):

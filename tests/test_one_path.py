@@ -46,8 +46,8 @@ SETTINGS = ScoringSettings(0, "truncate_left", "auto", "", MeshConfig())
 def directory(tmp_path_factory):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = TEMPLATE
-    llama = tiny_llama(max_position_embeddings=LENGTH)
-    return save_hf(tmp_path_factory.mktemp("hf"), llama, names=NAMES[:2], tokenizer=tokenizer)
+    decoder = tiny_llama(max_position_embeddings=LENGTH)
+    return save_hf(tmp_path_factory.mktemp("hf"), decoder, names=NAMES[:2], tokenizer=tokenizer)
 
 
 @pytest.fixture(scope="module")

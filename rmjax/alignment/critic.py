@@ -15,7 +15,7 @@ from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
 from rmjax.evaluation.fit_weights import parse_value
 from rmjax.inference.score_step import make_token_scores, score_tokens
-from rmjax.models.decoder_config import LlamaConfig
+from rmjax.models.decoder_config import DecoderConfig
 from rmjax.models.heads import RewardHead
 from rmjax.models.model import Model
 from rmjax.models.parameters import HEAD, Params
@@ -58,14 +58,14 @@ class Critic:
                 f"config.critic.init: {self.name} has other tokens than the policy, and a critic "
                 "reads the policy's; give a reward model with the policy's tokenizer"
             )
-        longest = self._source.llama.max_position_embeddings
+        longest = self._source.decoder.max_position_embeddings
         if config.data.max_length > longest:
             raise UserError(
                 f"config.data.max_length = {config.data.max_length}: the critic, {self.name}, was "
                 f"made for up to {longest} tokens"
             )
         self._sharding = policy.options.sharding
-        self.model = critic_model(self._source.llama, policy)
+        self.model = critic_model(self._source.decoder, policy)
         self.program = critic_program(config, self.model, steps)
         self._scores = make_token_scores(self.model)
         self.state: Any = None
@@ -91,9 +91,9 @@ class Critic:
         return score_tokens(self._scores, self.state.params, batches, self._sharding)[0]
 
 
-def critic_model(llama: LlamaConfig, policy: Model) -> Model:
+def critic_model(decoder: DecoderConfig, policy: Model) -> Model:
     """A critic of this architecture, computed as the policy is."""
-    return Model(llama, policy.options, RewardHead(1, everywhere=True))
+    return Model(decoder, policy.options, RewardHead(1, everywhere=True))
 
 
 def critic_program(config: AlignConfig, model: Model, steps: int) -> Program:

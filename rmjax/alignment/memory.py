@@ -95,9 +95,9 @@ def reward_model(name: str, model: Model) -> Model:
       UserError: there is no such model.
     """
     source, options = open_pretrained(name), model.options
-    kernel = choose("auto", source.llama, options.sharding, options.dtype)
+    kernel = choose("auto", source.decoder, options.sharding, options.dtype)
     placed = ModelOptions(options.sharding, dtype=options.dtype, attention=kernel)
-    return Model(source.llama, placed, source.head)
+    return Model(source.decoder, placed, source.head)
 
 
 def memory_lines(parts: Sequence[Part]) -> list[str]:

@@ -111,16 +111,16 @@ def sampled_model(config: AlignConfig, model: Model) -> Model:
     Raises:
       UserError: the sizes of `rollout.mesh` do not multiply to the devices.
     """
-    options, llama = model.options, model.config
+    options, decoder = model.options, model.config
     mesh: Any = options.sharding.mesh
     sizes = dict(mesh.shape, fsdp=mesh.shape["fsdp"] * mesh.shape["context"], context=1)
     if config.rollout.mesh is not None:
         sizes = mesh_shape(config.rollout.mesh, mesh.size)
     devices = mesh.devices.reshape(*sizes.values())
     sharding = Sharding(Mesh(devices, tuple(sizes), axis_types=mesh.axis_types))
-    kernel = choose(config.attention, llama, sharding, options.dtype)
+    kernel = choose(config.attention, decoder, sharding, options.dtype)
     sampled = ModelOptions(sharding, dtype=options.dtype, attention=kernel)
-    return Model(llama, sampled, model.head, model.lora)
+    return Model(decoder, sampled, model.head, model.lora)
 
 
 def sampling_settings(config: AlignConfig, n: int, step: int) -> SamplingSettings:

@@ -147,19 +147,19 @@ def check_alignment(
     Raises:
       UserError: something does not divide over the mesh.
     """
-    llama, sharding = architecture(config), Sharding(mesh)
-    kernel = choose(config.attention, llama, sharding, dtype(config), longest_row(config))
+    decoder, sharding = architecture(config), Sharding(mesh)
+    kernel = choose(config.attention, decoder, sharding, dtype(config), longest_row(config))
     options = ModelOptions(sharding, dtype=dtype(config), remat=config.remat, attention=kernel)
-    model = new_model(config, llama, options)
+    model = new_model(config, decoder, options)
     rewards, said = _reward(config, model)
-    state = abstract_program(config, llama, sharding, kernel)[1]
+    state = abstract_program(config, decoder, sharding, kernel)[1]
     critic = _critic(config, model, rewards)
     states = [state, *([critic_program(config, critic, 1).abstract] if critic else [])]
     parts = plan_memory(config, model, states, rewards)
     work = _workload(config, load)
     sampled = sampled_model(config, model)
     samples = check_sampling(
-        llama,
+        decoder,
         topology,
         sampled.options.sharding.mesh,  # pyright: ignore[reportArgumentType]
         chip,

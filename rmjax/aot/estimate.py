@@ -7,7 +7,7 @@ import dataclasses
 import math
 
 from rmjax.aot.hardware import Chip
-from rmjax.models.decoder_config import LlamaConfig
+from rmjax.models.decoder_config import DecoderConfig
 from rmjax.models.flops import model_flops
 from rmjax.models.heads import (
     Head,
@@ -47,7 +47,7 @@ class Estimate:
 
 
 def estimate(
-    llama: LlamaConfig,
+    decoder: DecoderConfig,
     head: Head,
     *,
     mesh: dict[str, int],
@@ -63,7 +63,7 @@ def estimate(
     """Estimates a step in which every micro-batch computes all of its rows.
 
     Args:
-      llama: the architecture.
+      decoder: the architecture.
       head: of the model.
       mesh: sizes of the axes.
       chip: what computes.
@@ -77,27 +77,31 @@ def estimate(
       predicted: tokens of a group that a language-model head predicts.
     """
     data, fsdp, context, tensor = (mesh[axis] for axis in ("data", "fsdp", "context", "tensor"))
-    sizes = model_sizes(llama, head)
+    sizes = model_sizes(decoder, head)
     count = sum(
-        math.prod(sizes[axis] for axis in row.all_axes) for row in model_parameters(llama, head)
+        math.prod(sizes[axis] for axis in row.all_axes) for row in model_parameters(decoder, head)
     )
-    layers, embed = llama.num_hidden_layers, llama.hidden_size
-    heads = llama.num_attention_heads * llama.head_dim
-    wide = heads + 2 * llama.num_key_value_heads * llama.head_dim + 2 * llama.intermediate_size
+    layers, embed = decoder.num_hidden_layers, decoder.hidden_size
+    heads = decoder.num_attention_heads * decoder.head_dim
+    wide = (
+        heads + 2 * decoder.num_key_value_heads * decoder.head_dim + 2 * decoder.intermediate_size
+    )
     positions = rows * length / context  # of one device
 
     # ---- bytes: what each layer keeps, and what one layer and the embeddings need while they run
-    attended = 2 * heads + 2 * llama.num_key_value_heads * llama.head_dim  # and what it is made of
+    attended = (
+        2 * heads + 2 * decoder.num_key_value_heads * decoder.head_dim
+    )  # and what it is made of
     stored = {"full": 0.0, "attention": attended / tensor}
     kept = 2 * positions * (embed + stored.get(remat, (wide + heads) / tensor + 2 * embed))
-    vocabulary = llama.vocab_size * embed
+    vocabulary = decoder.vocab_size * embed
     policy = isinstance(head, LanguageModelHead)
     outside = vocabulary * (2 if policy and not head.tied else 1)
     gathered = 2 * (count - outside) / layers / tensor
     running = 2 * gathered + 2 * 3 * positions * wide / tensor + 4 * 4 * positions * embed
     embeddings = 2 * vocabulary / tensor
     if policy:  # the matrix whole, its gradient, logits of a chunk and what is made of them
-        logits = chunk_size(math.ceil(positions)) * llama.vocab_size / tensor
+        logits = chunk_size(math.ceil(positions)) * decoder.vocab_size / tensor
         embeddings = (2 + 4) * vocabulary / tensor + 3 * 4 * logits + 4 * positions * embed
 
     # ---- seconds
@@ -106,8 +110,8 @@ def estimate(
     fit = max(1, length // (shared + sum(n - shared for n in samples)))
     read = predicted * computed * fit if policy else None
     groups = [group] * (computed * fit)
-    outputs = head_outputs(llama, head)
-    flops = model_flops(llama, outputs, groups, training=True, read=read)
+    outputs = head_outputs(decoder, head)
+    flops = model_flops(decoder, outputs, groups, training=True, read=read)
     share = layers * embed * (attended - heads) / count  # of the products: those of q, k and v
     again = {"full": 4 / 3, "attention": 1 + (1 - share) / 3}.get(remat, 1.0)
     compute = again * flops / (data * fsdp * context * tensor * chip.flops)
@@ -120,7 +124,7 @@ def estimate(
     sums = (4 if remat == "dots" else 6) * layers * microbatches
     exchanged = sums * 2 * (tensor - 1) / tensor * 2 * positions * embed
     # Keys and values of the other parts of the row, forward and backward.
-    keys = 2 * 2 * llama.num_key_value_heads * llama.head_dim / tensor
+    keys = 2 * 2 * decoder.num_key_value_heads * decoder.head_dim / tensor
     passed = 3 * layers * microbatches * keys * positions * (context - 1)
     replicas = 2 * 4 * count / (tensor * shards) * (data - 1) / data
     moved = {"tensor": exchanged, "context": passed, "fsdp": sharded, "data": replicas}

@@ -32,7 +32,7 @@ from rmjax.data.planning import slots_for
 from rmjax.data.tokenized import TokenValues
 from rmjax.errors import UserError
 from rmjax.models.attention.dispatch import choose
-from rmjax.models.decoder_config import LlamaConfig
+from rmjax.models.decoder_config import DecoderConfig
 from rmjax.models.flops import model_flops
 from rmjax.models.heads import head_outputs
 from rmjax.models.inputs import Rows
@@ -191,9 +191,9 @@ def topology_devices(name: str, slices: int = 1) -> tuple[list[Any], Chip]:
     return list(found.devices), chip
 
 
-def architecture(config: Config) -> LlamaConfig:
+def architecture(config: Config) -> DecoderConfig:
     """The config's own statement of the model, else that of its first weights."""
-    return config.model or open_pretrained(config.init).llama
+    return config.model or open_pretrained(config.init).decoder
 
 
 def check_program(config: Config, topology: str, mesh: Mesh, chip: Chip, load: Workload) -> Report:
@@ -203,9 +203,9 @@ def check_program(config: Config, topology: str, mesh: Mesh, chip: Chip, load: W
       UserError: something does not divide over the mesh.
     """
     began = time.monotonic()
-    sharding, llama = Sharding(mesh), architecture(config)
-    kernel = choose(config.attention, llama, sharding, dtype(config), longest_row(config))
-    step, state = abstract_program(config, llama, sharding, kernel)
+    sharding, decoder = Sharding(mesh), architecture(config)
+    kernel = choose(config.attention, decoder, sharding, dtype(config), longest_row(config))
+    step, state = abstract_program(config, decoder, sharding, kernel)
     batch, microbatches = abstract_batch(config, sharding, load)
     context = mesh.shape["context"]
     trips = {
@@ -229,8 +229,8 @@ def check_program(config: Config, topology: str, mesh: Mesh, chip: Chip, load: W
         peak=made.peak,
         memory=chip.memory,
         model_flops=model_flops(
-            llama,
-            head_outputs(llama, new_head(config, llama)),
+            decoder,
+            head_outputs(decoder, new_head(config, decoder)),
             [load.group] * load.groups,
             training=True,
             lora=config.lora,
@@ -244,7 +244,7 @@ def check_program(config: Config, topology: str, mesh: Mesh, chip: Chip, load: W
 
 
 def abstract_program(
-    config: Config, llama: LlamaConfig, sharding: Sharding, attention: str = "xla"
+    config: Config, decoder: DecoderConfig, sharding: Sharding, attention: str = "xla"
 ) -> tuple[Any, TrainState]:
     """The training step of `config`, not yet traced, and the shapes of its state.
 
@@ -255,7 +255,7 @@ def abstract_program(
     """
     options = ModelOptions(sharding, dtype=dtype(config), remat=config.remat, attention=attention)
     program = make_program(
-        new_model(config, llama, options),
+        new_model(config, decoder, options),
         config_objective(config),
         config.optimizer,
         steps=config.steps or 1,

@@ -34,7 +34,7 @@ from rmjax.generation.programs import (
 )
 from rmjax.generation.sampler import Sampler
 from rmjax.models.attention.dispatch import choose
-from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
+from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
 from rmjax.models.heads import LanguageModelHead
 from rmjax.models.inputs import ROWS_AXES
 from rmjax.models.layers import ModelOptions
@@ -157,17 +157,17 @@ def _expected() -> str:
     return "prompt:COUNT,tokens:COUNT, and perhaps n:COUNT (of a prompt) and rows:COUNT (at once)"
 
 
-def sampling_mesh(llama: LlamaConfig, devices: int) -> MeshConfig:
+def sampling_mesh(decoder: DecoderConfig, devices: int) -> MeshConfig:
     """Heads over as many devices as divide the kv heads, and copies of that for the rows.
 
     So each device reads the fewest weights, and none are gathered.
     """
-    tensor = math.gcd(llama.num_key_value_heads, devices)
+    tensor = math.gcd(decoder.num_key_value_heads, devices)
     return MeshConfig(data=devices // tensor, fsdp=1, tensor=tensor)
 
 
 def check_sampling(
-    llama: LlamaConfig,
+    decoder: DecoderConfig,
     topology: str,
     mesh: Mesh,
     chip: Chip,
@@ -179,7 +179,7 @@ def check_sampling(
     """Compiles sampling from a model in bfloat16 for `mesh` and counts what it does.
 
     Args:
-      llama: the model.
+      decoder: the model.
       topology: its name, for the report.
       mesh: of its devices.
       chip: which they are.
@@ -191,15 +191,15 @@ def check_sampling(
       UserError: something does not divide over the mesh, or the model's context is too short.
     """
     began = time.monotonic()
-    if load.prompt + load.tokens > llama.max_position_embeddings:
+    if load.prompt + load.tokens > decoder.max_position_embeddings:
         raise UserError(
             f"--sample: {load.prompt} + {load.tokens} tokens, and the model's context has "
-            f"{llama.max_position_embeddings}"
+            f"{decoder.max_position_embeddings}"
         )
     sharding = Sharding(mesh)
-    kernel = choose("auto", llama, sharding, _DTYPE)
+    kernel = choose("auto", decoder, sharding, _DTYPE)
     options = ModelOptions(sharding, dtype=_DTYPE, attention=kernel)
-    model = Model(llama, options, LanguageModelHead(llama.tie_word_embeddings), lora)
+    model = Model(decoder, options, LanguageModelHead(decoder.tie_word_embeddings), lora)
     sampler, params = Sampler(model, load.rows), model.abstract(_DTYPE)
     places = load.prompt - 1  # of a prompt: its last token is read with the sample
     several = [places] * (count or 2 * load.rows)
@@ -214,7 +214,7 @@ def check_sampling(
 
     weights = local_bytes(params)
     cache = local_bytes(cache_shapes(model, shape))
-    looked_up = 0 if llama.tie_word_embeddings else local_bytes(params["embed"])
+    looked_up = 0 if decoder.tie_word_embeddings else local_bytes(params["embed"])
     peak = max(chunk.peak, prompts.peak, weights + cache + _before(model, shape, first))
     read = weights - looked_up + cache
     return SamplingReport(

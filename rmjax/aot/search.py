@@ -63,13 +63,13 @@ def _estimated(
 ) -> Iterator[tuple[float, Config]]:
     """Candidates that divide and should fit, with their seconds by arithmetic."""
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if chip.torus else 1
-    llama = architecture(config)
-    head = new_head(config, llama)
+    decoder = architecture(config)
+    head = new_head(config, decoder)
     for mesh in _meshes(len(devices), slices):
         sizes = mesh_shape(mesh, len(devices))
         sharding = Sharding(abstract_mesh(mesh, len(devices)))
         try:
-            state = state_bytes(abstract_program(config, llama, sharding)[1], config.trained)
+            state = state_bytes(abstract_program(config, decoder, sharding)[1], config.trained)
         except UserError:  # does not divide
             continue
         for rows in (1, 2, 4, 8):
@@ -78,7 +78,7 @@ def _estimated(
                     config, mesh=mesh, rows_per_device=rows, remat=remat
                 )
                 guess = estimate(
-                    llama,
+                    decoder,
                     head,
                     mesh=sizes,
                     chip=chip,

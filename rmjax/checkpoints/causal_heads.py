@@ -21,7 +21,7 @@ from rmjax.checkpoints.hf_weights import Weights
 from rmjax.checkpoints.safetensors_file import SafetensorsFile
 from rmjax.checkpoints.weight_files import VALUE_HEAD, refused_pickle
 from rmjax.errors import UserError
-from rmjax.models.decoder_config import LlamaConfig
+from rmjax.models.decoder_config import DecoderConfig
 from rmjax.models.parameters import DECODER, LM_HEAD
 
 VALUE_HEAD_KEYS = _WEIGHT, _BIAS = "v_head.summary.weight", "v_head.summary.bias"
@@ -40,18 +40,20 @@ class CausalHead(NamedTuple):
     bias: float
 
 
-def token_head(weights: Weights, llama: LlamaConfig, token: int) -> CausalHead:
+def token_head(weights: Weights, decoder: DecoderConfig, token: int) -> CausalHead:
     """The head whose output is the logit of a token.
 
     Raises:
       UserError: there is no such token, or no language-model head.
     """
-    if not 0 <= token < llama.vocab_size:
-        raise UserError(f"reward token {token}: the model's tokens are 0 to {llama.vocab_size - 1}")
-    key = (DECODER[0] if llama.tie_word_embeddings else LM_HEAD).hf_key
+    if not 0 <= token < decoder.vocab_size:
+        raise UserError(
+            f"reward token {token}: the model's tokens are 0 to {decoder.vocab_size - 1}"
+        )
+    key = (DECODER[0] if decoder.tie_word_embeddings else LM_HEAD).hf_key
     if key not in weights.keys():  # noqa: SIM118  (not a mapping)
         raise UserError(f"{weights.where}: tensor {key!r} is missing, so tokens have no logits")
-    expected = (llama.vocab_size, llama.hidden_size)
+    expected = (decoder.vocab_size, decoder.hidden_size)
     if weights.shape(key) != expected:
         raise UserError(
             f"{weights.where}: tensor {key!r} has shape {weights.shape(key)}, but config.json "
@@ -79,13 +81,13 @@ def find_value_head(directory: Path, keys: Collection[str]) -> Path | None:
     return next((path for path in (file, directory / _PICKLE) if path.exists()), None)
 
 
-def read_value_head(where: Path, weights: Weights, llama: LlamaConfig) -> CausalHead:
+def read_value_head(where: Path, weights: Weights, decoder: DecoderConfig) -> CausalHead:
     """The value head that `find_value_head` found.
 
     Args:
       where: what it returned.
       weights: the model's.
-      llama: the model's config.
+      decoder: the model's config.
 
     Raises:
       UserError: it is a pickle, has other tensors than a value head of one output, or is for
@@ -99,7 +101,7 @@ def read_value_head(where: Path, weights: Weights, llama: LlamaConfig) -> Causal
     else:
         found = {_WEIGHT, _BIAS} & tensors.keys()
         shapes = {key: tensors.shape(key) for key in found}
-    expected = {_WEIGHT: (1, llama.hidden_size), _BIAS: (1,)}
+    expected = {_WEIGHT: (1, decoder.hidden_size), _BIAS: (1,)}
     if shapes not in (expected, {_WEIGHT: expected[_WEIGHT]}):
         raise UserError(f"{where}: expected the tensors {expected} of a value head, found {shapes}")
     bias = float(tensors.read(_BIAS)[0]) if _BIAS in shapes else 0.0

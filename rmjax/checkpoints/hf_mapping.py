@@ -8,11 +8,11 @@ import numpy as np
 from einops import rearrange
 
 from rmjax.checkpoints.contiguous import contiguous
-from rmjax.models.decoder_config import LlamaConfig
+from rmjax.models.decoder_config import DecoderConfig
 from rmjax.models.parameters import Parameter
 
 
-def hf_keys(row: Parameter, config: LlamaConfig) -> list[str]:
+def hf_keys(row: Parameter, config: DecoderConfig) -> list[str]:
     """The HF keys of a parameter, in the order of the layers."""
     return [row.hf_key.format(n) for n in range(config.num_hidden_layers if row.stacked else 1)]
 

@@ -15,7 +15,7 @@ from rmjax.checkpoints.hf_mapping import hf_keys, hf_shape
 from rmjax.checkpoints.safetensors_file import SafetensorsFile
 from rmjax.checkpoints.weight_files import weight_files
 from rmjax.errors import UserError
-from rmjax.models.decoder_config import LlamaConfig
+from rmjax.models.decoder_config import DecoderConfig
 from rmjax.models.heads import Head, model_parameters, model_sizes
 from rmjax.models.parameters import HEAD
 
@@ -99,7 +99,7 @@ class SafetensorsWeights:
         return sorted({file.path for file, _ in self._tensors.values()})
 
 
-def check_tensors(weights: Weights, config: LlamaConfig, head: Head) -> tuple[str, ...]:
+def check_tensors(weights: Weights, config: DecoderConfig, head: Head) -> tuple[str, ...]:
     """Compares a checkpoint's keys and shapes with those of the table of parameters.
 
     Args:

@@ -153,7 +153,7 @@ def load_params(source: Pretrained, model: Model, *, seed: int, dtype: Any) -> P
     else:
         leaves = {
             path: load_parameter(
-                source.weights, row, hf_keys(row, source.llama), leaf, stored.sizes
+                source.weights, row, hf_keys(row, source.decoder), leaf, stored.sizes
             )
             for path, leaf in wanted.items()
             for row in [TABLE[path]]

@@ -12,8 +12,8 @@ from typing import Any
 
 from rmjax.data.tokenizer import Tokenizer, pad_token_id
 from rmjax.errors import UserError
-from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
-from rmjax.models.hf_config import llama_config_to_hf
+from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
+from rmjax.models.hf_config import config_to_hf
 from rmjax.models.rewards.general_preference import GeneralPreference
 from rmjax.models.rewards.ordinal import OrdinalScale
 from rmjax.models.rewards.spec import RewardSpec, Temperature
@@ -30,7 +30,7 @@ JOURNAL = "journal.jsonl"  # of a conversion that is not finished, see conversio
 
 def write_model_files(
     directory: Path,
-    llama: LlamaConfig,
+    decoder: DecoderConfig,
     tokenizer: Tokenizer,
     spec: RewardSpec | None,
     dtype: str = "float32",
@@ -43,7 +43,7 @@ def write_model_files(
 
     Args:
       directory: made if it is not there.
-      llama: the decoder.
+      decoder: the decoder.
       tokenizer: its.
       spec: of a reward model; None for a language model.
       dtype: of the weights.
@@ -60,7 +60,7 @@ def write_model_files(
         _write_json(directory / GENERATION_CONFIG, {"eos_token_id": [*ends], **special})
     config = {
         "architectures": ["LlamaForSequenceClassification" if spec else CAUSAL],
-        **llama_config_to_hf(llama),
+        **config_to_hf(decoder),
         **(_classification(spec) if spec else {}),
         **special,
         "eos_token_id": tokenizer.eos_token_id,

@@ -12,7 +12,7 @@ from rmjax.checkpoints.hf_weights import Weights
 from rmjax.checkpoints.orbax_arrays import open_array, read_block, written_by_orbax
 from rmjax.checkpoints.pretrained import Pretrained
 from rmjax.checkpoints.tensor_slices import SLICE_BYTES
-from rmjax.models.decoder_config import LlamaConfig
+from rmjax.models.decoder_config import DecoderConfig
 from rmjax.models.heads import Head, model_parameters, model_sizes
 from rmjax.models.parameters import Parameter
 
@@ -30,19 +30,19 @@ def named_weights(source: Pretrained) -> Weights:
     """
     if not isinstance(source.weights, Path):
         return source.weights
-    return OrbaxWeights(source.weights, source.llama, source.head)
+    return OrbaxWeights(source.weights, source.decoder, source.head)
 
 
 class OrbaxWeights:
     """The arrays of an Orbax checkpoint as `Weights`; any number of threads may read."""
 
-    def __init__(self, checkpoint: Path, llama: LlamaConfig, head: Head):
+    def __init__(self, checkpoint: Path, decoder: DecoderConfig, head: Head):
         """Opens the arrays; raises a `UserError` unless they are those of the config."""
         self.where, self._params = checkpoint, checkpoint / "params"
-        self._sizes = model_sizes(llama, head)
+        self._sizes = model_sizes(decoder, head)
         self._rows: dict[str, tuple[Parameter, int]] = {}
         self._arrays: dict[str, ts.TensorStore] = {}
-        rows = list(model_parameters(llama, head))
+        rows = list(model_parameters(decoder, head))
         largest = 4 * max(math.prod(hf_shape(row, self._sizes)) for row in rows)
         from_run = written_by_orbax(self._params)
         cached = int(_CACHED_TENSORS * max(largest, SLICE_BYTES)) if from_run else 0
@@ -50,7 +50,7 @@ class OrbaxWeights:
         for row in rows:
             shape = [self._sizes[axis] for axis in row.all_axes]
             self._arrays[row.path] = open_array(self._params, row.path, shape, context=context)
-            self._rows |= {key: (row, layer) for layer, key in enumerate(hf_keys(row, llama))}
+            self._rows |= {key: (row, layer) for layer, key in enumerate(hf_keys(row, decoder))}
 
     def keys(self) -> set[str]:
         return set(self._rows)

@@ -31,9 +31,9 @@ from rmjax.checkpoints.model_files import (
 from rmjax.checkpoints.orbax_arrays import array_paths, read_array
 from rmjax.data.tokenizer import Tokenizer, load_tokenizer
 from rmjax.errors import UserError
-from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
+from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
 from rmjax.models.heads import Head, LanguageModelHead, RewardHead, model_parameters
-from rmjax.models.hf_config import llama_config_from_hf
+from rmjax.models.hf_config import config_from_hf
 from rmjax.models.parameters import THRESHOLDS
 from rmjax.models.rewards.spec import RewardSpec, Temperature
 from rmjax.runtime.files import read_json
@@ -49,7 +49,7 @@ class Pretrained:
     Attributes:
       name: as the user gave it.
       files: where `config.json` and the tokenizer are (a GGUF file is its own).
-      llama: the architecture.
+      decoder: the architecture.
       spec: names of the reward head's outputs and more; None for a causal model.
       weights: tensors by HF key, or the Orbax checkpoint that holds `params`.
       lora: adapters that are stored beside the weights and belong to the model.
@@ -61,7 +61,7 @@ class Pretrained:
 
     name: str
     files: Path
-    llama: LlamaConfig
+    decoder: DecoderConfig
     spec: RewardSpec | None
     weights: Weights | Path
     lora: LoraConfig = NO_LORA
@@ -72,14 +72,14 @@ class Pretrained:
 
     def tokenizer(self) -> Tokenizer:
         """The model's own tokenizer, with one template, its date frozen."""
-        return load_tokenizer(self.files, self.llama.vocab_size, self.chat_template)
+        return load_tokenizer(self.files, self.decoder.vocab_size, self.chat_template)
 
     @property
     def head(self) -> Head:
         """What reads the decoder: a reward head, or a causal model's own."""
         if self.spec:
             return RewardHead(len(self.spec.attributes))
-        return LanguageModelHead(self.llama.tie_word_embeddings)
+        return LanguageModelHead(self.decoder.tie_word_embeddings)
 
     def reward_spec(self) -> RewardSpec:
         """The spec; or a `UserError` that says how a causal model becomes a reward model."""
@@ -151,9 +151,9 @@ def _open(name: str, path: Path) -> Pretrained:
         if path.suffix != ".gguf":
             raise UserError(f"{path}: a file, but not a .gguf one; name the model's directory")
         weights = GGUFWeights(path)
-        llama = llama_config_from_hf(weights.config, str(path))
-        unused = check_tensors(weights, llama, RewardHead(1))
-        return Pretrained(name, path, llama, None, weights, unused=unused)
+        decoder = config_from_hf(weights.config, str(path))
+        unused = check_tensors(weights, decoder, RewardHead(1))
+        return Pretrained(name, path, decoder, None, weights, unused=unused)
     if _is_run(path):
         files = path / "model"
         weights, evaluation = manager.best_checkpoint(path)
@@ -202,7 +202,7 @@ def _is_orbax(path: Path) -> bool:
 
 def _open_huggingface(name: str, path: Path) -> Pretrained:
     raw = read_json(path / "config.json")
-    llama = llama_config_from_hf(raw, str(path / "config.json"))
+    decoder = config_from_hf(raw, str(path / "config.json"))
     weights = SafetensorsWeights(path)
     architectures, keys = raw.get("architectures") or [], weights.keys()
     spec, has_head = None, "score.weight" in keys
@@ -223,7 +223,7 @@ def _open_huggingface(name: str, path: Path) -> Pretrained:
             f"{architectures}, expected LlamaForSequenceClassification"
         )
     head = RewardHead(len(spec.attributes) if spec else 1)
-    unused = check_tensors(weights, llama, head)
+    unused = check_tensors(weights, decoder, head)
     if spec and not has_head:
         raise UserError(f"{path}: a classification model whose head 'score.weight' is missing")
     value_head = find_value_head(path, keys)
@@ -232,7 +232,7 @@ def _open_huggingface(name: str, path: Path) -> Pretrained:
             f"{path}: two heads, 'score.weight' and the value head in {value_head}; remove the one "
             "that is not meant"
         )
-    return Pretrained(name, path, llama, spec, weights, unused=unused, value_head=value_head)
+    return Pretrained(name, path, decoder, spec, weights, unused=unused, value_head=value_head)
 
 
 def _open_orbax(
@@ -241,9 +241,9 @@ def _open_orbax(
     """Opens an Orbax model, or a run's checkpoint: then the spec gets what training learned."""
     where = files / "config.json"
     raw = read_json(where)
-    llama = llama_config_from_hf(raw, str(where))
+    decoder = config_from_hf(raw, str(where))
     if raw.get("architectures") == [CAUSAL]:
-        source = Pretrained(name, files, llama, None, weights, *read_adapter_config(files))
+        source = Pretrained(name, files, decoder, None, weights, *read_adapter_config(files))
         _check_paths(source, set())
         return source
     spec = read_spec(files)
@@ -251,7 +251,7 @@ def _open_orbax(
         spec = dataclasses.replace(spec, temperature=temperature)
     # A converted model has its thresholds in the spec, a run among its parameters.
     trained = spec.ordinal.count if spec.ordinal and not spec.ordinal.thresholds else 0
-    source = Pretrained(name, files, llama, spec, weights, spec.lora, spec.source)
+    source = Pretrained(name, files, decoder, spec, weights, spec.lora, spec.source)
     _check_paths(source, {THRESHOLDS.path} if trained else set())
     if spec.ordinal and trained:
         scale = spec.ordinal.with_raw(
@@ -265,7 +265,7 @@ def _check_paths(source: Pretrained, own: set[str]) -> None:
     """Raises a `UserError` unless the arrays are the model's and those of `own`."""
     assert isinstance(source.weights, Path)
     paths = array_paths(source.weights / "params")
-    rows = model_parameters(source.llama, source.head, source.lora)
+    rows = model_parameters(source.decoder, source.head, source.lora)
     expected = {row.path for row in rows} | own
     if paths != expected:
         raise UserError(

@@ -76,7 +76,7 @@ class AlphaSearch:
         Raises:
           UserError: bad data, or nothing is left; an incomplete model.
         """
-        spec, llama = parents.spec, parents.strong.llama
+        spec, decoder = parents.spec, parents.strong.decoder
         self.data = load_tokenized(
             pairs,
             "validation",
@@ -90,9 +90,9 @@ class AlphaSearch:
         self.rule = model_rule(spec)
         self._sharding = Sharding(make_mesh(MeshConfig()))
         dtype = compute_dtype("auto")
-        kernel = choose("auto", llama, self._sharding, dtype)
+        kernel = choose("auto", decoder, self._sharding, dtype)
         options = ModelOptions(self._sharding, dtype=dtype, attention=kernel)
-        model = Model(llama, options, RewardHead(len(spec.attributes)))
+        model = Model(decoder, options, RewardHead(len(spec.attributes)))
         self._batches = pair_batches(self.data, model)
         self._score = make_score(model)
         self._stored = stored_dtypes(parents.strong)
@@ -169,8 +169,8 @@ def stored_dtypes(source: Pretrained) -> dict[str, np.dtype]:
     """The dtype that each parameter of a model is stored in."""
     weights = named_weights(source)
     return {  # float64 is float32 on devices
-        row.path: dtypes.canonicalize_dtype(common_dtype(weights, hf_keys(row, source.llama)))
-        for row in (*decoder_parameters(source.llama), HEAD)
+        row.path: dtypes.canonicalize_dtype(common_dtype(weights, hf_keys(row, source.decoder)))
+        for row in (*decoder_parameters(source.decoder), HEAD)
     }
 
 
@@ -181,8 +181,8 @@ def _widest(stored: dict[str, np.dtype]) -> Any:
 
 
 def _max_length(wanted: int, parents: Parents) -> int:
-    llama = parents.strong.llama
-    most = llama.max_position_embeddings
+    decoder = parents.strong.decoder
+    most = decoder.max_position_embeddings
     if wanted < 0 or wanted > most:
         raise UserError(f"--max-length={wanted}: expected 1 to {most}, what the model was made for")
     return wanted or parents.spec.max_length or most

@@ -367,10 +367,10 @@ def load(
     computed: Any = compute_dtype(dtype)
     sharding = Sharding(make_mesh(mesh or MeshConfig(), jax.devices()))
     check_quantize(quantize, sharding)
-    kernel = choose(attention, source.llama, sharding, computed)
+    kernel = choose(attention, source.decoder, sharding, computed)
     parts = kernel == "cpu_flash" and sharding.mesh.size == 1
     options = ModelOptions(sharding, dtype=computed, attention=kernel, parts=parts)
-    model = Model(source.llama, options, source.head)
+    model = Model(source.decoder, options, source.head)
     rule = model_rule(spec, value)
     params = load_params(source, model, seed=0, dtype=computed)
     if quantize:

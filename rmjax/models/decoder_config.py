@@ -20,7 +20,7 @@ class Rope:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class LlamaConfig:
+class DecoderConfig:
     """Sizes and constants of a Llama; the names are those of Hugging Face's `config.json`."""
 
     vocab_size: int

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
+from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
 from rmjax.models.parameters import PRODUCTS, Parameter, adapter_parameters, axis_sizes
 
 
 def model_flops(
-    llama: LlamaConfig,
+    decoder: DecoderConfig,
     outputs: int,
     groups: Iterable[tuple[int, Sequence[int]]],
     *,
@@ -27,7 +27,7 @@ def model_flops(
     weights it freezes have no gradient, and its own count like the others.
 
     Args:
-      llama: the architecture.
+      decoder: the architecture.
       outputs: of the head: attributes, or the vocabulary.
       groups: of each group how many tokens its samples begin with in common, and the tokens of
         each sample, that beginning included. A sample by itself is `(0, [tokens])`.
@@ -36,30 +36,30 @@ def model_flops(
       read: places that the head reads; None for one a sample. A policy's are those that predict a
         token of a response.
     """
-    weights = _numbers(PRODUCTS, llama, lora)
-    adapters = _numbers(adapter_parameters(lora), llama, lora)
+    weights = _numbers(PRODUCTS, decoder, lora)
+    adapters = _numbers(adapter_parameters(lora), decoder, lora)
     tokens = pairs = samples = 0
     for shared, lengths in groups:
         tokens += shared + sum(n - shared for n in lengths)
         samples += len(lengths)
         common = shared * (shared + 1) // 2
         pairs += common + sum(n * (n + 1) // 2 - common for n in lengths)
-    product = 2 * tokens * llama.num_hidden_layers
+    product = 2 * tokens * decoder.num_hidden_layers
     forward = (
         product * (weights + adapters)
-        + 4 * pairs * llama.num_hidden_layers * llama.num_attention_heads * llama.head_dim
-        + 2 * (samples if read is None else read) * llama.hidden_size * outputs
+        + 4 * pairs * decoder.num_hidden_layers * decoder.num_attention_heads * decoder.head_dim
+        + 2 * (samples if read is None else read) * decoder.hidden_size * outputs
     )
     no_gradient = product * weights if lora.rank else 0
     return float(forward * 3 - no_gradient if training else forward)
 
 
-def pair_cost(llama: LlamaConfig) -> float:
+def pair_cost(decoder: DecoderConfig) -> float:
     """What attention to one place costs another, in the products with weights of a place."""
-    return 2 * llama.num_attention_heads * llama.head_dim / _numbers(PRODUCTS, llama)
+    return 2 * decoder.num_attention_heads * decoder.head_dim / _numbers(PRODUCTS, decoder)
 
 
-def _numbers(rows: Iterable[Parameter], llama: LlamaConfig, lora: LoraConfig = NO_LORA) -> int:
+def _numbers(rows: Iterable[Parameter], decoder: DecoderConfig, lora: LoraConfig = NO_LORA) -> int:
     """How many numbers parameters have, in one layer."""
-    sizes = axis_sizes(llama, lora)
+    sizes = axis_sizes(decoder, lora)
     return sum(math.prod(sizes[axis] for axis in row.axes.split()) for row in rows)

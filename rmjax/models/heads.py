@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
-from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
+from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
 from rmjax.models.inputs import Rows
 from rmjax.models.parameters import (
     HEAD,
@@ -100,17 +100,17 @@ Head = RewardHead | LanguageModelHead
 
 
 def model_parameters(
-    config: LlamaConfig, head: Head, lora: LoraConfig = NO_LORA
+    config: DecoderConfig, head: Head, lora: LoraConfig = NO_LORA
 ) -> tuple[Parameter, ...]:
     """The rows of the table that a decoder and a head have."""
     return (*decoder_parameters(config, lora), *head.parameters)
 
 
-def head_outputs(config: LlamaConfig, head: Head) -> int:
+def head_outputs(config: DecoderConfig, head: Head) -> int:
     """Numbers that a head gives at each place that it reads."""
     return head.attributes if isinstance(head, RewardHead) else config.vocab_size
 
 
-def model_sizes(config: LlamaConfig, head: Head, lora: LoraConfig = NO_LORA) -> dict[str, int]:
+def model_sizes(config: DecoderConfig, head: Head, lora: LoraConfig = NO_LORA) -> dict[str, int]:
     """The size of every axis of `model_parameters`."""
     return axis_sizes(config, lora) | head.sizes

@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any
 
 from rmjax.errors import UserError
-from rmjax.models.decoder_config import LlamaConfig, Rope
+from rmjax.models.decoder_config import DecoderConfig, Rope
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
 _ARCHITECTURES = ("LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel")
@@ -24,7 +24,7 @@ _ONLY = {
 }
 
 
-def llama_config_from_hf(raw: dict[str, Any], where: str) -> LlamaConfig:
+def config_from_hf(raw: dict[str, Any], where: str) -> DecoderConfig:
     """Reads the contents of a `config.json`, in transformers 4's or 5's spelling.
 
     Args:
@@ -81,7 +81,7 @@ def llama_config_from_hf(raw: dict[str, Any], where: str) -> LlamaConfig:
     head_dim = required("head_dim", int, default=hidden // heads)
     if head_dim % 2:
         raise UserError(f"{where}: field 'head_dim' is {head_dim}; RoPE needs an even number")
-    return LlamaConfig(
+    return DecoderConfig(
         vocab_size=required("vocab_size", int),
         hidden_size=hidden,
         intermediate_size=required("intermediate_size", int),
@@ -154,7 +154,7 @@ def _rope_from_hf(raw: dict[str, Any], where: str) -> Rope:
     return rope
 
 
-def llama_config_to_hf(config: LlamaConfig) -> dict[str, Any]:
+def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     """The `config.json` fields of `config`, readable by transformers 4 and 5 alike.
 
     Both spellings of RoPE are written, and they agree.

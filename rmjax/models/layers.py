@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
+from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
 from rmjax.models.lora import drop
 from rmjax.models.parameters import TABLE, axis_sizes, initializer
 from rmjax.models.quantization import product
@@ -64,7 +64,7 @@ def as_matrices(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
 class Layer(nn.Module):
     """A module whose parameters are rows of the table, and the products with them."""
 
-    config: LlamaConfig
+    config: DecoderConfig
     options: ModelOptions
     lora: LoraConfig = NO_LORA
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rmjax.models.decoder import Decoder
-from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
+from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
 from rmjax.models.heads import Head, LanguageModelHead, model_parameters, model_sizes
 from rmjax.models.inputs import Rows
 from rmjax.models.layers import ModelOptions
@@ -27,7 +27,7 @@ class Model:
       lora: the decoder's adapters.
     """
 
-    config: LlamaConfig
+    config: DecoderConfig
     options: ModelOptions
     head: Head
     lora: LoraConfig = NO_LORA

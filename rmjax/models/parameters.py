@@ -15,7 +15,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
+from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
 from rmjax.runtime.sharding import Sharding, check_divisible
 
 Params = dict[str, Any]
@@ -31,7 +31,7 @@ class Parameter:
       hf_key: the HF key; `{}` is the layer's number. Empty if HF has no such tensor.
       hf_axes: the HF tensor's axes, in einops' notation with the same names.
       init: how a model without weights starts.
-      only_if: the field of `LlamaConfig` that must be true for this parameter to exist.
+      only_if: the field of `DecoderConfig` that must be true for this parameter to exist.
       summed: of a product with activations, the axes it sums over, which come first in `axes`;
         empty if the parameter is no factor of a product.
       decays: whether weight decay applies.
@@ -178,7 +178,7 @@ def nest(leaves: dict[str, Any]) -> Params:
     return tree
 
 
-def decoder_parameters(config: LlamaConfig, lora: LoraConfig = NO_LORA) -> Iterator[Parameter]:
+def decoder_parameters(config: DecoderConfig, lora: LoraConfig = NO_LORA) -> Iterator[Parameter]:
     """The rows of the table that a decoder of this config has."""
     for row in DECODER:
         if not row.only_if or getattr(config, row.only_if):
@@ -200,7 +200,7 @@ def adapter_parameters(lora: LoraConfig) -> Iterator[Parameter]:
             yield from rows
 
 
-def axis_sizes(config: LlamaConfig, lora: LoraConfig = NO_LORA) -> dict[str, int]:
+def axis_sizes(config: DecoderConfig, lora: LoraConfig = NO_LORA) -> dict[str, int]:
     """The size of every axis name of a decoder's rows."""
     sizes = {
         "layers": config.num_hidden_layers,
@@ -239,7 +239,7 @@ def abstract_params(
     return nest(leaves)
 
 
-def initializer(row: Parameter, config: LlamaConfig) -> Callable[..., jax.Array]:
+def initializer(row: Parameter, config: DecoderConfig) -> Callable[..., jax.Array]:
     """`init(key, shape, dtype)` for a parameter that no checkpoint gives."""
     if row.init == "ones":
         return jax.nn.initializers.ones

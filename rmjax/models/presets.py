@@ -1,26 +1,26 @@
 """The Llamas that config files name, as their makers' `config.json` states them."""
 
-from rmjax.models.decoder_config import LlamaConfig, Rope
+from rmjax.models.decoder_config import DecoderConfig, Rope
 
 
-def llama31_8b() -> LlamaConfig:
+def llama31_8b() -> DecoderConfig:
     """Llama-3.1-8B and its Instruct."""
     return _llama31(hidden=4096, mlp=14336, layers=32, heads=32)
 
 
-def llama31_70b() -> LlamaConfig:
+def llama31_70b() -> DecoderConfig:
     """Llama-3.1-70B and its Instruct."""
     return _llama31(hidden=8192, mlp=28672, layers=80, heads=64)
 
 
-def llama31_405b() -> LlamaConfig:
+def llama31_405b() -> DecoderConfig:
     """Llama-3.1-405B and its Instruct."""
     return _llama31(hidden=16384, mlp=53248, layers=126, heads=128)
 
 
-def smollm2_135m() -> LlamaConfig:
+def smollm2_135m() -> DecoderConfig:
     """SmolLM2-135M-Instruct."""
-    return LlamaConfig(
+    return DecoderConfig(
         vocab_size=49152,
         hidden_size=576,
         intermediate_size=1536,
@@ -35,8 +35,8 @@ def smollm2_135m() -> LlamaConfig:
     )
 
 
-def _llama31(hidden: int, mlp: int, layers: int, heads: int) -> LlamaConfig:
-    return LlamaConfig(
+def _llama31(hidden: int, mlp: int, layers: int, heads: int) -> DecoderConfig:
+    return DecoderConfig(
         vocab_size=128256,
         hidden_size=hidden,
         intermediate_size=mlp,
@@ -57,9 +57,9 @@ def _llama31(hidden: int, mlp: int, layers: int, heads: int) -> LlamaConfig:
     )
 
 
-def quickstart() -> LlamaConfig:
+def quickstart() -> DecoderConfig:
     """A Llama for bytes that learns generated text in a minute; not a published one."""
-    return LlamaConfig(
+    return DecoderConfig(
         vocab_size=262,
         hidden_size=96,
         intermediate_size=256,

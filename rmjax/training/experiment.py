@@ -10,7 +10,7 @@ from rmjax.config import Config
 from rmjax.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
 from rmjax.errors import UserError, differing
 from rmjax.models.attention.dispatch import choose
-from rmjax.models.decoder_config import LlamaConfig
+from rmjax.models.decoder_config import DecoderConfig
 from rmjax.models.heads import Head, LanguageModelHead, RewardHead
 from rmjax.models.init import random_params
 from rmjax.models.layers import ModelOptions
@@ -31,36 +31,36 @@ def make_model(config: Config, source: Pretrained | None, sharding: Sharding) ->
             f"config.init = {config.init!r}: a reward model, which has no language-model head, and "
             f"config.objective = {config.objective!r} trains a policy; name a language model"
         )
-    llama = source.llama if source else config.model
-    assert llama is not None  # validated
-    if source and config.model is not None and config.model != llama:
+    decoder = source.decoder if source else config.model
+    assert decoder is not None  # validated
+    if source and config.model is not None and config.model != decoder:
         raise UserError(
             f"config.model is not the architecture of config.init = {config.init!r}: "
             + ", ".join(
                 f"{name} is stated as {stated!r} but is {read!r}"
-                for name, (stated, read) in differing(vars(config.model), vars(llama)).items()
+                for name, (stated, read) in differing(vars(config.model), vars(decoder)).items()
             )
         )
-    if config.data.max_length > llama.max_position_embeddings:
+    if config.data.max_length > decoder.max_position_embeddings:
         raise UserError(
             f"config.data.max_length = {config.data.max_length}: the model was made for up to "
-            f"{llama.max_position_embeddings} tokens (max_position_embeddings)"
+            f"{decoder.max_position_embeddings} tokens (max_position_embeddings)"
         )
     dtype = compute_dtype(config.dtype)
-    kernel = choose(config.attention, llama, sharding, dtype, config.data.row_length)
+    kernel = choose(config.attention, decoder, sharding, dtype, config.data.row_length)
     options = ModelOptions(sharding, dtype=dtype, remat=config.remat, attention=kernel)
-    return new_model(config, llama, options)
+    return new_model(config, decoder, options)
 
 
-def new_model(config: Config, llama: LlamaConfig, options: ModelOptions) -> Model:
+def new_model(config: Config, decoder: DecoderConfig, options: ModelOptions) -> Model:
     """The model that a config trains: a decoder, its adapters, and a head."""
-    return Model(llama, options, new_head(config, llama), config.lora)
+    return Model(decoder, options, new_head(config, decoder), config.lora)
 
 
-def new_head(config: Config, llama: LlamaConfig) -> Head:
+def new_head(config: Config, decoder: DecoderConfig) -> Head:
     """The head that a config trains: a language model's for a policy, else a reward model's."""
     if is_policy(config.objective):
-        return LanguageModelHead(llama.tie_word_embeddings)
+        return LanguageModelHead(decoder.tie_word_embeddings)
     return RewardHead(len(config.data.attributes))
 
 

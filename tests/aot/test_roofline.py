@@ -29,19 +29,19 @@ REWARD = RewardHead(5)
 
 
 def test_model_flops_by_hand():
-    llama = tiny_llama(num_hidden_layers=2)
+    decoder = tiny_llama(num_hidden_layers=2)
     # A layer: q and o 32 x (4 x 8), k and v 32 x (2 x 8), gate, up and down 32 x 64.
     weights = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64
     pairs = 3 * 4 // 2 + 5 * 6 // 2
     forward = 2 * (2 * (3 + 5) * weights + 2 * 2 * pairs * 4 * 8) + 2 * 2 * 32 * 5
-    assert model_flops(llama, 5, [(0, [3]), (0, [5])], training=False) == forward
-    assert model_flops(llama, 5, [(0, [3]), (0, [5])], training=True) == 3 * forward
+    assert model_flops(decoder, 5, [(0, [3]), (0, [5])], training=False) == forward
+    assert model_flops(decoder, 5, [(0, [3]), (0, [5])], training=True) == 3 * forward
     # Both begin with two tokens: two tokens and 2 x 3 / 2 pairs need no second computation.
     spared = 2 * (2 * 2 * weights + 2 * 2 * 3 * 4 * 8)
-    assert model_flops(llama, 5, [(2, [3, 5])], training=False) == forward - spared
+    assert model_flops(decoder, 5, [(2, [3, 5])], training=False) == forward - spared
     # A head that reads six places and gives 70 numbers at each, as a policy's with 70 words.
     words = forward - 2 * 2 * 32 * 5 + 2 * 6 * 32 * 70
-    assert model_flops(llama, 70, [(0, [3]), (0, [5])], training=False, read=6) == words
+    assert model_flops(decoder, 70, [(0, [3]), (0, [5])], training=False, read=6) == words
 
 
 def test_model_flops_of_70b_are_six_a_parameter_and_token():
@@ -61,14 +61,14 @@ def test_model_flops_of_70b_are_six_a_parameter_and_token():
 def test_the_program_computes_the_models_flops_and_attentions_masked_half(samples):
     """Compiled for the CPU: dense products to the FLOP, attention over whole blocks."""
     length = 128
-    llama = tiny_llama(max_position_embeddings=length)
-    model = make_model(llama, sharding=one_device())
+    decoder = tiny_llama(max_position_embeddings=length)
+    model = make_model(decoder, sharding=one_device())
     shape = RowShape(samples, length, 1)
     rows = make_rows([[Segment([np.arange(length, dtype=np.int32)])]] * samples, samples, shape)
     params = jax.eval_shape(lambda: random_params(model, 0))
     text = make_score(model).lower(params, rows).compile().as_text()
     counted = sum(item.times * item.flops for item in work_of(text, 1))
-    causal = model_flops(llama, 5, [(0, [length])] * samples, training=False)
+    causal = model_flops(decoder, 5, [(0, [length])] * samples, training=False)
     masked = 4 * samples * 3 * 4 * 8 * (length * length - length * (length + 1) // 2)
     assert counted == causal + masked
 
@@ -77,8 +77,8 @@ def test_the_program_computes_the_models_flops_and_attentions_masked_half(sample
 def test_a_policys_program_computes_its_head_where_tokens_are_predicted():
     """Compiled for the CPU, which computes a chunk of places at a time."""
     length, samples = 128, 20  # 2,560 places, in chunks of a quarter
-    llama = tiny_llama(max_position_embeddings=length)
-    model = make_model(llama, sharding=one_device())
+    decoder = tiny_llama(max_position_embeddings=length)
+    model = make_model(decoder, sharding=one_device())
     model = dataclasses.replace(model, head=LanguageModelHead(tied=False))
     shape = RowShape(samples, length, 1)
     rows = make_rows([[Segment([np.arange(length, dtype=np.int32)])]] * samples, samples, shape)
@@ -86,8 +86,8 @@ def test_a_policys_program_computes_its_head_where_tokens_are_predicted():
     places = np.ones((samples, length), bool)
     text = make_score(model).lower(params, rows, places).compile().as_text()
     counted = sum(item.times * item.flops for item in work_of(text, 1, {CHUNK_LOOP: 4}))
-    groups, words = [(0, [length])] * samples, llama.vocab_size
-    causal = model_flops(llama, words, groups, training=False, read=4 * 640)
+    groups, words = [(0, [length])] * samples, decoder.vocab_size
+    causal = model_flops(decoder, words, groups, training=False, read=4 * 640)
     masked = 4 * samples * 3 * 4 * 8 * (length * length - length * (length + 1) // 2)
     assert counted == causal + masked
 

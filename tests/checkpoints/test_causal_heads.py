@@ -35,7 +35,7 @@ def load(path: Path) -> Scorer:
     """On one device, whose program is the quickest to compile."""
     source = open_pretrained(str(path))
     spec = source.reward_spec()
-    model = make_model(source.llama, len(spec.attributes))
+    model = make_model(source.decoder, len(spec.attributes))
     params = load_params(source, model, seed=0, dtype=np.float32)
     return Scorer(model, params, source.tokenizer(), spec, model_rule(spec), "error")
 
@@ -60,8 +60,8 @@ def last_states(directory: Path, output: str) -> torch.Tensor:
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("token", [0, 70])
 def test_a_tokens_logit_becomes_the_reward(tied, token, tmp_path):
-    llama = tiny_llama(max_position_embeddings=256, tie_word_embeddings=tied)
-    source = save_hf(tmp_path / "hf", llama, causal=True, dtype=torch.bfloat16)
+    decoder = tiny_llama(max_position_embeddings=256, tie_word_embeddings=tied)
+    source = save_hf(tmp_path / "hf", decoder, causal=True, dtype=torch.bfloat16)
     expected = last_states(source, "logits")[:, token]
     assert expected.std() > 1e-2
     notes = hf_to_orbax(str(source), str(tmp_path / "orbax"), reward_token=token)
@@ -99,9 +99,9 @@ def test_the_output_may_have_another_name(tmp_path):
 
 
 def test_a_gguf_file_has_tokens_too(causal_state, tmp_path):
-    llama, state = causal_state
-    file = write_gguf(tmp_path / "m.gguf", llama, state)
-    save_hf(tmp_path / "hf", llama, causal=True)
+    decoder, state = causal_state
+    file = write_gguf(tmp_path / "m.gguf", decoder, state)
+    save_hf(tmp_path / "hf", decoder, causal=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (tmp_path / "hf" / name).rename(tmp_path / name)
     hf_to_orbax(str(file), str(tmp_path / "orbax"), reward_token=5)

@@ -21,7 +21,7 @@ from rmjax.data.conversation import Conversation
 from rmjax.data.tokenizer import encode, load_tokenizer
 from rmjax.errors import UserError
 from rmjax.models.heads import RewardHead
-from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
+from rmjax.models.hf_config import config_from_hf, config_to_hf
 from rmjax.models.parameters import PARAMETERS
 from rmjax.runtime.files import read_json
 
@@ -30,13 +30,13 @@ from rmjax.runtime.files import read_json
 
 @pytest.mark.parametrize("biases", [False, True])
 def test_the_table_is_transformers_state_dict(biases):
-    llama = tiny_llama(attention_bias=biases, mlp_bias=biases, head_dim=16)
-    config = transformers.LlamaConfig.from_dict(llama_config_to_hf(llama) | {"num_labels": 5})
+    decoder = tiny_llama(attention_bias=biases, mlp_bias=biases, head_dim=16)
+    config = transformers.LlamaConfig.from_dict(config_to_hf(decoder) | {"num_labels": 5})
     with torch.device("meta"):
         state = transformers.LlamaForSequenceClassification(config).state_dict()
-    model = make_model(llama)
+    model = make_model(decoder)
     assert {key: tuple(tensor.shape) for key, tensor in state.items()} == {
-        key: hf_shape(row, model.sizes) for row in model.parameters for key in hf_keys(row, llama)
+        key: hf_shape(row, model.sizes) for row in model.parameters for key in hf_keys(row, decoder)
     }
 
 
@@ -155,22 +155,22 @@ def test_broken_json_is_named(text, message, tmp_path):
 
 
 def test_a_gguf_file_holds_the_same_model(causal_state, tmp_path):
-    llama, state = causal_state
-    weights = GGUFWeights(write_gguf(tmp_path / "m.gguf", llama, state))
-    found = llama_config_from_hf(weights.config, "m.gguf")
-    found.initializer_range = llama.initializer_range  # which GGUF does not store
-    assert found == llama
+    decoder, state = causal_state
+    weights = GGUFWeights(write_gguf(tmp_path / "m.gguf", decoder, state))
+    found = config_from_hf(weights.config, "m.gguf")
+    found.initializer_range = decoder.initializer_range  # which GGUF does not store
+    assert found == decoder
     assert weights.keys() == set(state)
     for key, tensor in state.items():
         assert weights.shape(key) == tensor.shape
         np.testing.assert_array_equal(weights.read(key), tensor, err_msg=key)
-    assert check_tensors(weights, llama, RewardHead(1)) == ("lm_head.weight",)
+    assert check_tensors(weights, decoder, RewardHead(1)) == ("lm_head.weight",)
 
 
 def test_gguf_precisions_are_read_as_float32(causal_state, tmp_path):
-    llama, state = causal_state
+    decoder, state = causal_state
     halves = {key: tensor.astype(np.float16) for key, tensor in state.items()}
-    weights = GGUFWeights(write_gguf(tmp_path / "m.gguf", llama, halves))
+    weights = GGUFWeights(write_gguf(tmp_path / "m.gguf", decoder, halves))
     for key, tensor in halves.items():
         read = weights.read(key)
         assert read.dtype == weights.dtype(key) == np.float32
@@ -178,10 +178,10 @@ def test_gguf_precisions_are_read_as_float32(causal_state, tmp_path):
 
 
 def test_gguf_linear_rope_is_read(causal_state, tmp_path):
-    llama, state = causal_state
+    decoder, state = causal_state
     fields = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
-    config = GGUFWeights(write_gguf(tmp_path / "m.gguf", llama, state, **fields)).config
-    rope = llama_config_from_hf(config, "m.gguf").rope
+    config = GGUFWeights(write_gguf(tmp_path / "m.gguf", decoder, state, **fields)).config
+    rope = config_from_hf(config, "m.gguf").rope
     assert (rope.type, rope.factor) == ("linear", 4.0)
 
 
@@ -203,7 +203,7 @@ def test_gguf_files_of_other_models_are_refused(fields, message, causal_state, t
 
 @pytest.mark.parametrize("change", ["rope_freqs.weight", "blk.0.attn_q_norm.weight", "missing"])
 def test_gguf_tensors_must_be_those_of_the_model(change, causal_state, tmp_path):
-    llama, state = causal_state
+    decoder, state = causal_state
     state = dict(state)
     if change == "missing":
         del state["model.layers.1.mlp.up_proj.weight"]
@@ -213,7 +213,7 @@ def test_gguf_tensors_must_be_those_of_the_model(change, causal_state, tmp_path)
         message = change if "blk" in change else "frequencies are scaled .*Hugging Face directory"
     with pytest.raises(UserError, match=message):
         check_tensors(
-            GGUFWeights(write_gguf(tmp_path / "m.gguf", llama, state)), llama, RewardHead(1)
+            GGUFWeights(write_gguf(tmp_path / "m.gguf", decoder, state)), decoder, RewardHead(1)
         )
 
 
@@ -241,9 +241,9 @@ def test_what_is_no_gguf_is_one_message(content, tmp_path):
 
 @pytest.mark.slow
 def test_real_gguf_config_is_what_transformers_reads(smollm2):
-    ours = llama_config_from_hf(GGUFWeights(smollm2).config, str(smollm2))
+    ours = config_from_hf(GGUFWeights(smollm2).config, str(smollm2))
     theirs = transformers.AutoConfig.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
-    read = llama_config_from_hf(
+    read = config_from_hf(
         json.loads(theirs.to_json_string(use_diff=False)) | {"architectures": None}, "theirs"
     )
     # transformers has the float32 of 1e-5 and its own default where the file says nothing.
@@ -276,9 +276,9 @@ def test_real_gguf_tokens_are_transformers(smollm2):
 
 
 def test_gguf_types_that_cannot_be_read_are_named(causal_state, tmp_path):
-    llama, state = causal_state
+    decoder, state = causal_state
     key = "model.layers.1.mlp.up_proj.weight"
     integers = state | {key: np.ones(state[key].shape, np.int8)}
-    weights = GGUFWeights(write_gguf(tmp_path / "m.gguf", llama, integers))
+    weights = GGUFWeights(write_gguf(tmp_path / "m.gguf", decoder, integers))
     with pytest.raises(UserError, match=f"m.gguf: tensor '{key}' is I8, which"):
         weights.read(key)

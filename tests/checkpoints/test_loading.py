@@ -119,8 +119,8 @@ def test_what_local_devices_share_is_read_once(mesh, wide, bytes_read):
 
 
 def test_a_gguf_tensor_is_dequantised_once(causal_state, tmp_path, monkeypatch):
-    llama, state = causal_state
-    file = write_gguf(tmp_path / "m.gguf", llama, state)
+    decoder, state = causal_state
+    file = write_gguf(tmp_path / "m.gguf", decoder, state)
     import gguf
 
     rows_read = []
@@ -131,12 +131,12 @@ def test_a_gguf_tensor_is_dequantised_once(causal_state, tmp_path, monkeypatch):
         return dequantize(data, kind)
 
     monkeypatch.setattr(gguf.quants, "dequantize", counting)
-    weights, sizes = GGUFWeights(file), make_model(llama).sizes
+    weights, sizes = GGUFWeights(file), make_model(decoder).sizes
     mesh = Sharding(make_mesh(MeshConfig(fsdp=2, data=2, tensor=2)))
-    for path, wanted in flatten(make_model(llama, 5, mesh).abstract()).items():
+    for path, wanted in flatten(make_model(decoder, 5, mesh).abstract()).items():
         row = next(row for row in PARAMETERS if row.path == path)
         if path != "head":
-            keys = hf_keys(row, llama)
+            keys = hf_keys(row, decoder)
             rows_read.clear()
             array = loading.load_parameter(weights, row, keys, wanted, sizes)
             assert sum(rows_read) == sum(len(state[key]) for key in keys)

@@ -217,7 +217,7 @@ def test_files_and_chunks_are_small_and_of_one_layer(row, lengths, head_dim, ite
     ids=["70b", "405b"],
 )
 def test_a_large_model_is_thousands_of_files_not_more(hidden, mlp, layers, heads, files):
-    llama = tiny_llama(
+    decoder = tiny_llama(
         vocab_size=128256,
         hidden_size=hidden,
         intermediate_size=mlp,
@@ -226,8 +226,8 @@ def test_a_large_model_is_thousands_of_files_not_more(hidden, mlp, layers, heads
         num_key_value_heads=8,
         head_dim=128,
     )
-    sizes, found = make_model(llama).sizes, 0
-    for row in make_model(llama).parameters:
+    sizes, found = make_model(decoder).sizes, 0
+    for row in make_model(decoder).parameters:
         file, chunk = array_cuts(row, sizes, 2)
         assert np.prod(file) * 2 <= 1.01 * (64 << 20)
         found += int(np.prod([-(-sizes[axis] // size) for axis, size in zip(row.all_axes, file)]))

@@ -45,7 +45,7 @@ def test_every_mesh_and_form_gives_the_same_numbers(form, mesh, dtype, models):
     expected = hf_arrays(models["hf"], LLAMA)
     source = open_pretrained(str(models[form]))
     assert known(source.spec).attributes == NAMES
-    model = make_model(source.llama, len(NAMES), Sharding(make_mesh(MeshConfig(**mesh))))
+    model = make_model(source.decoder, len(NAMES), Sharding(make_mesh(MeshConfig(**mesh))))
     params = flatten(load_params(source, model, seed=0, dtype=jnp.dtype(dtype)))
     for path, array in params.items():
         kind = "float32" if path == "head" or "norm" in path else dtype
@@ -87,7 +87,7 @@ def test_a_damaged_orbax_model_is_one_message(damage, orbax_copy):
     damage(orbax_copy)
     with pytest.raises(UserError) as error:
         source = open_pretrained(str(orbax_copy))
-        load_params(source, make_model(source.llama, len(NAMES)), seed=0, dtype=jnp.float32)
+        load_params(source, make_model(source.decoder, len(NAMES)), seed=0, dtype=jnp.float32)
     assert str(orbax_copy) in str(error.value)
     if damage in (truncated_chunk, empty_chunk, garbled_chunk):
         assert "incomplete or damaged" in str(error.value)
@@ -351,8 +351,8 @@ def test_any_path_will_do_relative_or_not(name, models, tmp_path, monkeypatch):
 
 def test_one_device_reads_what_eight_do(models):
     source = open_pretrained(str(models["orbax"]))
-    eight = make_model(source.llama, len(NAMES), Sharding(make_mesh(MeshConfig())))
-    one = make_model(source.llama, len(NAMES), one_device())
+    eight = make_model(source.decoder, len(NAMES), Sharding(make_mesh(MeshConfig())))
+    one = make_model(source.decoder, len(NAMES), one_device())
     first, second = (load_params(source, m, seed=0, dtype=jnp.float32) for m in (eight, one))
     assert all(
         jax.tree.leaves(jax.tree.map(lambda a, b: same_bits(a, np.asarray(b)), first, second))

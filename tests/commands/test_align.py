@@ -76,9 +76,9 @@ def wide(tmp_path_factory):
 
 
 def made(directory, **changes):
-    llama = tiny_llama(num_hidden_layers=2, max_position_embeddings=64, **changes)
-    save_hf(directory / "policy", llama, causal=True)
-    save_hf(directory / "reward", llama, names=NAMES[:2], seed=1)
+    decoder = tiny_llama(num_hidden_layers=2, max_position_embeddings=64, **changes)
+    save_hf(directory / "policy", decoder, causal=True)
+    save_hf(directory / "reward", decoder, names=NAMES[:2], seed=1)
     (directory / "function.py").write_text(FUNCTION)
     prompts = [{"prompt": f"say {word}"} for word in ("a", "b", "a", "cc", "dd", "e" * 60, "f")]
     for name, rows in (("train", prompts), ("held", [{"prompt": "x"}, {"prompt": "y"}])):
@@ -327,8 +327,8 @@ def test_a_mesh_changes_nothing(mesh, sampling, wide, on_one, tmp_path):
 @pytest.mark.parametrize(("lora", "held"), [(LoraConfig(), 4), (LoraConfig(rank=2), 1)])
 def test_what_is_in_memory_while_it_learns(lora, held, files, tmp_path, capsys):
     """Policy, reference and two moments; with LoRA the frozen weights are the reference too."""
-    llama = open_pretrained(str(files / "policy")).llama
-    shape = (llama.num_hidden_layers, llama.intermediate_size, llama.hidden_size)
+    decoder = open_pretrained(str(files / "policy")).decoder
+    shape = (decoder.num_hidden_layers, decoder.intermediate_size, decoder.hidden_size)
     known, found = Learner.known, []
 
     def count() -> int:

@@ -86,8 +86,8 @@ class Handler(BaseHTTPRequestHandler):
 def files(tmp_path_factory):
     """A policy, prompts and a reward."""
     directory = tmp_path_factory.mktemp("files")
-    llama = tiny_llama(num_hidden_layers=2, max_position_embeddings=64)
-    save_hf(directory / "policy", llama, causal=True)
+    decoder = tiny_llama(num_hidden_layers=2, max_position_embeddings=64)
+    save_hf(directory / "policy", decoder, causal=True)
     rows = "".join(json.dumps({"prompt": f"say {word}"}) + "\n" for word in ("a", "b", "c", "d"))
     (directory / "train.jsonl").write_text(rows)
     (directory / "f.py").write_text("def f(p, r):\n    return [float(len(x)) for x in r]\n")

@@ -23,14 +23,14 @@ needs_compiler = pytest.mark.skipif(
 
 TINY = """
 from rmjax.config import Config, DataConfig
-from rmjax.models.hf_config import LlamaConfig
+from rmjax.models.hf_config import DecoderConfig
 from rmjax.training.optimizer import OptimizerConfig
 
 def get_config(arg=None):
     return Config(
         workdir="unused",
         data=DataConfig(train="unused", max_length=256),
-        model=LlamaConfig(
+        model=DecoderConfig(
             vocab_size=1024, hidden_size=256, intermediate_size=512, num_hidden_layers=6,
             num_attention_heads=4, num_key_value_heads=2, head_dim=64,
             max_position_embeddings=256, rms_norm_eps=1e-5,

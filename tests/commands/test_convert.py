@@ -19,9 +19,9 @@ from helpers.hf_models import (
     DATED_TEMPLATE,
     NAMES,
     TALK,
+    decoder_of,
     edit_json,
     edit_tensors,
-    llama_of,
     save_hf,
     snapshot,
     tensors_of,
@@ -90,15 +90,20 @@ ROUND_TRIPS = {
 @pytest.mark.parametrize("case", ROUND_TRIPS)
 def test_round_trip_is_bit_for_bit(case, tmp_path):
     changes, dtype, save = ROUND_TRIPS[case]
-    llama = tiny_llama(**changes)
-    source = save_hf(tmp_path / "hf", llama, dtype=dtype, **save)
+    decoder = tiny_llama(**changes)
+    source = save_hf(tmp_path / "hf", decoder, dtype=dtype, **save)
     if save:
         assert (source / "model.safetensors.index.json").exists()
     hf_to_orbax(str(source), str(tmp_path / "orbax"))
     orbax_to_hf(str(tmp_path / "orbax"), str(tmp_path / "back"))
 
     assert tensors_of(tmp_path / "back") == tensors_of(source)
-    assert llama_of(tmp_path / "back") == llama_of(tmp_path / "orbax") == llama_of(source) == llama
+    assert (
+        decoder_of(tmp_path / "back")
+        == decoder_of(tmp_path / "orbax")
+        == decoder_of(source)
+        == decoder
+    )
     config = read_json(tmp_path / "back" / "config.json")
     assert list(config["id2label"].items()) == [(str(i), n) for i, n in enumerate(NAMES)]
     assert config["label2id"] == {name: i for i, name in enumerate(NAMES)}
@@ -118,7 +123,7 @@ def test_round_trip_is_bit_for_bit(case, tmp_path):
 
     # And once more from the other end: what was exported converts to the same Orbax model.
     hf_to_orbax(str(tmp_path / "back"), str(tmp_path / "again"))
-    for row in model_parameters(llama, RewardHead(len(NAMES))):
+    for row in model_parameters(decoder, RewardHead(len(NAMES))):
         first, second = (
             read_array(tmp_path / n / "checkpoint" / "params", row.path) for n in ("orbax", "again")
         )
@@ -219,7 +224,7 @@ def test_export_scores_like_the_original(tmp_path):
     orbax_to_hf(str(tmp_path / "orbax"), str(tmp_path / "back"))
 
     opened = open_pretrained(str(tmp_path / "orbax"))
-    model = make_model(opened.llama, len(NAMES))
+    model = make_model(opened.decoder, len(NAMES))
     params = load_params(opened, model, seed=0, dtype=np.float32)
     tokens = [encode(opened.tokenizer(), Conversation(messages)) for messages in TALK]
     rows = make_rows([[Segment([t])] for t in tokens], len(tokens), RowShape(len(tokens), 128, 1))
@@ -586,7 +591,7 @@ _PEAK = """
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_memory_is_of_a_few_tensors_and_not_of_the_model(hf, orbax, tmp_path):
-    llama = tiny_llama(
+    decoder = tiny_llama(
         hidden_size=512,
         intermediate_size=1536,
         num_hidden_layers=26,
@@ -594,7 +599,7 @@ def test_memory_is_of_a_few_tensors_and_not_of_the_model(hf, orbax, tmp_path):
         num_key_value_heads=4,
         head_dim=64,
     )
-    source = save_hf(tmp_path / "hf", llama, dtype=torch.bfloat16, max_shard_size="50MB")
+    source = save_hf(tmp_path / "hf", decoder, dtype=torch.bfloat16, max_shard_size="50MB")
     size = sum(file.stat().st_size for file in source.glob("*.safetensors")) >> 20
     assert size > 150
 

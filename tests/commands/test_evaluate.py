@@ -37,8 +37,8 @@ SETTINGS = ScoringSettings(0, "truncate_left", "auto", "", MeshConfig())
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    llama = tiny_llama(max_position_embeddings=256)
-    return str(save_hf(tmp_path_factory.mktemp("hf"), llama, names=HELPSTEER2))
+    decoder = tiny_llama(max_position_embeddings=256)
+    return str(save_hf(tmp_path_factory.mktemp("hf"), decoder, names=HELPSTEER2))
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from scipy import stats
 import rmjax
 from helpers import forked
 from helpers.conversions import watch, weights_of
-from helpers.hf_models import NAMES, TALK, edit_json, edit_tensors, llama_of, save_hf, tensors_of
+from helpers.hf_models import NAMES, TALK, decoder_of, edit_json, edit_tensors, save_hf, tensors_of
 from helpers.models import make_model, tiny_llama
 from rmjax import extrapolate
 from rmjax.checkpoints import orbax_arrays
@@ -58,7 +58,7 @@ ALPHAS = (-0.5, 0.0, 0.3, 0.5, 1.0, 1.52, 2.0)
 def as_run(source: Path, workdir: Path) -> Path:
     """A run whose last checkpoint holds the weights of `source`, float32, of eight devices."""
     opened = open_pretrained(str(source))
-    model = make_model(opened.llama, len(NAMES), Sharding(make_mesh(MeshConfig())))
+    model = make_model(opened.decoder, len(NAMES), Sharding(make_mesh(MeshConfig())))
     params = load_params(opened, model, seed=0, dtype=jnp.float32)
     checkpoints = Checkpoints(workdir)
     state = TrainState(jax.device_put(np.int32(7)), params, ())
@@ -201,7 +201,7 @@ def test_the_result_is_a_model_like_any_other(parents, tmp_path):
     assert spec.source == f"{weak.name} + 1.52 * (second - {weak.name})"
     assert (spec.attributes, spec.max_length, spec.data) == (NAMES, 99, "abc")
     assert spec.scalar == {"care": 0.5, "wit": -1.0}
-    assert llama_of(target) == LLAMA
+    assert decoder_of(target) == LLAMA
 
     ours, exported = rmjax.load(target), rmjax.load(back(target))
     scores = [scorer.score_many(TALK) for scorer in (ours, exported)]
@@ -210,7 +210,7 @@ def test_the_result_is_a_model_like_any_other(parents, tmp_path):
     assert scores[0][0].attributes != rmjax.load(strong).score(TALK[0]).attributes
 
     source = open_pretrained(str(target))
-    model = make_model(source.llama, len(NAMES))
+    model = make_model(source.decoder, len(NAMES))
     config = Config(
         workdir=str(tmp_path / "run"),
         data=DataConfig(train="generated:8", attributes=NAMES),

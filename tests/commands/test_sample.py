@@ -44,8 +44,8 @@ def read(path):
 def save(directory, **options):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = TEMPLATE
-    llama = tiny_llama(max_position_embeddings=CONTEXT)
-    return str(save_hf(directory, llama, tokenizer=tokenizer, **options))
+    decoder = tiny_llama(max_position_embeddings=CONTEXT)
+    return str(save_hf(directory, decoder, tokenizer=tokenizer, **options))
 
 
 @pytest.fixture(scope="module")

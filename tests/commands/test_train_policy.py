@@ -46,8 +46,8 @@ def write(path, rows) -> str:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A language model as transformers saves it."""
-    llama = tiny_llama(num_hidden_layers=2, max_position_embeddings=128)
-    return save_hf(tmp_path_factory.mktemp("base") / "hf", llama, causal=True)
+    decoder = tiny_llama(num_hidden_layers=2, max_position_embeddings=128)
+    return save_hf(tmp_path_factory.mktemp("base") / "hf", decoder, causal=True)
 
 
 def config_of(workdir, base, data, **changes):
@@ -331,8 +331,8 @@ def test_files_of_a_policy_are_written_once(base, tmp_path):
 @pytest.mark.parametrize("objective", ["dpo", "sft"])
 def test_a_reward_model_cannot_become_a_policy(objective, tmp_path):
     """It is said before any data is read."""
-    llama = tiny_llama(num_hidden_layers=1, max_position_embeddings=128)
-    reward = save_hf(tmp_path / "hf", llama)
+    decoder = tiny_llama(num_hidden_layers=1, max_position_embeddings=128)
+    reward = save_hf(tmp_path / "hf", decoder)
     with pytest.raises(UserError, match="a reward model, which has no language-model head"):
         run(dpo_config(tmp_path / "run", reward, "no such file", objective=objective))
     with pytest.raises(UserError, match=r"a reward model, .* cannot write"):

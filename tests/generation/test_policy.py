@@ -37,7 +37,7 @@ def flat(found: list[list[Completion]]) -> list[Completion]:
 def on_one_device(directory: Path, rows: int = 64, usual: Sequence[int] = ()) -> Policy:
     source = open_pretrained(str(directory))
     options = ModelOptions(one_device(), attention="cpu_flash")
-    model = Model(source.llama, options, source.head)
+    model = Model(source.decoder, options, source.head)
     params = load_params(source, model, seed=0, dtype=jnp.float32)
     tokenizer = source.tokenizer()
     return Policy(model, params, tokenizer, end_tokens(source.files, tokenizer), rows, usual=usual)
@@ -101,13 +101,13 @@ def test_greedy_samples_equal_transformers(causal, policy):
 @pytest.mark.parametrize("variant", ["llama3", "biases", "tied", "one_kv_head"])
 @pytest.mark.slow
 def test_log_probabilities_of_every_architecture_equal_transformers(variant, tmp_path):
-    llama = {
+    decoder = {
         "llama3": tiny_llama(rope=ROPES["llama3"], max_position_embeddings=128),
         "biases": tiny_llama(attention_bias=True, mlp_bias=True, max_position_embeddings=128),
         "tied": tiny_llama(tie_word_embeddings=True, max_position_embeddings=128),
         "one_kv_head": tiny_llama(num_key_value_heads=1, max_position_embeddings=128),
     }[variant]
-    directory = save_hf(tmp_path, llama, causal=True)
+    directory = save_hf(tmp_path, decoder, causal=True)
     one = on_one_device(directory)
     model, tokenizer = reference(directory)
     # So many tokens that the cache grows, and is written around its end.

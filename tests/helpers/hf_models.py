@@ -13,8 +13,8 @@ from helpers.models import make_model, tiny_llama
 from rmjax.checkpoints.hf_mapping import from_hf, hf_keys
 from rmjax.checkpoints.hf_weights import SafetensorsWeights
 from rmjax.data.tokenizer import byte_tokenizer
-from rmjax.models.decoder_config import LlamaConfig
-from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
+from rmjax.models.decoder_config import DecoderConfig
+from rmjax.models.hf_config import config_from_hf, config_to_hf
 from rmjax.runtime.files import read_json
 
 # Neither sorted nor HelpSteer2's: their order must survive because it is kept.
@@ -53,7 +53,7 @@ DATED_TEMPLATE = (
 
 def save_hf(
     directory: Path,
-    llama: LlamaConfig | None = None,
+    decoder: DecoderConfig | None = None,
     *,
     dtype: torch.dtype = torch.float32,
     names: tuple[str, ...] = NAMES,
@@ -63,7 +63,7 @@ def save_hf(
     **save,
 ) -> Path:
     """A tiny random Llama as transformers saves it: a reward model, or a causal one."""
-    fields = llama_config_to_hf(llama or tiny_llama())
+    fields = config_to_hf(decoder or tiny_llama())
     if not causal:
         fields |= {"id2label": dict(enumerate(names)), "problem_type": "regression"}
     config = transformers.LlamaConfig(**fields, pad_token_id=2)
@@ -114,16 +114,16 @@ def snapshot(directory: Path) -> dict[str, bytes]:
     }
 
 
-def llama_of(directory: Path) -> LlamaConfig:
-    return llama_config_from_hf(read_json(directory / "config.json"), str(directory))
+def decoder_of(directory: Path) -> DecoderConfig:
+    return config_from_hf(read_json(directory / "config.json"), str(directory))
 
 
-def hf_arrays(source: Path, llama: LlamaConfig) -> dict[str, np.ndarray]:
+def hf_arrays(source: Path, decoder: DecoderConfig) -> dict[str, np.ndarray]:
     """What the Orbax model must hold, put together without `orbax_arrays`."""
-    weights, sizes = SafetensorsWeights(source), make_model(llama, len(NAMES)).sizes
+    weights, sizes = SafetensorsWeights(source), make_model(decoder, len(NAMES)).sizes
     arrays = {}
-    for row in make_model(llama).parameters:
-        layers = [from_hf(row, weights.read(key), sizes) for key in hf_keys(row, llama)]
+    for row in make_model(decoder).parameters:
+        layers = [from_hf(row, weights.read(key), sizes) for key in hf_keys(row, decoder)]
         arrays[row.path] = np.stack(layers) if row.stacked else layers[0]
     return arrays
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from rmjax.inference.scores import Score
-from rmjax.models.decoder_config import LlamaConfig, Rope
+from rmjax.models.decoder_config import DecoderConfig, Rope
 from rmjax.models.heads import RewardHead
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model
@@ -15,7 +15,7 @@ def one_device() -> Sharding:
     return Sharding(make_mesh(MeshConfig(), jax.devices()[:1]))
 
 
-def tiny_llama(**changes: object) -> LlamaConfig:
+def tiny_llama(**changes: object) -> DecoderConfig:
     fields = dict(
         vocab_size=262,
         hidden_size=32,
@@ -28,7 +28,7 @@ def tiny_llama(**changes: object) -> LlamaConfig:
         rms_norm_eps=1e-5,
         initializer_range=0.2,
     )
-    return LlamaConfig(**(fields | changes))  # type: ignore[arg-type]
+    return DecoderConfig(**(fields | changes))  # type: ignore[arg-type]
 
 
 ROPES = {
@@ -47,12 +47,12 @@ ROPES = {
 
 
 def make_model(
-    llama: LlamaConfig, attributes: int = 5, sharding: Sharding | None = None, **options
+    decoder: DecoderConfig, attributes: int = 5, sharding: Sharding | None = None, **options
 ):
-    return Model(llama, ModelOptions(sharding or one_device(), **options), RewardHead(attributes))
+    return Model(decoder, ModelOptions(sharding or one_device(), **options), RewardHead(attributes))
 
 
-LLAMA_70B = LlamaConfig(
+LLAMA_70B = DecoderConfig(
     vocab_size=128256,
     hidden_size=8192,
     intermediate_size=28672,

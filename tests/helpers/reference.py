@@ -9,30 +9,30 @@ import transformers
 
 from helpers.models import make_model
 from rmjax.checkpoints.hf_mapping import hf_keys, to_hf
-from rmjax.models.decoder_config import LlamaConfig
-from rmjax.models.hf_config import llama_config_to_hf
+from rmjax.models.decoder_config import DecoderConfig
+from rmjax.models.hf_config import config_to_hf
 from rmjax.models.parameters import flatten
 
 
-def torch_model(llama: LlamaConfig, params, attributes: int, pad_token_id: int | None = None):
+def torch_model(decoder: DecoderConfig, params, attributes: int, pad_token_id: int | None = None):
     """transformers' model with our parameters, float32, eager attention."""
-    fields = llama_config_to_hf(llama)
+    fields = config_to_hf(decoder)
     fields |= {"num_labels": attributes, "pad_token_id": pad_token_id}
     config = transformers.LlamaConfig.from_dict(fields | {"attn_implementation": "eager"})
     model = transformers.LlamaForSequenceClassification(config).float().eval()
     state = {
-        k: torch.from_numpy(np.array(v)) for k, v in hf_state(llama, params, attributes).items()
+        k: torch.from_numpy(np.array(v)) for k, v in hf_state(decoder, params, attributes).items()
     }
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not missing and not unexpected, (missing, unexpected)
     return model
 
 
-def hf_state(llama: LlamaConfig, params, attributes: int) -> dict[str, np.ndarray]:
+def hf_state(decoder: DecoderConfig, params, attributes: int) -> dict[str, np.ndarray]:
     """Our parameters (or gradients) under Hugging Face's names."""
-    sizes, flat, state = make_model(llama, attributes).sizes, flatten(params), {}
-    for row in make_model(llama).parameters:
-        keys = hf_keys(row, llama)
+    sizes, flat, state = make_model(decoder, attributes).sizes, flatten(params), {}
+    for row in make_model(decoder).parameters:
+        keys = hf_keys(row, decoder)
         for layer, key in enumerate(keys):
             array = np.asarray(flat[row.path])
             state[key] = to_hf(row, array[layer] if row.stacked else array, sizes)

@@ -16,8 +16,8 @@ def turns(*said):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    llama = tiny_llama(max_position_embeddings=256)
-    return str(save_hf(tmp_path_factory.mktemp("hf"), llama, names=NAMES[:2]))
+    decoder = tiny_llama(max_position_embeddings=256)
+    return str(save_hf(tmp_path_factory.mktemp("hf"), decoder, names=NAMES[:2]))
 
 
 def write(path, rows):

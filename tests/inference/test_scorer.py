@@ -93,7 +93,7 @@ def test_scores_of_every_form_equal_transformers(hf, scorer, tmp_path):
 
 def test_one_device_gives_the_scores_of_eight(hf, scorer):
     source = open_pretrained(str(hf))
-    model = make_model(source.llama, 5)
+    model = make_model(source.decoder, 5)
     params = load_params(source, model, seed=0, dtype=np.float32)
     alone = Scorer(model, params, source.tokenizer(), known(source.spec), scorer.rule, "error")
     assert len(jax.tree.leaves(params)[0].sharding.device_set) == 1
@@ -151,7 +151,7 @@ def test_no_conversations_have_no_scores(scorer):
 def alone(hf) -> Scorer:
     """On one device, in parts, with room for long conversations."""
     source = open_pretrained(str(hf))
-    model = make_model(source.llama, 5, attention="cpu_flash", parts=True)
+    model = make_model(source.decoder, 5, attention="cpu_flash", parts=True)
     params = load_params(source, model, seed=0, dtype=np.float32)
     spec = dataclasses.replace(known(source.spec), max_length=5000)
     return Scorer(model, params, source.tokenizer(), spec, model_rule(spec), "error")

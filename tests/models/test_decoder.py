@@ -68,8 +68,8 @@ VARIANTS = {
     ],
 )
 def test_scores_and_gradients_equal_transformers(variant, rng):
-    llama = tiny_llama(**VARIANTS[variant])
-    model = make_model(llama)
+    decoder = tiny_llama(**VARIANTS[variant])
+    model = make_model(decoder)
     params = random_params(model, seed=1)
     # Biases and norms off their initial values, so that they are seen.
     params = jax.tree.map(
@@ -79,7 +79,7 @@ def test_scores_and_gradients_equal_transformers(variant, rng):
     rows, places = packed(tokens, 128)
     labels = rng.uniform(0, 4, (len(tokens), 5)).astype(np.float32)
 
-    reference = torch_model(llama, params, 5)
+    reference = torch_model(decoder, params, 5)
     expected = torch_scores(reference, tokens)
     found = unpack(np.asarray(make_score(model)(params, rows)), places, len(tokens))
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -95,7 +95,7 @@ def test_scores_and_gradients_equal_transformers(variant, rng):
         return regression.loss(scores, targets, regression.weights(targets))
 
     with jax.numpy_dtype_promotion("strict"):  # nothing of ours is promoted in silence
-        ours = hf_state(llama, jax.jit(jax.grad(loss))(params), 5)
+        ours = hf_state(decoder, jax.jit(jax.grad(loss))(params), 5)
     total = torch.zeros(())
     for sequence, label in zip(tokens, labels):
         scores = reference(torch.from_numpy(sequence[None]).long()).logits[0]
@@ -113,12 +113,12 @@ def test_the_gradient_of_a_frequent_token_is_summed_in_float32():
 
     A sum in bfloat16 stands still long before so many.
     """
-    llama = tiny_llama(num_hidden_layers=1, max_position_embeddings=1024)
+    decoder = tiny_llama(num_hidden_layers=1, max_position_embeddings=1024)
     group = [Segment([np.full(1024, 7, np.int32)])]
     rows = make_rows([group], 1, RowShape(1, 1024, 1))
     found = {}
     for dtype in (jnp.float32, jnp.bfloat16):
-        model = make_model(llama, dtype=dtype, attention="cpu_flash")
+        model = make_model(decoder, dtype=dtype, attention="cpu_flash")
         params = random_params(model, 0)
         gradient = jax.jit(jax.grad(lambda p, m=model: m(p, rows).sum()))(params)
         found[dtype] = np.asarray(gradient["embed"])[7]
@@ -131,18 +131,18 @@ def test_real_weights_equal_transformers(smollm2, rng):
     import transformers
 
     source = open_pretrained(str(smollm2))
-    model = make_model(source.llama)
+    model = make_model(source.decoder)
     params = load_params(source, model, seed=0, dtype=jnp.float32)
     causal = transformers.AutoModelForCausalLM.from_pretrained(
         smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32
     )
-    state = hf_state(source.llama, params, 5)
+    state = hf_state(source.decoder, params, 5)
     for key, tensor in causal.model.state_dict().items():
         np.testing.assert_array_equal(state[f"model.{key}"], tensor.numpy(), err_msg=key)
 
-    tokens = sequences(rng, [7, 64, 200], source.llama.vocab_size)
+    tokens = sequences(rng, [7, 64, 200], source.decoder.vocab_size)
     rows, places = packed(tokens, 256)
-    expected = torch_scores(torch_model(source.llama, params, 5), tokens)
+    expected = torch_scores(torch_model(source.decoder, params, 5), tokens)
     found = unpack(np.asarray(make_score(model)(params, rows)), places, len(tokens))
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
@@ -206,11 +206,11 @@ def test_long_rows_equal_short_ones(rng):
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", REMAT)
 def test_remat_changes_no_gradient(remat, rng):
-    llama = tiny_llama()
+    decoder = tiny_llama()
     rows, _ = packed(sequences(rng, [9, 12, 30]), 64)
 
     def grad(policy):
-        model = make_model(llama, remat=policy)
+        model = make_model(decoder, remat=policy)
         params = random_params(model, seed=0)
         return jax.jit(jax.grad(lambda p: model(p, rows).sum()))(params)
 
@@ -230,31 +230,31 @@ def test_remat_changes_no_gradient(remat, rng):
     ids=str,
 )
 def test_every_mesh_gives_one_devices_scores(mesh, rng):
-    llama = tiny_llama()
+    decoder = tiny_llama()
     rows, _ = packed(sequences(rng, rng.integers(3, 60, 20)), 64, count=16)
-    single = make_model(llama)
+    single = make_model(decoder)
     expected = make_score(single)(random_params(single, seed=3), rows)
-    model = make_model(llama, sharding=Sharding(make_mesh(MeshConfig(**mesh))))
+    model = make_model(decoder, sharding=Sharding(make_mesh(MeshConfig(**mesh))))
     params = random_params(model, seed=3)
     np.testing.assert_allclose(make_score(model)(params, rows), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_table_and_model_agree():
-    llama = tiny_llama(attention_bias=True, mlp_bias=True)
-    model = make_model(llama)
+    decoder = tiny_llama(attention_bias=True, mlp_bias=True)
+    model = make_model(decoder)
     made = flatten(random_params(model, seed=0))
-    table = flatten(make_model(llama, 5, one_device()).abstract())
+    table = flatten(make_model(decoder, 5, one_device()).abstract())
     assert {k: (v.shape, v.dtype) for k, v in made.items()} == {
         k: (v.shape, v.dtype) for k, v in table.items()
     }
 
 
 def test_bfloat16_keeps_head_and_scores_in_float32(rng):
-    llama = tiny_llama()
-    model = make_model(llama, dtype=jnp.dtype("bfloat16"))
+    decoder = tiny_llama()
+    model = make_model(decoder, dtype=jnp.dtype("bfloat16"))
     params = random_params(model, seed=0)
     rows, _ = packed(sequences(rng, [20, 30]), 64)
     found = make_score(model)(params, rows)
     assert found.dtype == jnp.float32
-    expected = make_score(make_model(llama))(params, rows)
+    expected = make_score(make_model(decoder))(params, rows)
     np.testing.assert_allclose(found[0, :2], expected[0, :2], atol=0.1)

@@ -23,7 +23,7 @@ PROMPT, ANSWERS = [5, 17, 40, 3, 99], ([12, 7, 8], [44, 2, 9, 31, 6])
 
 
 def logits(source: Pretrained, sharding: Sharding, rows) -> np.ndarray:
-    model = Model(source.llama, ModelOptions(sharding), source.head)
+    model = Model(source.decoder, ModelOptions(sharding), source.head)
     params = load_params(source, model, seed=0, dtype=jnp.float32)
     return np.asarray(jax.jit(model)(params, rows))
 
@@ -56,14 +56,14 @@ def test_logits_in_rows_that_share_a_prompt_equal_transformers(tied, mesh, tmp_p
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_a_language_model_comes_back_bit_for_bit(tied, dtype, tmp_path):
-    llama = tiny_llama(tie_word_embeddings=tied)
-    source = save_hf(tmp_path / "hf", llama, dtype=dtype, causal=True)
+    decoder = tiny_llama(tie_word_embeddings=tied)
+    source = save_hf(tmp_path / "hf", decoder, dtype=dtype, causal=True)
     hf_to_orbax(str(source), str(tmp_path / "orbax"), language_model=True)
     orbax_to_hf(str(tmp_path / "orbax"), str(tmp_path / "back"))
     assert tensors_of(tmp_path / "back") == tensors_of(source)
 
     opened = open_pretrained(str(tmp_path / "orbax"))
-    model = Model(opened.llama, ModelOptions(one_device()), opened.head)
+    model = Model(opened.decoder, ModelOptions(one_device()), opened.head)
     params = flatten(load_params(opened, model, seed=0, dtype=jnp.float32))
     assert (LM_HEAD.path in params) is not tied and "head" not in params
     expected = by_transformers(source, PROMPT)

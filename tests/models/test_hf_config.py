@@ -6,8 +6,8 @@ import transformers
 
 from helpers.models import ROPES, tiny_llama
 from rmjax.errors import UserError
-from rmjax.models.decoder_config import LlamaConfig, Rope
-from rmjax.models.hf_config import llama_config_from_hf, llama_config_to_hf
+from rmjax.models.decoder_config import DecoderConfig, Rope
+from rmjax.models.hf_config import config_from_hf, config_to_hf
 
 # As Meta published it, in the spelling of transformers 4.
 LLAMA_3_1 = {
@@ -45,8 +45,8 @@ LLAMA_3_1 = {
 LLAMA_3_1_ROPE = Rope(500000.0, "llama3", 8.0, 1.0, 4.0, 8192)
 
 
-def read(**changes) -> LlamaConfig:
-    return llama_config_from_hf(LLAMA_3_1 | changes, "config.json")
+def read(**changes) -> DecoderConfig:
+    return config_from_hf(LLAMA_3_1 | changes, "config.json")
 
 
 def without(*fields):
@@ -54,7 +54,7 @@ def without(*fields):
 
 
 def test_transformers_4_spelling():
-    assert read() == LlamaConfig(
+    assert read() == DecoderConfig(
         vocab_size=128256,
         hidden_size=4096,
         intermediate_size=14336,
@@ -72,27 +72,27 @@ def test_transformers_5_spelling_says_the_same():
     raw = without("rope_scaling", "rope_theta", "torch_dtype")
     raw["rope_parameters"] = LLAMA_3_1["rope_scaling"] | {"rope_theta": 500000.0}
     raw |= {"dtype": "bfloat16", "head_dim": 128}
-    assert llama_config_from_hf(raw, "config.json") == read()
+    assert config_from_hf(raw, "config.json") == read()
 
 
 @pytest.mark.parametrize("kind", ROPES)
 def test_what_transformers_writes_is_read(kind, tmp_path):
     rope = ROPES[kind]
-    llama = tiny_llama(rope=rope, max_position_embeddings=64)
-    ours = llama_config_to_hf(llama)
+    decoder = tiny_llama(rope=rope, max_position_embeddings=64)
+    ours = config_to_hf(decoder)
     config = transformers.LlamaConfig(
         **{k: v for k, v in ours.items() if k not in ("rope_scaling", "rope_theta")}
     )
     config.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     assert "rope_parameters" in written
-    assert llama_config_from_hf(written, "config.json") == llama
+    assert config_from_hf(written, "config.json") == decoder
 
 
 @pytest.mark.parametrize("kind", ROPES)
 @pytest.mark.parametrize("spelling", ["both", "4", "5"])
 def test_round_trip(kind, spelling):
-    llama = tiny_llama(
+    decoder = tiny_llama(
         rope=ROPES[kind],
         head_dim=16,
         tie_word_embeddings=True,
@@ -100,18 +100,18 @@ def test_round_trip(kind, spelling):
         mlp_bias=True,
         rms_norm_eps=1e-6,
     )
-    raw = json.loads(json.dumps(llama_config_to_hf(llama)))
+    raw = json.loads(json.dumps(config_to_hf(decoder)))
     for field in {"both": (), "4": ("rope_parameters",), "5": ("rope_scaling", "rope_theta")}[
         spelling
     ]:
         del raw[field]
-    assert llama_config_from_hf(raw, "config.json") == llama
+    assert config_from_hf(raw, "config.json") == decoder
 
 
 @pytest.mark.parametrize("kind", ROPES)
 def test_transformers_reads_ours_to_the_same_rope(kind):
     rope = ROPES[kind]
-    config = transformers.LlamaConfig.from_dict(llama_config_to_hf(tiny_llama(rope=rope)))
+    config = transformers.LlamaConfig.from_dict(config_to_hf(tiny_llama(rope=rope)))
     found: Any = config.rope_parameters
     assert found["rope_theta"] == rope.theta
     assert found["rope_type"] == rope.type
@@ -122,12 +122,12 @@ def test_transformers_reads_ours_to_the_same_rope(kind):
 def test_old_configs_leave_things_out():
     """Llama 1 and 2: as many key heads as heads, no head_dim, no base, `type` for `rope_type`."""
     raw = without("num_key_value_heads", "rope_theta", "rope_scaling", "initializer_range")
-    llama = llama_config_from_hf(raw | {"rope_scaling": None}, "config.json")
-    assert (llama.num_key_value_heads, llama.head_dim) == (32, 128)
-    assert llama.rope == Rope(theta=10000.0)
-    assert llama.initializer_range == 0.02
-    assert llama_config_from_hf(raw | {"head_dim": None, "num_key_value_heads": None}, "") == llama
-    linear = llama_config_from_hf(raw | {"rope_scaling": {"type": "linear", "factor": 2}}, "")
+    decoder = config_from_hf(raw | {"rope_scaling": None}, "config.json")
+    assert (decoder.num_key_value_heads, decoder.head_dim) == (32, 128)
+    assert decoder.rope == Rope(theta=10000.0)
+    assert decoder.initializer_range == 0.02
+    assert config_from_hf(raw | {"head_dim": None, "num_key_value_heads": None}, "") == decoder
+    linear = config_from_hf(raw | {"rope_scaling": {"type": "linear", "factor": 2}}, "")
     assert linear.rope == Rope(type="linear", factor=2.0)
 
 
@@ -177,7 +177,7 @@ REFUSED = {
 @pytest.mark.parametrize("field", REFUSED)
 def test_what_would_change_the_numbers_is_refused_by_name(field):
     with pytest.raises(UserError, match=f"models/config.json: .*'{field}'"):
-        llama_config_from_hf(LLAMA_3_1 | REFUSED[field], "models/config.json")
+        config_from_hf(LLAMA_3_1 | REFUSED[field], "models/config.json")
 
 
 @pytest.mark.parametrize("value", ["8", -8, 0, 8.0, True])
@@ -195,7 +195,7 @@ def test_rope_scaling_wins_as_in_transformers():
     raw = LLAMA_3_1 | {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
     theirs: Any = transformers.LlamaConfig.from_dict(raw).rope_parameters
     assert theirs["rope_type"] == "llama3"
-    assert llama_config_from_hf(raw, "config.json").rope == LLAMA_3_1_ROPE
+    assert config_from_hf(raw, "config.json").rope == LLAMA_3_1_ROPE
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_rope_scaling_wins_as_in_transformers():
 )
 def test_a_missing_field_is_named(field):
     with pytest.raises(UserError, match=f"config.json: field '{field}' is missing"):
-        llama_config_from_hf(without(field), "config.json")
+        config_from_hf(without(field), "config.json")
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,9 @@ def mesh_of(sizes: dict[str, int]) -> Sharding:
     return Sharding(make_mesh(MeshConfig(**({"fsdp": 1} | sizes)))) if sizes else one_device()
 
 
-def language_model(llama, sharding=None, **options) -> Model:
+def language_model(decoder, sharding=None, **options) -> Model:
     options = ModelOptions(sharding or one_device(), **options)
-    return Model(llama, options, LanguageModelHead(llama.tie_word_embeddings))
+    return Model(decoder, options, LanguageModelHead(decoder.tie_word_embeddings))
 
 
 def siblings(rng, sizes, prompt=(2, 20), response=(1, 12)):
@@ -95,7 +95,7 @@ def test_log_probabilities_and_gradients_equal_transformers(tied, tmp_path, rng)
     path = save_hf(tmp_path, tiny_llama(num_hidden_layers=2, tie_word_embeddings=tied), causal=True)
     reference = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     source = open_pretrained(str(path))
-    model = language_model(source.llama)
+    model = language_model(source.decoder)
     params = load_params(source, model, seed=0, dtype=jnp.float32)
     tokens, spoken, prompts = siblings(rng, [3, 1, 2, 4])
     rows, wanted, samples = laid_out(
@@ -127,7 +127,7 @@ def test_log_probabilities_and_gradients_equal_transformers(tied, tmp_path, rng)
     theirs = {key: p.grad.numpy() for key, p in reference.named_parameters() if p.grad is not None}
     ours = flatten(jax.device_get(grads))
     for row in model.parameters:
-        for layer, key in enumerate(hf_keys(row, source.llama)):
+        for layer, key in enumerate(hf_keys(row, source.decoder)):
             array = ours[row.path][layer] if row.stacked else ours[row.path]
             error = np.linalg.norm(to_hf(row, array, model.sizes) - theirs[key])
             assert error < 1e-3 * np.linalg.norm(theirs[key]), key
@@ -144,7 +144,7 @@ def test_smollm2_equals_transformers(smollm2):
     tokens, spoken = assistant_tokens(tokenizer, Conversation(TALK[1]), every_turn=True)
     said = tokenizer.decode(tokens[spoken])
     assert said == "Rayleigh.<|im_end|>A physicist.<|im_end|>"  # no line break behind them
-    model = language_model(source.llama)
+    model = language_model(source.decoder)
     params = load_params(source, model, seed=0, dtype=jnp.float32)
     shape = RowShape(1, len(tokens), 1)
     rows, wanted, _ = laid_out([tokens], [spoken], [""], shape, share=True, packing=True)
@@ -172,8 +172,8 @@ def test_smollm2_equals_transformers(smollm2):
 def computed_by(sizes: tuple[tuple[str, int], ...], tied: bool):
     """A compiled function from parameters, rows and slots to values and gradients."""
     sharding = mesh_of(dict(sizes))
-    llama = tiny_llama(num_hidden_layers=2, vocab_size=264, tie_word_embeddings=tied)
-    model = language_model(llama, sharding)
+    decoder = tiny_llama(num_hidden_layers=2, vocab_size=264, tie_word_embeddings=tied)
+    model = language_model(decoder, sharding)
 
     def loss(params, rows, wanted, factors):
         found = model.log_probabilities(params, rows, wanted)

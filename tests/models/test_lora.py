@@ -50,8 +50,8 @@ PLACES = {t: f"self_attn.{t}_proj" for t in "qkvo"} | {
 }
 
 
-def adapted(lora: LoraConfig, sharding: Sharding | None = None, llama=LLAMA, **options):
-    return Model(llama, ModelOptions(sharding or one_device(), **options), RewardHead(5), lora)
+def adapted(lora: LoraConfig, sharding: Sharding | None = None, decoder=LLAMA, **options):
+    return Model(decoder, ModelOptions(sharding or one_device(), **options), RewardHead(5), lora)
 
 
 def some_params(model, seed=1) -> dict[str, np.ndarray]:
@@ -263,8 +263,8 @@ RUN = dict(lora__rank=4, lora__alpha=32.0, lora__dropout=0.1, optimizer__learnin
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     """A causal Llama in Hugging Face's format, with its tokenizer."""
-    llama = tiny_llama(max_position_embeddings=512)
-    return save_hf(tmp_path_factory.mktemp("lora") / "base", llama, causal=True)
+    decoder = tiny_llama(max_position_embeddings=512)
+    return save_hf(tmp_path_factory.mktemp("lora") / "base", decoder, causal=True)
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +278,7 @@ def trained(base, tmp_path_factory):
 
 def state_of(config, step):
     """The model of a run that had `init`, and its state after a step, adapters apart."""
-    stated = dataclasses.replace(config, model=open_pretrained(config.workdir).llama)
+    stated = dataclasses.replace(config, model=open_pretrained(config.workdir).decoder)
     return make_model(stated, None, one_device()), restore(stated, step)[0]
 
 
@@ -362,9 +362,11 @@ def test_merged_scores_are_the_unmerged_ones(trained, tmp_path):
             np.float32
         )
     source = open_pretrained(trained.workdir)
-    merged = flatten(load_params(source, make_plain_model(source.llama), seed=0, dtype=jnp.float32))
-    by_hand, written = hf_state(source.llama, nest(params), 5), tensors_of(tmp_path / "hf")
-    ours = hf_state(source.llama, nest(merged), 5)
+    merged = flatten(
+        load_params(source, make_plain_model(source.decoder), seed=0, dtype=jnp.float32)
+    )
+    by_hand, written = hf_state(source.decoder, nest(params), 5), tensors_of(tmp_path / "hf")
+    ours = hf_state(source.decoder, nest(merged), 5)
     assert by_hand.keys() == written.keys()
     for key, tensor in by_hand.items():
         np.testing.assert_allclose(ours[key], tensor, atol=1e-6, err_msg=key)
@@ -381,7 +383,7 @@ def test_a_run_can_begin_from_a_run_with_lora(trained):
     config = dataclasses.replace(trained, lora=LoraConfig(rank=2, targets=("k",)))
     model = make_model(config, source, one_device())
     params = flatten(load_params(source, model, seed=0, dtype=jnp.float32))
-    plain = make_plain_model(source.llama)
+    plain = make_plain_model(source.decoder)
     merged = flatten(load_params(source, plain, seed=0, dtype=jnp.float32))
     assert params.keys() - merged.keys() == {"layers/k_lora_a", "layers/k_lora_b"}
     for path, leaf in merged.items():
@@ -452,10 +454,10 @@ def test_the_tables_know_the_adapters():
 
 def test_flops_by_hand():
     """A product, its gradient by the activations; the adapters' and attention's by both factors."""
-    llama = tiny_llama(num_hidden_layers=1)
+    decoder = tiny_llama(num_hidden_layers=1)
     lora = LoraConfig(rank=2, targets=("q", "down"))
     weights = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64
     adapters = 2 * (32 + 32) + 2 * (64 + 32)
     attention, head = 4 * (7 * 8 // 2) * 32, 2 * 32 * 5
     expected = 2 * 7 * (2 * weights + 3 * adapters) + 3 * (attention + head)
-    assert model_flops(llama, 5, [(0, [7])], training=True, lora=lora) == expected
+    assert model_flops(decoder, 5, [(0, [7])], training=True, lora=lora) == expected

@@ -32,11 +32,12 @@ def test_a_function_is_called_for_parts_that_hold_tokens(rng):
 
 @pytest.mark.parametrize("variant", [{}, {"attention_bias": True, "mlp_bias": True}], ids=str)
 def test_scores_are_those_of_whole_rows(variant, rng):
-    llama = tiny_llama(max_position_embeddings=512, **variant)
+    decoder = tiny_llama(max_position_embeddings=512, **variant)
     whole, parts = (
-        make_score(make_model(llama, attention="cpu_flash", parts=parts)) for parts in (False, True)
+        make_score(make_model(decoder, attention="cpu_flash", parts=parts))
+        for parts in (False, True)
     )
-    params = random_params(make_model(llama), seed=1)
+    params = random_params(make_model(decoder), seed=1)
     for filled in FILLED:
         sample = rng.integers(1, 262, filled).astype(np.int32)
         rows = make_rows([[Segment([sample])]], 1, RowShape(1, 512, 2))

@@ -74,9 +74,9 @@ def test_a_size_that_does_not_divide_is_named(mesh, parameter, axis, size):
 
 
 def test_kv_heads_bound_the_tensor_axis():
-    llama = tiny_llama(vocab_size=264)
+    decoder = tiny_llama(vocab_size=264)
     with pytest.raises(UserError, match=r"parameter layers/k: axis 2 has size 2.*tensor = 4"):
-        make_model(llama, 5, on(4, fsdp=1, tensor=4)).abstract()
+        make_model(decoder, 5, on(4, fsdp=1, tensor=4)).abstract()
 
 
 def test_a_product_of_axes_is_checked_whole():

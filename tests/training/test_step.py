@@ -59,8 +59,8 @@ def batch() -> Batch:
 
 def on(sharding: Sharding, batch: Batch):
     """Loss, gradients and scores, computed over `sharding`'s mesh."""
-    llama = tiny_llama(vocab_size=264, num_attention_heads=8, num_key_value_heads=4)
-    model = make_model(llama, sharding=sharding, remat="full")
+    decoder = tiny_llama(vocab_size=264, num_attention_heads=8, num_key_value_heads=4)
+    model = make_model(decoder, sharding=sharding, remat="full")
     placed = put(batch, BATCH_AXES, sharding)
 
     def loss_of(params):
@@ -96,8 +96,8 @@ def test_a_step_on_a_mesh_is_that_of_one_device(mesh, batch, single):
 
 
 def test_kv_heads_that_do_not_divide_are_refused_by_name():
-    llama = tiny_llama(vocab_size=264, num_attention_heads=8, num_key_value_heads=2)
-    model = make_model(llama, sharding=Sharding(make_mesh(MeshConfig(fsdp=2, tensor=4))))
+    decoder = tiny_llama(vocab_size=264, num_attention_heads=8, num_key_value_heads=2)
+    model = make_model(decoder, sharding=Sharding(make_mesh(MeshConfig(fsdp=2, tensor=4))))
     with pytest.raises(UserError, match=r"parameter layers/k: axis 2 has size 2.*tensor = 4"):
         random_params(model, seed=0)
 

@@ -136,7 +136,7 @@ def open_parents(weak: str, strong: str) -> Parents:
     first, second = _open(weak), _open(strong)
     if other := [
         f"{name} is {a!r} and {b!r}"
-        for name, (a, b) in differing(vars(first.llama), vars(second.llama)).items()
+        for name, (a, b) in differing(vars(first.decoder), vars(second.decoder)).items()
         if name not in _IDLE
     ]:
         raise UserError(f"{weak} and {strong} are of different architectures: {', '.join(other)}")

@@ -25,7 +25,7 @@ from rmjax.checkpoints.safetensors_file import (
     write_range,
 )
 from rmjax.checkpoints.tensor_slices import SLICE_BYTES, TensorSlice, band_axis, cut
-from rmjax.models.decoder_config import NO_LORA, LlamaConfig, LoraConfig
+from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
 from rmjax.models.heads import Head, RewardHead, model_parameters, model_sizes
 from rmjax.models.lora import merge_block
 from rmjax.models.parameters import (
@@ -65,7 +65,7 @@ class ToHuggingFace:
     def __init__(
         self,
         params: Path,
-        llama: LlamaConfig,
+        decoder: DecoderConfig,
         head: Head,
         dtype: str | None,
         limit: int,
@@ -76,7 +76,7 @@ class ToHuggingFace:
 
         Args:
           params: the directory of the arrays.
-          llama: the architecture.
+          decoder: the architecture.
           head: the model's.
           dtype: of the weights; None for the stored one.
           limit: most bytes of a file.
@@ -86,11 +86,11 @@ class ToHuggingFace:
         Raises:
           UserError: a parameter is missing, damaged or of another shape than the config calls for.
         """
-        self._params, self._llama = params, llama
-        self._sizes = model_sizes(llama, head, lora)
+        self._params, self._llama = params, decoder
+        self._sizes = model_sizes(decoder, head, lora)
         self._arrays: dict[str, ts.TensorStore] = {}
         self._lora = NO_LORA if adapter else lora  # what is to be merged
-        rows = model_parameters(llama, head)
+        rows = model_parameters(decoder, head)
         if adapter:
             rows = peft_parameters(lora, reward=isinstance(head, RewardHead))
         tensors: list[_Tensor] = []

@@ -17,7 +17,7 @@ from rmjax.checkpoints.orbax_arrays import (
 )
 from rmjax.checkpoints.pretrained import WEIGHTS
 from rmjax.checkpoints.tensor_slices import TensorSlice, band_axis, cut
-from rmjax.models.decoder_config import LlamaConfig
+from rmjax.models.decoder_config import DecoderConfig
 from rmjax.models.heads import Head, model_parameters, model_sizes
 from rmjax.models.parameters import HEAD, Parameter
 
@@ -30,17 +30,17 @@ class ToOrbax:
     """
 
     def __init__(
-        self, weights: Weights, llama: LlamaConfig, head: Head, fresh: np.ndarray | None = None
+        self, weights: Weights, decoder: DecoderConfig, head: Head, fresh: np.ndarray | None = None
     ):
         """Plans the slices; `fresh` is a reward head where the source has none."""
         self._weights, self._fresh = weights, fresh
-        self._sizes = model_sizes(llama, head)
-        self._rows = model_parameters(llama, head)
-        self._keys = {row.path: hf_keys(row, llama) for row in self._rows}
+        self._sizes = model_sizes(decoder, head)
+        self._rows = model_parameters(decoder, head)
+        self._keys = {row.path: hf_keys(row, decoder) for row in self._rows}
         self._dtypes = {row.path: self._dtype(row) for row in self._rows}
         self._open: dict[str, ts.TensorStore] = {}
         self.slices: list[TensorSlice] = []
-        for layer in range(llama.num_hidden_layers):
+        for layer in range(decoder.num_hidden_layers):
             for row in self._rows:
                 if layer == 0 or row.stacked:
                     self._plan(row, layer)

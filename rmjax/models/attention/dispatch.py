@@ -13,7 +13,7 @@ from rmjax.errors import UserError
 from rmjax.models.attention import cpu_flash, gpu_cudnn, tpu_splash
 from rmjax.models.attention.mask import Layout
 from rmjax.models.attention.xla import in_blocks
-from rmjax.models.decoder_config import LlamaConfig
+from rmjax.models.decoder_config import DecoderConfig
 from rmjax.runtime.sharding import Sharding
 
 # `xla` is plain XLA and computes everything everywhere; the others need their hardware.
@@ -65,14 +65,14 @@ def platform(sharding: Sharding) -> str:
 
 
 def choose(
-    wanted: str, llama: LlamaConfig, sharding: Sharding, dtype: Any, row_length: int = 0
+    wanted: str, decoder: DecoderConfig, sharding: Sharding, dtype: Any, row_length: int = 0
 ) -> str:
     """The implementation to use, a key of `KERNELS`.
 
     Args:
       wanted: one of `ATTENTION`. `auto` takes the kernel for the mesh's devices; where that cannot
         compute the model it takes `xla`, and says why in a warning.
-      llama: the architecture.
+      decoder: the architecture.
       sharding: the mesh.
       dtype: of the computation.
       row_length: token positions of a row; 0 if rows are made to fit, see `row_multiple`.
@@ -88,9 +88,9 @@ def choose(
         reason = f"it is for {KERNELS[found].upper()}s, and the mesh is of {kind.upper()}s"
     elif found == "splash":
         length = row_length or row_multiple(found, sharding)
-        reason = tpu_splash.unsupported(length, llama.head_dim, sharding)
+        reason = tpu_splash.unsupported(length, decoder.head_dim, sharding)
     elif found == "cudnn":
-        reason = gpu_cudnn.unsupported(row_length, llama.head_dim, jnp.dtype(dtype))
+        reason = gpu_cudnn.unsupported(row_length, decoder.head_dim, jnp.dtype(dtype))
     if not reason:
         return found
     if wanted != "auto":

@@ -261,8 +261,8 @@ def test_tensors_larger_than_a_piece_are_cut(tmp_path, monkeypatch):
     monkeypatch.setattr(orbax_arrays, "CHUNK_BYTES", 100)
     monkeypatch.setattr(to_huggingface, "SLICE_BYTES", 600)
     monkeypatch.setattr(to_huggingface, "_LARGEST_SLICE", 900)
-    llama = tiny_llama(vocab_size=263, intermediate_size=61, attention_bias=True, mlp_bias=True)
-    source = save_hf(tmp_path / "hf", llama, dtype=torch.bfloat16, max_shard_size=20_000)
+    decoder = tiny_llama(vocab_size=263, intermediate_size=61, attention_bias=True, mlp_bias=True)
+    source = save_hf(tmp_path / "hf", decoder, dtype=torch.bfloat16, max_shard_size=20_000)
     read, _ = watch(monkeypatch, ToOrbax)
     hf_to_orbax(str(source), str(tmp_path / "orbax"))
     assert len(read) > 100

@@ -28,8 +28,8 @@ def on(monkeypatch):
     return lambda kind: monkeypatch.setattr(dispatch, "platform", lambda sharding: kind)
 
 
-def choose(wanted="auto", dtype=BFLOAT16, length=512, sharding=None, **llama):
-    return dispatch.choose(wanted, tiny_llama(**llama), sharding or one_device(), dtype, length)
+def choose(wanted="auto", dtype=BFLOAT16, length=512, sharding=None, **decoder):
+    return dispatch.choose(wanted, tiny_llama(**decoder), sharding or one_device(), dtype, length)
 
 
 def test_hardware_decides(on, caplog):
@@ -198,11 +198,11 @@ def test_a_model_is_the_same_with_the_kernel(mesh, remat, rng):
     positions = np.broadcast_to(np.arange(256, dtype=np.int32), (2, 256))
     ends = np.asarray([[69, 139, 189], [109, 199, 0]], np.int32)
     rows = Rows._make([tokens, layout.segment_ids, positions, *layout[1:], ends])
-    llama = tiny_llama(num_hidden_layers=2)
-    params = random_params(make_model(llama, sharding=sharding), seed=1)
+    decoder = tiny_llama(num_hidden_layers=2)
+    params = random_params(make_model(decoder, sharding=sharding), seed=1)
 
     def scores_and_gradient(name):
-        model = make_model(llama, sharding=sharding, attention=name, remat=remat)
+        model = make_model(decoder, sharding=sharding, attention=name, remat=remat)
 
         def total(params):
             scores = model(params, rows)

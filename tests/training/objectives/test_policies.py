@@ -218,8 +218,8 @@ def pairs_of_responses(rng, count: int, reference=()) -> TokenizedData:
 
 
 def policy(sharding: Sharding | None = None) -> Model:
-    llama = tiny_llama(num_hidden_layers=2, vocab_size=264, tie_word_embeddings=True)
-    return Model(llama, ModelOptions(sharding or one_device()), LanguageModelHead(tied=True))
+    decoder = tiny_llama(num_hidden_layers=2, vocab_size=264, tie_word_embeddings=True)
+    return Model(decoder, ModelOptions(sharding or one_device()), LanguageModelHead(tied=True))
 
 
 def scores_by_sample(model: Model, params, data: TokenizedData) -> np.ndarray:
