@@ -55,7 +55,7 @@ PRESETS = [
     ("405B", "llama405b_regression", "v6e:16x16", 1, ["mesh.tensor=4", "mesh.context=4"], ROWS),
 ]
 HEAD = (
-    "| model | topology | mesh | tokens | rows | remat | state | peak | has "
+    "| model | topology | mesh | load | at once | remat | state | peak | has "
     "| s a step | floor | serial | MFU |\n|" + "---|" * 13
 )
 
@@ -91,12 +91,11 @@ def line(
     mesh = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1)
     gib = 2**30
     state = (report["parameters"] + report["optimizer"] + report["gradients"]) / gib
-    tokens = load[0].removeprefix("--tokens=")
     cells = [
         name,
         where,
         mesh,
-        tokens,
+        "HelpSteer2" if load is HELPSTEER2 else "rows",
         f"{report['microbatches']} x {report['rows']}",
         report["remat"],
     ]
