@@ -16,7 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ROWS = ["--tokens=4096"]  # 128 rows of 4,096, one response each
-HELPSTEER2 = ["--tokens=555", "--prompt=180", "--responses=2"]  # 128 responses, or pairs
+# 128 responses, or pairs, in the rows that a run chooses for them: four or eight prompts fill one.
+HELPSTEER2 = ["--tokens=555", "--prompt=180", "--responses=2", "--config.data.max_length=3840"]
 FULL = "remat=full"
 # Name, config, topology, slices, what the config must be told for it, and what rows hold.
 PRESETS = [

@@ -162,7 +162,9 @@ for name in sys.argv[1:]:
 COMMANDS = [
     name
     for name in GRAPH
-    if name.count(".") == 1 and 'if __name__ == "__main__"' in PATHS[name].read_text()
+    if name.count(".") == 1
+    and name != "rmjax.__main__"
+    and 'if __name__ == "__main__"' in PATHS[name].read_text()
 ]
 
 
