@@ -1,12 +1,10 @@
 """A function of a Python file as a reward."""
 
 import asyncio
-import importlib.util
 import inspect
 import itertools
 import math
 import sys
-import traceback
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from jaxtyping import Float64
 
 from rmjax.data.conversation import Conversation
 from rmjax.errors import UserError, shortened
+from rmjax.runtime.python_files import as_user_error, load_python_file
 from rmjax.runtime.time_limit import time_limit
 
 
@@ -44,8 +43,8 @@ class FunctionReward:
             raise UserError(
                 f"{where} = {address!r}: expected FILE.py:NAME, and there is no file {file!r}"
             )
-        self._address, self._timeout = address, timeout
-        self._function: Any = getattr(_load(path, where), name, None)
+        self._address, self._path, self._timeout = address, path, timeout
+        self._function: Any = getattr(load_python_file(path, where), name, None)
         if not callable(self._function):
             raise UserError(f"{where}: {file} has no function {name!r}")
 
@@ -83,7 +82,7 @@ class FunctionReward:
                 )
             return list(itertools.islice(found, len(said) + 1))
         except (Exception, SystemExit) as error:
-            raise _said(error, self._address) from error
+            raise as_user_error(error, self._address, self._path) from error
 
     def _number(self, value: Any) -> float:
         if value is None:
@@ -96,28 +95,3 @@ class FunctionReward:
                 "None for none"
             )
         return float(value)
-
-
-def _load(path: Path, where: str) -> Any:
-    """The module of a file, under a name that no other module has."""
-    name = f"rmjax_reward_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{where}: {path} is no Python file; expected FILE.py:NAME")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # as dataclasses need it
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise _said(error, f"{where}: loading {path}") from error
-    return module
-
-
-def _said(error: BaseException, what: str) -> UserError:
-    """What was raised and where, in a line."""
-    if isinstance(error, UserError):
-        return error
-    *_, last = traceback.extract_tb(error.__traceback__)
-    return UserError(
-        f"{what} raised {type(error).__name__}: {shortened(str(error), 300)} "
-        f"({last.filename} line {last.lineno})"
-    )
