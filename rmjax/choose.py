@@ -11,6 +11,11 @@ DATA's own responses to the policy's. Responses that did not end, by a column `e
 unless --unended is given. What is left out is counted.
 """
 
+from rmjax.errors import UserError, answer_interrupts, exit_with_message, write_errors
+
+if __name__ == "__main__":
+    answer_interrupts()  # before the imports
+
 import argparse
 import json
 from collections import Counter
@@ -21,7 +26,6 @@ from typing import Any
 from rmjax.data.choosing import WAYS, Choice, against_given, choose
 from rmjax.data.readers import open_source
 from rmjax.data.row_file import check_new
-from rmjax.errors import UserError, exit_with_message, write_errors
 from rmjax.runtime.files import PARTIAL, lock_file
 
 _SPIN = "spin"

@@ -20,6 +20,7 @@ the source. Until then DST.partial stands beside it, and the same command contin
 import argparse
 
 from rmjax.checkpoints.weight_files import VALUE_HEAD
+from rmjax.errors import UserError, answer_interrupts, exit_with_message
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    answer_interrupts()
     _parser().parse_args()  # --help and mistakes are answered before the imports, which take long
 
 import dataclasses
@@ -84,7 +86,6 @@ from rmjax.checkpoints.model_files import CAUSAL, write_adapter_config, write_mo
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained, public_name
 from rmjax.checkpoints.safetensors_file import DTYPES
 from rmjax.config import HELPSTEER2
-from rmjax.errors import UserError, exit_with_message
 from rmjax.models.decoder_config import NO_LORA, DecoderConfig
 from rmjax.models.heads import RewardHead
 from rmjax.models.rewards.aggregation import ScalarRule, model_rule, parse_rule

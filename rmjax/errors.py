@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -80,3 +81,20 @@ def exit_with_message(main: Callable[[], None]) -> None:
     except KeyboardInterrupt as error:
         print("; ".join(["interrupted", *getattr(error, "__notes__", [])]), file=sys.stderr)
         sys.exit(130)
+
+
+def answer_interrupts() -> None:
+    """Makes Ctrl-C one line and exit status 130 where `exit_with_message` does not run yet.
+
+    A command calls it before its imports, which take a second. Python is not taken down in order,
+    because a native library that is half imported may crash then.
+    """
+
+    def report(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        if not isinstance(error, KeyboardInterrupt):
+            return sys.__excepthook__(kind, error, traceback)
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(130)
+
+    sys.excepthook = report

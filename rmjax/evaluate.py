@@ -17,6 +17,7 @@ twice, in this evaluation or the next.
 
 import argparse
 
+from rmjax.errors import UserError, answer_interrupts, exit_with_message
 from rmjax.evaluation.benchmarks import BENCHMARKS, FROM_HUB
 
 _OVER_LONG = ("truncate_left", "drop")
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    answer_interrupts()
     _parser().parse_args()  # --help and mistakes are answered before the imports, which take long
 
 from collections.abc import Sequence
@@ -54,7 +56,6 @@ from typing import Any
 
 from rich.console import Console
 
-from rmjax.errors import UserError, exit_with_message
 from rmjax.evaluation.fit_weights import parse_value
 from rmjax.evaluation.items import BenchmarkData, read_benchmarks
 from rmjax.evaluation.model_evaluation import evaluate_model, write_samples

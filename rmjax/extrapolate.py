@@ -20,6 +20,8 @@ once: both, and the one that is tried.
 
 import argparse
 
+from rmjax.errors import UserError, answer_interrupts, exit_with_message
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -40,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    answer_interrupts()
     _parser().parse_args()  # --help and mistakes are answered before the imports, which take long
 
 import dataclasses
@@ -60,7 +63,6 @@ from rmjax.checkpoints.conversion.journal import check_target
 from rmjax.checkpoints.conversion.to_orbax import ToOrbax
 from rmjax.checkpoints.model_files import write_model_files
 from rmjax.checkpoints.orbax_weights import named_weights
-from rmjax.errors import UserError, exit_with_message
 from rmjax.runtime.memory import keep_freed_memory
 
 if TYPE_CHECKING:

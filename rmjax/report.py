@@ -25,6 +25,8 @@ docs/train.md, docs/online.md, docs/data.md and docs/alignment.md describe them.
 
 import argparse
 
+from rmjax.errors import UserError, answer_interrupts, exit_with_message
+
 _WATCH = 10.0  # seconds
 
 
@@ -54,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    answer_interrupts()
     _parser().parse_args()  # --help and mistakes are answered before the imports, which take long
 
 import dataclasses
@@ -66,7 +69,6 @@ from typing import Any
 from rich.console import Console
 
 from rmjax.data.records import read_pairs, read_samples
-from rmjax.errors import UserError, exit_with_message
 from rmjax.reports import terminal
 from rmjax.reports.datasets.lengths import open_tokenizer
 from rmjax.reports.datasets.page import DATA_FORMAT, data_document

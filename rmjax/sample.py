@@ -15,6 +15,8 @@ is whole.
 
 import argparse
 
+from rmjax.errors import UserError, answer_interrupts, exit_with_message
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -47,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    answer_interrupts()
     _parser().parse_args()  # --help and mistakes are answered before the imports, which take long
 
 import dataclasses
@@ -59,7 +62,6 @@ from rich.console import Console
 
 from rmjax.data.readers import open_source
 from rmjax.data.row_file import check_new
-from rmjax.errors import UserError, exit_with_message
 from rmjax.generation.completions import Engine, SamplingSettings
 from rmjax.generation.policy import load_policy
 from rmjax.generation.sample_file import sample_file

@@ -14,6 +14,8 @@ command: OUT is OUT.partial until it is whole.
 
 import argparse
 
+from rmjax.errors import UserError, answer_interrupts, exit_with_message
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -37,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    answer_interrupts()
     _parser().parse_args()  # --help and mistakes are answered before the imports, which take long
 
 import time
@@ -47,7 +50,6 @@ from rich.console import Console
 
 from rmjax.data.readers import open_source
 from rmjax.data.row_file import check_new
-from rmjax.errors import UserError, exit_with_message
 from rmjax.evaluation.fit_weights import parse_value
 from rmjax.inference.score_file import score_file
 from rmjax.inference.scorer import load

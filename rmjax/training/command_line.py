@@ -8,15 +8,14 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
 
-from rmjax.errors import UserError, exit_with_message
+from rmjax.errors import UserError, answer_interrupts, exit_with_message
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: configs/NAME.py[:arg].")
+# For `--help`; `parse_config` puts the config itself in its place.
+flags.DEFINE_string("config", None, "The experiment: configs/NAME.py[:arg].", allow_override=True)
 # Not needed on a TPU pod, nor below srun or mpirun.
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run has.")
@@ -24,11 +23,12 @@ _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.
 
 
 def answer_help() -> None:
-    """Prints what `--help` asks for, and ends the program; does nothing if it does not.
+    """Prints what `--help` asks for, and ends the program; else only makes Ctrl-C brief.
 
     A command calls it before it imports what it runs, which takes a second.
     """
-    if {"-h", "--help"} & set(sys.argv[1:]):
+    answer_interrupts()
+    if {"-h", "-help", "--help", "--helpshort", "--helpfull"} & set(sys.argv[1:]):
         print(sys.modules["__main__"].__doc__, "options:", sep="\n")
         for described in (flags.FLAGS.main_module_help(), flags.FLAGS.module_help(__name__)):
             if described:
@@ -48,16 +48,11 @@ def run_with_config(
     """
 
     def parse(argv: list[str]) -> list[str]:
-        named = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
-        if not named:
-            raise UserError("which experiment? --config=configs/NAME.py")
-        if not Path(named[0].split(":")[0]).is_file():
-            raise UserError(f"--config={named[0]}: there is no such file")
-        try:
-            return flags.FLAGS(argv)
-        except (KeyError, ValueError, TypeError, AttributeError, flags.Error) as error:
-            message = error.args[0] if error.args else error
-            raise UserError(f"the command line does not fit the config: {message}") from error
+        from rmjax.training.config_file import parse_config
+
+        modules = (sys.argv[0], __name__)
+        own = [f.name for m in modules for f in flags.FLAGS.get_key_flags_for_module(m)]
+        return parse_config(argv, flags.FLAGS, own)
 
     def main(argv: list[str]) -> None:
         given = argv[1:]
@@ -67,14 +62,11 @@ def run_with_config(
             )
         if len(given) < len(arguments):
             raise UserError(f"{arguments[len(given)]} is missing from the command line")
-        from rmjax.config import Config
         from rmjax.runtime.cluster import initialize
         from rmjax.runtime.processes import run_together
 
         _hush()
-        config = _CONFIG.value
-        if not isinstance(config, Config):
-            raise UserError("get_config() of the config file must return an rmjax.config.Config")
+        config = flags.FLAGS.config
         if together:
             initialize(
                 coordinator=_COORDINATOR.value, processes=_PROCESSES.value, process=_PROCESS.value

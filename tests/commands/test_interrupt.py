@@ -1,0 +1,43 @@
+"""Ctrl-C while a command imports what it runs."""
+
+import subprocess
+import sys
+
+import pytest
+
+from helpers.paths import ROOT
+
+COMMANDS = sorted(
+    path.stem
+    for path in (ROOT / "rmjax").glob("*.py")
+    if 'if __name__ == "__main__"' in path.read_text()
+)
+# A library that every command imports, and beneath which Ctrl-C arrives.
+_INTERRUPTED = """
+import builtins, runpy, sys
+
+class Interrupt:
+    def find_spec(self, name, path, target=None):
+        if name in ("jax", "numpy", "rich", "jinja2"):
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+sys.argv[1:] = sys.argv[2:]
+runpy.run_module("rmjax.%s", run_name="__main__", alter_sys=True)
+"""
+ARGUMENTS = {
+    "choose": ["a", "b", "--way=best"],
+    "convert": ["hf-to-orbax", "a", "b"],
+    "evaluate": ["baseline:length"],
+    "extrapolate": ["a", "b", "c", "--alpha=1"],
+    "report": ["a"],
+    "sample": ["a", "b", "c"],
+    "score": ["a", "b", "c"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_is_one_line_and_status_130(command):
+    program = [sys.executable, "-c", _INTERRUPTED % command, "-", *ARGUMENTS.get(command, [])]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
