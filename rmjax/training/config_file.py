@@ -1,5 +1,8 @@
 """`--config=FILE.py[:arg] --config.field=value`: a config file, and fields that replace its own.
 
+A name alone, `--config=quickstart`, is that of a config that comes with the package, and the first
+word of a command line may be the config without the flag.
+
 The file is executed here and not by ml_collections, which reports what is wrong with it as a
 traceback or as a mistake of the command line. Its flags for the fields are used.
 """
@@ -17,6 +20,8 @@ from rmjax.config import Config, as_flat_dict
 from rmjax.errors import UserError, listed
 from rmjax.runtime.python_files import as_user_error, load_python_file
 
+PACKAGED = Path(__file__).parent.parent / "configs"  # a clone's configs/
+_NAMED = re.compile(r"--?config(=|$)")
 _WRONG_FLAGS = (KeyError, ValueError, TypeError, AttributeError, flags.Error)
 
 
@@ -47,13 +52,16 @@ def parse_config(
 
 
 def load_config(given: str) -> Config:
-    """The config of `FILE.py` or `FILE.py:arg`.
+    """The config of `FILE.py` or `FILE.py:arg`, or of `NAME` or `NAME:arg` in the package.
 
     Raises:
       UserError: there is no such file, or it does not work; with the line.
     """
     file, colon, argument = given.partition(":")
     path, what = Path(file), f"--config={given}"
+    bare = path.parent == Path()
+    if bare and not path.is_file() and (packaged := PACKAGED / f"{path.stem}.py").is_file():
+        path = packaged
     if path.is_dir():
         files = [found.name for found in sorted(path.glob("*.py"))]
         raise UserError(
@@ -61,7 +69,9 @@ def load_config(given: str) -> Config:
         )
     if not path.is_file():
         others = [str(found) for found in path.parent.glob("*.py")]
-        raise UserError(f"{what}: there is no such file{_meant(file, others)}")
+        known = sorted(found.stem for found in PACKAGED.glob("*.py")) if bare else []
+        has = f" The package has {listed(known, len(known))}" if known else ""
+        raise UserError(f"{what}: there is no such file{_meant(file, others + known)}{has}")
     function = getattr(load_python_file(path, what), "get_config", None)
     if not callable(function):
         raise UserError(f"{what}: {file} has no function get_config(), which returns the config")
@@ -84,13 +94,13 @@ def load_config(given: str) -> Config:
 
 
 def _split(argv: Sequence[str], options: Sequence[str]) -> tuple[str, list[str]]:
-    """What `--config` says, as one word or as two, and the command line without it."""
+    """What says the config, as one word or as two, and the command line without it."""
     given, rest, words = [], [], iter(argv)
+    if len(argv) > 1 and not argv[1].startswith("-") and not any(map(_NAMED.match, argv)):
+        return argv[1], [argv[0], *argv[2:]]
     for word in words:
-        if re.fullmatch("--?config", word):
-            given.append(next(words, ""))
-        elif re.match("--?config=", word):
-            given.append(word.partition("=")[2])
+        if _NAMED.match(word):
+            given.append(word.partition("=")[2] if "=" in word else next(words, ""))
         else:
             rest.append(word)
     if len(given) > 1:
@@ -103,7 +113,7 @@ def _split(argv: Sequence[str], options: Sequence[str]) -> tuple[str, list[str]]
         if mistyped and difflib.get_close_matches(name, ["config"]):
             meant = f"--config{equals}{value}"
             raise UserError(f"{word}: there is no such option; did you mean {meant}?")
-    raise UserError("which experiment? --config=configs/NAME.py")
+    raise UserError("which experiment? --config=NAME of one in the package, or --config=FILE.py")
 
 
 def _described(error: BaseException, argv: Sequence[str], names: Sequence[str]) -> str:

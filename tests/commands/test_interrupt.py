@@ -9,7 +9,7 @@ from helpers.paths import ROOT
 
 COMMANDS = sorted(
     path.stem
-    for path in (ROOT / "rmjax").glob("*.py")
+    for path in (ROOT / "rmjax").glob("[!_]*.py")
     if 'if __name__ == "__main__"' in path.read_text()
 )
 # A library that every command imports, and beneath which Ctrl-C arrives.

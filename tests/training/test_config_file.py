@@ -35,6 +35,18 @@ def test_a_broken_file_is_named_with_its_line(text, tmp_path):
         load_config(str(file))
 
 
+def test_a_name_alone_is_a_config_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("quickstart") == load_config("quickstart.py") == load_config(QUICKSTART)
+    with pytest.raises(UserError, match=r"no such file; did you mean quickstart\? The package has"):
+        load_config("quickstrat")
+    with pytest.raises(UserError, match=r"configs/quickstart: there is no such file$"):
+        load_config("configs/quickstart")
+    (tmp_path / "quickstart.py").write_text("def get_config():\n    return 3\n")
+    with pytest.raises(UserError, match="returns int"):  # one's own goes first
+        load_config("quickstart.py")
+
+
 def test_files_that_are_none(tmp_path):
     (tmp_path / "one.py").write_text("def get_config():\n    pass\n")
     for given, said in {
@@ -57,6 +69,7 @@ def parsed(*arguments: str):
     "arguments",
     [
         (f"--config={QUICKSTART}", "--config.steps=3", "DST"),
+        ("quickstart", "--config.steps=3", "DST"),
         ("--config", QUICKSTART, "--config.steps", "3", "DST"),
         ("-config.steps=3", "DST", f"-config={QUICKSTART}"),
     ],
@@ -69,7 +82,7 @@ def test_a_command_line_in_each_form(arguments):
 
 WRONG = {
     ("--confg=a.py",): "--confg=a.py: there is no such option; did you mean --config=a.py?",
-    ("--config",): "which experiment? --config=configs/NAME.py",
+    ("--config",): "which experiment? --config=NAME",
     (): "which experiment?",
     ("--config=a.py", "--config=b.py"): "--config is there twice: a.py and b.py",
 }
