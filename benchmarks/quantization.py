@@ -1,6 +1,6 @@
 """What 8 bits cost in the quality of scores, and what they save, against the same model without.
 
-    pip install -e '.[quantize,gguf]'
+    pip install 'rmjax[quantize,gguf]'
     python benchmarks/quantization.py --model=SmolLM2-135M-Instruct.Q4_1.gguf \
         --data=topical_chat_ratings.jsonl
 
