@@ -18,7 +18,7 @@ twice, in this evaluation or the next.
 import argparse
 
 from rmjax.errors import UserError, answer_interrupts, exit_with_message
-from rmjax.evaluation.benchmarks import BENCHMARKS, FROM_HUB
+from rmjax.evaluation.benchmarks import BENCHMARKS, DEFAULT
 
 _OVER_LONG = ("truncate_left", "drop")
 
@@ -56,8 +56,8 @@ from typing import Any
 
 from rich.console import Console
 
+from rmjax.evaluation.benchmark_data import BenchmarkData, read_benchmarks
 from rmjax.evaluation.fit_weights import parse_value
-from rmjax.evaluation.items import BenchmarkData, read_benchmarks
 from rmjax.evaluation.model_evaluation import evaluate_model, write_samples
 from rmjax.evaluation.model_scores import ScoringSettings
 from rmjax.runtime.compilation import enable_compilation_cache
@@ -101,7 +101,7 @@ def _main() -> None:
         raise UserError(f"--max-length={args.max_length}: expected 0 or more")
     enable_compilation_cache()
     console = Console(highlight=False, soft_wrap=True)
-    data = read_benchmarks(args.benchmarks or FROM_HUB, args.gold)
+    data = read_benchmarks(args.benchmarks or DEFAULT, args.gold)
     value, known = parse_value(args.value)
     fit = BenchmarkData(BENCHMARKS["pairs"], args.fit, "fit") if args.fit else None
     out = Path(args.out or Path("evaluations") / Path(args.model).name.replace(":", "-"))

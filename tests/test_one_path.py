@@ -18,8 +18,8 @@ from rmjax.data.planning import row_shape
 from rmjax.data.tokenize import load_tokenized
 from rmjax.data.tokenizer import byte_tokenizer
 from rmjax.errors import UserError
+from rmjax.evaluation.benchmark_data import BenchmarkData
 from rmjax.evaluation.benchmarks import BENCHMARKS
-from rmjax.evaluation.items import BenchmarkData
 from rmjax.evaluation.model_evaluation import evaluate_model
 from rmjax.evaluation.model_scores import ScoringSettings
 from rmjax.evaluation.score_cache import ScoreCache, score_items

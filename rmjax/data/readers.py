@@ -165,7 +165,7 @@ def open_source(source: str, split: str, pairs: bool | None = None) -> Source:
         return _generated(source, split)
     if not source:
         raise UserError("the source of data is empty: give a file, a directory or a hub id")
-    path, address, name = _divided(source)
+    path, address, name = divide_source(source)
     wanted = Wanted(name or split, named=bool(name))
     if path is None:
         names = map(suffix_of, map(Path, (address, source)))
@@ -183,7 +183,7 @@ def open_source(source: str, split: str, pairs: bool | None = None) -> Source:
     return Source(str(path), [_file_part(path)], wanted, str(path))
 
 
-def _divided(source: str) -> tuple[Path | None, str, str]:
+def divide_source(source: str) -> tuple[Path | None, str, str]:
     """The path of a local source, its address, and the split that it names; empty for none.
 
     Paths and names of splits may both have colons: the longest path that is there is taken. A hub

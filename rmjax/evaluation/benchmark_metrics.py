@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Float
 
 from rmjax.data.records import EQUAL
-from rmjax.evaluation.benchmarks import Section, Subset
+from rmjax.evaluation.benchmark_data import BenchmarkData
+from rmjax.evaluation.benchmark_sections import Section, Subset
 from rmjax.evaluation.bootstrap import bootstrap_scores, percentile_interval, sign_test
-from rmjax.evaluation.items import BenchmarkData, Item
+from rmjax.evaluation.items import Item
 from rmjax.evaluation.metrics import number_or_none
 from rmjax.evaluation.score_cache import ItemScores
 from rmjax.evaluation.scoring_rules import SCORING_RULES, Credits, column_means

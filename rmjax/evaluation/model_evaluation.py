@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rmjax.errors import UserError
+from rmjax.evaluation.benchmark_data import BenchmarkData
 from rmjax.evaluation.benchmark_metrics import ScoredBenchmark, model_comparison
 from rmjax.evaluation.benchmark_results import benchmark_results
 from rmjax.evaluation.fit_weights import FittedWeights, fit_weights, write_weights
-from rmjax.evaluation.items import BenchmarkData
 from rmjax.evaluation.model_scores import ModelScores, ScoringSettings, score_model
 from rmjax.models.rewards.aggregation import PUBLISHED, Rule, ScalarRule, scalar_rule
 

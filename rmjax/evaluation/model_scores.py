@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from rmjax.errors import UserError
-from rmjax.evaluation.items import BenchmarkData, Item
+from rmjax.evaluation.benchmark_data import BenchmarkData
+from rmjax.evaluation.items import Item
 from rmjax.evaluation.score_cache import ItemScores, ScoreCache, score_items
 from rmjax.models.rewards.aggregation import Rule, scalar_rule
 from rmjax.runtime.sharding import MeshConfig

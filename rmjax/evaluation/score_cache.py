@@ -15,7 +15,8 @@ from rich.progress import Progress, TimeElapsedColumn
 from rmjax.data.conversation import Conversation
 from rmjax.data.prefix_groups import prefix_groups
 from rmjax.errors import UserError
-from rmjax.evaluation.items import BenchmarkData, Item
+from rmjax.evaluation.benchmark_data import BenchmarkData
+from rmjax.evaluation.items import Item
 
 if TYPE_CHECKING:  # heavy to import
     from rmjax.inference.scorer import Encoded, Scorer

@@ -154,6 +154,24 @@ def _tie_parts(tied: float | None, ref: float | None, spread: float) -> list[flo
     return [*parts, float(tied > spread), float(both > spread), margin]
 
 
+def correctness(items: Sequence[Item], values: Values, ties: float) -> Credits:
+    """PPE's correctness: for each prompt, the share of its pairs that the values order rightly.
+
+    `ties` is the credit of equal values. The second column, which has no weight, is PPE's end
+    score: whether the response of the highest value is good, or the share of good ones among
+    several of that value. The first is NaN without a pair.
+    """
+    table = []
+    for item, value in zip(items, values):
+        better, worse = np.asarray(item.pairs, int).reshape(-1, 2).T
+        gaps = value[better] - value[worse]
+        credit = np.where(gaps > 0, 1.0, np.where(gaps == 0, ties, 0.0))
+        top = value == value.max()
+        end = top[: item.good].sum() / top.sum()
+        table.append([credit.mean() if len(credit) else np.nan, end])
+    return Credits(("accuracy", "best of all"), (1.0, 0.0), _table(table, 2), _each(items))
+
+
 def ratings(items: Sequence[Item], values: Values, ties: float) -> Credits:
     """For each prompt, the share of pairs of responses that the values order as the ratings do.
 
@@ -187,5 +205,6 @@ SCORING_RULES: dict[str, Callable[[Sequence[Item], Values, float], Credits]] = {
     "best_of": best_of,
     "styles": styles,
     "ties": ties,
+    "correctness": correctness,
     "ratings": ratings,
 }

@@ -13,10 +13,10 @@ from helpers.hf_models import save_hf
 from helpers.models import tiny_llama
 from rmjax.errors import UserError
 from rmjax.evaluate import report_evaluation
+from rmjax.evaluation.benchmark_data import BenchmarkData, read_benchmarks
 from rmjax.evaluation.benchmark_metrics import ScoredBenchmark, model_comparison
 from rmjax.evaluation.benchmarks import BENCHMARKS
 from rmjax.evaluation.fit_weights import fit_weights, read_weights, write_weights
-from rmjax.evaluation.items import BenchmarkData, read_benchmarks
 from rmjax.evaluation.model_evaluation import all_rules, evaluate_model
 from rmjax.evaluation.model_scores import (
     ModelScores,

@@ -4,8 +4,8 @@ import json
 import pytest
 
 from rmjax.errors import UserError
+from rmjax.evaluation.benchmark_data import BenchmarkData
 from rmjax.evaluation.benchmarks import BENCHMARKS
-from rmjax.evaluation.items import BenchmarkData
 
 ASK = [{"role": "user", "content": "Why?"}]
 

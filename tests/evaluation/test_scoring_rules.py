@@ -12,11 +12,12 @@ from helpers.official import load_official
 from rmjax.data.conversation import Conversation
 from rmjax.errors import UserError
 from rmjax.evaluation import scoring_rules
+from rmjax.evaluation.benchmark_data import BenchmarkData
 from rmjax.evaluation.benchmark_metrics import ScoredBenchmark, benchmark_metrics, score_record
 from rmjax.evaluation.benchmarks import BENCHMARKS
 from rmjax.evaluation.bootstrap import bootstrap_scores, percentile_interval, sign_test
 from rmjax.evaluation.comparisons import Comparisons, best_of_n_curve, by_length, calibration
-from rmjax.evaluation.items import BenchmarkData, Item
+from rmjax.evaluation.items import Item
 from rmjax.evaluation.metrics import calibration_error
 from rmjax.evaluation.score_cache import ItemScores
 from rmjax.evaluation.scoring_rules import Credits, weighted_mean

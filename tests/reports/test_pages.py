@@ -19,8 +19,8 @@ from helpers.reports import (
 )
 from rmjax.config import HELPSTEER2
 from rmjax.evaluate import report_evaluation
+from rmjax.evaluation.benchmark_data import read_benchmarks
 from rmjax.evaluation.benchmarks import BENCHMARKS
-from rmjax.evaluation.items import read_benchmarks
 from rmjax.evaluation.model_scores import ScoringSettings
 from rmjax.report import report_data, report_run
 from rmjax.reports.writer import write_report
