@@ -127,12 +127,13 @@ def _language(name: str) -> Section:
 M_REWARD_BENCH = tuple(map(_language, LANGUAGES))
 
 # fmt: off
-# By class of task; pairs and lists.
+# By class of task; pairs and lists. Five of Translation's 851 pairs have an empty prompt, and are
+# left out.
 _RMB_HELPFULNESS = {
     "Brainstorming": (949, 187), "Chat": (713, 155), "Classification": (164, 31),
     "Closed QA": (920, 186), "Code": (1224, 280), "Generation": (1109, 225),
     "Open QA": (1542, 320), "Reasoning": (1235, 264), "Rewrite": (458, 89),
-    "Role Playing": (372, 78), "Summarization": (530, 113), "Translation": (851, 181),
+    "Role Playing": (372, 78), "Summarization": (530, 113), "Translation": (846, 181),
 }
 # By class of harm. Two rejected responses of S5 are blank, and are left out of its 561 pairs.
 _RMB_HARMLESSNESS = {

@@ -90,10 +90,18 @@ def _rmb(
             best, others, id = ("bon_best", "loser_list", "bon_uid")
         check_fields(row.fields, (prompt, path, best, others), row.where)
         reader.see(row.fields, (prompt, path, best, others, id))
+        turns = _turns(row.fields[prompt])
+        if (
+            turns
+            and isinstance(turns[-1], dict)
+            and not str(turns[-1].get("content") or "").strip()
+        ):
+            dropped["an empty prompt"] += 1  # five rows have one, which no model can answer
+            continue
         losers = row.fields[others]
         responses = [(best, row.fields[best])]
         responses += [(others, one) for one in (losers if isinstance(losers, list) else [losers])]
-        asked = {prompt: _turns(row.fields[prompt])}
+        asked = {prompt: turns}
         yield Item(
             id=row_id(row, id),
             # of set / goal / class / scenario

@@ -85,6 +85,74 @@ def test_ratings_count_each_prompt_once():
     assert score(scoring_rules.ratings, items, values) == pytest.approx((0.5 + 1 + 0) / 3)
 
 
+def test_correctness_counts_the_pairs_that_are_named():
+    right, wrong = 2, 3
+    one = dataclasses.replace(item(right, right + wrong), pairs=((0, 2), (1, 3), (1, 4), (0, 2)))
+    none = item(0, 2)  # all samples are wrong: there is nothing to compare
+    values = [[3, 1, 2, 0, 1], [4, 4]]  # 3 > 2 twice, 1 > 0; 1 and 1 tie
+    rule = scoring_rules.correctness
+    credits = rule([one, none], [np.asarray(v, float) for v in values], 0.0)
+    np.testing.assert_array_equal(credits.table, [[3 / 4, 1], [np.nan, 0]])
+    assert credits.score == 3 / 4  # the end score has no weight
+    shared = rule([one], [np.asarray([2, 2, 2, 0, 1], float)], 0.5)
+    np.testing.assert_allclose(shared.table, [[(0.5 + 1 + 1 + 0.5) / 4, 2 / 3]])
+
+
+# What the authors of RM-R1 published of RM-R1-DeepSeek-Distilled-Qwen-32B on RMB, as the numbers
+# of pairs and lists that are right, in the order of the table (eval/result of their repository);
+# and the accuracies that their program made of them.
+RM_R1 = (
+    (749, 516, 130, 723, 1035, 898, 1186, 972, 352, 281, 410, 655),
+    (374, 843, 538, 409, 466, 238, 364, 390, 420, 277, 713, 393),
+    (118, 85, 20, 117, 200, 148, 188, 160, 61, 42, 65, 103),
+    (83, 166, 93, 84, 84, 48, 64, 75, 81, 49, 123, 86),
+)
+RM_R1_SCORES = (0.78544, 0.76798, 0.61972, 0.61777)
+
+
+def test_rmb_gives_what_was_published():
+    benchmark = BENCHMARKS["rmb"]
+    blank = {"Pairwise_set/Helpfulness/Translation": 5, "Pairwise_set/Harmlessness/S5": 2}
+    values = {}
+    for section, numbers in zip(benchmark.sections, RM_R1, strict=True):
+        for subset, right in zip(section.subsets, numbers, strict=True):
+            count = subset.count + blank.get(subset.name, 0)
+            values[subset.name] = np.repeat([[1, 0], [0, 1]], [right, count - right], axis=0)
+    metrics = benchmark_metrics(judged(benchmark, values), scalar_rule("x", ("x",)))
+    scores = metrics.scores()
+    sections = [metrics.of_section(scores, section) for section in metrics.sections]
+    assert sections == pytest.approx(RM_R1_SCORES, abs=4e-5)  # the seven weigh nothing here
+    assert metrics.total(scores) == pytest.approx(0.69773, abs=2e-5)
+
+
+def test_a_list_is_right_if_the_best_is_above_all():
+    values = [[3, 1, 2], [3, 3, 2], [2, 1, 3]]
+    assert score(scoring_rules.pairs, [item(1, 3)] * 3, values) == 1 / 3
+
+
+def test_languages_are_scored_as_reward_bench(rng):
+    """By section and language, then over languages; a language may have any accuracies."""
+    benchmark, sections = BENCHMARKS["m-reward-bench"], BENCHMARKS["reward-bench"].sections
+    values, expected = {}, []
+    for language in benchmark.sections:
+        right = {s.name.partition("/")[2]: rng.integers(0, 6) for s in language.subsets}
+        counts = {s.name.partition("/")[2]: s.count for s in language.subsets}
+        counts["math-prm"] = 983
+        for name, n in right.items():
+            values[f"{language.name}/{name}"] = np.repeat([[1, 0], [0, 1]], [n, 5 - n], axis=0)
+        means = [
+            np.average(
+                [right[u.name] / 5 for u in s.subsets], weights=[counts[u.name] for u in s.subsets]
+            )
+            for s in sections
+        ]
+        expected.append(np.mean(means))
+    metrics = benchmark_metrics(judged(benchmark, values), scalar_rule("x", ("x",)))
+    found = [metrics.of_section(metrics.scores(), section) for section in metrics.sections]
+    assert found == pytest.approx(expected)
+    assert metrics.total(metrics.scores()) == pytest.approx(np.mean(expected))
+
+
 # ---- the official package -----------------------------------------------------------------------
 
 
@@ -179,7 +247,11 @@ def test_ties_are_the_official_ones(rng):
 
 def test_counts_are_the_published_ones():
     totals = {"reward-bench": 2985, "reward-bench-2": 1865, "rm-bench": 1327}
-    totals |= {"judge-bench": 350, "llmbar": 419}
+    totals |= {"judge-bench": 350, "llmbar": 419, "ppe-correctness": 2555}
+    totals |= {
+        "m-reward-bench": 23 * 2869,
+        "rmb": 17_131 + 3_786 - 7,
+    }  # seven have nothing to judge
     for name, total in totals.items():
         counts = [u.count for s in BENCHMARKS[name].sections for u in s.subsets]
         assert sum(counts) == total, name

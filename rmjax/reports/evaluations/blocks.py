@@ -25,7 +25,9 @@ from rmjax.reports.evaluations.wording import score, score_interval, slug
 from rmjax.reports.numbers import count, decimal, interval, percent, short, signed
 from rmjax.reports.plots import Curve
 
-_MOST = 12  # subsets whose distributions are drawn separately
+_MOST = 12  # gaps that are named, and subsets whose distributions are drawn separately
+_MOST_ROWS = 60  # subsets in a table or a figure; of more there are only the sections
+_MOST_COLUMNS = 8  # sections beside each other
 
 
 def score_blocks(b: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[Block]:
@@ -34,9 +36,10 @@ def score_blocks(b: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[Blo
     for text in b["warnings"]:
         yield Warning(text)
     if b["gaps"]:
+        more = [f"and {len(b['gaps']) - _MOST} more"] if len(b["gaps"]) > _MOST else []
         yield Warning(
             "not the whole benchmark, so there is no overall score to quote: "
-            + "; ".join(b["gaps"])
+            + "; ".join([*b["gaps"][:_MOST], *more])
         )
     dropped = ", ".join(f"{n} ({reason})" for reason, n in b["dropped"].items())
     yield Facts(
@@ -81,15 +84,15 @@ def _cut(b: Mapping[str, Any], model: Mapping[str, Any]) -> str:
 
 def _subsets(b: Mapping[str, Any]) -> Table:
     parts = list(dict.fromkeys(p for s in b["sections"] for u in s["subsets"] for p in u["parts"]))
-    rows, strong = [], []
+    rows, strong, brief = [], [], _is_brief(b)
     for section in b["sections"]:
         alone = len(section["subsets"]) == 1
-        for subset in section["subsets"]:
-            shown = section["name"] if alone else f"{section['name']} / {subset['name']}"
+        for subset in () if brief else section["subsets"]:
+            shown = section["name"] if alone else f"{section['name']} / {_named(section, subset)}"
             expected = f" of {subset['expected']}" if subset["expected"] else ""
             rows.append((shown, f"{subset['n']}{expected}", *_row(subset, parts)))
-        if not alone:
-            strong.append(len(rows))
+        if brief or not alone:
+            strong += [] if brief else [len(rows)]
             rows.append((section["name"], count(section["n"]), *_row(section, parts)))
     if len(b["sections"]) > 1:
         strong.append(len(rows))
@@ -98,9 +101,14 @@ def _subsets(b: Mapping[str, Any]) -> Table:
     return Table(
         ("subset", "items", "score", "95 % interval", *parts),
         tuple(rows),
-        caption="By section",
+        caption="By section; subsets are in report.json" if brief else "By section",
         strong=tuple(strong),
     )
+
+
+def _is_brief(b: Mapping[str, Any]) -> bool:
+    subsets = sum(len(section["subsets"]) for section in b["sections"])
+    return subsets > max(_MOST_ROWS, len(b["sections"]))
 
 
 def _row(figures: Mapping[str, Any], parts: Sequence[str]) -> tuple[str, ...]:
@@ -109,7 +117,8 @@ def _row(figures: Mapping[str, Any], parts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _rules(b: Mapping[str, Any]) -> Table:
-    sections = [s["name"] for s in b["sections"]] if len(b["sections"]) > 1 else []
+    sections = [s["name"] for s in b["sections"]]
+    sections = sections if 1 < len(sections) <= _MOST_COLUMNS else []
     rows = [
         (name, score(r), score_interval(r), *(percent(r["sections"].get(s)) for s in sections))
         for name, r in b["rules"].items()
@@ -129,9 +138,15 @@ def _figures(b: Mapping[str, Any], scored: ScoredBenchmark, rule: Rule) -> Itera
     comparisons = Comparisons.of(scored.items, values)
     margins, credits = comparisons.margins, comparisons.credits
     bars = [(_named(s, u), u) for s in b["sections"] for u in s["subsets"] if u["score"]]
+    if _is_brief(b):
+        bars = [(section["name"], section) for section in b["sections"] if section["score"]]
+    elif len({label for label, _ in bars}) < len(bars):
+        bars = [(subset["name"], subset) for _, subset in bars]
     if len(bars) > 1:
         scores, low, high = ([100 * u[f] for _, u in bars] for f in ("score", "low", "high"))
-        chance = 50 if scored.data.benchmark.rule != "best_of" else None
+        lists = any(len(item.responses) > 2 for item in scored.items)
+        of_lists = scored.data.benchmark.rule in ("best_of", "pairs") and lists
+        chance = None if of_lists else 50
         yield Figure(
             plots.bars([label for label, _ in bars], scores, "score, %", low, high, chance),
             f"{name}-subsets",
@@ -184,7 +199,8 @@ def _values_by_gold(scored: ScoredBenchmark, values: Sequence[np.ndarray]) -> di
 
 
 def _named(section: Mapping[str, Any], subset: Mapping[str, Any]) -> str:
-    return section["name"] if len(section["subsets"]) == 1 else subset["name"]
+    alone = len(section["subsets"]) == 1
+    return section["name"] if alone else subset["name"].rpartition("/")[2]
 
 
 def _lengths(b: Mapping[str, Any]) -> Table:
