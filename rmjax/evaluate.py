@@ -1,6 +1,6 @@
 """Evaluates a reward model on the field's benchmarks, scored exactly, and writes a report.
 
-    python -m rmjax.evaluate MODEL                               # all that the hub has
+    python -m rmjax.evaluate MODEL                               # the hub's smaller ones
     python -m rmjax.evaluate MODEL reward-bench rm-bench=FILE    # from the hub or a file
     python -m rmjax.evaluate MODEL pairs=FILE ratings=FILE best-of-n=FILE      # your own data
     python -m rmjax.evaluate MODEL pairs=FILE --against=OTHER    # two models

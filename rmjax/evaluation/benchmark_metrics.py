@@ -201,9 +201,6 @@ def gaps(scored: ScoredBenchmark, metrics: BenchmarkMetrics) -> list[str]:
     """What is missing for the overall score of the whole benchmark, in words; empty if nothing."""
     texts = []
     for section in metrics.sections:
-        if len(section.subsets) > 1 and not any(s.name in metrics.credits for s in section.subsets):
-            texts.append(f"{section.name} is missing")
-            continue
         for subset in section.subsets:
             there = _items_in(metrics.credits.get(subset.name))
             if subset.count and there != subset.count:

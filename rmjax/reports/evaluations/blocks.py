@@ -25,7 +25,8 @@ from rmjax.reports.evaluations.wording import score, score_interval, slug
 from rmjax.reports.numbers import count, decimal, interval, percent, short, signed
 from rmjax.reports.plots import Curve
 
-_MOST = 12  # gaps that are named, and subsets whose distributions are drawn separately
+_MOST = 12  # subsets whose distributions are drawn separately
+_MOST_GAPS = 30  # that are named
 _MOST_ROWS = 60  # subsets in a table or a figure; of more there are only the sections
 _MOST_COLUMNS = 8  # sections beside each other
 
@@ -36,10 +37,11 @@ def score_blocks(b: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[Blo
     for text in b["warnings"]:
         yield Warning(text)
     if b["gaps"]:
-        more = [f"and {len(b['gaps']) - _MOST} more"] if len(b["gaps"]) > _MOST else []
+        rest = len(b["gaps"]) - _MOST_GAPS
+        more = [f"and {rest} more, which report.json names"] if rest > 0 else []
         yield Warning(
             "not the whole benchmark, so there is no overall score to quote: "
-            + "; ".join([*b["gaps"][:_MOST], *more])
+            + "; ".join([*b["gaps"][:_MOST_GAPS], *more])
         )
     dropped = ", ".join(f"{n} ({reason})" for reason, n in b["dropped"].items())
     yield Facts(
