@@ -143,7 +143,7 @@ _RMB_HARMLESSNESS = {
 }
 # fmt: on
 RMB = tuple(
-    _section(f"{goal}, {said}", {f"{part}/{goal}/{name}": n[at] for name, n in counts.items()})
-    for at, (part, said) in enumerate((("Pairwise_set", "pairs"), ("BoN_set", "best of n")))
+    _section(f"{goal}, {said}", {f"{part}/{name}": n[at] for name, n in counts.items()})
+    for at, (part, said) in enumerate((("Pairwise", "pairs"), ("BoN", "best of n")))
     for goal, counts in (("Helpfulness", _RMB_HELPFULNESS), ("Harmlessness", _RMB_HARMLESSNESS))
 )

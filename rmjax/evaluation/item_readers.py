@@ -104,8 +104,7 @@ def _rmb(
         asked = {prompt: turns}
         yield Item(
             id=row_id(row, id),
-            # of set / goal / class / scenario
-            subset="/".join(str(row.fields[path]).split("/")[:3]),
+            subset=_rmb_class(str(row.fields[path])),
             conversations=tuple(
                 reader.conversation(asked, field, row.where, prompt, _answer(value, field, row))
                 for field, value in responses
@@ -113,6 +112,12 @@ def _rmb(
             good=1,
             where=row.where,
         )
+
+
+def _rmb_class(path: str) -> str:
+    """`Pairwise_set/Helpfulness/Code/Documentation` is of the subset `Pairwise/Code`."""
+    part, _, name = [*path.split("/"), "", ""][:3]
+    return f"{part.removesuffix('_set')}/{name}"
 
 
 def _turns(messages: Any) -> Any:

@@ -115,8 +115,8 @@ def test_pairs_and_lists_of_every_goal(tmp_path):
         data = read("rmb", source)
         found = [(item.subset, item.responses, item.good) for item in data.items]
         assert found == [
-            ("BoN_set/Helpfulness/Code", ("a", "b", "c"), 1),
-            ("Pairwise_set/Harmlessness/S1", ("a", "b"), 1),
+            ("BoN/Code", ("a", "b", "c"), 1),
+            ("Pairwise/S1", ("a", "b"), 1),
         ]
         assert data.items[0].prompt == [{"role": "user", "content": "Why?"}]
         assert data.dropped == {"an empty prompt": 2} and not data.notes
