@@ -32,7 +32,7 @@ def benchmark_rows(
       UserError: there is no such source, or nothing of the benchmark in it.
     """
     pairs = {"pairs": True, "ratings": False}.get(benchmark.row_format)
-    for place in _places(benchmark, source):
+    for place in row_places(benchmark, source):
         opened = open_source(place, benchmark.split, pairs)
         reader.used.update(opened.split_columns)
         for row in opened:
@@ -40,7 +40,12 @@ def benchmark_rows(
         dropped.update(opened.skipped)
 
 
-def _places(benchmark: Benchmark, source: str) -> list[str]:
+def row_places(benchmark: Benchmark, source: str) -> list[str]:
+    """The sources whose rows are the benchmark's: its parts, its files, or the source itself.
+
+    Raises:
+      UserError: the benchmark is read from a clone, and this is none.
+    """
     path, address, split = divide_source(source)
     if benchmark.files and path and path.is_dir():
         inner = path / benchmark.source

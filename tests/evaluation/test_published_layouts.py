@@ -9,6 +9,7 @@ from pyarrow import parquet
 
 from rmjax.errors import UserError
 from rmjax.evaluation.benchmark_data import BenchmarkData
+from rmjax.evaluation.benchmark_rows import row_places
 from rmjax.evaluation.benchmarks import BENCHMARKS
 
 PPE = ("PPE-MMLU-Pro-Best-of-K", "PPE-MATH-Best-of-K", "PPE-GPQA-Best-of-K")
@@ -28,6 +29,23 @@ def write_json(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows))
     return path
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "places"),
+    [
+        ("ppe-correctness", "", [f"lmarena-ai/{name}" for name in PPE]),
+        ("ppe-correctness", f"lmarena-ai/{PPE[2]}", [f"lmarena-ai/{PPE[2]}"]),
+        ("helpsteer3", "", ["nvidia/HelpSteer3/preference"]),
+        ("helpsteer3", "nvidia/HelpSteer3:train", ["nvidia/HelpSteer3/preference:train"]),
+        ("helpsteer3", "me/HelpSteer3/preference", ["me/HelpSteer3/preference"]),
+        ("m-reward-bench", "me/mrb/deu_Latn", ["me/mrb/deu_Latn"]),
+        ("reward-bench", "", ["allenai/reward-bench"]),
+    ],
+)
+def test_places_on_the_hub(name, source, places):
+    benchmark = BENCHMARKS[name]
+    assert row_places(benchmark, source or benchmark.source) == places
 
 
 # ---- PPE ----------------------------------------------------------------------------------------
