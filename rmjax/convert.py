@@ -1,14 +1,15 @@
 """Conversion between Hugging Face's format and Orbax models, both ways and bit for bit.
 
     python -m rmjax.convert hf-to-orbax SRC DST [--attributes=a,b] [--seed=0]
-    python -m rmjax.convert hf-to-orbax SRC DST --reward-token=0
-    python -m rmjax.convert hf-to-orbax SRC DST --value-head
+    python -m rmjax.convert hf-to-orbax SRC DST --head='{"reward": {"0": 1}}'
+    python -m rmjax.convert hf-to-orbax SRC DST --head='{"Yes": 1, "No": -1}' --suffix-turn=QUESTION
+    python -m rmjax.convert hf-to-orbax SRC DST --head=value_head
     python -m rmjax.convert hf-to-orbax SRC DST --language-model
     python -m rmjax.convert orbax-to-hf SRC DST [--dtype=bfloat16]
     python -m rmjax.convert orbax-to-peft SRC DST
 
-hf-to-orbax keeps the head of a classification model. A causal model gets a fresh head, the one that
-gives the logit of a token, that of its value head, or remains a language model.
+hf-to-orbax keeps the head of a classification model. A causal model gets a fresh head, or one that
+--head makes of the logits of tokens or of its value head, or remains a language model.
 orbax-to-peft exports the adapters of a run with LoRA, and a reward model's head; orbax-to-hf merges
 the adapters instead.
 
@@ -33,8 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     to_orbax = commands.add_parser("hf-to-orbax", help="a Hugging Face model to an Orbax model")
     to_orbax.add_argument(
         "--attributes",
-        help="outputs of a causal model's head; by default HelpSteer2's five of a fresh one, and "
-        "reward of another",
+        help="outputs of a fresh head of a causal model; by default HelpSteer2's five",
     )
     to_orbax.add_argument("--seed", type=int, default=0, help="of a fresh head")
     to_orbax.add_argument(
@@ -45,17 +45,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     own = to_orbax.add_mutually_exclusive_group()
     own.add_argument(
-        "--reward-token",
-        type=int,
-        metavar="ID",
-        help="a causal model's reward is this token's logit after the conversation",
-    )
-    own.add_argument(
-        "--value-head",
-        action="store_true",
-        help=f"take a causal model's value head ({VALUE_HEAD}, or v_head.* tensors)",
+        "--head",
+        help=f"where a causal model's reward is: value_head ({VALUE_HEAD}, or v_head.* tensors), "
+        "or JSON of tokens with the weights of their logits, by output",
     )
     own.add_argument("--language-model", action="store_true", help="keep a causal model's own head")
+    to_orbax.add_argument(
+        "--suffix-turn",
+        default="",
+        metavar="QUESTION",
+        help="what a user asks after the response; the reward is read where the answer would begin",
+    )
     to_hf = commands.add_parser("orbax-to-hf", help="an Orbax model or a run to Hugging Face")
     to_hf.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights")
     to_peft = commands.add_parser("orbax-to-peft", help="a LoRA run's adapters to PEFT's format")
@@ -76,15 +76,21 @@ from pathlib import Path
 
 import numpy as np
 
-from rmjax.checkpoints.causal_heads import VALUE_HEAD_KEYS, read_value_head, token_head
+from rmjax.checkpoints.causal_heads import (
+    FROM_VALUE_HEAD,
+    HeadChoice,
+    parse_head,
+    with_head,
+)
 from rmjax.checkpoints.conversion.engine import convert_slices
 from rmjax.checkpoints.conversion.to_huggingface import ToHuggingFace
 from rmjax.checkpoints.conversion.to_orbax import ToOrbax
 from rmjax.checkpoints.end_tokens import end_tokens
-from rmjax.checkpoints.hf_weights import check_tensors
+from rmjax.checkpoints.hf_weights import HeadedWeights, check_tensors
 from rmjax.checkpoints.model_files import CAUSAL, write_adapter_config, write_model_files
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained, public_name
 from rmjax.checkpoints.safetensors_file import DTYPES
+from rmjax.checkpoints.value_head import VALUE_HEAD_KEYS
 from rmjax.config import HELPSTEER2
 from rmjax.models.decoder_config import NO_LORA, DecoderConfig
 from rmjax.models.heads import RewardHead
@@ -102,25 +108,24 @@ def hf_to_orbax(
     attributes: Sequence[str] | None = None,
     seed: int = 0,
     language_model: bool = False,
-    reward_token: int | None = None,
-    value_head: bool = False,
+    head: HeadChoice | None = None,
+    suffix_turn: str = "",
     value: str | Mapping[str, float] | None = None,
     chat_template: str = "",
 ) -> list[str]:
     """Converts a Hugging Face directory, hub id or GGUF file to an Orbax model.
 
     A classification model keeps its head and its names. A causal model gets a fresh reward head,
-    unless `language_model`, `reward_token` or `value_head` names what it has.
+    unless `language_model` or `head` names what it has.
 
     Args:
       src: what to convert.
       dst: directory to make; must not exist or be empty.
-      attributes: names of the outputs of a head that a causal model gets: by default `HELPSTEER2`
-        of a fresh one, and `reward` of others.
+      attributes: names of the outputs of a fresh head; by default `HELPSTEER2`.
       seed: of the fresh head.
       language_model: make no reward model of a causal model.
-      reward_token: the token whose logit after the conversation is a causal model's reward.
-      value_head: take the value head that is beside a causal model.
+      head: where a causal model's reward is; see `causal_heads.with_head`.
+      suffix_turn: likewise.
       value: the model's own scalar rule, see `aggregation.scalar_rule`; by default the first
         attribute, and none of a classifier.
       chat_template: which of the tokenizer's named templates to use; empty for its default.
@@ -133,16 +138,16 @@ def hf_to_orbax(
     """
     if attributes is not None:
         _check_names(attributes)
-    if language_model + value_head + (reward_token is not None) > 1:
-        raise UserError("language_model, reward_token, value_head: give one of them at most")
+    if language_model and (head is not None or suffix_turn):
+        raise UserError("language_model, head and suffix_turn: a language model has no reward head")
     source = open_pretrained(src, chat_template)
     if isinstance(source.weights, Path):
         raise UserError(f"{src}: already an Orbax model or a run; the other way is orbax-to-hf")
     if language_model:
         return _language_model_to_orbax(source, dst)
     tokenizer = source.tokenizer()
-    spec, head, origin = _reward_head(source, attributes, seed, reward_token, value_head)
-    spec = dataclasses.replace(spec, source=public_name(src))
+    source, origin = _with_reward_head(source, attributes, seed, head, suffix_turn)
+    spec = dataclasses.replace(source.reward_spec(), source=public_name(src))
     notes = [f"{origin}: {', '.join(spec.attributes)}"]
     if value is not None:
         rule = model_rule(spec, value)
@@ -151,10 +156,12 @@ def hf_to_orbax(
         notes.append(f"value: {rule.name}")
     elif not spec.scalar and not spec.general_preference:
         notes.append("no value: the labels are classes; say here or when scoring which is good")
-    left = [key for key in source.unused if not (value_head and key in VALUE_HEAD_KEYS)]
+    taken = VALUE_HEAD_KEYS if head == FROM_VALUE_HEAD else ()
+    left = [key for key in source.unused if key not in taken]
     if left:
         notes.append(f"left out, a reward model has no use for them: {', '.join(left[:3])}")
-    work = ToOrbax(source.weights, source.decoder, RewardHead(len(spec.attributes)), head)
+    assert not isinstance(source.weights, Path)
+    work = ToOrbax(source.weights, source.decoder, source.head)
     plan = {"command": "hf-to-orbax", "model": dataclasses.asdict(spec), "head": origin}
 
     def write_files(files: Path) -> None:
@@ -290,48 +297,31 @@ def _check_names(attributes: Sequence[str]) -> None:
         raise UserError(f"attributes {list(attributes)}: a name is there twice")
 
 
-def _reward_head(
+def _with_reward_head(
     source: Pretrained,
     attributes: Sequence[str] | None,
     seed: int,
-    token: int | None,
-    value_head: bool,
-) -> tuple[RewardSpec, np.ndarray | None, str]:
-    """The spec of a conversion, a head where `source` has none, and where it is from."""
+    head: HeadChoice | None,
+    suffix_turn: str,
+) -> tuple[Pretrained, str]:
+    """A source with a reward head, its own or a fresh one; and where that is from."""
+    if attributes is not None and (source.spec or head is not None):
+        raise UserError(
+            f"{source.name}: --attributes names the outputs of a fresh head, and here "
+            + ("the model has one" if source.spec else "--head says which it is and what it is of")
+        )
+    if source.spec or head is not None or suffix_turn:
+        return with_head(source, head, suffix_turn)
+    if source.value_head:
+        raise UserError(
+            f"{source.name}: there is a value head ({source.value_head}). --head=value_head makes "
+            "it the reward head; --language-model leaves it out; for a fresh head remove it"
+        )
     assert not isinstance(source.weights, Path)
-    own = token is not None or value_head
-    if source.spec and (own or attributes):
-        raise UserError(
-            f"{source.name}: a reward model, which keeps its head and the names of its outputs "
-            f"({', '.join(source.spec.attributes)}); leave out --attributes, --reward-token and "
-            "--value-head"
-        )
-    if source.spec:
-        return source.spec, None, "head kept"
-    if not own:
-        if source.value_head:
-            raise UserError(
-                f"{source.name}: there is a value head ({source.value_head}). --value-head makes "
-                "it the reward head; --language-model leaves it out; for a fresh head remove it"
-            )
-        names = tuple(attributes or HELPSTEER2)
-        spec = RewardSpec(names, {names[0]: 1.0}, seed=seed)
-        return spec, _fresh_head(source.decoder, len(names), seed), f"fresh head, seed {seed}"
-    (name, *others) = attributes or ("reward",)
-    if others:
-        raise UserError(f"attributes {list(attributes or ())}: this head has one output; name one")
-    if token is not None:
-        found, origin = token_head(source.weights, source.decoder, token), f"logit of token {token}"
-    elif source.value_head:
-        found = read_value_head(source.value_head, source.weights, source.decoder)
-        origin = f"value head, bias {found.bias:g}"
-    else:
-        raise UserError(
-            f"{source.name}: no value head here. Looked for {VALUE_HEAD} and, among the model's "
-            f"tensors, {VALUE_HEAD_KEYS[0]!r}; files of the hub that are pickles are not downloaded"
-        )
-    offset = {name: found.bias} if found.bias else None
-    return RewardSpec((name,), {name: 1.0}, offset=offset), found.weight, origin
+    names = tuple(attributes or HELPSTEER2)
+    spec = RewardSpec(names, {names[0]: 1.0}, seed=seed)
+    weights = HeadedWeights(source.weights, _fresh_head(source.decoder, len(names), seed))
+    return dataclasses.replace(source, spec=spec, weights=weights), f"fresh head, seed {seed}"
 
 
 def _fresh_head(decoder: DecoderConfig, attributes: int, seed: int) -> np.ndarray:
@@ -360,8 +350,8 @@ def _main() -> None:
             attributes=None if args.attributes is None else tuple(args.attributes.split(",")),
             seed=args.seed,
             language_model=args.language_model,
-            reward_token=args.reward_token,
-            value_head=args.value_head,
+            head=None if args.head is None else parse_head(args.head),
+            suffix_turn=args.suffix_turn,
             value=None if args.value is None else parse_rule(args.value),
             chat_template=args.chat_template,
         )

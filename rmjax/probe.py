@@ -36,6 +36,7 @@ from rich.console import Console
 from rmjax.checkpoints.conversion.engine import convert_slices
 from rmjax.checkpoints.conversion.journal import check_target
 from rmjax.checkpoints.conversion.to_orbax import ToOrbax
+from rmjax.checkpoints.hf_weights import HeadedWeights
 from rmjax.checkpoints.model_files import write_model_files
 from rmjax.checkpoints.orbax_weights import named_weights
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained
@@ -158,7 +159,7 @@ def write_model(
       UserError: see `engine.convert_slices`.
     """
     spec = run_spec(config, model, data)
-    work = ToOrbax(named_weights(source), source.decoder, model.head, head)
+    work = ToOrbax(HeadedWeights(named_weights(source), head), source.decoder, model.head)
     plan: dict[str, Any] = {
         "command": "probe",
         "model": dataclasses.asdict(spec),
