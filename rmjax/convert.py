@@ -5,11 +5,12 @@
     python -m rmjax.convert hf-to-orbax SRC DST --head='{"Yes": 1, "No": -1}' --suffix-turn=QUESTION
     python -m rmjax.convert hf-to-orbax SRC DST --head=value_head
     python -m rmjax.convert hf-to-orbax SRC DST --language-model
-    python -m rmjax.convert orbax-to-hf SRC DST [--dtype=bfloat16]
+    python -m rmjax.convert orbax-to-hf SRC DST [--dtype=bfloat16] [--value=RULE]
     python -m rmjax.convert orbax-to-peft SRC DST
 
 hf-to-orbax keeps the head of a classification model. A causal model gets a fresh head, or one that
 --head makes of the logits of tokens or of its value head, or remains a language model.
+orbax-to-hf exports all outputs of a reward head, or with --value one number made of them.
 orbax-to-peft exports the adapters of a run with LoRA, and a reward model's head; orbax-to-hf merges
 the adapters instead.
 
@@ -38,7 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     to_orbax.add_argument("--seed", type=int, default=0, help="of a fresh head")
     to_orbax.add_argument(
-        "--value", help="the model's value: an attribute, a published vector, or {JSON} weights"
+        "--value",
+        metavar="RULE",
+        help="the model's value: an attribute, a published vector, {JSON} weights, or weights.json",
     )
     to_orbax.add_argument(
         "--chat-template", default="", metavar="NAME", help="which of several named ones"
@@ -58,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     to_hf = commands.add_parser("orbax-to-hf", help="an Orbax model or a run to Hugging Face")
     to_hf.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights")
+    to_hf.add_argument(
+        "--value",
+        metavar="RULE",
+        help="make the value by this rule the only output; rules are those of hf-to-orbax",
+    )
     to_peft = commands.add_parser("orbax-to-peft", help="a LoRA run's adapters to PEFT's format")
     for command in (to_orbax, to_hf, to_peft):
         command.add_argument("src")
@@ -75,6 +83,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32
 
 from rmjax.checkpoints.causal_heads import (
     FROM_VALUE_HEAD,
@@ -92,9 +101,10 @@ from rmjax.checkpoints.pretrained import Pretrained, open_pretrained, public_nam
 from rmjax.checkpoints.safetensors_file import DTYPES
 from rmjax.checkpoints.value_head import VALUE_HEAD_KEYS
 from rmjax.config import HELPSTEER2
+from rmjax.evaluation.fit_weights import parse_value
 from rmjax.models.decoder_config import NO_LORA, DecoderConfig
 from rmjax.models.heads import RewardHead
-from rmjax.models.rewards.aggregation import ScalarRule, model_rule, parse_rule
+from rmjax.models.rewards.aggregation import ScalarRule, fold_spec, model_rule
 from rmjax.models.rewards.spec import RewardSpec
 from rmjax.runtime.memory import keep_freed_memory
 
@@ -191,7 +201,12 @@ def _language_model_to_orbax(source: Pretrained, dst: str) -> list[str]:
 
 
 def orbax_to_hf(
-    src: str, dst: str, *, dtype: str | None = None, shard_bytes: int = _SHARD_BYTES
+    src: str,
+    dst: str,
+    *,
+    dtype: str | None = None,
+    value: str | Mapping[str, float] | None = None,
+    shard_bytes: int = _SHARD_BYTES,
 ) -> list[str]:
     """Exports an Orbax model or a run's best checkpoint.
 
@@ -202,19 +217,25 @@ def orbax_to_hf(
       src: an Orbax model or a run.
       dst: directory to make; must not exist or be empty.
       dtype: of the weights except the head; the stored one if not given.
+      value: a scalar rule, see `aggregation.scalar_rule`, which becomes the only output of the
+        head, as most trainers want it; by default all outputs are exported.
       shard_bytes: most bytes of one safetensors file.
 
     Returns:
       Lines to print about the conversion.
 
     Raises:
-      UserError: the source is incomplete, or the target is not empty.
+      UserError: the source is incomplete, the rule names what it does not have, or the target is
+        not empty.
     """
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype = {dtype!r}: there are {', '.join(DTYPES)}")
     source, params = _open_orbax(src)
     tokenizer, lora, spec = source.tokenizer(), source.lora, source.spec
-    work = ToHuggingFace(params, source.decoder, source.head, dtype, shard_bytes, lora)
+    fold = None
+    if value is not None:
+        spec, fold = _folded(source, value)
+    work = ToHuggingFace(params, source.decoder, source.head, dtype, shard_bytes, lora, fold=fold)
     plan = {
         "command": "orbax-to-hf",
         "model": dataclasses.asdict(spec) if spec else CAUSAL,
@@ -238,9 +259,31 @@ def orbax_to_hf(
             "a value head's constant is in rmjax.json alone, so other programs' numbers are less "
             "by " + ", ".join(f"{offset:g} ({name})" for name, offset in spec.offset.items())
         )
+    if spec and len(spec.attributes) > 1:
+        notes.append(
+            f"{len(spec.attributes)} labels: rmjax, transformers and vLLM's /classify and /pooling "
+            "give all of them; TRL, OpenRLHF, verl, RewardBench and vLLM's /score take a model of "
+            "one, which --value=RULE makes"
+        )
+    if spec and spec.suffix_turn:
+        notes.append(
+            f"the reward is read in the answer to {spec.suffix_turn!r}: rmjax asks that by itself, "
+            "other programs have to be given it as a user's turn, and a generation prompt"
+        )
     if lora.rank:
         notes.append(f"merged into the weights: adapters for {', '.join(lora.targets)}")
     return notes + convert_slices(work, [source], dst, plan, write_files)
+
+
+def _folded(
+    source: Pretrained, value: str | Mapping[str, float]
+) -> tuple[RewardSpec, Float32[np.ndarray, "A"]]:
+    """The spec of a head that is the value by a rule, and the weights that make it of the head."""
+    if source.spec is None:
+        raise UserError(f"{source.name}: a language model, which has no value; leave --value out")
+    rule = model_rule(source.spec, value)
+    assert isinstance(rule, ScalarRule)  # of general preferences there is an error
+    return fold_spec(source.spec, rule), rule.vector(source.spec.attributes)
 
 
 def orbax_to_peft(src: str, dst: str) -> list[str]:
@@ -352,11 +395,12 @@ def _main() -> None:
             language_model=args.language_model,
             head=None if args.head is None else parse_head(args.head),
             suffix_turn=args.suffix_turn,
-            value=None if args.value is None else parse_rule(args.value),
+            value=parse_value(args.value)[0],
             chat_template=args.chat_template,
         )
     elif args.command == "orbax-to-hf":
-        notes = orbax_to_hf(args.src, args.dst, dtype=args.dtype)
+        value = parse_value(args.value)[0]
+        notes = orbax_to_hf(args.src, args.dst, dtype=args.dtype, value=value)
     else:
         notes = orbax_to_peft(args.src, args.dst)
     print("\n".join([*notes, f"written: {args.dst}"]))

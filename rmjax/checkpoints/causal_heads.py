@@ -182,7 +182,7 @@ def _token(key: str, where: str, tokenizer: Tokenizer, decoder: DecoderConfig) -
     if not token < decoder.vocab_size:
         raise UserError(
             f"{where}: token {token} is not there; the model's tokens are 0 to "
-            f"{llama.vocab_size - 1}"
+            f"{decoder.vocab_size - 1}"
         )
     return token
 
