@@ -5,8 +5,8 @@
     python -m rmjax.convert hf-to-orbax SRC DST --head='{"Yes": 1, "No": -1}' --suffix-turn=QUESTION
     python -m rmjax.convert hf-to-orbax SRC DST --head=value_head
     python -m rmjax.convert hf-to-orbax SRC DST --language-model
-    python -m rmjax.convert orbax-to-hf SRC DST [--dtype=bfloat16] [--value=RULE]
-    python -m rmjax.convert orbax-to-peft SRC DST
+    python -m rmjax.convert orbax-to-hf SRC DST [--dtype=bfloat16] [--value=RULE] [--push=A/B]
+    python -m rmjax.convert orbax-to-peft SRC DST [--push=A/B]
 
 hf-to-orbax keeps the head of a classification model. A causal model gets a fresh head, or one that
 --head makes of the logits of tokens or of its value head, or remains a language model.
@@ -67,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
         help="make the value by this rule the only output; rules are those of hf-to-orbax",
     )
     to_peft = commands.add_parser("orbax-to-peft", help="a LoRA run's adapters to PEFT's format")
+    for command in (to_hf, to_peft):
+        command.add_argument(
+            "--push", default="", metavar="OWNER/NAME", help="upload DST to this model of the hub"
+        )
     for command in (to_orbax, to_hf, to_peft):
         command.add_argument("src")
         command.add_argument("dst")
@@ -78,12 +82,10 @@ if __name__ == "__main__":
     _parser().parse_args()  # --help and mistakes are answered before the imports, which take long
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
 
 from rmjax.checkpoints.causal_heads import (
     FROM_VALUE_HEAD,
@@ -92,23 +94,21 @@ from rmjax.checkpoints.causal_heads import (
     with_head,
 )
 from rmjax.checkpoints.conversion.engine import convert_slices
-from rmjax.checkpoints.conversion.to_huggingface import ToHuggingFace
+from rmjax.checkpoints.conversion.exports import orbax_to_hf, orbax_to_peft
 from rmjax.checkpoints.conversion.to_orbax import ToOrbax
 from rmjax.checkpoints.end_tokens import end_tokens
 from rmjax.checkpoints.hf_weights import HeadedWeights, check_tensors
-from rmjax.checkpoints.model_files import CAUSAL, write_adapter_config, write_model_files
+from rmjax.checkpoints.model_files import CAUSAL, write_model_files
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained, public_name
-from rmjax.checkpoints.safetensors_file import DTYPES
+from rmjax.checkpoints.provenance import provenance, write_provenance
 from rmjax.checkpoints.value_head import VALUE_HEAD_KEYS
 from rmjax.config import HELPSTEER2
 from rmjax.evaluation.fit_weights import parse_value
-from rmjax.models.decoder_config import NO_LORA, DecoderConfig
+from rmjax.models.decoder_config import DecoderConfig
 from rmjax.models.heads import RewardHead
-from rmjax.models.rewards.aggregation import ScalarRule, fold_spec, model_rule
+from rmjax.models.rewards.aggregation import ScalarRule, model_rule
 from rmjax.models.rewards.spec import RewardSpec
 from rmjax.runtime.memory import keep_freed_memory
-
-_SHARD_BYTES = 5_000_000_000
 
 
 def hf_to_orbax(
@@ -174,10 +174,14 @@ def hf_to_orbax(
     work = ToOrbax(source.weights, source.decoder, source.head)
     plan = {"command": "hf-to-orbax", "model": dataclasses.asdict(spec), "head": origin}
 
+    front = provenance(source)
+
     def write_files(files: Path) -> None:
         write_model_files(files, source.decoder, tokenizer, spec)
+        write_provenance(files, front, f"A reward model of rmjax, converted from {spec.source}.")
 
-    return notes + convert_slices(work, [source], dst, plan, write_files)
+    converted = convert_slices(work, [source], dst, plan, write_files)
+    return notes + converted
 
 
 def _language_model_to_orbax(source: Pretrained, dst: str) -> list[str]:
@@ -189,147 +193,18 @@ def _language_model_to_orbax(source: Pretrained, dst: str) -> list[str]:
     work = ToOrbax(source.weights, source.decoder, source.head)
     plan = {"command": "hf-to-orbax", "model": CAUSAL}
 
+    front, name = provenance(source), public_name(source.name)
+
     def write_files(files: Path) -> None:
         ends = end_tokens(source.files, tokenizer)
         write_model_files(files, source.decoder, tokenizer, None, ends=ends)
+        write_provenance(files, front, f"A language model of rmjax, converted from {name}.")
 
     tied = "the embedding" if source.decoder.tie_word_embeddings else "lm_head"
     return [
         f"language model kept; head: {tied}",
         *convert_slices(work, [source], dst, plan, write_files),
     ]
-
-
-def orbax_to_hf(
-    src: str,
-    dst: str,
-    *,
-    dtype: str | None = None,
-    value: str | Mapping[str, float] | None = None,
-    shard_bytes: int = _SHARD_BYTES,
-) -> list[str]:
-    """Exports an Orbax model or a run's best checkpoint.
-
-    A reward model becomes a `LlamaForSequenceClassification`, a language model a
-    `LlamaForCausalLM`.
-
-    Args:
-      src: an Orbax model or a run.
-      dst: directory to make; must not exist or be empty.
-      dtype: of the weights except the head; the stored one if not given.
-      value: a scalar rule, see `aggregation.scalar_rule`, which becomes the only output of the
-        head, as most trainers want it; by default all outputs are exported.
-      shard_bytes: most bytes of one safetensors file.
-
-    Returns:
-      Lines to print about the conversion.
-
-    Raises:
-      UserError: the source is incomplete, the rule names what it does not have, or the target is
-        not empty.
-    """
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"dtype = {dtype!r}: there are {', '.join(DTYPES)}")
-    source, params = _open_orbax(src)
-    tokenizer, lora, spec = source.tokenizer(), source.lora, source.spec
-    fold = None
-    if value is not None:
-        spec, fold = _folded(source, value)
-    work = ToHuggingFace(params, source.decoder, source.head, dtype, shard_bytes, lora, fold=fold)
-    plan = {
-        "command": "orbax-to-hf",
-        "model": dataclasses.asdict(spec) if spec else CAUSAL,
-        "dtype": work.dtype.name,
-        "shard_bytes": shard_bytes,
-    }
-
-    def write_files(files: Path) -> None:
-        merged = dataclasses.replace(spec, lora=NO_LORA) if spec else None
-        ends = () if spec else end_tokens(source.files, tokenizer)
-        write_model_files(
-            files, source.decoder, tokenizer, merged, dtype=work.dtype.name, ends=ends
-        )
-
-    notes = [
-        f"{work.dtype.name}, {len(work.keys)} tensors in {work.files} file(s); head: "
-        + (", ".join(spec.attributes) if spec else "language model")
-    ]
-    if spec and spec.offset:
-        notes.append(
-            "a value head's constant is in rmjax.json alone, so other programs' numbers are less "
-            "by " + ", ".join(f"{offset:g} ({name})" for name, offset in spec.offset.items())
-        )
-    if spec and len(spec.attributes) > 1:
-        notes.append(
-            f"{len(spec.attributes)} labels: rmjax, transformers and vLLM's /classify and /pooling "
-            "give all of them; TRL, OpenRLHF, verl, RewardBench and vLLM's /score take a model of "
-            "one, which --value=RULE makes"
-        )
-    if spec and spec.suffix_turn:
-        notes.append(
-            f"the reward is read in the answer to {spec.suffix_turn!r}: rmjax asks that by itself, "
-            "other programs have to be given it as a user's turn, and a generation prompt"
-        )
-    if lora.rank:
-        notes.append(f"merged into the weights: adapters for {', '.join(lora.targets)}")
-    return notes + convert_slices(work, [source], dst, plan, write_files)
-
-
-def _folded(
-    source: Pretrained, value: str | Mapping[str, float]
-) -> tuple[RewardSpec, Float32[np.ndarray, "A"]]:
-    """The spec of a head that is the value by a rule, and the weights that make it of the head."""
-    if source.spec is None:
-        raise UserError(f"{source.name}: a language model, which has no value; leave --value out")
-    rule = model_rule(source.spec, value)
-    assert isinstance(rule, ScalarRule)  # of general preferences there is an error
-    return fold_spec(source.spec, rule), rule.vector(source.spec.attributes)
-
-
-def orbax_to_peft(src: str, dst: str) -> list[str]:
-    """Exports the adapters of a run with LoRA, and a reward head, in PEFT's format, float32.
-
-    PEFT adds them to the model that the run began from, which is not part of the export.
-
-    Args:
-      src: the run.
-      dst: directory to make; must not exist or be empty.
-
-    Returns:
-      Lines to print about the conversion.
-
-    Raises:
-      UserError: the run has no adapters, or is incomplete; or the target is not empty.
-    """
-    source, params = _open_orbax(src)
-    spec, lora = source.spec, source.lora
-    if not lora.rank:
-        raise UserError(f"{src}: trained without LoRA, so it has no adapters; use orbax-to-hf")
-    if not source.base:
-        raise UserError(
-            f"{src}: began from random weights, which nobody else has and adapters are of no use "
-            "without; use orbax-to-hf"
-        )
-    tokenizer = source.tokenizer()
-    work = ToHuggingFace(params, source.decoder, source.head, None, sys.maxsize, lora, adapter=True)
-    plan = {"command": "orbax-to-peft", "model": dataclasses.asdict(spec) if spec else CAUSAL}
-
-    def write_files(files: Path) -> None:
-        ends = () if spec else end_tokens(source.files, tokenizer)
-        write_model_files(files, source.decoder, tokenizer, spec, ends=ends)
-        write_adapter_config(files, lora, source.base, reward=spec is not None)
-
-    head = f"; head: {', '.join(spec.attributes)}" if spec else ""
-    notes = [f"{len(work.keys)} tensors for {source.base}{head}"]
-    return notes + convert_slices(work, [source], dst, plan, write_files)
-
-
-def _open_orbax(src: str) -> tuple[Pretrained, Path]:
-    """An Orbax model or a run, and its arrays' directory; or a `UserError`."""
-    source = open_pretrained(src)
-    if not isinstance(source.weights, Path):
-        raise UserError(f"{src}: not an Orbax model and not a run; the other way is hf-to-orbax")
-    return source, source.weights / "params"
 
 
 def _check_names(attributes: Sequence[str]) -> None:
@@ -400,9 +275,9 @@ def _main() -> None:
         )
     elif args.command == "orbax-to-hf":
         value = parse_value(args.value)[0]
-        notes = orbax_to_hf(args.src, args.dst, dtype=args.dtype, value=value)
+        notes = orbax_to_hf(args.src, args.dst, dtype=args.dtype, value=value, push=args.push)
     else:
-        notes = orbax_to_peft(args.src, args.dst)
+        notes = orbax_to_peft(args.src, args.dst, push=args.push)
     print("\n".join([*notes, f"written: {args.dst}"]))
 
 

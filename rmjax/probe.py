@@ -40,6 +40,7 @@ from rmjax.checkpoints.hf_weights import HeadedWeights
 from rmjax.checkpoints.model_files import write_model_files
 from rmjax.checkpoints.orbax_weights import named_weights
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained
+from rmjax.checkpoints.provenance import provenance, write_provenance
 from rmjax.config import Config
 from rmjax.data.tokenized import TokenizedData
 from rmjax.data.tokenizer import Tokenizer
@@ -166,8 +167,12 @@ def write_model(
         "head": xxhash.xxh3_64_hexdigest(np.ascontiguousarray(head).tobytes()),
     }
 
+    made = f"A reward model of rmjax: {spec.source} with a fitted head."
+    front = provenance(source, trained=True)
+
     def write_files(files: Path) -> None:
         write_model_files(files, source.decoder, tokenizer, spec)
+        write_provenance(files, front, made)
 
     return convert_slices(work, [source], dst, plan, write_files)
 

@@ -57,6 +57,7 @@ class Pretrained:
       unused: tensors that a reward model does not need.
       value_head: where a causal model's value head is; see `find_value_head`.
       chat_template: which of several named templates to use; see `tokenizer.load_tokenizer`.
+      run: the directory of a run, with its records; None for other forms.
       variant: what makes it another model than its files; see `causal_heads.with_head`.
     """
 
@@ -71,6 +72,7 @@ class Pretrained:
     value_head: Path | None = None
     chat_template: str = ""
     variant: str = ""
+    run: Path | None = None
 
     def tokenizer(self) -> Tokenizer:
         """The model's own tokenizer, with one template, its date frozen."""
@@ -157,7 +159,7 @@ def _open(name: str, path: Path) -> Pretrained:
     if _is_run(path):
         files = path / "model"
         weights, evaluation = manager.best_checkpoint(path)
-        return _open_orbax(name, files, weights, evaluation)
+        return dataclasses.replace(_open_orbax(name, files, weights, evaluation), run=path)
     if _is_orbax(path):
         return _open_orbax(name, path, path / WEIGHTS)
     if (path / JOURNAL).exists():

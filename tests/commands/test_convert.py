@@ -532,7 +532,7 @@ def test_command_line_parses_its_options(tmp_path, monkeypatch):
         'hf-to-orbax k l --head={"reward":{"0":1}}',
         'hf-to-orbax m n --head=value_head --value={"x":2} --suffix-turn=Good?',
         "orbax-to-hf e f",
-        "orbax-to-hf --dtype bfloat16 g h",
+        "orbax-to-hf --dtype bfloat16 g h --value=care --push=me/it",
     ):
         monkeypatch.setattr(sys, "argv", ["convert", *line.split()])
         convert._main()
@@ -552,8 +552,8 @@ def test_command_line_parses_its_options(tmp_path, monkeypatch):
         ("i", "j"): default | {"language_model": True},
         ("k", "l"): default | {"head": {"reward": {"0": 1}}},
         ("m", "n"): default | {"head": "value_head", "value": {"x": 2}, "suffix_turn": "Good?"},
-        ("e", "f"): {"dtype": None},
-        ("g", "h"): {"dtype": "bfloat16"},
+        ("e", "f"): {"dtype": None, "value": None, "push": ""},
+        ("g", "h"): {"dtype": "bfloat16", "value": "care", "push": "me/it"},
     }
     monkeypatch.setattr(
         sys, "argv", ["convert", "hf-to-orbax", "a", "b", "--head=value_head", "--language-model"]
