@@ -92,7 +92,7 @@ def examples(spec: RewardSpec | None, name: str, base: str = "") -> Iterator[str
         yield _example("TRL", "python", _TRL, name)
     else:
         yield (
-            "TRL, OpenRLHF, verl, RewardBench and vLLM's `/score` take a model of one label; verl "
+            "TRL, OpenRLHF, verl and RewardBench take a model of one label; verl "
             f"would read the last one, `{spec.attributes[-1]}`. `rmjax convert orbax-to-hf "
             "--value=RULE` makes such a model."
         )

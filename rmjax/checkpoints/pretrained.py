@@ -28,7 +28,7 @@ from rmjax.checkpoints.model_files import (
     read_spec,
 )
 from rmjax.checkpoints.orbax_arrays import array_paths, read_array
-from rmjax.checkpoints.value_head import find_value_head
+from rmjax.checkpoints.value_head import find_value_head, refuse_layered_head
 from rmjax.data.tokenizer import Tokenizer, load_tokenizer
 from rmjax.errors import UserError
 from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
@@ -224,6 +224,7 @@ def _open_huggingface(name: str, path: Path) -> Pretrained:
             f"{path}: 'score.weight' is there, but config.json's 'architectures' is "
             f"{architectures}, expected LlamaForSequenceClassification"
         )
+    refuse_layered_head(path, keys)
     head = RewardHead(len(spec.attributes) if spec else 1)
     unused = check_tensors(weights, decoder, head)
     if spec and not has_head:

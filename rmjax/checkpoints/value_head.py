@@ -6,6 +6,7 @@ the model's tensors.
     D embed
 """
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from rmjax.models.decoder_config import DecoderConfig
 
 VALUE_HEAD_KEYS = _WEIGHT, _BIAS = "v_head.summary.weight", "v_head.summary.bias"
 _PICKLE = "value_head.bin"
+_LAYER = re.compile(r"(score|v_head|v_head\.summary)\.\d+\.(weight|bias)")
 
 
 class ValueHead(NamedTuple):
@@ -33,6 +35,20 @@ class ValueHead(NamedTuple):
 
     weight: Float32[np.ndarray, "D 1"]
     bias: float
+
+
+def refuse_layered_head(where: Path, keys: Collection[str]) -> None:
+    """Raises a `UserError` if a model's reward head has layers, with a nonlinearity between them.
+
+    As INF-ORM's has (`score.0`, `score.2`) and GRM's (`v_head.summary.0`, `v_head.summary.2`).
+    """
+    layers = sorted(key for key in keys if _LAYER.fullmatch(key))
+    if layers:
+        raise UserError(
+            f"{where}: a reward head of several layers ({', '.join(layers)}), as of INF-ORM and "
+            "GRM, is not read; a head is one linear layer here, as in the classes of transformers "
+            "that other programs load. docs/convert.md says more"
+        )
 
 
 def find_value_head(directory: Path, keys: Collection[str]) -> Path | None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,17 @@ def test_value_heads_of_another_form_are_refused(tmp_path):
         save_file(tensors, file)
         with pytest.raises(UserError, match=r"value_head\.safetensors: expected the tensors"):
             hf_to_orbax(str(source), str(tmp_path / "orbax"), head="value_head")
+
+
+@pytest.mark.parametrize("name", ["score", "v_head.summary"], ids=["INF-ORM", "GRM"])
+def test_heads_of_several_layers_are_refused_by_name(name, tmp_path):
+    """As `INFORMForSequenceClassification` and `GRewardModel` of RewardBench save them."""
+    source = save_hf(tmp_path / "hf", causal=True)
+    layers = {f"{name}.0.weight": torch.ones(32, 32), f"{name}.0.bias": torch.ones(32)}
+    edit_tensors(source, **layers, **{f"{name}.2.weight": torch.ones(1, 32)})
+    message = rf"a reward head of several layers \({re.escape(name)}\.0\.bias, .*INF-ORM and GRM"
+    with pytest.raises(UserError, match=message):
+        open_pretrained(str(source))
 
 
 def test_two_heads_are_an_error(tmp_path):

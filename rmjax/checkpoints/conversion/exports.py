@@ -104,7 +104,7 @@ def _told_apart(spec: RewardSpec) -> Iterator[str]:
     if len(spec.attributes) > 1:
         yield (
             f"{len(spec.attributes)} labels: rmjax, transformers and vLLM's /classify and /pooling "
-            "give all of them; TRL, OpenRLHF, verl, RewardBench and vLLM's /score take a model of "
+            "give all of them; TRL, OpenRLHF, verl and RewardBench take a model of "
             "one, which --value=RULE makes"
         )
     if spec.suffix_turn:
