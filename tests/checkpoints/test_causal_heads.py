@@ -18,12 +18,19 @@ from helpers.damage import Bomb
 from helpers.gguf_files import write_gguf
 from helpers.hf_models import TALK, edit_tensors, save_hf, tensors_of
 from helpers.models import make_model, score_array, tiny_llama
+from rmjax.alignment.rewards import ModelReward
 from rmjax.checkpoints.causal_heads import parse_head, with_head
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained
 from rmjax.config import Config, DataConfig, OptimizerConfig
 from rmjax.convert import hf_to_orbax, orbax_to_hf
+from rmjax.data.conversation import Conversation, parse_conversation
+from rmjax.data.readers import open_source
 from rmjax.errors import UserError
+from rmjax.evaluation.benchmarks import BENCHMARKS
+from rmjax.evaluation.items import BenchmarkData
+from rmjax.evaluation.score_cache import ScoreCache, score_items
+from rmjax.inference.score_file import score_file
 from rmjax.inference.scorer import Scorer
 from rmjax.models.rewards.aggregation import model_rule
 from rmjax.runtime.files import read_json
@@ -161,6 +168,37 @@ def test_the_reward_is_read_in_the_answer_to_a_question(tmp_path):
     config = Config("", DataConfig("", attributes=("reward",)), OptimizerConfig(1.0), 2)
     with pytest.raises(UserError, match=r"config\.init = .*training does not ask"):
         with_first_head(config, open_pretrained(str(tmp_path / "orbax")))
+
+
+def test_whoever_scores_asks_the_question(causal, tmp_path):
+    """rm.score, a file of scores, a benchmark and the reward of a policy's samples, alike."""
+    given, _ = with_head(causal, {"Y": 1, "N": -1}, QUESTION)
+    scorer = scorer_of(given)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(causal.files)
+    talks = [
+        [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": said}]
+        for said in ("Because.", "No idea.")
+    ]
+    question = {"role": "user", "content": QUESTION}
+    for talk in talks:
+        expected = tokenizer.apply_chat_template(
+            [*talk, question], add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        found = scorer.encode(parse_conversation(talk), "here").tokens
+        assert found.tolist() == expected
+    values = [score.value for score in scorer.score_many(talks)]
+    assert abs(values[0] - values[1]) > 1e-3
+
+    row = {"prompt": "Why?", "chosen": "Because.", "rejected": "No idea."}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    score_file(scorer, open_source(str(tmp_path / "pairs.jsonl"), ""), tmp_path / "out.jsonl", {})
+    assert json.loads((tmp_path / "out.jsonl").read_text())["scores"] == pytest.approx(values)
+    pairs = BenchmarkData(BENCHMARKS["pairs"], str(tmp_path / "pairs.jsonl"))
+    ((item,),) = score_items(scorer, [pairs], ScoreCache(tmp_path / "c.jsonl", ("reward",)))
+    assert item.scores[:, 0] == pytest.approx(values)
+    asked = Conversation([{"role": "user", "content": "Why?"}])
+    rewards, _ = ModelReward(scorer)([asked], [["Because.", "No idea."]])
+    assert rewards[0] == pytest.approx(values)
 
 
 def test_a_question_is_of_models_that_answer_one(tmp_path):
