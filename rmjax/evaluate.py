@@ -42,6 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", default="auto", help="auto, float32 or bfloat16")
     add("--quantize", default="", help="int8 or fp8; see docs/score.md")
     add("--chat-template", default="", metavar="NAME", help="which of MODEL's, if it has several")
+    add(
+        "--head",
+        help="where a causal model's reward is; see docs/convert.md",
+    )
+    add("--suffix-turn", default="", metavar="QUESTION", help="what is asked after a response")
     add("--mesh", default="fsdp:-1", metavar="AXIS:SIZE,...", help="of this host's devices")
     return parser
 
@@ -56,6 +61,7 @@ from typing import Any
 
 from rich.console import Console
 
+from rmjax.checkpoints.causal_heads import parse_head
 from rmjax.evaluation.benchmark_data import BenchmarkData, read_benchmarks
 from rmjax.evaluation.fit_weights import parse_value
 from rmjax.evaluation.model_evaluation import evaluate_model, write_samples
@@ -112,6 +118,8 @@ def _main() -> None:
         args.quantize,
         parse_mesh(args.mesh),
         args.chat_template,
+        None if args.head is None else parse_head(args.head),
+        args.suffix_turn,
     )
     report = report_evaluation(
         args.model,

@@ -63,6 +63,7 @@ from rmjax.checkpoints.conversion.journal import check_target
 from rmjax.checkpoints.conversion.to_orbax import ToOrbax
 from rmjax.checkpoints.model_files import write_model_files
 from rmjax.checkpoints.orbax_weights import named_weights
+from rmjax.checkpoints.provenance import provenance, write_provenance
 from rmjax.runtime.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -100,9 +101,11 @@ def write_extrapolated(parents: Parents, dst: str, alpha: float, chosen_on: str 
     weights = ExtrapolatedWeights(named_weights(weak), named_weights(strong), alpha)
     work = ToOrbax(weights, strong.decoder, strong.head)
     plan = {"command": "extrapolate", "alpha": alpha, "model": dataclasses.asdict(spec)}
+    front = provenance(strong)
 
     def write_files(files: Path) -> None:
         write_model_files(files, strong.decoder, parents.tokenizer, spec)
+        write_provenance(files, front, f"A reward model of rmjax, extrapolated: {spec.source}.")
 
     notes = [f"{spec.source}; head kept: {', '.join(spec.attributes)}"]
     notes += convert_slices(work, [weak, strong], dst, plan, write_files)

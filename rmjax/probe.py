@@ -36,9 +36,11 @@ from rich.console import Console
 from rmjax.checkpoints.conversion.engine import convert_slices
 from rmjax.checkpoints.conversion.journal import check_target
 from rmjax.checkpoints.conversion.to_orbax import ToOrbax
+from rmjax.checkpoints.hf_weights import HeadedWeights
 from rmjax.checkpoints.model_files import write_model_files
 from rmjax.checkpoints.orbax_weights import named_weights
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained
+from rmjax.checkpoints.provenance import provenance, write_provenance
 from rmjax.config import Config
 from rmjax.data.tokenized import TokenizedData
 from rmjax.data.tokenizer import Tokenizer
@@ -158,15 +160,19 @@ def write_model(
       UserError: see `engine.convert_slices`.
     """
     spec = run_spec(config, model, data)
-    work = ToOrbax(named_weights(source), source.decoder, model.head, head)
+    work = ToOrbax(HeadedWeights(named_weights(source), head), source.decoder, model.head)
     plan: dict[str, Any] = {
         "command": "probe",
         "model": dataclasses.asdict(spec),
         "head": xxhash.xxh3_64_hexdigest(np.ascontiguousarray(head).tobytes()),
     }
 
+    made = f"A reward model of rmjax: {spec.source} with a fitted head."
+    front = provenance(source, trained=True)
+
     def write_files(files: Path) -> None:
         write_model_files(files, source.decoder, tokenizer, spec)
+        write_provenance(files, front, made)
 
     return convert_slices(work, [source], dst, plan, write_files)
 

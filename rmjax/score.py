@@ -34,6 +34,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", default="auto", help="auto, float32 or bfloat16")
     add("--quantize", default="", help="int8 or fp8; see docs/score.md")
     add("--chat-template", default="", metavar="NAME", help="which of MODEL's, if it has several")
+    add(
+        "--head",
+        help="where a causal model's reward is; see docs/convert.md",
+    )
+    add("--suffix-turn", default="", metavar="QUESTION", help="what is asked after a response")
     add("--mesh", default="fsdp:-1", metavar="AXIS:SIZE,...", help="of this host's devices")
     return parser
 
@@ -48,6 +53,7 @@ from typing import Any
 
 from rich.console import Console
 
+from rmjax.checkpoints.causal_heads import parse_head
 from rmjax.data.readers import open_source
 from rmjax.data.row_file import check_new
 from rmjax.evaluation.fit_weights import parse_value
@@ -136,6 +142,8 @@ def _main() -> None:
         dtype=args.dtype,
         quantize=args.quantize,
         chat_template=args.chat_template,
+        head=None if args.head is None else parse_head(args.head),
+        suffix_turn=args.suffix_turn,
         mesh=parse_mesh(args.mesh),
     )
     Console(highlight=False, soft_wrap=True).print("\n".join(lines), markup=False)

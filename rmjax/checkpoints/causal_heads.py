@@ -1,108 +1,213 @@
-"""Rewards that a causal model brings along: the logit of a token, or a value head.
+"""Reward heads that a causal model brings along: rows of its `lm_head`, or a value head.
 
-Both are a linear function of the last hidden state, so both become a reward head of one output.
+All are a linear function of the last hidden state, so each becomes a reward head.
 
-- NVIDIA's Llama-3.1-Nemotron-70B-Reward-HF and its kin: the reward is the logit of token 0 after
-  the conversation, which is row 0 of `lm_head`, or of the embedding where that is the head.
-- LLaMA-Factory (`value_head.safetensors`) and TRL's `AutoModelForCausalLMWithValueHead` (among the
-  model's tensors): a linear layer with a bias.
+- Logits of tokens, weighted. NVIDIA's Llama-3.1-Nemotron-70B-Reward-HF and its kin: the reward is
+  the logit of token 0 after the conversation, `{"reward": {"0": 1}}`. NVIDIA's
+  Llama-3.3-Nemotron-70B-Reward-Principle: the logit of "Yes" less that of "No" where the answer to
+  a question about the response would begin, `{"Yes": 1, "No": -1}` with the question as the
+  suffix turn.
+- A value head, see `value_head.py`.
 
-    D embed
+    D embed, A attribute
 """
 
-from collections.abc import Collection
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from rmjax.checkpoints.hf_weights import Weights
-from rmjax.checkpoints.safetensors_file import SafetensorsFile
-from rmjax.checkpoints.weight_files import VALUE_HEAD, refused_pickle
+from rmjax.checkpoints.hf_mapping import hf_shape
+from rmjax.checkpoints.hf_weights import HeadedWeights, Weights
+from rmjax.checkpoints.pretrained import Pretrained
+from rmjax.checkpoints.value_head import VALUE_HEAD_KEYS, read_value_head
+from rmjax.checkpoints.weight_files import VALUE_HEAD
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
 from rmjax.models.decoder_config import DecoderConfig
 from rmjax.models.parameters import DECODER, LM_HEAD
+from rmjax.models.rewards.spec import RewardSpec
 
-VALUE_HEAD_KEYS = _WEIGHT, _BIAS = "v_head.summary.weight", "v_head.summary.bias"
-_PICKLE = "value_head.bin"
-
-
-class CausalHead(NamedTuple):
-    """A reward head of one output.
-
-    Attributes:
-      weight: of the last hidden state.
-      bias: what is added; 0 for none.
-    """
-
-    weight: Float32[np.ndarray, "D 1"]
-    bias: float
+FROM_VALUE_HEAD = "value_head"
+_FORMS = (
+    f"expected {FROM_VALUE_HEAD!r}, tokens with weights as in "
+    '{"Yes": 1, "No": -1}, or such tokens by output as in {"reward": {"0": 1}}'
+)
+HeadChoice = str | Mapping[str, Any]  # see `with_head`
 
 
-def token_head(weights: Weights, decoder: DecoderConfig, token: int) -> CausalHead:
-    """The head whose output is the logit of a token.
+def parse_head(text: str) -> HeadChoice:
+    """`--head`: `value_head`, or JSON; see `with_head`.
 
     Raises:
-      UserError: there is no such token, or no language-model head.
+      UserError: broken JSON.
     """
-    if not 0 <= token < decoder.vocab_size:
-        raise UserError(
-            f"reward token {token}: the model's tokens are 0 to {decoder.vocab_size - 1}"
-        )
-    key = (DECODER[0] if decoder.tie_word_embeddings else LM_HEAD).hf_key
-    if key not in weights.keys():  # noqa: SIM118  (not a mapping)
-        raise UserError(f"{weights.where}: tensor {key!r} is missing, so tokens have no logits")
-    expected = (decoder.vocab_size, decoder.hidden_size)
-    if weights.shape(key) != expected:
-        raise UserError(
-            f"{weights.where}: tensor {key!r} has shape {weights.shape(key)}, but config.json "
-            f"calls for {expected}"
-        )
-    return CausalHead(weights.read(key, [slice(token, token + 1)]).astype(np.float32).T, 0.0)
+    if not text.startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--head={text}: broken JSON ({error})") from error
 
 
-def find_value_head(directory: Path, keys: Collection[str]) -> Path | None:
-    """Where a model's value head is: a file of its own, or the directory if it is among `keys`.
-
-    The file may be a pickle, which `read_value_head` refuses.
-
-    Raises:
-      UserError: it is there twice.
-    """
-    file, among = directory / VALUE_HEAD, _WEIGHT in keys
-    if among and file.exists():
-        raise UserError(
-            f"{directory}: two value heads, {VALUE_HEAD} and {_WEIGHT!r} among the model's "
-            "tensors; remove the one that is not meant"
-        )
-    if among:
-        return directory
-    return next((path for path in (file, directory / _PICKLE) if path.exists()), None)
-
-
-def read_value_head(where: Path, weights: Weights, decoder: DecoderConfig) -> CausalHead:
-    """The value head that `find_value_head` found.
+def with_head(
+    source: Pretrained, head: HeadChoice | None = None, suffix_turn: str = ""
+) -> tuple[Pretrained, str]:
+    """A causal model with the reward head that it brings along.
 
     Args:
-      where: what it returned.
-      weights: the model's.
-      decoder: the model's config.
+      source: as opened. With neither `head` nor `suffix_turn` it stays what it is.
+      head: `value_head`; or tokens with the weights of their logits, of an output that is then
+        called `reward`; or a mapping from outputs to such tokens. A token is named by its id in
+        decimal digits, or by a text that is one token.
+      suffix_turn: what a user asks after the response; the reward is read where the answer would
+        begin. Of a model that has one already, another one in its place.
+
+    Returns:
+      The model, and where its head is from.
 
     Raises:
-      UserError: it is a pickle, has other tensors than a value head of one output, or is for
-        another size of model.
+      UserError: the model has another head or lacks this one, or a token is not in its
+        vocabulary.
     """
-    if where.name == _PICKLE:
-        raise UserError(f"{where.parent}: {refused_pickle(where.name)}")
-    tensors = weights if where.is_dir() else SafetensorsFile(where)
-    if isinstance(tensors, SafetensorsFile):
-        shapes = {key: entry.shape for key, entry in tensors.entries.items()}
+    if head is None:
+        return (_with_suffix(source, suffix_turn) if suffix_turn else source), "head kept"
+    if source.spec:
+        raise UserError(
+            f"{source.name}: a reward model, which keeps its head and the names of its outputs "
+            f"({', '.join(source.spec.attributes)}); leave out head (--head)"
+        )
+    if isinstance(source.weights, Path):
+        raise UserError(
+            f"{source.name}: head (--head) reads a Hugging Face directory or a GGUF file, and this "
+            "is an Orbax model or a run; make a directory of it with `python -m rmjax.convert "
+            "orbax-to-hf`"
+        )
+    if head == FROM_VALUE_HEAD:
+        spec, weight, origin = _value_head(source)
+    elif isinstance(head, Mapping):
+        spec, weight, origin = _token_heads(source, head)
     else:
-        found = {_WEIGHT, _BIAS} & tensors.keys()
-        shapes = {key: tensors.shape(key) for key in found}
-    expected = {_WEIGHT: (1, decoder.hidden_size), _BIAS: (1,)}
-    if shapes not in (expected, {_WEIGHT: expected[_WEIGHT]}):
-        raise UserError(f"{where}: expected the tensors {expected} of a value head, found {shapes}")
-    bias = float(tensors.read(_BIAS)[0]) if _BIAS in shapes else 0.0
-    return CausalHead(tensors.read(_WEIGHT).astype(np.float32).T, bias)
+        raise UserError(f"head {head!r}: {_FORMS}")
+    if suffix_turn:
+        spec = dataclasses.replace(spec, suffix_turn=suffix_turn)
+        origin += f", after the question {suffix_turn!r}"
+    weights = HeadedWeights(source.weights, weight)
+    return dataclasses.replace(source, spec=spec, weights=weights, variant=origin), origin
+
+
+def _with_suffix(source: Pretrained, suffix_turn: str) -> Pretrained:
+    """A model that asks a question, with another question."""
+    if source.spec is None or not source.spec.suffix_turn:
+        raise UserError(
+            f"{source.name}: suffix_turn (--suffix-turn) is of models that answer a question about "
+            "the response, and this one does not; of a causal model say with head (--head) which "
+            "tokens are the answer"
+        )
+    spec = dataclasses.replace(source.spec, suffix_turn=suffix_turn)
+    return dataclasses.replace(source, spec=spec, variant=f"after the question {suffix_turn!r}")
+
+
+_Head = tuple[RewardSpec, Float32[np.ndarray, "D A"], str]
+
+
+def _value_head(source: Pretrained) -> _Head:
+    assert not isinstance(source.weights, Path)
+    if not source.value_head:
+        raise UserError(
+            f"{source.name}: no value head here. Looked for {VALUE_HEAD} and, among the model's "
+            f"tensors, {VALUE_HEAD_KEYS[0]!r}; files of the hub that are pickles are not downloaded"
+        )
+    found = read_value_head(source.value_head, source.weights, source.decoder)
+    offset = {"reward": found.bias} if found.bias else None
+    spec = RewardSpec(("reward",), {"reward": 1.0}, offset=offset)
+    return spec, found.weight, f"value head, bias {found.bias:g}"
+
+
+def _token_heads(source: Pretrained, head: Mapping[str, Any]) -> _Head:
+    """Weighted sums of `lm_head`'s rows, one an output."""
+    assert not isinstance(source.weights, Path)
+    nested = [isinstance(tokens, Mapping) for tokens in head.values()]
+    if not head or (any(nested) and not all(nested)):
+        raise UserError(f"head {dict(head)!r}: {_FORMS}")
+    outputs = {
+        str(output): {str(key): weight for key, weight in tokens.items()}
+        for output, tokens in (head if nested[0] else {"reward": head}).items()
+    }
+    named = any(not key.isdecimal() for tokens in outputs.values() for key in tokens)
+    tokenizer = source.tokenizer() if named else None
+    columns, said = [], []
+    for output, tokens in outputs.items():
+        if not output.strip() or not tokens:
+            raise UserError(f"head {dict(head)!r}: an output {output!r} has no name or no tokens")
+        ids = {
+            _token(key, f"head {output!r}", tokenizer, source.decoder): _weight(key, weight, output)
+            for key, weight in tokens.items()
+        }
+        if len(ids) < len(tokens):
+            raise UserError(f"head {output!r}: two of {', '.join(tokens)} are the same token")
+        columns.append(token_head(source.weights, source.decoder, ids))
+        terms = [
+            f"{weight:+g} * logit of token {token}{f' ({key})' if key != str(token) else ''}"
+            for key, (token, weight) in zip(tokens, ids.items())
+        ]
+        said.append(f"{output} = {' '.join(terms)}")
+    names = tuple(outputs)
+    spec = RewardSpec(names, {names[0]: 1.0})
+    return spec, np.stack(columns, axis=1), "; ".join(said)
+
+
+def _weight(token: str, weight: Any, output: str) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise UserError(f"head {output!r}: the weight of {token!r} is {weight!r}, not a number")
+    return float(weight)
+
+
+def _token(key: str, where: str, tokenizer: Tokenizer, decoder: DecoderConfig) -> int:
+    """The id of a token that is named by its id or its text."""
+    token = int(key) if key.isdecimal() else None
+    if token is None:
+        ids = tokenizer(key, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+            raise UserError(
+                f"{where}: {key!r} is not one token of the vocabulary but {len(ids)} "
+                f"({', '.join(map(str, ids)) or 'none'}); name a text that is one token, or an id"
+            )
+        token = ids[0]
+    if not token < decoder.vocab_size:
+        raise UserError(
+            f"{where}: token {token} is not there; the model's tokens are 0 to "
+            f"{decoder.vocab_size - 1}"
+        )
+    return token
+
+
+def token_head(
+    weights: Weights, decoder: DecoderConfig, tokens: Mapping[int, float]
+) -> Float32[np.ndarray, "D"]:
+    """The weights of the last hidden state that give a weighted sum of tokens' logits.
+
+    Raises:
+      UserError: there is no language-model head.
+    """
+    row = DECODER[0] if decoder.tie_word_embeddings else LM_HEAD
+    if row.hf_key not in weights.keys():  # noqa: SIM118  (not a mapping)
+        raise UserError(
+            f"{weights.where}: tensor {row.hf_key!r} is missing, so tokens have no logits"
+        )
+    expected = hf_shape(row, {"vocab": decoder.vocab_size, "embed": decoder.hidden_size})
+    if weights.shape(row.hf_key) != expected:
+        raise UserError(
+            f"{weights.where}: tensor {row.hf_key!r} has shape {weights.shape(row.hf_key)}, but "
+            f"config.json calls for {expected}"
+        )
+    rows = [
+        weight * weights.read(row.hf_key, [slice(token, token + 1)])[0].astype(np.float64)
+        for token, weight in tokens.items()
+    ]
+    return np.sum(rows, axis=0).astype(np.float32)

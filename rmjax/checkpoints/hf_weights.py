@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from jaxtyping import Float32
 
 from rmjax.checkpoints.hf_mapping import hf_keys, hf_shape
 from rmjax.checkpoints.safetensors_file import SafetensorsFile
@@ -97,6 +98,29 @@ class SafetensorsWeights:
 
     def files(self) -> list[Path]:
         return sorted({file.path for file, _ in self._tensors.values()})
+
+
+class HeadedWeights:
+    """A model's weights with a reward head that is not, or not the one, among them."""
+
+    def __init__(self, weights: Weights, head: Float32[np.ndarray, "D A"]):
+        self.where = weights.where
+        self._weights, self._head = weights, np.ascontiguousarray(head.T)
+
+    def keys(self) -> set[str]:
+        return self._weights.keys() | {HEAD.hf_key}
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._head.shape if key == HEAD.hf_key else self._weights.shape(key)
+
+    def dtype(self, key: str) -> np.dtype:
+        return self._head.dtype if key == HEAD.hf_key else self._weights.dtype(key)
+
+    def read(self, key: str, index: Sequence[slice] = ()) -> np.ndarray:
+        return self._head[tuple(index)] if key == HEAD.hf_key else self._weights.read(key, index)
+
+    def files(self) -> list[Path]:
+        return self._weights.files()
 
 
 def check_tensors(weights: Weights, config: DecoderConfig, head: Head) -> tuple[str, ...]:

@@ -74,8 +74,8 @@ def _write_spec(directory: Path, spec: RewardSpec) -> None:
     fields = {"format": "rmjax", "format_version": FORMAT_VERSION} | dataclasses.asdict(spec)
     if not spec.lora.rank:
         del fields["lora"]
-    optional = ("offset", "ordinal", "general_preference", "temperature")
-    fields = {name: x for name, x in fields.items() if x is not None or name not in optional}
+    optional = {"offset", "ordinal", "general_preference", "temperature", "suffix_turn", "folded"}
+    fields = {name: x for name, x in fields.items() if x or name not in optional}
     _write_json(directory / SPEC_FILE, fields)
 
 

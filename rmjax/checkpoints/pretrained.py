@@ -10,7 +10,6 @@ from typing import Any
 import xxhash
 
 from rmjax.checkpoints import manager
-from rmjax.checkpoints.causal_heads import find_value_head
 from rmjax.checkpoints.gguf import GGUFWeights
 from rmjax.checkpoints.hf_weights import (
     SafetensorsWeights,
@@ -29,6 +28,7 @@ from rmjax.checkpoints.model_files import (
     read_spec,
 )
 from rmjax.checkpoints.orbax_arrays import array_paths, read_array
+from rmjax.checkpoints.value_head import find_value_head, refuse_layered_head
 from rmjax.data.tokenizer import Tokenizer, load_tokenizer
 from rmjax.errors import UserError
 from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
@@ -55,8 +55,10 @@ class Pretrained:
       lora: adapters that are stored beside the weights and belong to the model.
       base: the model that these were trained beside; empty if that began from random weights.
       unused: tensors that a reward model does not need.
-      value_head: where a causal model's value head is; see `causal_heads.find_value_head`.
+      value_head: where a causal model's value head is; see `find_value_head`.
       chat_template: which of several named templates to use; see `tokenizer.load_tokenizer`.
+      run: the directory of a run, with its records; None for other forms.
+      variant: what makes it another model than its files; see `causal_heads.with_head`.
     """
 
     name: str
@@ -69,6 +71,8 @@ class Pretrained:
     unused: tuple[str, ...] = ()
     value_head: Path | None = None
     chat_template: str = ""
+    variant: str = ""
+    run: Path | None = None
 
     def tokenizer(self) -> Tokenizer:
         """The model's own tokenizer, with one template, its date frozen."""
@@ -85,27 +89,25 @@ class Pretrained:
         """The spec; or a `UserError` that says how a causal model becomes a reward model."""
         if self.spec:
             return self.spec
-        convert = "`python -m rmjax.convert hf-to-orbax"
-        if self.value_head:
-            raise UserError(
-                f"{self.name}: a causal model with a value head ({self.value_head}); make a reward "
-                f"model of the two with {convert} --value-head`"
-            )
+        beside = f", with a value head ({self.value_head})" if self.value_head else ""
         raise UserError(
-            f"{self.name}: a language model without a reward head. To sample from it, use "
-            "`rmjax.load_policy`; to score with its log-probabilities, value='log_probability' "
-            "(--value=log_probability); for a reward model, train one from it, or give it a "
-            f"fresh one with {convert}`. If its reward is the logit of a token, as of NVIDIA's "
-            f"Llama-3.1-Nemotron-70B-Reward-HF, make a reward model with {convert} "
-            "--reward-token=ID`"
+            f"{self.name}: a language model without a reward head{beside}. If it is a published "
+            "reward model, say where its reward is, with head of `rmjax.load` or --head of "
+            "`python -m rmjax.convert hf-to-orbax`: value_head, a value head beside it; "
+            '{"reward": {"0": 1}}, a token\'s logit, as of NVIDIA\'s '
+            'Llama-3.1-Nemotron-70B-Reward-HF; {"Yes": 1, "No": -1} with suffix_turn '
+            "(--suffix-turn), the difference of two after a question, as of models that follow a "
+            "principle. If it is none, train a reward model from it, or give it a fresh head with "
+            "hf-to-orbax. To sample from it, use `rmjax.load_policy`; to score with its "
+            "log-probabilities, value='log_probability' (--value=log_probability)"
         )
 
     def state(self) -> str:
         """A fingerprint of the files: their names, sizes, times, and headers of weights.
 
-        The chat template is part of it.
+        The chat template is part of it, and so is a head that was said to be its.
         """
-        digest = xxhash.xxh3_64(self.chat_template.encode())
+        digest = xxhash.xxh3_64((self.chat_template + self.variant).encode())
         files = [file for file in self.files.glob("*") if file.is_file()]
         files += self.files.glob("*/*.jinja")
         if isinstance(self.weights, Path):
@@ -157,7 +159,7 @@ def _open(name: str, path: Path) -> Pretrained:
     if _is_run(path):
         files = path / "model"
         weights, evaluation = manager.best_checkpoint(path)
-        return _open_orbax(name, files, weights, evaluation)
+        return dataclasses.replace(_open_orbax(name, files, weights, evaluation), run=path)
     if _is_orbax(path):
         return _open_orbax(name, path, path / WEIGHTS)
     if (path / JOURNAL).exists():
@@ -222,6 +224,7 @@ def _open_huggingface(name: str, path: Path) -> Pretrained:
             f"{path}: 'score.weight' is there, but config.json's 'architectures' is "
             f"{architectures}, expected LlamaForSequenceClassification"
         )
+    refuse_layered_head(path, keys)
     head = RewardHead(len(spec.attributes) if spec else 1)
     unused = check_tensors(weights, decoder, head)
     if spec and not has_head:

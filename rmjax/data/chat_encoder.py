@@ -26,12 +26,13 @@ class ChatEncoder:
 
     Attributes:
       tokenizer: the model's.
+      suffix_turn: what a user asks after the response of every conversation; see `RewardSpec`.
       unread: of how many conversations the template does not show something, by what it is.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, suffix_turn: str = ""):
         """Nothing has been seen."""
-        self.tokenizer = tokenizer
+        self.tokenizer, self.suffix_turn = tokenizer, suffix_turn
         self.unread: Counter[str] = Counter()
         self._hidden: dict[_Shape, frozenset[str]] = {}
         self._tools_hidden: bool | None = None
@@ -47,6 +48,8 @@ class ChatEncoder:
         Raises:
           UserError: the template refuses it, or passes over what somebody says.
         """
+        if self.suffix_turn and not asking:
+            conversation, asking = self._with_suffix(conversation), True
         return self._read(conversation, where, functools.partial(encode, asking=asking))
 
     def encode_spoken(
@@ -64,6 +67,13 @@ class ChatEncoder:
             return found
 
         return self._read(conversation, where, read)
+
+    def _with_suffix(self, conversation: Conversation) -> Conversation:
+        """The conversation that is encoded: the question about the response is part of it."""
+        if not self.suffix_turn:
+            return conversation
+        question: Message = {"role": "user", "content": self.suffix_turn}
+        return Conversation([*conversation.messages, question], conversation.tools)
 
     def _read(
         self,
@@ -88,7 +98,8 @@ class ChatEncoder:
 
     def shows_response(self, conversation: Conversation, every_turn: bool = False) -> bool:
         """Whether the tokens have anything of the response, or of each turn of the assistant's."""
-        messages, hidden = conversation.messages, self._hidden_fields(conversation)
+        messages = conversation.messages
+        hidden = self._hidden_fields(self._with_suffix(conversation))
         turns = [len(messages) - 1]
         if every_turn:
             turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]

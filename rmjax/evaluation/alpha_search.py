@@ -77,6 +77,11 @@ class AlphaSearch:
           UserError: bad data, or nothing is left; an incomplete model.
         """
         spec, decoder = parents.spec, parents.strong.decoder
+        if spec.suffix_turn:
+            raise UserError(
+                f"{parents.strong.name}: answers the question {spec.suffix_turn!r}, which a search "
+                "does not ask; give --alpha, and compare models with `rmjax.evaluate`"
+            )
         self.data = load_tokenized(
             pairs,
             "validation",

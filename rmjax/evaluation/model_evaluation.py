@@ -74,7 +74,8 @@ def evaluate_model(
     results = [benchmark_results(part, scores.rule, rules, fitted) for part in parts]
     comparisons = {}
     if against:
-        other = score_model(against, data, dataclasses.replace(settings, chat_template=""), out)
+        own: dict[str, Any] = {"chat_template": "", "head": None, "suffix_turn": ""}
+        other = score_model(against, data, dataclasses.replace(settings, **own), out)
         for mine, theirs in zip(parts, _scored_benchmarks(other, data, settings)):
             difference = model_comparison(mine, scores.rule, theirs, other.rule)
             comparisons[mine.data.label] = difference

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rmjax.checkpoints.causal_heads import HeadChoice
 from rmjax.errors import UserError
 from rmjax.evaluation.benchmark_data import BenchmarkData
 from rmjax.evaluation.items import Item
@@ -24,7 +25,8 @@ LENGTH_BASELINE = "baseline:length"
 class ScoringSettings:
     """How a model is scored; see the options of `rmjax.evaluate`.
 
-    `chat_template` is of the model alone, not of one that it is compared with.
+    `chat_template`, `head` and `suffix_turn` are of the model alone, not of one that it is compared
+    with.
     """
 
     max_length: int
@@ -33,6 +35,8 @@ class ScoringSettings:
     quantize: str
     mesh: MeshConfig
     chat_template: str = ""
+    head: HeadChoice | None = None
+    suffix_turn: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +93,8 @@ def score_model(
         over_long="truncate_left",
         quantize=settings.quantize,
         chat_template=settings.chat_template,
+        head=settings.head,
+        suffix_turn=settings.suffix_turn,
     )
     scorer.max_length = settings.max_length or scorer.max_length
     dtype, devices = str(scorer.model.options.dtype), jax.devices()
@@ -105,6 +111,7 @@ def score_model(
         "dtype": settings.quantize or dtype,
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "source": scorer.spec.source,
+        "suffix_turn": scorer.spec.suffix_turn,
         "unread": scorer.encoder.notes(),
     }
     work = {

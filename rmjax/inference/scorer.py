@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 from rich.progress import track
 
+from rmjax.checkpoints.causal_heads import HeadChoice, with_head
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.data.batches import Batches
@@ -87,7 +88,7 @@ class Scorer:
         self.rule, self.over_long, self.share_prompts = rule, over_long, share_prompts
         self.max_length = spec.max_length or model.config.max_position_embeddings
         self.state, self.work = state, Work()
-        self.encoder = ChatEncoder(tokenizer)
+        self.encoder = ChatEncoder(tokenizer, spec.suffix_turn)
         self._warned: set[str] = set()
         self._score_rows = make_score(model)
         self._shapes = ScoringShapes(model, self.max_length)
@@ -332,12 +333,14 @@ def load(
     share_prompts: bool = True,
     quantize: str = "",
     chat_template: str = "",
+    head: HeadChoice | None = None,
+    suffix_turn: str = "",
 ) -> Scorer:
     """Loads a reward model for scoring.
 
     Args:
       path: a run (its best checkpoint), a converted Orbax model, a Hugging Face directory or hub
-        id of a `LlamaForSequenceClassification`.
+        id of a `LlamaForSequenceClassification`, or with `head` of a causal model.
       value: how attributes become the scalar `value`: an attribute, the name of a published
         vector (`rmjax.PUBLISHED`), or weights by attribute. The model's own rule if not given. Of a
         language model `log_probability`, that of the response, is the only attribute.
@@ -350,6 +353,9 @@ def load(
         8 bits, where the device can; elsewhere the same scores take longer, and a warning says so.
         Scores differ from the unquantized ones, a small model's by much: see docs/score.md.
       chat_template: which of the tokenizer's named templates to use; empty for its default.
+      head: where a causal model's reward is: `value_head`, or the tokens whose logits it is, as in
+        `{"Yes": 1, "No": -1}`; see `causal_heads.with_head`.
+      suffix_turn: what a user asks after the response, where the reward is read in the answer.
 
     Raises:
       UserError: there is no such model, it has no reward head, or a file is missing.
@@ -361,7 +367,7 @@ def load(
     ):
         if given not in choices:
             raise UserError(f"{name} = {given!r}: there are {', '.join(choices)}")
-    source = open_pretrained(str(path), chat_template)
+    source, _ = with_head(open_pretrained(str(path), chat_template), head, suffix_turn)
     language_model = value == LOG_PROBABILITY and source.spec is None
     spec = RewardSpec((LOG_PROBABILITY,), {}) if language_model else source.reward_spec()
     computed: Any = compute_dtype(dtype)

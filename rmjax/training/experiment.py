@@ -109,6 +109,12 @@ def with_first_head(config: Config, source: Pretrained) -> tuple[Pretrained, str
     """`source`, without its head if a fresh one is to be made; and what to say about both."""
     head = f"a fresh head, seed {config.seed}"
     if source.spec and source.spec.attributes == config.data.attributes:
+        if source.spec.suffix_turn:
+            raise UserError(
+                f"config.init = {source.name!r}: its head reads the answer to the question "
+                f"{source.spec.suffix_turn!r}, which training does not ask; name other "
+                "config.data.attributes for a fresh head, which is read at the response's end"
+            )
         head = "its head"
         if source.spec.offset:
             head += " (without the constant that was added to its numbers)"
@@ -117,5 +123,7 @@ def with_first_head(config: Config, source: Pretrained) -> tuple[Pretrained, str
         head += f" (its own is for {', '.join(source.spec.attributes)})"
         source = source.without_head()
     elif source.value_head:
-        head += " (its value head is left out; `rmjax.convert hf-to-orbax --value-head` takes it)"
+        head += (
+            " (its value head is left out; `rmjax.convert hf-to-orbax --head=value_head` takes it)"
+        )
     return source, f"{source.name} with {head}"

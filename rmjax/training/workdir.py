@@ -23,6 +23,7 @@ from rmjax.checkpoints.model_files import (
     write_model_files,
 )
 from rmjax.checkpoints.pretrained import Pretrained, public_name
+from rmjax.checkpoints.provenance import provenance, write_provenance
 from rmjax.config import Config, as_flat_dict
 from rmjax.data.tokenized import REFERENCE, TokenizedData
 from rmjax.data.tokenizer import Tokenizer
@@ -177,6 +178,10 @@ def record_run(
                 base = public_name(config.init) if config.init else ""
                 write_adapter_config(files, model.lora, base, reward=False)
             ends = () if spec else end_tokens(source.files if source else None, tokenizer)
+            if source:
+                files.mkdir(parents=True, exist_ok=True)
+                front = provenance(source, trained=True)
+                write_provenance(files, front, "A model that rmjax trains.")
             write_model_files(files, model.config, tokenizer, spec, ends=ends)
 
 

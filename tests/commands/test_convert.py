@@ -529,10 +529,10 @@ def test_command_line_parses_its_options(tmp_path, monkeypatch):
         "hf-to-orbax a b",
         "hf-to-orbax c d --attributes=x,y --seed=3 --value=goodness --chat-template=rag",
         "hf-to-orbax i j --language-model",
-        "hf-to-orbax k l --reward-token=0",
-        'hf-to-orbax m n --value-head --value={"x":2}',
+        'hf-to-orbax k l --head={"reward":{"0":1}}',
+        'hf-to-orbax m n --head=value_head --value={"x":2} --suffix-turn=Good?',
         "orbax-to-hf e f",
-        "orbax-to-hf --dtype bfloat16 g h",
+        "orbax-to-hf --dtype bfloat16 g h --value=care --push=me/it",
     ):
         monkeypatch.setattr(sys, "argv", ["convert", *line.split()])
         convert._main()
@@ -540,8 +540,8 @@ def test_command_line_parses_its_options(tmp_path, monkeypatch):
         "attributes": None,
         "seed": 0,
         "language_model": False,
-        "reward_token": None,
-        "value_head": False,
+        "head": None,
+        "suffix_turn": "",
         "value": None,
         "chat_template": "",
     }
@@ -550,13 +550,13 @@ def test_command_line_parses_its_options(tmp_path, monkeypatch):
         ("a", "b"): default,
         ("c", "d"): default | named,
         ("i", "j"): default | {"language_model": True},
-        ("k", "l"): default | {"reward_token": 0},
-        ("m", "n"): default | {"value_head": True, "value": {"x": 2}},
-        ("e", "f"): {"dtype": None},
-        ("g", "h"): {"dtype": "bfloat16"},
+        ("k", "l"): default | {"head": {"reward": {"0": 1}}},
+        ("m", "n"): default | {"head": "value_head", "value": {"x": 2}, "suffix_turn": "Good?"},
+        ("e", "f"): {"dtype": None, "value": None, "push": ""},
+        ("g", "h"): {"dtype": "bfloat16", "value": "care", "push": "me/it"},
     }
     monkeypatch.setattr(
-        sys, "argv", ["convert", "hf-to-orbax", "a", "b", "--value-head", "--reward-token=0"]
+        sys, "argv", ["convert", "hf-to-orbax", "a", "b", "--head=value_head", "--language-model"]
     )
     with pytest.raises(SystemExit):
         convert._main()

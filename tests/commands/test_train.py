@@ -25,6 +25,7 @@ from helpers.runs import (
 )
 from helpers.targets import regression
 from rmjax.checkpoints.pretrained import open_pretrained
+from rmjax.checkpoints.provenance import provenance
 from rmjax.data.batch import BATCH_AXES
 from rmjax.data.batches import training_batches
 from rmjax.data.planning import plan_steps
@@ -309,6 +310,7 @@ def test_a_run_keeps_the_template_that_it_was_told_to_use(tmp_path):
     """So that scoring with it and what is made of it need no name."""
     init = save_hf(tmp_path / "hf", tiny_llama(max_position_embeddings=256), causal=True)
     short = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    (init / "README.md").write_text("---\nlicense: llama3.1\ndatasets: [its/own]\n---\n")
     (init / "additional_chat_templates").mkdir()
     (init / "additional_chat_templates" / "short.jinja").write_text(short)
     (init / "chat_template.jinja").rename(init / "additional_chat_templates" / "long.jinja")
@@ -327,7 +329,9 @@ def test_a_run_keeps_the_template_that_it_was_told_to_use(tmp_path):
         run(config)
     run(dataclasses.replace(config, chat_template="short"))
     assert (tmp_path / "run" / "model" / "chat_template.jinja").read_text() == short
-    assert open_pretrained(str(tmp_path / "run")).tokenizer().chat_template == short
+    made = open_pretrained(str(tmp_path / "run"))
+    assert made.tokenizer().chat_template == short
+    assert (made.run, provenance(made)) == (tmp_path / "run", {"license": "llama3.1"})
     with pytest.raises(UserError, match=r"chat_template: was 'short', now 'long'"):
         run(dataclasses.replace(config, chat_template="long"))
     named = dataclasses.replace(config, tokenizer=str(init), chat_template="long")

@@ -35,6 +35,15 @@ def load_official() -> tuple[Any, Any]:
                 sys.modules[name] = module
 
 
+def load_official_pipeline() -> Any:
+    """Its class that scores texts by a model; skips the test where it is not installed."""
+    spec = importlib.util.find_spec("rewardbench")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("no official package: `pip install --no-deps rewardbench`")
+    directory = Path(spec.submodule_search_locations[0])
+    return _module(directory / "models" / "pipeline.py").RewardBenchPipeline
+
+
 def _module(file: Path) -> Any:
     spec = importlib.util.spec_from_file_location(f"official_{file.stem}", file)
     assert spec and spec.loader

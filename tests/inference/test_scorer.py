@@ -567,7 +567,9 @@ def test_scores_that_are_not_numbers_are_refused(scorer):
 
 def test_a_causal_model_needs_a_head_first(tmp_path):
     source = save_hf(tmp_path / "hf", LLAMA, causal=True)
-    said = r"without a reward head\. To sample .* train one .* hf-to-orbax"
+    said = (
+        r"without a reward head\. If it is .* --head of .*a fresh head with hf-to-orbax\. To sample"
+    )
     with pytest.raises(UserError, match=said):
         rmjax.load(str(source))
 

@@ -147,6 +147,9 @@ def open_parents(weak: str, strong: str) -> Parents:
             f"{', '.join(attributes[0])}; and {', '.join(attributes[1])}. The second must have "
             "been trained from the first with its head kept"
         )
+    questions = [source.spec.suffix_turn for source in (first, second) if source.spec]
+    if questions[0] != questions[1]:
+        raise UserError(f"{weak} and {strong} answer different questions: {questions}")
     tokenizer = second.tokenizer()
     if parts := differences(first.tokenizer(), tokenizer):
         raise UserError(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tensorstore as ts
+from jaxtyping import Float32
 
 from rmjax.checkpoints.hf_mapping import hf_keys, hf_shape
 from rmjax.checkpoints.orbax_arrays import open_array, read_block
@@ -71,6 +72,7 @@ class ToHuggingFace:
         limit: int,
         lora: LoraConfig = NO_LORA,
         adapter: bool = False,
+        fold: Float32[np.ndarray, "A"] | None = None,
     ):
         """Plans files and slices.
 
@@ -82,12 +84,15 @@ class ToHuggingFace:
           limit: most bytes of a file.
           lora: the adapters to merge into the weights.
           adapter: export them and a reward head alone instead, by PEFT's names.
+          fold: weights of a reward head's outputs, whose sum is then the only one, in float32.
 
         Raises:
           UserError: a parameter is missing, damaged or of another shape than the config calls for.
         """
         self._params, self._llama = params, decoder
-        self._sizes = model_sizes(decoder, head, lora)
+        self._stored = model_sizes(decoder, head, lora)
+        self._fold = fold
+        self._sizes = self._stored if fold is None else {**self._stored, "attribute": 1}
         self._arrays: dict[str, ts.TensorStore] = {}
         self._lora = NO_LORA if adapter else lora  # what is to be merged
         rows = model_parameters(decoder, head)
@@ -117,13 +122,15 @@ class ToHuggingFace:
                 self._plan(tensor)
 
     def _open(self, row: Parameter) -> ts.TensorStore:
-        shape = [self._sizes[axis] for axis in row.all_axes]
+        shape = [self._stored[axis] for axis in row.all_axes]
         array = self._arrays[row.path] = open_array(self._params, row.path, shape)
         return array
 
     def _tensors(self, row: Parameter, dtype: str | None) -> list[_Tensor]:
         stored = self._open(row).dtype.numpy_dtype
         wanted = stored if dtype is None or row == HEAD else np.dtype(dtype)
+        if row == HEAD and self._fold is not None:
+            wanted = np.dtype(np.float32)
         return [
             _Tensor(key, row, layer, hf_shape(row, self._sizes), wanted)
             for layer, key in enumerate(hf_keys(row, self._llama))
@@ -158,6 +165,9 @@ class ToHuggingFace:
 
     def read(self, part: TensorSlice) -> np.ndarray:
         """A slice of the source, in HF's axes and the converted dtype."""
+        if part.row == HEAD and self._fold is not None:
+            head = self._block(HEAD, {}).astype(np.float64)
+            return part.to_hf(head @ self._fold[:, None]).astype(part.dtype)
         index = dict(zip(part.row.all_axes, part.index))
         block = self._block(part.row, index)
         if self._lora.adapts(part.row.path):

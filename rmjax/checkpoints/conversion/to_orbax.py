@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import tensorstore as ts
 
-from rmjax.checkpoints.hf_mapping import hf_keys, to_hf
+from rmjax.checkpoints.hf_mapping import hf_keys
 from rmjax.checkpoints.hf_weights import Weights, common_dtype
 from rmjax.checkpoints.orbax_arrays import (
     array_cuts,
@@ -19,7 +19,7 @@ from rmjax.checkpoints.pretrained import WEIGHTS
 from rmjax.checkpoints.tensor_slices import TensorSlice, band_axis, cut
 from rmjax.models.decoder_config import DecoderConfig
 from rmjax.models.heads import Head, model_parameters, model_sizes
-from rmjax.models.parameters import HEAD, Parameter
+from rmjax.models.parameters import Parameter
 
 
 class ToOrbax:
@@ -29,11 +29,9 @@ class ToOrbax:
       slices: in the order of the layers, which is about that of the source's files.
     """
 
-    def __init__(
-        self, weights: Weights, decoder: DecoderConfig, head: Head, fresh: np.ndarray | None = None
-    ):
-        """Plans the slices; `fresh` is a reward head where the source has none."""
-        self._weights, self._fresh = weights, fresh
+    def __init__(self, weights: Weights, decoder: DecoderConfig, head: Head):
+        """Plans the slices."""
+        self._weights = weights
         self._sizes = model_sizes(decoder, head)
         self._rows = model_parameters(decoder, head)
         self._keys = {row.path: hf_keys(row, decoder) for row in self._rows}
@@ -47,8 +45,6 @@ class ToOrbax:
 
     def _dtype(self, row: Parameter) -> np.dtype:
         """The dtype of a parameter; layers of unequal precision share the widest."""
-        if row == HEAD and self._fresh is not None:
-            return self._fresh.dtype
         return common_dtype(self._weights, self._keys[row.path])
 
     def _shape(self, row: Parameter) -> list[int]:
@@ -79,8 +75,6 @@ class ToOrbax:
 
     def read(self, part: TensorSlice) -> np.ndarray:
         """A slice of the source, in HF's axes and the converted dtype."""
-        if part.row == HEAD and self._fresh is not None:
-            return np.ascontiguousarray(to_hf(part.row, self._fresh, self._sizes)[part.hf_index])
         block = self._weights.read(part.key, part.hf_index)
         return block.astype(part.dtype, copy=False)
 

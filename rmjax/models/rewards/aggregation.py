@@ -1,5 +1,6 @@
 """From attributes to one number of each response to a prompt: a named rule, never a hidden one."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -100,6 +101,35 @@ def _ask_for_value(labels: Sequence[str]) -> None:
         f"the model is a classifier ({', '.join(labels)}) and does not say which label is good: "
         f"give value, a label or weights; {{{example}}} is the difference of two logits, with "
         f"{labels[1]!r} as the good one. (On the command line: --value)"
+    )
+
+
+def fold_spec(spec: RewardSpec, rule: ScalarRule) -> RewardSpec:
+    """The spec of a head whose one output is a model's value, called by the rule's name.
+
+    A value is a linear function of the last hidden state, and so is such a head's output.
+
+    Raises:
+      UserError: the rule is of expected ratings, which are no linear function of it.
+    """
+    ordinal = spec.ordinal.attributes if spec.ordinal else ()
+    if curved := [name for name, weight in rule.weights.items() if name in ordinal and weight]:
+        raise UserError(
+            f"value {rule.name!r}: the value of {curved[0]!r} is an expected rating, by thresholds "
+            "behind the head, and no weighted sum of the head's outputs is that; leave value out"
+        )
+    offset = sum(rule.weights.get(name, 0.0) * x for name, x in (spec.offset or {}).items())
+    before = spec.folded or {}  # of the only attribute, so that one weight is left
+    scale = next(iter(rule.weights.values()))
+    temperature = spec.temperature
+    return dataclasses.replace(
+        spec,
+        attributes=(rule.name,),
+        scalar={rule.name: 1.0},
+        offset={rule.name: offset} if offset else None,
+        ordinal=None,
+        temperature=temperature if temperature and temperature.rule == rule.name else None,
+        folded={name: weight * scale for name, weight in before.items()} or dict(rule.weights),
     )
 
 

@@ -43,6 +43,10 @@ class RewardSpec:
       ordinal: how the head's numbers are read as ratings; None where they are these themselves.
       general_preference: how two responses' numbers are compared, where they have no order.
       temperature: of its margins; None if it was not fitted.
+      suffix_turn: what a user asks after the response; the reward is read where the answer would
+        begin. Empty where it is read at the response's end.
+      folded: of a head that is the value of another, the weights by which that one's outputs were
+        summed; None for any other head.
     """
 
     attributes: tuple[str, ...]
@@ -56,6 +60,8 @@ class RewardSpec:
     ordinal: OrdinalScale | None = None
     general_preference: GeneralPreference | None = None
     temperature: Temperature | None = None
+    suffix_turn: str = ""
+    folded: dict[str, float] | None = None
 
     def read(self, numbers: Float[np.ndarray, "N A"]) -> Float64[np.ndarray, "N A"]:
         """The attributes' values: the head's numbers, with offsets and on the ratings' scale."""

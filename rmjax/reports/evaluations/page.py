@@ -95,6 +95,8 @@ def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "drop": "items with a longer conversation are left out",
     }
     yield "maximal length", f"{count(model['max_length'])} tokens; {over[model['over_long']]}"
+    if model["suffix_turn"]:
+        yield "asked after each response", model["suffix_turn"]
     for note in model["unread"]:
         yield "note", note
     yield "computed in", f"{model['dtype']} on {model['devices']}"
