@@ -15,7 +15,7 @@ from rmjax.runtime.files import read_json
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-VALUE_HEAD = "value_head.safetensors"  # LLaMA-Factory's, see causal_heads.py
+VALUE_HEAD = "value_head.safetensors"  # LLaMA-Factory's, see value_head.py
 _SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
 _log = logging.getLogger(__name__)
 
