@@ -342,7 +342,7 @@ def by_tokamax(implementation: str, layout: Layout, own: Stretches, to_prompt: S
     )
 
     places = jnp.arange(layout.segment_ids.shape[1])
-    seen = sees(layout, places, layout.segment_ids, places) | jnp.eye(len(places), dtype=bool)[None]
+    seen = sees(layout, places, layout.keys, places) | jnp.eye(len(places), dtype=bool)[None]
     same = layout.segment_ids[:, 1:] == layout.segment_ids[:, :-1]
     begins = jnp.pad(~same | (layout.segment_ids[:, 1:] == 0), ((0, 0), (1, 0)))
     first = jax.lax.cummax(jnp.where(begins, places[None], 0), axis=1)

@@ -198,7 +198,7 @@ class StepRows:
 def shape_of(config: AlignConfig, model: Model, rows: int, length: int) -> RowShape:
     """The shape of so many rows of a length."""
     slots = max(config.rollout.n, min(64, length // _PLACES_A_SLOT))
-    return RowShape(rows, length, slots, alignment(model.options.attention, length))
+    return RowShape(rows, length, slots, alignment(model.options.attention, length, model.config))
 
 
 def planned_shape(config: AlignConfig, model: Model) -> RowShape:

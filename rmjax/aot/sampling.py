@@ -35,7 +35,6 @@ from rmjax.generation.programs import (
 from rmjax.generation.sampler import Sampler
 from rmjax.models.attention.dispatch import choose
 from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
-from rmjax.models.heads import LanguageModelHead
 from rmjax.models.inputs import ROWS_AXES
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model
@@ -199,7 +198,7 @@ def check_sampling(
     sharding = Sharding(mesh)
     kernel = choose("auto", decoder, sharding, _DTYPE)
     options = ModelOptions(sharding, dtype=_DTYPE, attention=kernel)
-    model = Model(decoder, options, LanguageModelHead(decoder.tie_word_embeddings), lora)
+    model = Model(decoder, options, language_model_head(decoder), lora)
     sampler, params = Sampler(model, load.rows), model.abstract(_DTYPE)
     places = load.prompt - 1  # of a prompt: its last token is read with the sample
     several = [places] * (count or 2 * load.rows)

@@ -29,7 +29,7 @@ def make_layout(rows: list[list[Group]], length: int, unit: int) -> tuple[Layout
                 segment_ids[row, mine] = number
                 masked_start[row, mine], masked_end[row, mine] = end, place
                 place = -(-(place + size) // unit) * unit
-    return Layout._make(arrays), seen
+    return Layout(*arrays), seen
 
 
 def random_rows(rng: np.random.Generator, count: int, length: int, unit: int) -> list[list[Group]]:

@@ -26,7 +26,6 @@ from rmjax.data.predicted import predicting
 from rmjax.data.row_layout import RowShape, Segment, make_rows
 from rmjax.data.tokenized import in_memory
 from rmjax.models import log_probabilities as module
-from rmjax.models.heads import LanguageModelHead
 from rmjax.models.init import random_params
 from rmjax.models.layers import ModelOptions
 from rmjax.models.log_probabilities import log_probabilities, sums_of_samples
@@ -49,7 +48,7 @@ def mesh_of(sizes: dict[str, int]) -> Sharding:
 
 def language_model(decoder, sharding=None, **options) -> Model:
     options = ModelOptions(sharding or one_device(), **options)
-    return Model(decoder, options, LanguageModelHead(decoder.tie_word_embeddings))
+    return Model(decoder, options, language_model_head(decoder))
 
 
 def siblings(rng, sizes, prompt=(2, 20), response=(1, 12)):
