@@ -186,9 +186,12 @@ class _Seen:
         self, mine: jax.Array, k: jax.Array, i: Any, j: Any, soft_cap: float | None
     ) -> jax.Array:
         """Of tile `i` of queries against tile `j` of keys."""
-        queries: Any = jax.tree.map(lambda x: x[i][None], self.layout)
-        keys: Any = jax.tree.map(lambda x: x[j][None], self.keys)
-        seen = sees(queries, self.positions[i], keys, self.key_positions[j])
+
+        def tiles(of: Any, number: Any) -> Any:
+            return jax.tree.map(lambda x: x[number][None], of)
+
+        queries = tiles(self.layout, i)
+        seen = sees(queries, self.positions[i], tiles(self.keys, j), self.key_positions[j])
         products = soft_capped(_product("Kqh,Klh->Kql", mine, k[j]), soft_cap)
         shape = (*products.shape[:1], products.shape[1] // _TILE, _TILE, _TILE)
         seen = jnp.broadcast_to(seen[:, None], shape).reshape(products.shape)
