@@ -35,6 +35,7 @@ from rmjax.generation.programs import (
 from rmjax.generation.sampler import Sampler
 from rmjax.models.attention.dispatch import choose
 from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
+from rmjax.models.heads import language_model_head
 from rmjax.models.inputs import ROWS_AXES
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model

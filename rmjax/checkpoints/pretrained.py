@@ -31,7 +31,7 @@ from rmjax.checkpoints.value_head import find_value_head, refuse_layered_head
 from rmjax.data.tokenizer import Tokenizer, load_tokenizer
 from rmjax.errors import UserError
 from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
-from rmjax.models.heads import Head, RewardHead, model_parameters
+from rmjax.models.heads import Head, RewardHead, language_model_head, model_parameters
 from rmjax.models.hf_config import config_from_hf
 from rmjax.models.parameters import THRESHOLDS
 from rmjax.models.rewards.spec import RewardSpec, Temperature

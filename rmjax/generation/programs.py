@@ -249,24 +249,23 @@ def _sample(
     place = jnp.arange(places)[None, None]
     from_start = place >= states.prompt_start[:, :, None]
     seen_prompt = from_start & (place < states.prompt_end[:, :, None])
-    prompt_position = place - states.prompt_start[:, :, None]  # of a place's token in its sample
 
     def extend(now: _Loop) -> _Loop:
         read = step + now.number  # the step in which tokens are read now
         age = ((read - jnp.arange(slots)) % slots)[None, None]
         seen_own = (age > 0) & (age <= (read - states.begun)[:, :, None])
-        position = states.position + now.number
 
         def seen(kind: LayerKind) -> Seen:
             if kind.window is None:
                 return Seen(seen_prompt, seen_own)
-            near = (position[:, :, None] - prompt_position) < kind.window
-            return Seen(seen_prompt & near, seen_own & (age < kind.window))
+            # From the token that is read to that of a place, both counted in the sample.
+            back = (states.position + now.number + states.prompt_start)[:, :, None] - place
+            return Seen(seen_prompt & (back < kind.window), seen_own & (age < kind.window))
 
         hidden, new = model.decoder.apply(  # pyright: ignore[reportGeneralTypeIssues]
             {"params": others},
             now.token.reshape(-1, 1),
-            position.reshape(-1, 1),
+            (states.position + now.number).reshape(-1, 1),
             now.cache,
             by_kind(model.config, seen),
             layers,

@@ -11,7 +11,7 @@ from rmjax.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
 from rmjax.errors import UserError, differing
 from rmjax.models.attention.dispatch import choose
 from rmjax.models.decoder_config import DecoderConfig
-from rmjax.models.heads import Head, RewardHead
+from rmjax.models.heads import Head, RewardHead, language_model_head
 from rmjax.models.init import random_params
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model, compute_dtype

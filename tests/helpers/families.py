@@ -6,15 +6,19 @@ from rmjax.models.decoder_config import FULL, SLIDING, DecoderConfig, Rope
 _GELU = "gelu_pytorch_tanh"
 _MIXED = (SLIDING, FULL, SLIDING)
 
+
+def _tiny(**changes: object) -> DecoderConfig:
+    """With a vocabulary for what the tokenizers' classes of families add to that of bytes."""
+    return tiny_llama(vocab_size=264, **changes)
+
+
 FAMILY_MODELS: dict[str, DecoderConfig] = {
-    "mistral": tiny_llama(family="mistral", head_dim=16),
-    "mistral_window": tiny_llama(family="mistral", sliding_window=7),
-    "qwen2": tiny_llama(family="qwen2", tie_word_embeddings=True, rope=Rope(1e6)),
-    "qwen2_windows": tiny_llama(
-        family="qwen2", sliding_window=9, layer_types=(FULL, SLIDING, SLIDING)
-    ),
-    "qwen3": tiny_llama(family="qwen3", head_dim=16, rope=Rope(1e6), rms_norm_eps=1e-3),
-    "qwen3_windows": tiny_llama(
+    "mistral": _tiny(family="mistral", head_dim=16),
+    "mistral_window": _tiny(family="mistral", sliding_window=7),
+    "qwen2": _tiny(family="qwen2", tie_word_embeddings=True, rope=Rope(1e6)),
+    "qwen2_windows": _tiny(family="qwen2", sliding_window=9, layer_types=(FULL, SLIDING, SLIDING)),
+    "qwen3": _tiny(family="qwen3", head_dim=16, rope=Rope(1e6), rms_norm_eps=1e-3),
+    "qwen3_windows": _tiny(
         family="qwen3",
         head_dim=16,
         attention_bias=True,
@@ -22,7 +26,7 @@ FAMILY_MODELS: dict[str, DecoderConfig] = {
         layer_types=_MIXED,
         num_key_value_heads=1,
     ),
-    "gemma2": tiny_llama(
+    "gemma2": _tiny(
         family="gemma2",
         hidden_act=_GELU,
         head_dim=16,
@@ -34,7 +38,7 @@ FAMILY_MODELS: dict[str, DecoderConfig] = {
         layer_types=_MIXED,
         tie_word_embeddings=True,
     ),
-    "gemma3_text": tiny_llama(
+    "gemma3_text": _tiny(
         family="gemma3_text",
         hidden_act=_GELU,
         head_dim=16,

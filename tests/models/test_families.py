@@ -13,6 +13,7 @@ from helpers.reference import hf_state, torch_model
 from rmjax.data.row_layout import RowShape, Segment, make_rows
 from rmjax.models.attention.dispatch import alignment
 from rmjax.models.init import random_params
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 LENGTH, SLOTS = 128, 4
 
@@ -39,6 +40,30 @@ def grouped_rows(rng, decoder, kernel, count=2):
     ]
     samples = [[sample for segment in row for sample in segment.samples] for row in rows]
     return make_rows(rows, count, RowShape(count, LENGTH, SLOTS, align)), samples
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text"])
+def test_every_kernel_and_mesh_gives_the_same_scores(name, rng):
+    decoder = FAMILY_MODELS[name]
+    rows, _ = grouped_rows(rng, decoder, "splash")
+    single = make_model(decoder, attention="cpu_flash")
+    params = jax.device_get(seen_params(single))
+    real = rows.last_token_index > 0
+    expected = np.asarray(jax.jit(single)(params, rows))[real]
+    for mesh, kernel in (
+        (dict(fsdp=1), "xla"),
+        (dict(fsdp=1), "splash"),
+        (dict(fsdp=2, tensor=2), "splash"),
+        (dict(fsdp=2, context=2, tensor=2), "cpu_flash"),
+        (dict(data=2, fsdp=1, context=4), "xla"),
+    ):
+        devices = jax.devices()[: int(np.prod(list(mesh.values())))]
+        sharding = Sharding(make_mesh(MeshConfig(**mesh), devices))
+        model = make_model(decoder, sharding=sharding, attention=kernel, remat="dots")
+        placed = jax.device_put(params, jax.tree.map(lambda x: x.sharding, model.abstract()))
+        found = np.asarray(jax.jit(model)(placed, rows))[real]
+        np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=f"{mesh} {kernel}")
 
 
 @pytest.mark.parametrize("name", FAMILY_MODELS)
