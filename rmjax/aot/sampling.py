@@ -270,7 +270,7 @@ def _trace_prompts(
     )
     insert: Any = sampler.programs.insert
     traced = insert.trace(params, cache_shapes(model, shape), laid, source)
-    steps = kernel_steps((0, [places[0]]), segment, rows.length, 1, chip)
+    steps = kernel_steps((0, [places[0]]), segment, rows.length, 1, chip, model.config.windows)
     return traced, rows.rows * min(rows.slots, rows.length // segment), steps
 
 

@@ -92,7 +92,8 @@ class Block(Layer):
         is kept of the layer. `kind` is the number of the layer's kind, where there are several.
         """
         config = self.config
-        layout, (cos, sin) = _of_kind(layout, kind), _of_kind(turns, kind)
+        seen: Any = _of_kind(layout, kind)
+        cos, sin = _of_kind(turns, kind)
         activation = ACTIVATION[config.hidden_act]
         # Kernels divide logits by the square root of head_dim: what is left of it, queries bring.
         logits_like = config.query_pre_attn_scalar
@@ -130,11 +131,11 @@ class Block(Layer):
         with jax.named_scope("attention"):
             q, k, v = parts.each(before, x, cos, sin) if parts else before(x, cos, sin)
             q, k, v = map(checkpoint_name, (q, k, v), ("q", "k", "v"))
-            if isinstance(layout, Seen):
+            if isinstance(seen, Seen):
                 assert kept is not None
-                y = attend_kept(q, k, v, kept, layout, config.attn_logit_softcapping)
+                y = attend_kept(q, k, v, kept, seen, config.attn_logit_softcapping)
             else:
-                y = attention(q, k, v, layout, config.attn_logit_softcapping)
+                y = attention(q, k, v, seen, config.attn_logit_softcapping)
         x = parts.each(after, x, y) if parts else after(x, y)
         return x, (k, v) if self.keys_wanted else None
 

@@ -109,6 +109,11 @@ class DecoderConfig:
         return windows[0] if windows and windows[0] < row_length else None
 
     @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The window of each layer, None where it has none."""
+        return tuple(kind.window for kind in self.layers_by_kind())
+
+    @property
     def kinds(self) -> tuple[LayerKind, ...]:
         """The kinds of layers, those of the first layer first."""
         return tuple(dict.fromkeys(self.layers_by_kind()))

@@ -40,7 +40,7 @@ def model_flops(
     weights = _numbers(PRODUCTS, decoder, lora)
     adapters = _numbers(adapter_parameters(lora), decoder, lora)
     tokens = pairs = samples = 0
-    windows = collections.Counter(kind.window for kind in decoder.layers_by_kind())
+    windows = collections.Counter(decoder.windows)
     for shared, lengths in groups:
         tokens += shared + sum(n - shared for n in lengths)
         samples += len(lengths)

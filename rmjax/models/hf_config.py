@@ -115,7 +115,7 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     for name in _OF_ALL:
         written[name] = fields[name]
     for name in row.fields:
-        value = fields[name]
+        value: Any = fields[name]
         whole = name == "query_pre_attn_scalar" and value is not None and value == int(value)
         written[name] = int(value) if whole else value  # transformers asks for a whole number
     return written | _windows_to_hf(config) | rope_to_hf(config.rope, config.rope_local)
@@ -259,7 +259,7 @@ def _usual_types(
 def _windows_to_hf(config: DecoderConfig) -> dict[str, Any]:
     """The fields that say windows, as the family's models read them."""
     window, count, how = config.sliding_window, config.num_hidden_layers, config.row.windows
-    types = [SLIDING if kind.window is not None else FULL for kind in config.layers_by_kind()]
+    types = [FULL if width is None else SLIDING for width in config.windows]
     if how == "none":
         return {}
     if how == "all":

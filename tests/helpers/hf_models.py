@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,8 @@ def save_hf(
     fields = config_to_hf(decoder or tiny_llama())
     if not causal:
         fields |= {"id2label": dict(enumerate(names)), "problem_type": "regression"}
-    config = transformers.CONFIG_MAPPING[fields.pop("model_type")](**fields, pad_token_id=2)
+    kind: Any = transformers.CONFIG_MAPPING[fields.pop("model_type")]
+    config = kind(**fields, pad_token_id=2)
     kind = "AutoModelForCausalLM" if causal else "AutoModelForSequenceClassification"
     torch.manual_seed(seed)
     model = getattr(transformers, kind).from_config(config)

@@ -38,10 +38,10 @@ def make_layout(
                 masked_start[row, mine], masked_end[row, mine] = end, place
                 place = -(-(place + size) // unit) * unit
     if window is None:
-        return Layout(*arrays), seen
+        return Layout._make([*arrays, None, None]), seen
     far = positions[:, :, None] - positions[:, None, :] >= window
     first = np.maximum(positions - window + 1, 0)
-    return Layout(*arrays, positions, first), seen & ~far
+    return Layout._make([*arrays, positions, first]), seen & ~far
 
 
 def random_rows(rng: np.random.Generator, count: int, length: int, unit: int) -> list[list[Group]]:

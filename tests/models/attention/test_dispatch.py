@@ -78,8 +78,10 @@ def test_rows_are_made_to_fit(on):
         dispatch.row_multiple("xla", sharding) == dispatch.row_multiple("cpu_flash", sharding) == 2
     )
     assert dispatch.row_multiple("splash", sharding) == 256
-    assert dispatch.alignment("splash", 8192) == tpu_splash.alignment(8192) == 16
-    assert dispatch.alignment("xla", 8192) == dispatch.alignment("cudnn", 8192) == 1
+    decoder = tiny_llama()
+    assert dispatch.alignment("splash", 8192, decoder) == tpu_splash.alignment(8192) == 16
+    for name in ("xla", "cudnn"):
+        assert dispatch.alignment(name, 8192, decoder) == 1
 
 
 @pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 2}, {"fsdp": 1, "context": 4}], ids=str)

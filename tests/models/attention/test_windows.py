@@ -122,8 +122,8 @@ def test_a_number_holds_a_window_too(length, rng):
     ends = rng.integers(0, places // unit + 1) * unit
     starts = rng.integers(0, ends // unit + 1) * unit
     has = rng.integers(0, 2, len(places))
-    arrays = (np.asarray(x, np.int32)[None] for x in (places, starts, ends, places, has))
-    numbers = tpu_splash._number(Layout(*arrays), jnp.asarray(places), length, True)[0]
+    arrays = [np.asarray(x, np.int32)[None] for x in (places, starts, ends, places, has)]
+    numbers = tpu_splash._number(Layout._make(arrays), jnp.asarray(places), length, True)[0]
     keys = rng.integers(0, length, 300).astype(np.int32)
     found = tpu_splash._mask_function(length, 1, window)(numbers[:, None], jnp.asarray(keys)[None])
     places, starts, ends = places[:, None], starts[:, None], ends[:, None]
