@@ -115,9 +115,10 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     for name in _OF_ALL:
         written[name] = fields[name]
     for name in row.fields:
-        value: Any = fields[name]
-        whole = name == "query_pre_attn_scalar" and value is not None and value == int(value)
-        written[name] = int(value) if whole else value  # transformers asks for a whole number
+        written[name] = fields[name]
+    scalar = config.query_pre_attn_scalar
+    if scalar is not None and scalar == int(scalar):
+        written["query_pre_attn_scalar"] = int(scalar)  # transformers asks for a whole number
     return written | _windows_to_hf(config) | rope_to_hf(config.rope, config.rope_local)
 
 

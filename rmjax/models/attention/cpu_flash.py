@@ -132,7 +132,7 @@ def _attend(
     keys: Keys,
     needed: Any,
     count: Any,
-) -> jax.Array:
+) -> Any:
     if k.shape[1] < keys.segment_ids.shape[1]:
         k, v = (jax.lax.all_gather(x, _LENGTH, axis=1, tiled=True) for x in (k, v))
     rows, length = mine.segment_ids.shape
