@@ -3,7 +3,7 @@
     python -m rmjax.train --config=configs/qwen3_06b_regression.py
 
 Hardware: parameters, AdamW's moments and gradients are 9.5 GB in float32; one GPU, or a patient
-laptop. Its chat template adds an empty thought before an answer, in training as in scoring.
+laptop.
 """
 
 from rmjax.config import Config, DataConfig, OptimizerConfig

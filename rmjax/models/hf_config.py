@@ -93,7 +93,11 @@ def config_from_hf(raw: dict[str, Any], where: str) -> DecoderConfig:
         initializer_range=required("initializer_range", float, default=0.02),
         family=name,
         hidden_act=_activation(given, row, where),
-        query_pre_attn_scalar=optional("query_pre_attn_scalar"),
+        query_pre_attn_scalar=(
+            required("query_pre_attn_scalar", float)
+            if "query_pre_attn_scalar" in row.fields
+            else None
+        ),
         attn_logit_softcapping=optional("attn_logit_softcapping"),
         final_logit_softcapping=optional("final_logit_softcapping"),
         sliding_window=window,
