@@ -404,7 +404,7 @@ def programs(side: str, told: Inputs) -> tuple[Callable[..., Any], Callable[...,
 def make_inputs(case: Case) -> Inputs:
     """Random arrays that are exact in the kernels' dtype, and `xla` of them in float32."""
     layout, *stretches = make_rows(case)
-    layout = Layout(*map(jnp.asarray, layout))
+    layout = jax.tree.map(jnp.asarray, layout)
     rng, (heads, kv_heads, size) = np.random.default_rng(1), case.heads
     dtype = jnp.bfloat16 if ON_GPU else jnp.float32
     real = (np.asarray(layout.segment_ids) > 0)[:, :, None, None]

@@ -227,7 +227,7 @@ def step_shape(
         return shape_of(config, model, rows, length)
 
     most = max(map(len, prompts.tokens)) + rollout.max_tokens
-    align = alignment(model.options.attention, 2 * longest_row(config))
+    align = alignment(model.options.attention, 2 * longest_row(config), model.config)
     longest = segment_length([most], 0, align)
     known = recorded_shapes(recorded, longest, limits, made)
     if known:
