@@ -46,9 +46,8 @@ KeysValues = tuple[Float[Array, "... B L K H"], Float[Array, "... B L K H"]]
 class ByKind:
     """What is not the same for all kinds of layers, the kind in front of every array.
 
-    So one loop goes over layers of all kinds, and takes what is a layer's by the number of its
-    kind. Two programs, of which each layer takes one, would be compiled twice, and their results
-    kept twice for the backward pass.
+    So one loop goes over layers of all kinds with one attention in it, and takes what is a layer's
+    by the number of its kind.
     """
 
     stacked: Any

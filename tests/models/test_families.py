@@ -1,5 +1,7 @@
 """Every family of decoders, against its model in transformers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,11 @@ from helpers.models import make_model
 from helpers.reference import hf_state, torch_model
 from rmjax.data.row_layout import RowShape, Segment, make_rows
 from rmjax.models.attention.dispatch import alignment
+from rmjax.models.decoder_config import LoraConfig
 from rmjax.models.init import random_params
+from rmjax.models.lora import merge_adapters
+from rmjax.models.parameters import flatten, nest
+from rmjax.models.quantization import quantize_params
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 LENGTH, SLOTS = 128, 4
@@ -64,6 +70,26 @@ def test_every_kernel_and_mesh_gives_the_same_scores(name, rng):
         placed = jax.device_put(params, jax.tree.map(lambda x: x.sharding, model.abstract()))
         found = np.asarray(jax.jit(model)(placed, rows))[real]
         np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=f"{mesh} {kernel}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3_windows", "gemma3_text"])
+def test_adapters_and_products_in_8_bits(name, rng):
+    """Merged adapters score as unmerged ones; scores in 8 bits are near those in float32."""
+    decoder, lora = FAMILY_MODELS[name], LoraConfig(rank=2)
+    rows, _ = grouped_rows(rng, decoder, "cpu_flash")
+    plain = make_model(decoder, attention="cpu_flash")
+    adapted = dataclasses.replace(plain, lora=lora)
+    params = seen_params(adapted)
+    real = rows.last_token_index > 0
+    unmerged = np.asarray(jax.jit(adapted)(params, rows))[real]
+    merged = nest(merge_adapters(flatten(params), lora))
+    found = np.asarray(jax.jit(plain)(merged, rows))[real]
+    np.testing.assert_allclose(found, unmerged, atol=1e-4)
+    rounded = quantize_params(merged, plain.options.sharding, "int8")
+    in_8_bits = np.asarray(jax.jit(plain)(rounded, rows))[real]
+    error = np.linalg.norm(in_8_bits - found) / np.linalg.norm(found)
+    assert 0 < error < 0.1
 
 
 @pytest.mark.parametrize("name", FAMILY_MODELS)
