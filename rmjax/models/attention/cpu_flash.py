@@ -145,7 +145,7 @@ def _attend(
         needed,
         count,
     )
-    out = _tiled(
+    out: Any = _tiled(
         rearrange(_tiles(q * q.shape[-1] ** -0.5), "t q (K G) H -> t K (G q) H", K=k.shape[2]),
         rearrange(_tiles(k), "t l K H -> t K l H"),
         rearrange(_tiles(v), "t l K H -> t K l H"),
