@@ -68,7 +68,7 @@ def make_layout(
 def dense(q: jax.Array, k: jax.Array, v: jax.Array, layout: Layout) -> jax.Array:
     """The definition."""
     places = jnp.arange(q.shape[1])
-    mask = sees(layout, places, layout.segment_ids, places)[:, None]
+    mask = sees(layout, places, layout.keys, places)[:, None]
     k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
     logits = jnp.einsum("bqnh,bknh->bnqk", q, k, preferred_element_type=jnp.float32)
     logits = jnp.where(mask, logits * q.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
@@ -95,7 +95,7 @@ def measure(shape: Shape, rows: int, length: int, mean: int, repeat: int) -> Non
     decoder = DecoderConfig(1, 1, 1, 1, shape.heads, shape.kv_heads, shape.head_dim, length, 1e-5)
     kernel = dispatch.choose("auto", decoder, sharding, dtype, length)
     rng = np.random.default_rng(0)
-    align = dispatch.alignment(kernel, length)
+    align = dispatch.alignment(kernel, length, decoder)
     layout, seen = make_layout(rng, rows, length, mean, align)
     sizes = (shape.heads, shape.kv_heads, shape.kv_heads, shape.heads)
     q, k, v, by = (

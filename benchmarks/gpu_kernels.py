@@ -342,7 +342,7 @@ def by_tokamax(implementation: str, layout: Layout, own: Stretches, to_prompt: S
     )
 
     places = jnp.arange(layout.segment_ids.shape[1])
-    seen = sees(layout, places, layout.segment_ids, places) | jnp.eye(len(places), dtype=bool)[None]
+    seen = sees(layout, places, layout.keys, places) | jnp.eye(len(places), dtype=bool)[None]
     same = layout.segment_ids[:, 1:] == layout.segment_ids[:, :-1]
     begins = jnp.pad(~same | (layout.segment_ids[:, 1:] == 0), ((0, 0), (1, 0)))
     first = jax.lax.cummax(jnp.where(begins, places[None], 0), axis=1)
@@ -404,7 +404,7 @@ def programs(side: str, told: Inputs) -> tuple[Callable[..., Any], Callable[...,
 def make_inputs(case: Case) -> Inputs:
     """Random arrays that are exact in the kernels' dtype, and `xla` of them in float32."""
     layout, *stretches = make_rows(case)
-    layout = Layout(*map(jnp.asarray, layout))
+    layout = jax.tree.map(jnp.asarray, layout)
     rng, (heads, kv_heads, size) = np.random.default_rng(1), case.heads
     dtype = jnp.bfloat16 if ON_GPU else jnp.float32
     real = (np.asarray(layout.segment_ids) > 0)[:, :, None, None]

@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
     kernel = choose(args.attention, decoder, sharding, dtype, args.length)
     options = ModelOptions(sharding, dtype=dtype, remat=args.remat, attention=kernel)
     model = Model(decoder, options, RewardHead(1))
-    data, batches = make_batches(args, alignment(kernel, args.length), decoder.vocab_size)
+    data, batches = make_batches(args, alignment(kernel, args.length, decoder), decoder.vocab_size)
     groups = [(args.prompt, [args.prompt + args.response] * 2)] * (len(data) // 2)
     work = model_flops(decoder, 1, groups, training=True)
 

@@ -98,7 +98,7 @@ from rmjax.checkpoints.conversion.exports import orbax_to_hf, orbax_to_peft
 from rmjax.checkpoints.conversion.to_orbax import ToOrbax
 from rmjax.checkpoints.end_tokens import end_tokens
 from rmjax.checkpoints.hf_weights import HeadedWeights, check_tensors
-from rmjax.checkpoints.model_files import CAUSAL, write_model_files
+from rmjax.checkpoints.model_files import write_model_files
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained, public_name
 from rmjax.checkpoints.provenance import provenance, write_provenance
 from rmjax.checkpoints.value_head import VALUE_HEAD_KEYS
@@ -191,7 +191,7 @@ def _language_model_to_orbax(source: Pretrained, dst: str) -> list[str]:
     check_tensors(source.weights, source.decoder, source.head)
     tokenizer = source.tokenizer()
     work = ToOrbax(source.weights, source.decoder, source.head)
-    plan = {"command": "hf-to-orbax", "model": CAUSAL}
+    plan = {"command": "hf-to-orbax", "model": source.decoder.row.causal}
 
     front, name = provenance(source), public_name(source.name)
 

@@ -198,7 +198,7 @@ class StepRows:
 def shape_of(config: AlignConfig, model: Model, rows: int, length: int) -> RowShape:
     """The shape of so many rows of a length."""
     slots = max(config.rollout.n, min(64, length // _PLACES_A_SLOT))
-    return RowShape(rows, length, slots, alignment(model.options.attention, length))
+    return RowShape(rows, length, slots, alignment(model.options.attention, length, model.config))
 
 
 def planned_shape(config: AlignConfig, model: Model) -> RowShape:
@@ -227,7 +227,7 @@ def step_shape(
         return shape_of(config, model, rows, length)
 
     most = max(map(len, prompts.tokens)) + rollout.max_tokens
-    align = alignment(model.options.attention, 2 * longest_row(config))
+    align = alignment(model.options.attention, 2 * longest_row(config), model.config)
     longest = segment_length([most], 0, align)
     known = recorded_shapes(recorded, longest, limits, made)
     if known:

@@ -275,7 +275,9 @@ def _rewarding(
             length = batches.shape.length
             together = max(1, min(load.n, (length - load.prompt) // load.tokens))
             group, places = (load.prompt, [whole] * together), load.prompt + together * load.tokens
-            steps = kernel_steps(group, places, length, mesh.shape["context"], chip)
+            steps = kernel_steps(
+                group, places, length, mesh.shape["context"], chip, model.config.windows
+            )
             traced = score.trace(params, placed(rows, ROWS_AXES, sharding))
             found = compile_program(traced, mesh, chip, {}, steps)
             yield "rewards", found, local_bytes(params), len(batches)
@@ -303,7 +305,7 @@ def _log_probabilities(
     rows, places = placed(
         jax.tree.map(lambda x: x[0], arrays), (ROWS_AXES, ("row", "length")), sharding
     )
-    steps = kernel_steps(work.group, work.group_places, length, context, chip)
+    steps = kernel_steps(work.group, work.group_places, length, context, chip, model.config.windows)
     trips = {CHUNK_LOOP: work.chunks(length, config.rows_per_device, context)}
     base = dataclasses.replace(model, lora=NO_LORA)
     kept = reference_shapes(model) or base.abstract(model.options.dtype)
@@ -340,7 +342,9 @@ def _critic_updates(
     batch = batch._replace(targets=targets._replace(values=TokenReturns(old, returns, shares)))
     mesh: Any = sharding.mesh
     context, program = mesh.shape["context"], critic_program(config, critic, 1)
-    steps = kernel_steps(work.group, work.group_places, longest_row(config), context, chip)
+    steps = kernel_steps(
+        work.group, work.group_places, longest_row(config), context, chip, critic.config.windows
+    )
     step: Any = program.step
     traced = step.trace(program.abstract, batch)
     found = compile_program(traced, mesh, chip, {MICROBATCH_LOOP: microbatches}, steps)

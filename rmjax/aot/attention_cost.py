@@ -8,6 +8,7 @@ what causality hides and no more.
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -84,7 +85,11 @@ def _cudnn_cost(computation: Computation, instruction: Instruction, backward: bo
 
 
 def steps_taken(
-    groups: list[tuple[int, list[int]]], length: int, context: int, block: int = SCHEDULED
+    groups: list[tuple[int, list[int]]],
+    length: int,
+    context: int,
+    window: int | None = None,
+    block: int = SCHEDULED,
 ) -> float:
     """The share of its steps that the busiest device takes for a row of `groups`.
 
@@ -92,22 +97,33 @@ def steps_taken(
       groups: of each how many tokens its samples begin with in common, and all tokens of each.
       length: places of the row; what its groups leave is padding.
       context: devices that share the row's queries.
+      window: tokens of its sample that a token sees; None for all before it.
       block: queries and keys of a block.
     """
     count = -(-length // block)
     taken = np.eye(count, dtype=bool)
 
-    def blocks(start: int, end: int) -> slice:
-        return slice(start // block, -(-end // block) if end > start else start // block)
+    def blocks(start: int, end: int) -> np.ndarray:
+        return np.arange(start // block, -(-end // block) if end > start else start // block)
+
+    def take(queries: tuple[int, int, int], keys: tuple[int, int, int]) -> None:
+        """Of parts of a row: where they begin and end in it, and begin in their sample."""
+        (start, end, first), (key_start, key_end, key_first) = queries, keys
+        mine, theirs = blocks(start, end), blocks(key_start, key_end)
+        earliest = np.maximum(mine * block, start) - start + first
+        latest = np.minimum(theirs * block + block, key_end) - 1 - key_start + key_first
+        near = earliest[:, None] - latest[None] < (length if window is None else window)
+        taken[np.ix_(mine, theirs)] |= near
 
     place = 0
     for shared, lengths in groups:
-        common = blocks(place, place + shared)
-        taken[common, common] = True
+        common = (place, place + shared, 0)
+        take(common, common)
         place += shared
         for own in (n - shared for n in lengths):
-            mine = blocks(place, place + own)
-            taken[mine, mine] = taken[mine, common] = True
+            mine = (place, place + own, shared)
+            take(mine, mine)
+            take(mine, common)
             place += own
     taken &= np.tri(count, dtype=bool)
     parts = np.array_split(taken, context)
@@ -115,8 +131,17 @@ def steps_taken(
 
 
 def kernel_steps(
-    group: tuple[int, list[int]], places: int, length: int, context: int, chip: Chip
+    group: tuple[int, list[int]],
+    places: int,
+    length: int,
+    context: int,
+    chip: Chip,
+    windows: Sequence[int | None] = (None,),
 ) -> Steps:
-    """`Steps` for rows that hold as many groups like `group`, of `places` places, as fit."""
+    """`Steps` for rows that hold as many groups like `group`, of `places` places, as fit.
+
+    One loop goes over all layers, so a step of it counts as taken by the mean of their `windows`.
+    """
     groups = [group] * max(1, length // places)
-    return Steps(steps_taken(groups, length, context), chip.attention)
+    taken = {window: steps_taken(groups, length, context, window) for window in set(windows)}
+    return Steps(float(np.mean([taken[window] for window in windows])), chip.attention)

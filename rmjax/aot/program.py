@@ -212,7 +212,9 @@ def check_program(config: Config, topology: str, mesh: Mesh, chip: Chip, load: W
         MICROBATCH_LOOP: microbatches,
         CHUNK_LOOP: load.chunks(longest_row(config), config.rows_per_device, context),
     }
-    steps = kernel_steps(load.group, load.group_places, longest_row(config), context, chip)
+    steps = kernel_steps(
+        load.group, load.group_places, longest_row(config), context, chip, decoder.windows
+    )
     made = compile_program(step.trace(state, batch), mesh, chip, trips, steps)
     parts = state_bytes(state, config.trained)
     return Report(

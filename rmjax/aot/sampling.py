@@ -35,7 +35,7 @@ from rmjax.generation.programs import (
 from rmjax.generation.sampler import Sampler
 from rmjax.models.attention.dispatch import choose
 from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
-from rmjax.models.heads import LanguageModelHead
+from rmjax.models.heads import language_model_head
 from rmjax.models.inputs import ROWS_AXES
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model
@@ -199,7 +199,7 @@ def check_sampling(
     sharding = Sharding(mesh)
     kernel = choose("auto", decoder, sharding, _DTYPE)
     options = ModelOptions(sharding, dtype=_DTYPE, attention=kernel)
-    model = Model(decoder, options, LanguageModelHead(decoder.tie_word_embeddings), lora)
+    model = Model(decoder, options, language_model_head(decoder), lora)
     sampler, params = Sampler(model, load.rows), model.abstract(_DTYPE)
     places = load.prompt - 1  # of a prompt: its last token is read with the sample
     several = [places] * (count or 2 * load.rows)
@@ -270,7 +270,7 @@ def _trace_prompts(
     )
     insert: Any = sampler.programs.insert
     traced = insert.trace(params, cache_shapes(model, shape), laid, source)
-    steps = kernel_steps((0, [places[0]]), segment, rows.length, 1, chip)
+    steps = kernel_steps((0, [places[0]]), segment, rows.length, 1, chip, model.config.windows)
     return traced, rows.rows * min(rows.slots, rows.length // segment), steps
 
 

@@ -14,7 +14,8 @@ from rmjax.models.parameters import Parameter
 
 def hf_keys(row: Parameter, config: DecoderConfig) -> list[str]:
     """The HF keys of a parameter, in the order of the layers."""
-    return [row.hf_key.format(n) for n in range(config.num_hidden_layers if row.stacked else 1)]
+    key = config.row.hf_keys.get(row.path, row.hf_key)
+    return [key.format(n) for n in range(config.num_hidden_layers if row.stacked else 1)]
 
 
 def hf_shape(row: Parameter, sizes: Mapping[str, int]) -> tuple[int, ...]:

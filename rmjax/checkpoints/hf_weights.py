@@ -20,7 +20,7 @@ from rmjax.models.decoder_config import DecoderConfig
 from rmjax.models.heads import Head, model_parameters, model_sizes
 from rmjax.models.parameters import HEAD
 
-# Tensors that a Llama checkpoint may have and a reward model does not need.
+# Tensors that a checkpoint may have and a reward model does not need.
 _UNUSED = re.compile(
     r"lm_head\.weight|v_head\.summary\.(weight|bias)"
     r"|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"

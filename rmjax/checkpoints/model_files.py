@@ -24,7 +24,6 @@ MODEL_CONFIG = "config.json"  # Hugging Face's
 GENERATION_CONFIG = "generation_config.json"  # likewise
 SPEC_FILE = "rmjax.json"
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
-CAUSAL = "LlamaForCausalLM"  # Hugging Face's class of a language model
 JOURNAL = "journal.jsonl"  # of a conversion that is not finished, see conversion/journal.py
 
 
@@ -38,8 +37,9 @@ def write_model_files(
 ) -> None:
     """Writes the tokenizer with its frozen template, `rmjax.json` and, whole, `config.json`.
 
-    `config.json` is that of a plain `LlamaForSequenceClassification`, or without a spec that of a
-    plain `LlamaForCausalLM`, which has no `rmjax.json`. It is written last: where it is, all are.
+    `config.json` is that of the family's plain classification model, such as
+    `LlamaForSequenceClassification`, or without a spec that of its plain language model, such as
+    `LlamaForCausalLM`, which has no `rmjax.json`. It is written last: where it is, all are.
 
     Args:
       directory: made if it is not there.
@@ -59,7 +59,7 @@ def write_model_files(
     if ends:
         _write_json(directory / GENERATION_CONFIG, {"eos_token_id": [*ends], **special})
     config = {
-        "architectures": ["LlamaForSequenceClassification" if spec else CAUSAL],
+        "architectures": [decoder.row.classification if spec else decoder.row.causal],
         **config_to_hf(decoder),
         **(_classification(spec) if spec else {}),
         **special,

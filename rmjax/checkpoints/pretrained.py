@@ -19,7 +19,6 @@ from rmjax.checkpoints.hf_weights import (
 from rmjax.checkpoints.hub import local_path
 from rmjax.checkpoints.model_files import (
     ADAPTER_CONFIG,
-    CAUSAL,
     JOURNAL,
     SPEC_FILE,
     hf_attributes,
@@ -32,7 +31,7 @@ from rmjax.checkpoints.value_head import find_value_head, refuse_layered_head
 from rmjax.data.tokenizer import Tokenizer, load_tokenizer
 from rmjax.errors import UserError
 from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
-from rmjax.models.heads import Head, LanguageModelHead, RewardHead, model_parameters
+from rmjax.models.heads import Head, RewardHead, language_model_head, model_parameters
 from rmjax.models.hf_config import config_from_hf
 from rmjax.models.parameters import THRESHOLDS
 from rmjax.models.rewards.spec import RewardSpec, Temperature
@@ -83,7 +82,7 @@ class Pretrained:
         """What reads the decoder: a reward head, or a causal model's own."""
         if self.spec:
             return RewardHead(len(self.spec.attributes))
-        return LanguageModelHead(self.decoder.tie_word_embeddings)
+        return language_model_head(self.decoder)
 
     def reward_spec(self) -> RewardSpec:
         """The spec; or a `UserError` that says how a causal model becomes a reward model."""
@@ -209,8 +208,9 @@ def _open_huggingface(name: str, path: Path) -> Pretrained:
     architectures, keys = raw.get("architectures") or [], weights.keys()
     spec, has_head = None, "score.weight" in keys
     # A decoder alone, of transformers' `AutoModel`, to which somebody added a head.
-    bare = architectures == ["LlamaModel"] and has_head
-    if bare or "LlamaForSequenceClassification" in architectures:
+    classification = decoder.row.classification
+    bare = architectures == [decoder.row.bare] and has_head
+    if bare or classification in architectures:
         rows = weights.shape("score.weight")[0] if bare else 2
         attributes = hf_attributes(raw, path / "config.json", rows)
         if (path / SPEC_FILE).exists():
@@ -222,7 +222,7 @@ def _open_huggingface(name: str, path: Path) -> Pretrained:
     elif has_head:
         raise UserError(
             f"{path}: 'score.weight' is there, but config.json's 'architectures' is "
-            f"{architectures}, expected LlamaForSequenceClassification"
+            f"{architectures}, expected {classification}"
         )
     refuse_layered_head(path, keys)
     head = RewardHead(len(spec.attributes) if spec else 1)
@@ -245,7 +245,7 @@ def _open_orbax(
     where = files / "config.json"
     raw = read_json(where)
     decoder = config_from_hf(raw, str(where))
-    if raw.get("architectures") == [CAUSAL]:
+    if raw.get("architectures") == [decoder.row.causal]:
         source = Pretrained(name, files, decoder, None, weights, *read_adapter_config(files))
         _check_paths(source, set())
         return source

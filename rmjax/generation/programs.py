@@ -21,7 +21,8 @@ from jaxtyping import Array, Bool, Float32, Int32, UInt32
 from rmjax.generation.choice import Rule, choose, uniform
 from rmjax.models.attention.cached import KEPT_AXES, Kept, Seen
 from rmjax.models.attention.dispatch import platform
-from rmjax.models.decoder import KeysValues, split_layers
+from rmjax.models.decoder import KeysValues, by_kind, split_layers
+from rmjax.models.decoder_config import LayerKind
 from rmjax.models.inputs import Rows
 from rmjax.models.model import Model
 from rmjax.models.parameters import Params
@@ -253,12 +254,20 @@ def _sample(
         read = step + now.number  # the step in which tokens are read now
         age = ((read - jnp.arange(slots)) % slots)[None, None]
         seen_own = (age > 0) & (age <= (read - states.begun)[:, :, None])
+
+        def seen(kind: LayerKind) -> Seen:
+            if kind.window is None:
+                return Seen(seen_prompt, seen_own)
+            # From the token that is read to that of a place, both counted in the sample.
+            back = (states.position + now.number + states.prompt_start)[:, :, None] - place
+            return Seen(seen_prompt & (back < kind.window), seen_own & (age < kind.window))
+
         hidden, new = model.decoder.apply(  # pyright: ignore[reportGeneralTypeIssues]
             {"params": others},
             now.token.reshape(-1, 1),
             (states.position + now.number).reshape(-1, 1),
             now.cache,
-            Seen(seen_prompt, seen_own),
+            by_kind(model.config, seen),
             layers,
             method="extend",
         )

@@ -154,7 +154,7 @@ class Sampler:
         together = round(mean * len(places)) // shards
         length = bucket(max(1, longest, min(_PACKED, together)), self._model)
         most = shards * max(1, PADDED_TOKENS // (length * shards))
-        align = alignment(self._model.options.attention, length)
+        align = alignment(self._model.options.attention, length, self._model.config)
         return RowShape(most, length, _PROMPTS, align)
 
     def _expected(self, places: Sequence[int]) -> tuple[int, float]:

@@ -173,7 +173,12 @@ class ScoringShapes:
         options = self._model.options
         rows = options.sharding.row_shards
         shapes = [
-            RowShape(rows, n, min(_MOST_SLOTS, n // 8), alignment(options.attention, n))
+            RowShape(
+                rows,
+                n,
+                min(_MOST_SLOTS, n // 8),
+                alignment(options.attention, n, self._model.config),
+            )
             for n in lengths
         ]
         return _Planner(data, shapes, share, self._parts, self._attention)
@@ -181,7 +186,9 @@ class ScoringShapes:
     def _rounded(self, length: int) -> int:
         """The shortest row that holds so many positions, at its own alignment."""
         length = -(-length // self._multiple) * self._multiple
-        unit = math.lcm(self._multiple, alignment(self._model.options.attention, length))
+        unit = math.lcm(
+            self._multiple, alignment(self._model.options.attention, length, self._model.config)
+        )
         return -(-length // unit) * unit
 
 
@@ -290,7 +297,7 @@ def pair_batches(data: TokenizedData, model: Model) -> Batches:
     """Every preference pair once in rows of one length, which holds the longest of them."""
     # Enough for shorter rows too, as those that the pairs turn out to need.
     most = bucket(max(_ROW, 3 * int(data.lengths.max())), model)
-    align = alignment(model.options.attention, most)
+    align = alignment(model.options.attention, most, model.config)
     pairs = np.arange(len(data)).reshape(-1, 2)
     longest = max(group_length(data, pair, align, share=True) for pair in pairs)
     length = bucket(max(_ROW, longest), model)

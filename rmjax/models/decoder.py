@@ -3,20 +3,24 @@
 B row, L token, P position, D embed, N heads, K kv_heads, H head_dim, F mlp
 """
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from rmjax.models.attention.cached import Kept, Seen, attend_kept
 from rmjax.models.attention.dispatch import AttentionPlan, attention, prepare
 from rmjax.models.attention.mask import RESULT, Layout
+from rmjax.models.decoder_config import DecoderConfig, LayerKind, Rope
 from rmjax.models.inputs import Rows
-from rmjax.models.layers import Layer, rms_norm
+from rmjax.models.layers import ACTIVATION, Layer
 from rmjax.models.parameters import Params
 from rmjax.models.parts import Parts, parts_of
 from rmjax.models.rope import angles, inverse_frequencies, rotate
@@ -33,7 +37,33 @@ _POLICIES = {
 }
 REMAT = tuple(_POLICIES)
 
+Turns = tuple[Float32[Array, "B L H/2"], Float32[Array, "B L H/2"]]  # cosines and sines of RoPE
 KeysValues = tuple[Float[Array, "... B L K H"], Float[Array, "... B L K H"]]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["stacked"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class ByKind:
+    """What is not the same for all kinds of layers, the kind in front of every array.
+
+    So one loop goes over layers of all kinds with one attention in it, and takes what is a layer's
+    by the number of its kind.
+    """
+
+    stacked: Any
+
+
+def by_kind(config: DecoderConfig, make: Callable[[LayerKind], Any]) -> Any:
+    """What `make` gives of a decoder's one kind of layer, or of each as `ByKind`."""
+    made = [make(kind) for kind in config.kinds]
+    return made[0] if len(made) == 1 else ByKind(jax.tree.map(lambda *x: jnp.stack(x), *made))
+
+
+def _of_kind(value: Any, kind: Any) -> Any:
+    """Of what may be `ByKind` that of one kind, or itself."""
+    if not isinstance(value, ByKind):
+        return value
+    return jax.tree.map(lambda x: x[kind], value.stacked)
 
 
 class Block(Layer):
@@ -49,50 +79,62 @@ class Block(Layer):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        layout: Layout | AttentionPlan | Seen,
-        cos: jax.Array,
-        sin: jax.Array,
+        layout: Layout | AttentionPlan | Seen | ByKind,
+        turns: Turns | ByKind,
         kept: Kept | None = None,
         parts: Parts | None = None,
+        kind: Any = None,
     ) -> tuple[Float[Array, "B L D"], KeysValues | None]:
         """Returns the residual stream after this layer, and keys and values if they are wanted.
 
         Tokens attend to each other as `layout` says; or each is a row's new one and attends to what
-        is kept of the layer.
+        is kept of the layer. `kind` is the number of the layer's kind, where there are several.
         """
         config = self.config
-        bias = config.attention_bias
+        seen: Any = _of_kind(layout, kind)
+        cos, sin = _of_kind(turns, kind)
+        activation = ACTIVATION[config.hidden_act]
+        # Kernels divide logits by the square root of head_dim: what is left of it, queries bring.
+        logits_like = config.query_pre_attn_scalar
+        longer = math.sqrt(config.head_dim / logits_like) if logits_like else 1.0
 
         def before(x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, ...]:
-            y = rms_norm(x, self.weight("layers/attention_norm"), config.rms_norm_eps)
-            q = self.linear("bld,dnh->blnh", y, "layers/q", bias)
-            k = self.linear("bld,dkh->blkh", y, "layers/k", bias)
-            v = self.linear("bld,dkh->blkh", y, "layers/v", bias)
-            q = self.place(rotate(q, cos, sin), "row", "length", "heads", "head_dim")
+            y = self.norm(x, "layers/attention_norm")
+            q = self.linear("bld,dnh->blnh", y, "layers/q", config.qkv_bias)
+            k = self.linear("bld,dkh->blkh", y, "layers/k", config.qkv_bias)
+            v = self.linear("bld,dkh->blkh", y, "layers/v", config.qkv_bias)
+            if config.qk_norm:
+                q, k = self.norm(q, "layers/q_norm"), self.norm(k, "layers/k_norm")
+            turned = rotate(q, cos, sin) if longer == 1 else rotate(q, longer * cos, longer * sin)
+            q = self.place(turned, "row", "length", "heads", "head_dim")
             k = self.place(rotate(k, cos, sin), "row", "length", "kv_heads", "head_dim")
             v = self.place(v, "row", "length", "kv_heads", "head_dim")
             return q, k, v
 
         def after(x: jax.Array, y: jax.Array) -> jax.Array:
             with jax.named_scope("attention"):
-                y = self.linear("blnh,nhd->bld", y, "layers/o", bias)
+                y = self.linear("blnh,nhd->bld", y, "layers/o", config.attention_bias)
+                if config.norms_after:
+                    y = self.norm(y, "layers/attention_post_norm")
                 x = self.place(x + y, "row", "length", "embed")
             with jax.named_scope("mlp"):
-                y = rms_norm(x, self.weight("layers/mlp_norm"), config.rms_norm_eps)
+                y = self.norm(x, "layers/mlp_norm")
                 gate = self.linear("bld,df->blf", y, "layers/gate", config.mlp_bias)
                 up = self.linear("bld,df->blf", y, "layers/up", config.mlp_bias)
-                y = self.place(jax.nn.silu(gate) * up, "row", "length", "mlp")
+                y = self.place(activation(gate) * up, "row", "length", "mlp")
                 y = self.linear("blf,fd->bld", y, "layers/down", config.mlp_bias)
+                if config.norms_after:
+                    y = self.norm(y, "layers/mlp_post_norm")
                 return self.place(x + y, "row", "length", "embed")
 
         with jax.named_scope("attention"):
             q, k, v = parts.each(before, x, cos, sin) if parts else before(x, cos, sin)
             q, k, v = map(checkpoint_name, (q, k, v), ("q", "k", "v"))
-            if isinstance(layout, Seen):
+            if isinstance(seen, Seen):
                 assert kept is not None
-                y = attend_kept(q, k, v, kept, layout)
+                y = attend_kept(q, k, v, kept, seen, config.attn_logit_softcapping)
             else:
-                y = attention(q, k, v, layout)
+                y = attention(q, k, v, seen, config.attn_logit_softcapping)
         x = parts.each(after, x, y) if parts else after(x, y)
         return x, (k, v) if self.keys_wanted else None
 
@@ -126,7 +168,7 @@ class Decoder(Layer):
         tokens: Int32[Array, "B 1"],
         positions: Int32[Array, "B 1"],
         kept: Kept | Sequence[Kept],
-        seen: Seen,
+        seen: Seen | ByKind,
         layers: Sequence[Params] | None = None,
     ) -> tuple[Float[Array, "B 1 D"], KeysValues | Sequence[KeysValues]]:
         """The hidden states of one new token a row, behind tokens whose keys and values are kept.
@@ -135,7 +177,7 @@ class Decoder(Layer):
           tokens: the new ones.
           positions: of each in its own sample.
           kept: keys and values of the tokens before, with the layers in front, or layer by layer.
-          seen: which of these each row sees.
+          seen: which of these each row sees; see `by_kind`.
           layers: the parameters of each layer by itself, if `kept` is so; see `split_layers`. The
             layers are then no loop.
 
@@ -144,18 +186,27 @@ class Decoder(Layer):
         """
         return self._run(tokens, positions, seen, kept, keys_wanted=True, apart=layers)
 
-    def _plan(self, rows: Rows) -> Layout | AttentionPlan:
+    def _plan(self, rows: Rows) -> Layout | AttentionPlan | ByKind:
         layout = Layout(rows.segment_ids, rows.masked_start, rows.masked_end)
         if self.is_initializing():  # with rows that are shorter than any kernel wants
             return layout
-        return prepare(self.options.attention, layout, self.options.sharding)
+        attention, sharding = self.options.attention, self.options.sharding
+        window = self.config.window_within(rows.segment_ids.shape[1])
+        if window is None:
+            return prepare(attention, layout, sharding)
+
+        def plan(kind: LayerKind) -> Layout | AttentionPlan:
+            mine = layout.windowed(rows.positions, kind.window)
+            return prepare(attention, mine, sharding, window)
+
+        return by_kind(self.config, plan)
 
     @nn.compact
     def _run(
         self,
         tokens: Int32[Array, "B L"],
         token_positions: Int32[Array, "B L"],
-        layout: Layout | AttentionPlan | Seen,
+        layout: Layout | AttentionPlan | Seen | ByKind,
         kept: Any = None,
         *,
         wanted: Int32[Array, "B P"] | None = None,
@@ -166,21 +217,36 @@ class Decoder(Layer):
         config, options = self.config, self.options
         # Rows are looked up before they are rounded: the gradient sums many tokens' in float32.
         x = self.weight("embed")[tokens].astype(options.dtype)
+        if config.row.scaled_embeddings:  # rounded first, as transformers does
+            x = x * jnp.asarray(math.sqrt(config.hidden_size), x.dtype)
         x = self.place(x, "row", "length", "embed")
-        cos, sin = angles(token_positions, inverse_frequencies(config.rope, config.head_dim))
+
+        def turns_of(rope: Rope) -> Turns:
+            return angles(token_positions, inverse_frequencies(rope, config.head_dim))
+
+        ropes = {kind.rope for kind in config.kinds}
+        turns = (
+            turns_of(*ropes)
+            if len(ropes) == 1
+            else by_kind(config, lambda kind: turns_of(kind.rope))
+        )
+        several = len(config.kinds) > 1
+        kinds = config.kind_of_layers if several else [None] * config.num_hidden_layers
 
         if apart is None:
-            x, keys = self._layers(keys_wanted)(x, layout, cos, sin, kept, parts)
+            scanned = jnp.asarray(kinds, jnp.int32) if several else None
+            x, keys = self._layers(keys_wanted)(x, layout, turns, kept, parts, scanned)
         else:
             block, keys = Block(config, options, self.lora, keys_wanted, parent=None), []
-            for layer, of_layer in zip(apart, kept, strict=True):
-                x, new = block.apply({"params": layer}, x, layout, cos, sin, of_layer)  # pyright: ignore[reportGeneralTypeIssues]
+            for layer, of_layer, kind in zip(apart, kept, kinds, strict=True):
+                made: Any = block.apply({"params": layer}, x, layout, turns, of_layer, None, kind)
+                x, new = made
                 keys.append(new)
 
         with jax.named_scope("head"):
             if wanted is not None:
                 x = jnp.take_along_axis(x, wanted[:, :, None], axis=1)
-            return rms_norm(x, self.weight("final_norm"), config.rms_norm_eps), keys
+            return self.norm(x, "final_norm"), keys
 
     def _layers(self, keys_wanted: bool) -> Any:
         """All layers as one loop."""
@@ -192,7 +258,7 @@ class Decoder(Layer):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
             length=config.num_hidden_layers,
         )
         return layers(config, options, self.lora, keys_wanted, name="layers")

@@ -2,6 +2,11 @@
 
 import dataclasses
 
+from rmjax.models.families import FAMILIES, Family
+
+SLIDING, FULL = "sliding_attention", "full_attention"  # the values of `layer_types`
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh")  # the values of `hidden_act`, by transformers' names
+
 
 @dataclasses.dataclass(unsafe_hash=True)
 class Rope:
@@ -19,9 +24,38 @@ class Rope:
     original_max_position_embeddings: int = 8192
 
 
+@dataclasses.dataclass(frozen=True)
+class LayerKind:
+    """What layers of one model may differ in.
+
+    Attributes:
+      window: of its sample a token sees itself and those before it, so many in all; None: all.
+      rope: the rotary position embedding.
+    """
+
+    window: int | None
+    rope: Rope
+
+
 @dataclasses.dataclass(unsafe_hash=True)
 class DecoderConfig:
-    """Sizes and constants of a Llama; the names are those of Hugging Face's `config.json`."""
+    """What one decoder is; the names are those of Hugging Face's `config.json`.
+
+    What all models of a family have is in `families.py`; docs/models.md explains both.
+
+    Attributes:
+      rope: of all layers, or of those without a window if there is a `rope_local`.
+      attention_bias: whether q, k, v and o have biases.
+      family: `model_type` in `config.json`, a key of `FAMILIES`.
+      hidden_act: the MLP's activation, one of `ACTIVATIONS`.
+      query_pre_attn_scalar: attention's logits are divided by its square root; None: `head_dim`.
+      attn_logit_softcapping: attention's logits x become c tanh(x / c).
+      final_logit_softcapping: those of the vocabulary likewise; no score depends on it.
+      sliding_window: tokens that a layer with a window sees, the token itself included.
+      layer_types: `sliding_attention`, which has the window, or `full_attention`, for each layer.
+        Empty where all are alike: all have the window if there is one.
+      rope_local: of the layers with a window, if it is another.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -37,6 +71,65 @@ class DecoderConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     initializer_range: float = 0.02
+    family: str = "llama"
+    hidden_act: str = "silu"
+    query_pre_attn_scalar: float | None = None
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    sliding_window: int | None = None
+    layer_types: tuple[str, ...] = ()
+    rope_local: Rope | None = None
+
+    @property
+    def row(self) -> Family:
+        """The family's row."""
+        return FAMILIES[self.family]
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether q, k and v have biases."""
+        return self.attention_bias or self.row.qkv_bias
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether queries and keys have norms."""
+        return self.row.qk_norm
+
+    @property
+    def norms_after(self) -> bool:
+        """Whether what attention and the MLP give has norms."""
+        return self.row.norms_after
+
+    def window_within(self, row_length: int) -> int | None:
+        """The window, if a layer has one that a sample in a row of that length can be longer than.
+
+        Otherwise such a layer sees all of any sample, and is computed like one without a window.
+        """
+        windows = [kind.window for kind in self.kinds if kind.window is not None]
+        return windows[0] if windows and windows[0] < row_length else None
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The window of each layer, None where it has none."""
+        return tuple(kind.window for kind in self.layers_by_kind())
+
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """The kinds of layers, those of the first layer first."""
+        return tuple(dict.fromkeys(self.layers_by_kind()))
+
+    @property
+    def kind_of_layers(self) -> tuple[int, ...]:
+        """The number of each layer's kind among `kinds`."""
+        return tuple(self.kinds.index(kind) for kind in self.layers_by_kind())
+
+    def layers_by_kind(self) -> list[LayerKind]:
+        """The kind of each layer."""
+        types = self.layer_types or (SLIDING,) * self.num_hidden_layers
+        sliding = LayerKind(self.sliding_window, self.rope_local or self.rope)
+        full = LayerKind(None, self.rope)
+        windowed = self.sliding_window is not None
+        return [sliding if windowed and name == SLIDING else full for name in types]
 
 
 # The layers' products, which may have adapters.

@@ -1,5 +1,6 @@
 """How many FLOPs a model's definition calls for, whatever program computes it."""
 
+import collections
 import math
 from collections.abc import Iterable, Sequence
 
@@ -20,11 +21,11 @@ def model_flops(
 
     A product of an m x k with a k x n matrix is 2mkn. Counted are the products with weights, for
     every token; attention's two products, for the pairs of tokens that the mask allows and no
-    others, n (n + 1) / 2 in a sample of n tokens; and the head, at each place that it reads. What
-    the samples of a group begin with is counted once, since computing it once is enough. Not
-    counted: padding, looking up embeddings, norms, softmax, anything computed twice. Training is
-    three times that: forward, and the gradients by activations and by weights; with LoRA the
-    weights it freezes have no gradient, and its own count like the others.
+    others, n (n + 1) / 2 in a sample of n tokens where a layer has no window; and the head, at each
+    place that it reads. What the samples of a group begin with is counted once, since computing it
+    once is enough. Not counted: padding, looking up embeddings, norms, softmax, anything computed
+    twice. Training is three times that: forward, and the gradients by activations and by weights;
+    with LoRA the weights it freezes have no gradient, and its own count like the others.
 
     Args:
       decoder: the architecture.
@@ -39,19 +40,28 @@ def model_flops(
     weights = _numbers(PRODUCTS, decoder, lora)
     adapters = _numbers(adapter_parameters(lora), decoder, lora)
     tokens = pairs = samples = 0
+    windows = collections.Counter(decoder.windows)
     for shared, lengths in groups:
         tokens += shared + sum(n - shared for n in lengths)
         samples += len(lengths)
-        common = shared * (shared + 1) // 2
-        pairs += common + sum(n * (n + 1) // 2 - common for n in lengths)
+        for window, layers in windows.items():
+            common = _pairs(shared, window)
+            pairs += layers * (common + sum(_pairs(n, window) - common for n in lengths))
     product = 2 * tokens * decoder.num_hidden_layers
     forward = (
         product * (weights + adapters)
-        + 4 * pairs * decoder.num_hidden_layers * decoder.num_attention_heads * decoder.head_dim
+        + 4 * pairs * decoder.num_attention_heads * decoder.head_dim
         + 2 * (samples if read is None else read) * decoder.hidden_size * outputs
     )
     no_gradient = product * weights if lora.rank else 0
     return float(forward * 3 - no_gradient if training else forward)
+
+
+def _pairs(tokens: int, window: int | None) -> int:
+    """Of the tokens of a sample, each with itself and those before it that it sees."""
+    whole = tokens * (tokens + 1) // 2
+    hidden = 0 if window is None else max(0, tokens - window)
+    return whole - hidden * (hidden + 1) // 2
 
 
 def pair_cost(decoder: DecoderConfig) -> float:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
+from rmjax.models.attention.mask import soft_capped
 from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
 from rmjax.models.inputs import Rows
 from rmjax.models.parameters import (
@@ -64,9 +65,11 @@ class LanguageModelHead:
 
     Attributes:
       tied: whether the embedding is the matrix (`tie_word_embeddings`).
+      soft_cap: logits x become c tanh(x / c), where it is c (`final_logit_softcapping`).
     """
 
     tied: bool
+    soft_cap: float | None = None
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -84,12 +87,13 @@ class LanguageModelHead:
 
     def __call__(self, params: Params, hidden: Float[Array, "B P D"]) -> Float32[Array, "B P V"]:
         """The logits of hidden states, a product in their dtype that is summed in float32."""
-        return jnp.einsum(
+        logits = jnp.einsum(
             "bpd,dv->bpv",
             hidden,
             self.matrix(params).astype(hidden.dtype),
             preferred_element_type=jnp.float32,
         )
+        return soft_capped(logits, self.soft_cap)
 
     def matrix(self, params: Params) -> Float[Array, "D V"]:
         """From hidden states to logits."""
@@ -97,6 +101,11 @@ class LanguageModelHead:
 
 
 Head = RewardHead | LanguageModelHead
+
+
+def language_model_head(config: DecoderConfig) -> LanguageModelHead:
+    """The head of a language model with such a decoder."""
+    return LanguageModelHead(config.tie_word_embeddings, config.final_logit_softcapping)
 
 
 def model_parameters(

@@ -4,6 +4,7 @@ B row, L token, D embed
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -41,9 +42,27 @@ class ModelOptions:
     parts: bool = False
 
 
-def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float) -> jax.Array:
-    """Root-mean-square normalisation (arXiv 1910.07467), its statistics in float32."""
+# By the names of `config.json`.
+ACTIVATION = {
+    "silu": jax.nn.silu,
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+def rms_norm(
+    x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float, offset: bool = False
+) -> jax.Array:
+    """Root-mean-square normalisation (arXiv 1910.07467), its statistics in float32.
+
+    Args:
+      x: what is normalised.
+      scale: what it is multiplied by then.
+      eps: added to the mean square.
+      offset: whether it is multiplied by 1 + `scale` instead.
+    """
     x32 = x.astype(jnp.float32)
+    if offset:
+        scale = 1.0 + scale.astype(jnp.float32)
     normal = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     return (normal * jnp.broadcast_to(scale.astype(jnp.float32), x.shape)).astype(x.dtype)
 
@@ -90,6 +109,10 @@ class Layer(nn.Module):
         if not bias:
             return y
         return y + jnp.broadcast_to(self.weight(f"{path}_bias").astype(x.dtype), y.shape)
+
+    def norm(self, x: Float[Array, "... D"], path: str) -> Float[Array, "... D"]:
+        """`x` normalised, by the norm at a path of the table."""
+        return rms_norm(x, self.weight(path), self.config.rms_norm_eps, self.config.row.norm_offset)
 
     def multiply(self, equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
         """The product of activations and a weight, in the activations' dtype."""

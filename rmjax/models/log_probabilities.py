@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from rmjax.models.attention.mask import soft_capped
 from rmjax.models.inputs import Rows
 from rmjax.runtime.sharding import ACTIVATION_AXES, PARAMETER_AXES, Sharding
 
@@ -56,6 +57,7 @@ def log_probabilities(
     targets: Int32[Array, "B L"],
     wanted: Bool[Array, "B L"],
     sharding: Sharding,
+    soft_cap: float | None = None,
 ) -> LogProbabilities:
     """The log-probability of a token at each wanted place, and the entropy there.
 
@@ -68,8 +70,9 @@ def log_probabilities(
       targets: the token whose probability is asked for; anything where `wanted` is false.
       wanted: which places are computed.
       sharding: the mesh.
+      soft_cap: of the logits; see `heads.LanguageModelHead`.
     """
-    computed: Any = _computed(hidden, matrix, targets, wanted, sharding)
+    computed: Any = _computed(hidden, matrix, targets, wanted, sharding, soft_cap)
     return LogProbabilities._make(computed)
 
 
@@ -101,18 +104,28 @@ def sums_of_samples(values: Float32[Array, "B L"], rows: Rows) -> Float32[Array,
     return jnp.sum(jnp.where(own, values[:, None, :], 0.0), axis=2)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _computed(
-    hidden: jax.Array, matrix: jax.Array, targets: jax.Array, wanted: jax.Array, sharding: Sharding
+    hidden: jax.Array,
+    matrix: jax.Array,
+    targets: jax.Array,
+    wanted: jax.Array,
+    sharding: Sharding,
+    soft_cap: float | None,
 ) -> tuple[jax.Array, jax.Array]:
-    return _forward(hidden, matrix, targets, wanted, sharding)[0]
+    return _forward(hidden, matrix, targets, wanted, sharding, soft_cap)[0]
 
 
 def _forward(
-    hidden: jax.Array, matrix: jax.Array, targets: jax.Array, wanted: jax.Array, sharding: Sharding
+    hidden: jax.Array,
+    matrix: jax.Array,
+    targets: jax.Array,
+    wanted: jax.Array,
+    sharding: Sharding,
+    soft_cap: float | None,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
     tokens, entropy, total = jax.shard_map(
-        _values,
+        functools.partial(_values, soft_cap),
         mesh=sharding.mesh,
         in_specs=(_HIDDEN, _MATRIX, _PLACES, _PLACES),
         out_specs=(_PLACES, _PLACES, _PLACES),
@@ -122,10 +135,13 @@ def _forward(
 
 
 def _backward(
-    sharding: Sharding, residuals: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]
+    sharding: Sharding,
+    soft_cap: float | None,
+    residuals: tuple[jax.Array, ...],
+    cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array, None, None]:
     gradients: Any = jax.shard_map(
-        _gradients,
+        functools.partial(_gradients, soft_cap),
         mesh=sharding.mesh,
         in_specs=(_HIDDEN, _MATRIX, *[_PLACES] * 6),
         out_specs=(_HIDDEN, _MATRIX),
@@ -141,6 +157,7 @@ _computed.defvjp(_forward, _backward)
 
 
 def _values(
+    soft_cap: float | None,
     hidden: Float[Array, "B L D"],
     matrix: Float[Array, "d v"],
     targets: Int32[Array, "B L"],
@@ -151,7 +168,7 @@ def _values(
     columns = _columns(targets, weights.shape[1])
 
     def chunk(places: jax.Array, found: jax.Array) -> jax.Array:
-        logits = _logits(_take(states, places), weights)
+        logits = soft_capped(_logits(_take(states, places), weights), soft_cap)
         largest = jnp.max(logits, axis=1)
         shifted = logits - largest[:, None]
         exponentials = jnp.exp(shifted)
@@ -180,6 +197,7 @@ def _values(
 
 
 def _gradients(
+    soft_cap: float | None,
     hidden: Float[Array, "B L D"],
     matrix: Float[Array, "d v"],
     targets: Int32[Array, "B L"],
@@ -201,9 +219,12 @@ def _gradients(
         by_states, by_weights = sums
         taken = _take(states, places)
         whole, spread, first, second = (x[:, None] for x in _take(numbers, places).T)
-        logs = _logits(taken, weights) - whole
+        logits = soft_capped(_logits(taken, weights), soft_cap)
+        logs = logits - whole
         own = _is_target(_take(columns, places), logs.shape)
         by_logits = jnp.where(own, first, 0.0) - jnp.exp(logs) * (first + second * (logs + spread))
+        if soft_cap is not None:  # of c tanh(x / c): 1 - tanh(x / c)^2
+            by_logits *= 1 - jnp.square(logits / soft_cap)
         by_logits = by_logits.astype(taken.dtype)
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         by_states = by_states.at[places].set(product("cv,dv->cd", by_logits, weights), mode="drop")

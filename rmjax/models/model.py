@@ -92,7 +92,14 @@ class Model:
         """
         assert isinstance(self.head, LanguageModelHead)
         hidden, matrix = self.hidden(params, rows, dropout), self.head.matrix(params)
-        return log_probabilities(hidden, matrix, next_tokens(rows), wanted, self.options.sharding)
+        return log_probabilities(
+            hidden,
+            matrix,
+            next_tokens(rows),
+            wanted,
+            self.options.sharding,
+            self.head.soft_cap,
+        )
 
 
 def compute_dtype(name: str) -> Any:

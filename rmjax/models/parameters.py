@@ -28,10 +28,12 @@ class Parameter:
     Attributes:
       path: its place in our tree; rows under `layers/` are stacked over layers on axis 0.
       axes: our axes, by the names of `sharding.PARAMETER_AXES`, without the leading `layers`.
-      hf_key: the HF key; `{}` is the layer's number. Empty if HF has no such tensor.
+      hf_key: the HF key; `{}` is the layer's number. Empty if HF has no such tensor. A family may
+        have another, see `families.Family.hf_keys`.
       hf_axes: the HF tensor's axes, in einops' notation with the same names.
       init: how a model without weights starts.
-      only_if: the field of `DecoderConfig` that must be true for this parameter to exist.
+      only_if: the field or property of `DecoderConfig` that must be true for this parameter to
+        exist.
       summed: of a product with activations, the axes it sums over, which come first in `axes`;
         empty if the parameter is no factor of a product.
       decays: whether weight decay applies.
@@ -44,7 +46,7 @@ class Parameter:
     axes: str
     hf_key: str = ""
     hf_axes: str = ""
-    init: Literal["normal", "fan_in", "ones", "zeros"] = "normal"
+    init: Literal["normal", "fan_in", "norm", "zeros"] = "normal"
     only_if: str = ""
     summed: str = ""
     decays: bool = True
@@ -77,8 +79,8 @@ def _product(path: str, summed: str, out: str, hf_key: str, float32: bool = Fals
     return Parameter(path, f"{summed} {out}", hf_key, hf_axes, summed=summed, float32=float32)
 
 
-def _norm(path: str, hf_key: str) -> Parameter:
-    return Parameter(path, "norm", hf_key, "norm", "ones", decays=False, float32=True)
+def _norm(path: str, hf_key: str, only_if: str = "", axes: str = "norm") -> Parameter:
+    return Parameter(path, axes, hf_key, axes, "norm", only_if, decays=False, float32=True)
 
 
 def _bias(path: str, axes: str, hf_key: str, only_if: str) -> Parameter:
@@ -96,10 +98,13 @@ DECODER = (
     _product("layers/k", "embed", "kv_heads head_dim", _ATTENTION + "k_proj.weight"),
     _product("layers/v", "embed", "kv_heads head_dim", _ATTENTION + "v_proj.weight"),
     _product("layers/o", "heads head_dim", "embed", _ATTENTION + "o_proj.weight"),
-    _bias("layers/q_bias", "heads head_dim", _ATTENTION + "q_proj.bias", "attention_bias"),
-    _bias("layers/k_bias", "kv_heads head_dim", _ATTENTION + "k_proj.bias", "attention_bias"),
-    _bias("layers/v_bias", "kv_heads head_dim", _ATTENTION + "v_proj.bias", "attention_bias"),
+    _bias("layers/q_bias", "heads head_dim", _ATTENTION + "q_proj.bias", "qkv_bias"),
+    _bias("layers/k_bias", "kv_heads head_dim", _ATTENTION + "k_proj.bias", "qkv_bias"),
+    _bias("layers/v_bias", "kv_heads head_dim", _ATTENTION + "v_proj.bias", "qkv_bias"),
     _bias("layers/o_bias", "norm", _ATTENTION + "o_proj.bias", "attention_bias"),
+    _norm("layers/q_norm", _ATTENTION + "q_norm.weight", "qk_norm", "head_dim"),
+    _norm("layers/k_norm", _ATTENTION + "k_norm.weight", "qk_norm", "head_dim"),
+    _norm("layers/attention_post_norm", "", "norms_after"),
     _norm("layers/mlp_norm", _LAYER + "post_attention_layernorm.weight"),
     _product("layers/gate", "embed", "mlp", _MLP + "gate_proj.weight"),
     _product("layers/up", "embed", "mlp", _MLP + "up_proj.weight"),
@@ -107,6 +112,7 @@ DECODER = (
     _bias("layers/gate_bias", "mlp", _MLP + "gate_proj.bias", "mlp_bias"),
     _bias("layers/up_bias", "mlp", _MLP + "up_proj.bias", "mlp_bias"),
     _bias("layers/down_bias", "norm", _MLP + "down_proj.bias", "mlp_bias"),
+    _norm("layers/mlp_post_norm", "", "norms_after"),
     _norm("final_norm", "model.norm.weight"),
 )
 # Of `heads.py`: the reward head, and the language model's where that is not the embedding.
@@ -241,9 +247,9 @@ def abstract_params(
 
 def initializer(row: Parameter, config: DecoderConfig) -> Callable[..., jax.Array]:
     """`init(key, shape, dtype)` for a parameter that no checkpoint gives."""
-    if row.init == "ones":
+    if row.init == "norm" and not config.row.norm_offset:
         return jax.nn.initializers.ones
-    if row.init == "zeros":
+    if row.init in ("norm", "zeros"):
         return jax.nn.initializers.zeros
     if row.init == "fan_in":
         return _normal_by_fan_in

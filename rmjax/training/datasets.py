@@ -32,7 +32,7 @@ def load_planned(
     Raises:
       UserError: bad data, or rows that do not divide over the mesh.
     """
-    align = alignment(model.options.attention, longest_row(config))
+    align = alignment(model.options.attention, longest_row(config), model.config)
     data, validation = load_data(config, tokenizer, config.data.share_prompts, align)
     plan = plan_steps(
         data,

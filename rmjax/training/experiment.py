@@ -11,7 +11,7 @@ from rmjax.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
 from rmjax.errors import UserError, differing
 from rmjax.models.attention.dispatch import choose
 from rmjax.models.decoder_config import DecoderConfig
-from rmjax.models.heads import Head, LanguageModelHead, RewardHead
+from rmjax.models.heads import Head, RewardHead, language_model_head
 from rmjax.models.init import random_params
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model, compute_dtype
@@ -60,7 +60,7 @@ def new_model(config: Config, decoder: DecoderConfig, options: ModelOptions) -> 
 def new_head(config: Config, decoder: DecoderConfig) -> Head:
     """The head that a config trains: a language model's for a policy, else a reward model's."""
     if is_policy(config.objective):
-        return LanguageModelHead(decoder.tie_word_embeddings)
+        return language_model_head(decoder)
     return RewardHead(len(config.data.attributes))
 
 

@@ -69,7 +69,7 @@ def run_shapes(
     share, packing, name = config.data.share_prompts, config.data.packing, model.options.attention
 
     def shape_of(rows: int, length: int) -> RowShape:
-        align = alignment(name, length)
+        align = alignment(name, length, model.config)
         return row_shape(data, rows=rows, length=length, packing=packing, share=share, align=align)
 
     sharding = model.options.sharding
@@ -79,7 +79,9 @@ def run_shapes(
         check_divisible("rows of config.data.row_length", (rows, length), placed)
         return (shape_of(rows, length),)
     limits = row_limits(config, model)
-    align = alignment(name, 2 * longest_row(config))  # enough for whatever length is chosen
+    align = alignment(
+        name, 2 * longest_row(config), model.config
+    )  # enough for whatever length is chosen
     longest = max(
         longest_atom(part, np.arange(len(part)), align, share)
         for part in (data, validation)

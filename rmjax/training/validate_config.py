@@ -26,7 +26,7 @@ from rmjax.generation.completions import SamplingSettings
 from rmjax.models.attention.dispatch import ATTENTION
 from rmjax.models.decoder import REMAT
 from rmjax.models.decoder_config import TARGETS
-from rmjax.models.hf_config import config_from_hf, config_to_hf
+from rmjax.models.hf_config import check_expressible
 from rmjax.training.objectives.objective import is_policy, objective_of
 from rmjax.training.objectives.rollouts import has_critic, parse_ratings
 
@@ -130,7 +130,7 @@ def validate(config: Config) -> Config:
     if not config.init and not config.tokenizer:
         raise UserError("config.init is empty: set config.tokenizer as well")
     if config.model is not None:  # the relations that a model's own config.json must keep
-        config_from_hf(config_to_hf(config.model), "config.model")
+        check_expressible(config.model, "config.model")
     return config
 
 

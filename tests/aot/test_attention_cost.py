@@ -12,15 +12,19 @@ from rmjax.aot.hardware import CHIPS
 
 
 @settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), context=st.sampled_from([1, 2, 4]))
-def test_steps_are_those_the_kernel_takes(seed, context):
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    context=st.sampled_from([1, 2, 4]),
+    window=st.sampled_from([None, 1, 64, 100, 200]),
+)
+def test_steps_are_those_the_kernel_takes(seed, context, window):
     rng = np.random.default_rng(seed)
     (row,) = random_rows(rng, 1, 512, 1)
-    _, seen = make_layout([row], 512, 1)
+    _, seen = make_layout([row], 512, 1, window)
     needed = seen.reshape(8, 64, 8, 64).any(axis=(1, 3)) | np.eye(8, dtype=bool)
     expected = max(part.mean() for part in np.split(needed, context))
     groups = [(shared, [shared + n for n in own]) for shared, own in row]
-    assert steps_taken(groups, 512, context, block=64) == expected
+    assert steps_taken(groups, 512, context, window, block=64) == expected
 
 
 def test_full_rows_and_shares_by_hand():
@@ -29,7 +33,11 @@ def test_full_rows_and_shares_by_hand():
     assert steps_taken([(0, [512])] * 8, 4096, 1) == 8 / 64
     # A prompt of one block and two responses of one each: the second skips the first.
     assert steps_taken([(512, [1024, 1024])], 1536, 1) == 5 / 9
+    # Of a window of a block, each block but the first sees itself and the one before it.
+    assert steps_taken([(0, [4096])], 4096, 1, window=512) == 15 / 64
     chip = CHIPS["v5p"]
+    mixed = kernel_steps((0, [4096]), 4096, 4096, 1, chip, (512, 512, None))
+    assert mixed.taken == pytest.approx((2 * 15 + 36) / 3 / 64)
     assert kernel_steps((0, [1024]), 1024, 4096, 1, chip) == Steps(4 * 3 / 64, chip.attention)
 
 

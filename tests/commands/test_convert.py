@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from helpers import forked
 from helpers.damage import BAD_HF, BAD_ORBAX, empty_chunk, garbled_chunk, no_pad, truncated_chunk
+from helpers.families import FAMILY_MODELS
 from helpers.hf_models import (
     DATED_TEMPLATE,
     NAMES,
@@ -129,6 +130,27 @@ def test_round_trip_is_bit_for_bit(case, tmp_path):
         )
         assert first.dtype == second.dtype
         assert first.tobytes() == second.tobytes()
+
+
+@pytest.mark.parametrize("name", FAMILY_MODELS)
+def test_every_family_goes_both_ways(name, tmp_path):
+    """Bit for bit; and transformers finds every tensor of its own class in the export."""
+    decoder, causal = FAMILY_MODELS[name], name in ("gemma3_text", "qwen2_windows")
+    source = save_hf(tmp_path / "hf", decoder, dtype=torch.bfloat16, causal=causal)
+    hf_to_orbax(str(source), str(tmp_path / "orbax"), language_model=causal)
+    orbax_to_hf(str(tmp_path / "orbax"), str(tmp_path / "back"))
+    assert tensors_of(tmp_path / "back") == tensors_of(source)
+    assert decoder_of(tmp_path / "back") == decoder_of(source) == decoder
+    theirs, ours = (read_json(tmp_path / x / "config.json") for x in ("hf", "back"))
+    assert ours["architectures"] == theirs["architectures"]
+    auto = "AutoModelForCausalLM" if causal else "AutoModelForSequenceClassification"
+    model, loading = getattr(transformers, auto).from_pretrained(
+        tmp_path / "back", output_loading_info=True, dtype="auto"
+    )
+    assert not any(loading.values()), loading
+    expected = transformers.AutoConfig.from_pretrained(source)
+    for field in ("rope_parameters", "sliding_window", "layer_types", "query_pre_attn_scalar"):
+        assert getattr(model.config, field, None) == getattr(expected, field, None), field
 
 
 def test_sharded_export_equals_one_file(hf, orbax, tmp_path):

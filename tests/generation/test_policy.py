@@ -1,5 +1,6 @@
 """Samples against transformers, and against themselves on other meshes, in other company."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 import transformers
 
 import rmjax
+from helpers.families import FAMILY_MODELS
 from helpers.hf_models import edit_json, edit_tensors, save_hf
 from helpers.models import ROPES, one_device, tiny_llama
 from rmjax.checkpoints.end_tokens import end_tokens
@@ -98,16 +100,23 @@ def test_greedy_samples_equal_transformers(causal, policy):
         )
 
 
-@pytest.mark.parametrize("variant", ["llama3", "biases", "tied", "one_kv_head"])
+@pytest.mark.parametrize(
+    "variant", ["llama3", "biases", "tied", "one_kv_head", "qwen3_windows", "gemma2", "gemma3_text"]
+)
 @pytest.mark.slow
 def test_log_probabilities_of_every_architecture_equal_transformers(variant, tmp_path):
-    decoder = {
+    """The samples are longer than any family's window, and so is the second prompt."""
+    families = {
+        name: dataclasses.replace(decoder, max_position_embeddings=128)
+        for name, decoder in FAMILY_MODELS.items()
+    }
+    decoder = families | {
         "llama3": tiny_llama(rope=ROPES["llama3"], max_position_embeddings=128),
         "biases": tiny_llama(attention_bias=True, mlp_bias=True, max_position_embeddings=128),
         "tied": tiny_llama(tie_word_embeddings=True, max_position_embeddings=128),
         "one_kv_head": tiny_llama(num_key_value_heads=1, max_position_embeddings=128),
-    }[variant]
-    directory = save_hf(tmp_path, decoder, causal=True)
+    }
+    directory = save_hf(tmp_path, decoder[variant], causal=True)
     one = on_one_device(directory)
     model, tokenizer = reference(directory)
     # So many tokens that the cache grows, and is written around its end.

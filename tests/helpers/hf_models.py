@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,10 +67,11 @@ def save_hf(
     fields = config_to_hf(decoder or tiny_llama())
     if not causal:
         fields |= {"id2label": dict(enumerate(names)), "problem_type": "regression"}
-    config = transformers.LlamaConfig(**fields, pad_token_id=2)
-    kind = "LlamaForCausalLM" if causal else "LlamaForSequenceClassification"
+    kind: Any = transformers.CONFIG_MAPPING[fields.pop("model_type")]
+    config = kind(**fields, pad_token_id=2)
+    kind = "AutoModelForCausalLM" if causal else "AutoModelForSequenceClassification"
     torch.manual_seed(seed)
-    model = getattr(transformers, kind)(config)
+    model = getattr(transformers, kind).from_config(config)
     with torch.no_grad():  # norms and biases off their initial values, so that they are seen
         for parameter in model.parameters():
             if parameter.ndim == 1:

@@ -1,4 +1,4 @@
-"""The independent side of the numerical tests: transformers' LlamaForSequenceClassification."""
+"""The independent side of the numerical tests: transformers' classification models."""
 
 import warnings
 from pathlib import Path
@@ -18,8 +18,9 @@ def torch_model(decoder: DecoderConfig, params, attributes: int, pad_token_id: i
     """transformers' model with our parameters, float32, eager attention."""
     fields = config_to_hf(decoder)
     fields |= {"num_labels": attributes, "pad_token_id": pad_token_id}
-    config = transformers.LlamaConfig.from_dict(fields | {"attn_implementation": "eager"})
-    model = transformers.LlamaForSequenceClassification(config).float().eval()
+    kind = transformers.CONFIG_MAPPING[decoder.family]
+    config = kind.from_dict(fields | {"attn_implementation": "eager"})
+    model = transformers.AutoModelForSequenceClassification.from_config(config).float().eval()
     state = {
         k: torch.from_numpy(np.array(v)) for k, v in hf_state(decoder, params, attributes).items()
     }

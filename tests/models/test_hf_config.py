@@ -132,7 +132,7 @@ def test_old_configs_leave_things_out():
 
 
 REFUSED = {
-    "model_type": dict(model_type="mistral"),
+    "model_type": dict(model_type="mixtral"),
     "hidden_act": dict(hidden_act="gelu"),
     "sliding_window": dict(sliding_window=4096),
     "use_sliding_window": dict(use_sliding_window=True),

@@ -13,7 +13,7 @@ from rmjax.checkpoints.conversion.to_huggingface import ToHuggingFace
 from rmjax.checkpoints.end_tokens import end_tokens
 from rmjax.checkpoints.hub import check_push, push_export
 from rmjax.checkpoints.model_card import write_model_card
-from rmjax.checkpoints.model_files import CAUSAL, write_adapter_config, write_model_files
+from rmjax.checkpoints.model_files import write_adapter_config, write_model_files
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained
 from rmjax.checkpoints.provenance import provenance, unknown_origin
 from rmjax.checkpoints.safetensors_file import DTYPES
@@ -36,7 +36,8 @@ def orbax_to_hf(
 ) -> list[str]:
     """Exports an Orbax model or a run's best checkpoint.
 
-    A reward model becomes a `LlamaForSequenceClassification`, a language model a
+    A reward model becomes the classification model of its family, such as
+    `LlamaForSequenceClassification`; a language model its language model, such as
     `LlamaForCausalLM`.
 
     Args:
@@ -69,7 +70,7 @@ def orbax_to_hf(
     name = push or Path(dst).expanduser().resolve().name
     plan = {
         "command": "orbax-to-hf",
-        "model": dataclasses.asdict(spec) if spec else CAUSAL,
+        "model": dataclasses.asdict(spec) if spec else source.decoder.row.causal,
         "dtype": work.dtype.name,
         "shard_bytes": shard_bytes,
         "name": name,
@@ -157,7 +158,7 @@ def orbax_to_peft(src: str, dst: str, *, push: str = "") -> list[str]:
     name = push or Path(dst).expanduser().resolve().name
     plan = {
         "command": "orbax-to-peft",
-        "model": dataclasses.asdict(spec) if spec else CAUSAL,
+        "model": dataclasses.asdict(spec) if spec else source.decoder.row.causal,
         "name": name,
     }
 

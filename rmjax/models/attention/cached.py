@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+from rmjax.models.attention.mask import soft_capped
+
 
 class Kept(NamedTuple):
     """Keys and values of tokens, of one layer, or of all with an axis in front.
@@ -58,6 +60,7 @@ def attend_kept(
     v: Float[Array, "B 1 K H"],
     kept: Kept,
     seen: Seen,
+    soft_cap: float | None = None,
 ) -> Float[Array, "B 1 N H"]:
     """What `dispatch.attention` gives of the last token of a row that holds all these tokens.
 
@@ -67,6 +70,7 @@ def attend_kept(
       v: their values.
       kept: of the tokens before.
       seen: which of these each row sees.
+      soft_cap: as of `dispatch.attention`.
     """
     groups, members = seen.prompt.shape[:2]
     kv_heads = k.shape[2]
@@ -81,6 +85,7 @@ def attend_kept(
     )
     own = _product("gkrqh,gkrhw->gkrqw", q, kept.own_keys)
     new = (q.astype(jnp.float32) * jnp.broadcast_to(k.astype(jnp.float32), q.shape)).sum(-1)
+    prompt, own, new = (soft_capped(x, soft_cap) for x in (prompt, own, new))
     prompt, own = _hide(prompt, seen.prompt), _hide(own, seen.own)
 
     largest = jnp.maximum(jnp.maximum(_most(prompt), _most(own)), new)[..., None]

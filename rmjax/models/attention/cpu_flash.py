@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, Int32
 
-from rmjax.models.attention.mask import RESULT, Layout, sees
+from rmjax.models.attention.mask import RESULT, Keys, Layout, sees, soft_capped
 from rmjax.runtime.sharding import Sharding
 
 _TILE = 64  # queries, and keys; from 32 to 128 measured, see docs/benchmarks.md
@@ -53,16 +53,20 @@ class FlashPlan:
     sharding: Sharding
 
     def attend(
-        self, q: Float[Array, "B L N H"], k: Float[Array, "B L K H"], v: Float[Array, "B L K H"]
+        self,
+        q: Float[Array, "B L N H"],
+        k: Float[Array, "B L K H"],
+        v: Float[Array, "B L K H"],
+        soft_cap: float | None = None,
     ) -> Float[Array, "B L N H"]:
         """What `attention.attention` gives."""
         return jax.shard_map(
-            _attend,
+            functools.partial(_attend, soft_cap),
             mesh=self.sharding.mesh,
             in_specs=(_ACTIVATION, _ACTIVATION, _ACTIVATION, _POSITIONS, P(_ROWS), _TILES, _TILES),
             out_specs=_ACTIVATION,
             check_vma=False,
-        )(q, k, v, self.layout, self.layout.segment_ids, self.needed, self.count)
+        )(q, k, v, self.layout, self.layout.keys, self.needed, self.count)
 
 
 def make_plan(layout: Layout, sharding: Sharding) -> FlashPlan:
@@ -72,9 +76,9 @@ def make_plan(layout: Layout, sharding: Sharding) -> FlashPlan:
     its tokens. So a tile where two segments meet may count tiles as needed that it sees nothing of.
     """
 
-    def local(mine: Layout, segment_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def local(mine: Layout, keys: Keys) -> tuple[jax.Array, jax.Array]:
         first, last = _extent(mine.segment_ids)
-        keys_first, keys_last = _extent(segment_ids)
+        keys_first, keys_last = _extent(keys.segment_ids)
         ends = _start(mine) + _TILE * jnp.arange(1, first.shape[1] + 1)[None, :, None]
         begins = _TILE * jnp.arange(keys_first.shape[1])[None, None, :]
         there = mine.segment_ids > 0
@@ -83,6 +87,10 @@ def make_plan(layout: Layout, sharding: Sharding) -> FlashPlan:
         hidden = (from_here[:, :, None] <= begins) & (to_here[:, :, None] >= begins + _TILE)
         meet = (first[:, :, None] <= keys_last[:, None]) & (keys_first[:, None] <= last[:, :, None])
         tiles = meet & (begins < ends) & ~hidden
+        if mine.window_start is not None and keys.sample_positions is not None:
+            earliest = _by_tile(jnp.where(there, mine.window_start, _NOWHERE)).min(axis=2)
+            latest = jnp.where(keys.segment_ids > 0, keys.sample_positions, -1)
+            tiles &= _by_tile(latest).max(axis=2)[:, None] >= earliest[:, :, None]
         needed = (
             jnp.argsort(~tiles, axis=2) + tiles.shape[2] * jnp.arange(len(tiles))[:, None, None]
         )
@@ -94,7 +102,7 @@ def make_plan(layout: Layout, sharding: Sharding) -> FlashPlan:
         in_specs=(_POSITIONS, P(_ROWS)),
         out_specs=(_TILES, _TILES),
         check_vma=False,
-    )(layout, layout.segment_ids)
+    )(layout, layout.keys)
     return FlashPlan(layout, needed, count, sharding)
 
 
@@ -116,25 +124,33 @@ def _start(mine: Layout) -> jax.Array:
 
 
 def _attend(
-    q: Any, k: Any, v: Any, mine: Layout, segment_ids: Any, needed: Any, count: Any
-) -> jax.Array:
-    if k.shape[1] < segment_ids.shape[1]:
+    soft_cap: float | None,
+    q: Any,
+    k: Any,
+    v: Any,
+    mine: Layout,
+    keys: Keys,
+    needed: Any,
+    count: Any,
+) -> Any:
+    if k.shape[1] < keys.segment_ids.shape[1]:
         k, v = (jax.lax.all_gather(x, _LENGTH, axis=1, tiled=True) for x in (k, v))
     rows, length = mine.segment_ids.shape
     positions = _start(mine) + jnp.arange(length)
     seen = _Seen(
         jax.tree.map(_tiles, mine),
         _tiles(jnp.broadcast_to(positions, (rows, length))),
-        _tiles(segment_ids),
-        _tiles(jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)),
+        jax.tree.map(_tiles, keys),
+        _tiles(jnp.broadcast_to(jnp.arange(keys.segment_ids.shape[1]), keys.segment_ids.shape)),
         needed,
         count,
     )
-    out = _tiled(
+    out: Any = _tiled(
         rearrange(_tiles(q * q.shape[-1] ** -0.5), "t q (K G) H -> t K (G q) H", K=k.shape[2]),
         rearrange(_tiles(k), "t l K H -> t K l H"),
         rearrange(_tiles(v), "t l K H -> t K l H"),
         seen,
+        soft_cap,
     )
     return rearrange(out, "(B t) K (G q) H -> B (t q) (K G) H", B=rows, q=_TILE)[:, :length]
 
@@ -152,7 +168,7 @@ def _tiles(x: jax.Array) -> jax.Array:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["layout", "positions", "segment_ids", "key_positions", "needed", "count"],
+    data_fields=["layout", "positions", "keys", "key_positions", "needed", "count"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -161,16 +177,22 @@ class _Seen:
 
     layout: Layout
     positions: jax.Array
-    segment_ids: jax.Array
+    keys: Keys
     key_positions: jax.Array
     needed: jax.Array
     count: jax.Array
 
-    def logits(self, mine: jax.Array, k: jax.Array, i: Any, j: Any) -> jax.Array:
+    def logits(
+        self, mine: jax.Array, k: jax.Array, i: Any, j: Any, soft_cap: float | None
+    ) -> jax.Array:
         """Of tile `i` of queries against tile `j` of keys."""
-        queries = Layout(*(x[i][None] for x in self.layout))
-        seen = sees(queries, self.positions[i], self.segment_ids[j][None], self.key_positions[j])
-        products = _product("Kqh,Klh->Kql", mine, k[j])
+
+        def tiles(of: Any, number: Any) -> Any:
+            return jax.tree.map(lambda x: x[number][None], of)
+
+        queries = tiles(self.layout, i)
+        seen = sees(queries, self.positions[i], tiles(self.keys, j), self.key_positions[j])
+        products = soft_capped(_product("Kqh,Klh->Kql", mine, k[j]), soft_cap)
         shape = (*products.shape[:1], products.shape[1] // _TILE, _TILE, _TILE)
         seen = jnp.broadcast_to(seen[:, None], shape).reshape(products.shape)
         return jnp.where(seen, products, _UNSEEN)
@@ -180,18 +202,19 @@ def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _tiled(
     q: Float[Array, "Tq K Q H"],
     k: Float[Array, "Tk K L H"],
     v: Float[Array, "Tk K L H"],
     seen: _Seen,
+    soft_cap: float | None,
 ) -> Float[Array, "Tq K Q H"]:
-    return _forward(q, k, v, seen)[0]
+    return _forward(q, k, v, seen, soft_cap)[0]
 
 
 def _forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, seen: _Seen
+    q: jax.Array, k: jax.Array, v: jax.Array, seen: _Seen, soft_cap: float | None
 ) -> tuple[jax.Array, Float32[Array, "Tq K Q"]]:
     """The attended values, and the logarithm of each query's sum of exponentials."""
 
@@ -201,7 +224,7 @@ def _forward(
         def keys(n: jax.Array, carry: Any) -> Any:
             largest, total, out = carry
             j = seen.needed[i, n]
-            logits = seen.logits(mine, k, i, j)
+            logits = seen.logits(mine, k, i, j, soft_cap)
             now = jnp.maximum(largest, logits.max(-1))
             weights = jnp.exp(logits - now[..., None])
             shrink = jnp.exp(largest - now)
@@ -222,12 +245,14 @@ def _forward(
     return checkpoint_name(out, RESULT), checkpoint_name(logsumexp, RESULT)
 
 
-def _forward_and_kept(q: Any, k: Any, v: Any, seen: _Seen) -> tuple[jax.Array, Any]:
-    out, logsumexp = _forward(q, k, v, seen)
+def _forward_and_kept(
+    q: Any, k: Any, v: Any, seen: _Seen, soft_cap: float | None
+) -> tuple[jax.Array, Any]:
+    out, logsumexp = _forward(q, k, v, seen, soft_cap)
     return out, (q, k, v, seen, out, logsumexp)
 
 
-def _backward(kept: Any, by_out: jax.Array) -> tuple[Any, Any, Any, None]:
+def _backward(soft_cap: float | None, kept: Any, by_out: jax.Array) -> tuple[Any, Any, Any, None]:
     q, k, v, seen, out, logsumexp = kept
     mean = (out.astype(jnp.float32) * by_out.astype(jnp.float32)).sum(-1)
 
@@ -237,9 +262,13 @@ def _backward(kept: Any, by_out: jax.Array) -> tuple[Any, Any, Any, None]:
         def keys(n: jax.Array, carry: Any) -> Any:
             by_q, by_k, by_v = carry
             j = seen.needed[i, n]
-            weights = jnp.exp(seen.logits(mine, k, i, j) - my_sum[..., None])
+            logits = seen.logits(mine, k, i, j, soft_cap)
+            weights = jnp.exp(logits - my_sum[..., None])
             by_weights = _product("Kqh,Klh->Kql", by_mine, v[j])
-            by_logits = (weights * (by_weights - my_mean[..., None])).astype(q.dtype)
+            by_logits = weights * (by_weights - my_mean[..., None])
+            if soft_cap is not None:  # of c tanh(x / c): 1 - tanh(x / c)^2; unseen weigh 0
+                by_logits *= 1 - jnp.square(jnp.clip(logits / soft_cap, -1.0, 1.0))
+            by_logits = by_logits.astype(q.dtype)
             weights = weights.astype(v.dtype)
             return (
                 by_q + _product("Kql,Klh->Kqh", by_logits, k[j]),

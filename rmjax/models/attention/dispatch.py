@@ -26,7 +26,11 @@ class AttentionPlan(Protocol):
     """A layout as a kernel wants it."""
 
     def attend(
-        self, q: Float[Array, "B L N H"], k: Float[Array, "B L K H"], v: Float[Array, "B L K H"]
+        self,
+        q: Float[Array, "B L N H"],
+        k: Float[Array, "B L K H"],
+        v: Float[Array, "B L K H"],
+        soft_cap: float | None = None,
     ) -> Float[Array, "B L N H"]:
         """What `attention` gives."""
         ...
@@ -37,6 +41,7 @@ def attention(
     k: Float[Array, "B L K H"],
     v: Float[Array, "B L K H"],
     layout: Layout | AttentionPlan,
+    soft_cap: float | None = None,
 ) -> Float[Array, "B L N H"]:
     """Softmax attention, grouped queries, logits and softmax in float32.
 
@@ -47,13 +52,14 @@ def attention(
       k: keys.
       v: values.
       layout: as rows have it, or as a kernel wants it; see `prepare`.
+      soft_cap: logits x become c tanh(x / c), where it is c.
 
     Returns:
       The attended values, in the dtype of `q`. They have the name `RESULT` for remat policies.
     """
     if isinstance(layout, Layout):
-        return in_blocks(q, k, v, layout)
-    return layout.attend(q, k, v)
+        return in_blocks(q, k, v, layout, soft_cap)
+    return layout.attend(q, k, v, soft_cap)
 
 
 def platform(sharding: Sharding) -> str:
@@ -88,9 +94,12 @@ def choose(
         reason = f"it is for {KERNELS[found].upper()}s, and the mesh is of {kind.upper()}s"
     elif found == "splash":
         length = row_length or row_multiple(found, sharding)
-        reason = tpu_splash.unsupported(length, decoder.head_dim, sharding)
+        windowed = decoder.window_within(length) is not None
+        reason = tpu_splash.unsupported(length, decoder.head_dim, sharding, windowed)
     elif found == "cudnn":
-        reason = gpu_cudnn.unsupported(row_length, decoder.head_dim, jnp.dtype(dtype))
+        reason = gpu_cudnn.unsupported(
+            row_length, decoder.head_dim, jnp.dtype(dtype), decoder.attn_logit_softcapping
+        )
     if not reason:
         return found
     if wanted != "auto":
@@ -106,10 +115,20 @@ def _warn(message: str) -> None:
         _log.warning(message)
 
 
-def prepare(name: str, layout: Layout, sharding: Sharding) -> Layout | AttentionPlan:
-    """A layout as implementation `name` wants it for `attention`; made once for all layers."""
+def prepare(
+    name: str, layout: Layout, sharding: Sharding, window: int | None = None
+) -> Layout | AttentionPlan:
+    """A layout as implementation `name` wants it for `attention`; made once for all layers.
+
+    Args:
+      name: a key of `KERNELS`.
+      layout: of the rows.
+      sharding: the mesh.
+      window: of the tokens whose sight the layout says to end, if it does; the same for all.
+    """
     if name == "splash":
-        return tpu_splash.make_plan(layout, sharding, interpret=platform(sharding) == "cpu")
+        interpret = platform(sharding) == "cpu"
+        return tpu_splash.make_plan(layout, sharding, window=window, interpret=interpret)
     if name == "cpu_flash":
         return cpu_flash.make_plan(layout, sharding)
     if name == "cudnn":
@@ -137,6 +156,8 @@ def computed_share(name: str) -> float:
     return {"xla": 1.0, "cudnn": 0.5}.get(name, 0.0)
 
 
-def alignment(name: str, row_length: int) -> int:
+def alignment(name: str, row_length: int, decoder: DecoderConfig) -> int:
     """The positions of which the starts of a group's parts must be multiples: `RowShape.align`."""
-    return tpu_splash.alignment(row_length) if name == "splash" else 1
+    if name != "splash":
+        return 1
+    return tpu_splash.alignment(row_length, decoder.window_within(row_length) is not None)

@@ -47,9 +47,14 @@ class CudnnPlan:
     implementation: Any
 
     def attend(
-        self, q: Float[Array, "B L N H"], k: Float[Array, "B L K H"], v: Float[Array, "B L K H"]
+        self,
+        q: Float[Array, "B L N H"],
+        k: Float[Array, "B L K H"],
+        v: Float[Array, "B L K H"],
+        soft_cap: float | None = None,
     ) -> Float[Array, "B L N H"]:
         """What `attention.attention` gives, by the kernel."""
+        assert soft_cap is None  # `unsupported` refuses it
         whole = self.sharding.mesh.shape[_LENGTH] == 1
 
         def local(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
@@ -69,8 +74,10 @@ class CudnnPlan:
         return checkpoint_name(out, RESULT)
 
 
-def unsupported(row_length: int, head_dim: int, dtype: Any) -> str:
+def unsupported(row_length: int, head_dim: int, dtype: Any, soft_cap: float | None = None) -> str:
     """Why the kernel cannot be had for such a model; empty if it can."""
+    if soft_cap is not None:
+        return f"it has no soft cap, and the model's attn_logit_softcapping is {soft_cap:g}"
     if dtype not in (jnp.dtype("bfloat16"), jnp.dtype("float16")):
         return f"it computes in 16 bits, and dtype is {dtype}"
     if head_dim % 8 or head_dim > _WIDEST:
@@ -88,7 +95,7 @@ def make_plan(layout: Layout, sharding: Sharding, *, implementation: str = "cudn
     Padding sees itself, so that no query sees nothing.
     """
     positions = jnp.arange(layout.segment_ids.shape[1])
-    seen = sees(layout, positions, layout.segment_ids, positions)
+    seen = sees(layout, positions, layout.keys, positions)
     mask = (seen | (positions[:, None] == positions[None, :])[None])[:, None]
     mask = jax.lax.with_sharding_constraint(mask, NamedSharding(sharding.mesh, _MASK))
     return CudnnPlan(mask, sharding, implementation)

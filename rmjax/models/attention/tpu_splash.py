@@ -21,7 +21,7 @@ from einops import rearrange
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
-from rmjax.models.attention.mask import RESULT, Layout, sees
+from rmjax.models.attention.mask import RESULT, Keys, Layout, sees
 from rmjax.runtime.sharding import Sharding
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _ROWS, _LENGTH, _HEADS = ("data", "fsdp"), "context", "tensor"  # as sharding.AC
 _POSITIONS = P((*_ROWS, _LENGTH))  # an axis on which the positions of all rows follow each other
 _ARRAYS = ("steps", "keys_next", "queries_next", "numbers", "queries", "keys", "one")
 _SPECS = (_POSITIONS, _POSITIONS, P(_LENGTH, _ROWS), _POSITIONS, _POSITIONS, P(_ROWS), _POSITIONS)
-_STATIC = ("sharding", "length", "block", "interpret")
+_STATIC = ("sharding", "length", "block", "window", "interpret")
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=_ARRAYS, meta_fields=_STATIC)
@@ -60,11 +60,12 @@ class SplashPlan:
       queries: what the queries have in common with the keys they may see: 1 + the group, counted
         through all rows; 0 for padding.
       keys: the same for the keys; -1 for padding, which nobody sees.
-      one: 1, or NaN where the layout is not aligned as `alignment` says: a wrong result is not
-        given silently.
+      one: 1, or NaN where the layout is not aligned as `alignment` says, or a window cannot be
+        said by `window`: a wrong result is not given silently.
       sharding: of the rows.
       length: positions of a row.
       block: queries and keys of a block.
+      window: tokens that a query sees whose number says that it has a window; None if none has.
       interpret: whether the kernel is interpreted, as tests do on CPUs.
     """
 
@@ -78,16 +79,21 @@ class SplashPlan:
     sharding: Sharding
     length: int
     block: int
+    window: int | None
     interpret: bool
 
     def attend(
-        self, q: Float[Array, "B L N H"], k: Float[Array, "B L K H"], v: Float[Array, "B L K H"]
+        self,
+        q: Float[Array, "B L N H"],
+        k: Float[Array, "B L K H"],
+        v: Float[Array, "B L K H"],
+        soft_cap: float | None = None,
     ) -> Float[Array, "B L N H"]:
         """What `attention.attention` gives, by the kernel."""
         specs: Any = dataclasses.replace(self, **dict(zip(_ARRAYS, _SPECS)))
         activation = P(_ROWS, _LENGTH, _HEADS)
         return jax.shard_map(
-            _attend,
+            functools.partial(_attend, soft_cap),
             mesh=self.sharding.mesh,
             in_specs=(activation, activation, activation, specs),
             out_specs=activation,
@@ -95,30 +101,37 @@ class SplashPlan:
         )(q, k, v, self)
 
 
-def alignment(row_length: int) -> int:
+def alignment(row_length: int, windowed: bool = False) -> int:
     """The positions a multiple of which `masked_start` and `masked_end` must be in rows so long.
 
-    A power of two, such that a position and two multiples fit together in 32 bits.
+    A power of two, such that a position and two multiples fit together in 32 bits; and with windows
+    whether there is one.
     """
     position = (row_length - 1).bit_length()
-    return 2 ** max(0, -(-(3 * position - _BITS) // 2))
+    return 2 ** max(0, -(-(3 * position + windowed - _BITS) // 2))
 
 
-def unsupported(row_length: int, head_dim: int, sharding: Sharding) -> str:
+def unsupported(row_length: int, head_dim: int, sharding: Sharding, windowed: bool = False) -> str:
     """Why the kernel cannot be had for such rows; empty if it can."""
     context = sharding.mesh.shape["context"]
     if row_length % (context * SMALLEST_BLOCK):
         parts = f" on each of {context} devices (mesh axis context)" if context > 1 else ""
         return f"a row of {row_length} positions is not a multiple of {SMALLEST_BLOCK}{parts}"
-    if row_length % alignment(row_length):
-        return f"a row of {row_length} positions is not a multiple of {alignment(row_length)}"
+    unit = alignment(row_length, windowed)
+    if row_length % unit:
+        return f"a row of {row_length} positions is not a multiple of {unit}"
     if head_dim % 8:
         return f"head_dim = {head_dim} is not a multiple of 8"
     return ""
 
 
 def make_plan(
-    layout: Layout, sharding: Sharding, *, block: int | None = None, interpret: bool = False
+    layout: Layout,
+    sharding: Sharding,
+    *,
+    block: int | None = None,
+    window: int | None = None,
+    interpret: bool = False,
 ) -> SplashPlan:
     """Derives from a layout what the kernel needs, each device for its own rows and queries.
 
@@ -126,42 +139,56 @@ def make_plan(
       layout: of rows whose length `unsupported` does not refuse.
       sharding: the mesh and how rows lie on it.
       block: queries and keys of a block; the largest that divides if not given.
+      window: tokens that a query sees at most where the layout has a `window_start` beyond 0.
       interpret: whether to interpret the kernel.
     """
     length = layout.segment_ids.shape[1]
     part = length // sharding.mesh.shape["context"]
     block = block or next(size for size in _BLOCKS if part % size == 0)
 
-    local = functools.partial(_local_plan, part=part, block=block)
+    local = functools.partial(_local_plan, part=part, block=block, window=window)
     arrays = jax.shard_map(
         local, mesh=sharding.mesh, in_specs=P(_ROWS), out_specs=_SPECS, check_vma=False
     )(layout)
-    return SplashPlan(*arrays, sharding=sharding, length=length, block=block, interpret=interpret)
+    return SplashPlan(
+        *arrays,
+        sharding=sharding,
+        length=length,
+        block=block,
+        window=window,
+        interpret=interpret,
+    )
 
 
-def _local_plan(layout: Layout, *, part: int, block: int) -> tuple[jax.Array, ...]:
+def _local_plan(
+    layout: Layout, *, part: int, block: int, window: int | None
+) -> tuple[jax.Array, ...]:
     """The arrays of a plan on one device, in the order of `_ARRAYS`."""
     rows, length = layout.segment_ids.shape
     start = jax.lax.axis_index(_LENGTH) * part
-    mine = Layout(*(jax.lax.dynamic_slice_in_dim(x, start, part, axis=1) for x in layout))
+    mine: Any = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, part, axis=1), layout)
     positions = start + jnp.arange(part)
-    steps = _steps(mine, positions, layout.segment_ids, block)
+    steps = _steps(mine, positions, layout.keys, block)
     row = jnp.arange(rows)[:, None] * (length + 1)
     bounds = jnp.stack([mine.masked_start, mine.masked_end])
     hides = (mine.masked_start < mine.masked_end)[None]
-    aligned = jnp.all(~hides | (bounds % alignment(length) == 0))
+    aligned = jnp.all(~hides | (bounds % alignment(length, window is not None) == 0))
+    if window is not None:
+        aligned &= _says_windows(layout, window)
     return (
         rearrange(steps, "R q k -> (R q) k"),
         _keys_next(steps),
         _queries_next(steps),
-        _number(mine, positions, length).ravel(),
+        _number(mine, positions, length, window is not None).ravel(),
         jnp.where(mine.segment_ids > 0, mine.segment_ids + row, 0).ravel(),
         jnp.where(layout.segment_ids > 0, layout.segment_ids + row, -1).ravel(),
         jnp.where(aligned, 1.0, jnp.nan)[None],
     )
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: SplashPlan) -> jax.Array:
+def _attend(
+    soft_cap: float | None, q: jax.Array, k: jax.Array, v: jax.Array, plan: SplashPlan
+) -> jax.Array:
     # Here and below, since only TPUs need Pallas, which takes long to import.
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
@@ -170,11 +197,11 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: SplashPlan) -> jax.A
         k, v = (jax.lax.all_gather(x, _LENGTH, axis=1, tiled=True) for x in (k, v))
     q = q * (plan.one * q.shape[-1] ** -0.5).astype(q.dtype)[:, None, None, None]
     q, k, v = (rearrange(x, "R L N H -> N (R L) H") for x in (q, k, v))
-    out: Any = _kernel(plan, rows)(q, k, v, SegmentIds(plan.queries, plan.keys))
+    out: Any = _kernel(plan, rows, soft_cap)(q, k, v, SegmentIds(plan.queries, plan.keys))
     return rearrange(out, "N (R L) H -> R L N H", R=rows)
 
 
-def _kernel(plan: SplashPlan, rows: int) -> "SplashAttentionKernel":
+def _kernel(plan: SplashPlan, rows: int, soft_cap: float | None) -> "SplashAttentionKernel":
     """JAX's kernel with our mask information in place of what it derives from a static mask."""
     from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes, splash_attention_kernel
     from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
@@ -202,9 +229,9 @@ def _kernel(plan: SplashPlan, rows: int) -> "SplashAttentionKernel":
         is_mqa=False,
         save_residuals=False,
         mask_value=_MASKED,
-        attn_logits_soft_cap=None,
+        attn_logits_soft_cap=soft_cap,
         residual_checkpoint_name=RESULT,
-        mask_function=_mask_function(plan.length, rows),
+        mask_function=_mask_function(plan.length, rows, plan.window),
         interpret=plan.interpret,
     )
 
@@ -212,55 +239,94 @@ def _kernel(plan: SplashPlan, rows: int) -> "SplashAttentionKernel":
 # ---- who sees whom -------------------------------------------------------------------------------
 
 
-def _fields(length: int) -> tuple[int, int]:
-    """Where in a number a position begins, above two bounds, the upper above the lower."""
-    bound = (length - 1).bit_length() - _shift(length)
-    return 2 * bound, bound
+def _fields(length: int, windowed: bool) -> tuple[int, int, int]:
+    """Where in a number begin: whether there is a window, a position, and the upper bound."""
+    shift = _shift(length, windowed)
+    places = (length - 1).bit_length()
+    bound = places - shift
+    return 2 * bound + places, 2 * bound, bound
 
 
-def _shift(length: int) -> int:
-    return alignment(length).bit_length() - 1
+def _shift(length: int, windowed: bool) -> int:
+    return alignment(length, windowed).bit_length() - 1
 
 
-def _number(layout: Layout, positions: Int32[Array, "Q"], length: int) -> Int32[Array, "R Q"]:
-    """A query's position in its row and the bounds of what is hidden from it, in one number."""
-    position, bound = _fields(length)
-    start, end = layout.masked_start >> _shift(length), layout.masked_end >> _shift(length)
-    return (positions[None, :] << position) | (end << bound) | start
+def _number(
+    layout: Layout, positions: Int32[Array, "Q"], length: int, windowed: bool = False
+) -> Int32[Array, "R Q"]:
+    """A query's position in its row and the bounds of what is hidden from it, in one number.
+
+    With windows also whether one hides anything from it.
+    """
+    window, position, bound = _fields(length, windowed)
+    shift = _shift(length, windowed)
+    start, end = layout.masked_start >> shift, layout.masked_end >> shift
+    number = (positions[None, :] << position) | (end << bound) | start
+    if not windowed or layout.window_start is None:
+        return number
+    return number | ((layout.window_start > 0).astype(jnp.int32) << window)
 
 
 @functools.lru_cache
-def _mask_function(length: int, rows: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def _mask_function(
+    length: int, rows: int, window: int | None = None
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """What the kernel asks of a query's number and a key's position; one object for each argument.
 
     What depends on the query alone, or on the key alone, the compiler does once for many pairs.
     """
-    position, bound = _fields(length)
-    largest = 2**bound - 1
+    windowed = window is not None
+    flag, position, bound = _fields(length, windowed)
+    largest, shift = 2**bound - 1, _shift(length, windowed)
 
     def sees(number: jax.Array, key: jax.Array) -> jax.Array:
         if rows > 1:
             key = jax.lax.rem(key, length)
-        unit = key >> _shift(length)
+        unit = key >> shift
         start, end = number & largest, (number >> bound) & largest
         query = jax.lax.shift_right_logical(number, position)
-        return (key <= query) & ((unit < start) | (unit >= end))
+        if window is None:
+            return (key <= query) & ((unit < start) | (unit >= end))
+        has_window = jax.lax.shift_right_logical(number, flag) > 0
+        query &= 2 ** (flag - position) - 1
+        # What stands in the row between a shared prefix and the rest of a sample does not count.
+        between = jnp.where(unit < end, (end - start) << shift, 0)
+        near = (key + between > query - window) | ~has_window
+        return (key <= query) & ((unit < start) | (unit >= end)) & near
 
     return sees
+
+
+def _says_windows(layout: Layout, window: int) -> Bool[Array, ""]:
+    """Whether `_mask_function` finds the windows of a layout.
+
+    Either a window begins with the token's sample, or `window` tokens back; and a token's position
+    in its sample is the distance from its segment's first place, less what is hidden in between.
+    """
+    if layout.sample_positions is None or layout.window_start is None:
+        return jnp.asarray(True)
+    positions = layout.sample_positions
+    whole = (layout.window_start == 0) | (layout.window_start == positions - (window - 1))
+    length = layout.segment_ids.shape[1]
+    places = jnp.arange(length)[None]
+    before = jnp.pad(jax.lax.cummax(layout.segment_ids, axis=1), ((0, 0), (1, 0)))[:, :-1]
+    first = jax.lax.cummax(jnp.where(layout.segment_ids > before, places, 0), axis=1)
+    distance = places - first - (layout.masked_end - layout.masked_start)
+    return jnp.all((layout.segment_ids == 0) | (whole & (distance == positions)))
 
 
 # ---- what to visit -------------------------------------------------------------------------------
 
 
 def _steps(
-    mine: Layout, positions: Int32[Array, "Q"], keys: Int32[Array, "R L"], block: int
+    mine: Layout, positions: Int32[Array, "Q"], keys: Keys, block: int
 ) -> Bool[Array, "R Q/b L/b"]:
     """Whether any query of a block sees any key of a block.
 
     A query of padding sees nothing, and the kernel gives it the mean of what it visits. So that it
     visits something, the keys at the same positions as a block of queries always count as seen.
     """
-    length = keys.shape[1]
+    length = keys.segment_ids.shape[1]
     seen = sees(mine, positions, keys, jnp.arange(length))
     steps = rearrange(seen, "R (q a) (k b) -> R q k a b", a=block, b=block).any(axis=(-1, -2))
     same = positions[::block, None] // block == jnp.arange(length // block)[None]

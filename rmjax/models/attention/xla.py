@@ -10,7 +10,7 @@ from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from rmjax.models.attention.mask import RESULT, Layout, allowed
+from rmjax.models.attention.mask import RESULT, Layout, allowed, soft_capped
 
 _BLOCK = 128  # queries computed at once; more in rows so long that there would be too many blocks
 _MOST_BLOCKS = 16
@@ -22,6 +22,7 @@ def in_blocks(
     k: Float[Array, "B L K H"],
     v: Float[Array, "B L K H"],
     layout: Layout,
+    soft_cap: float | None = None,
 ) -> Float[Array, "B L N H"]:
     """What `attention.attention` gives.
 
@@ -36,6 +37,7 @@ def in_blocks(
     def block(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
         flat = rearrange(queries, "B K G Q H -> B K (G Q) H")
         logits = jnp.einsum("bkqh,bklh->bkql", flat, keys, preferred_element_type=jnp.float32)
+        logits = soft_capped(logits, soft_cap)
         logits = rearrange(logits, "B K (G Q) L -> B K G Q L", G=groups)
         weights = jax.nn.softmax(
             jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min), axis=-1

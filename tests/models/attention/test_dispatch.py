@@ -14,7 +14,6 @@ from helpers.models import make_model, one_device, tiny_llama
 from rmjax.errors import UserError
 from rmjax.models.attention import cpu_flash, dispatch, gpu_cudnn, tpu_splash
 from rmjax.models.attention.dispatch import attention
-from rmjax.models.attention.mask import Layout
 from rmjax.models.init import random_params
 from rmjax.models.inputs import Rows
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
@@ -78,8 +77,10 @@ def test_rows_are_made_to_fit(on):
         dispatch.row_multiple("xla", sharding) == dispatch.row_multiple("cpu_flash", sharding) == 2
     )
     assert dispatch.row_multiple("splash", sharding) == 256
-    assert dispatch.alignment("splash", 8192) == tpu_splash.alignment(8192) == 16
-    assert dispatch.alignment("xla", 8192) == dispatch.alignment("cudnn", 8192) == 1
+    decoder = tiny_llama()
+    assert dispatch.alignment("splash", 8192, decoder) == tpu_splash.alignment(8192) == 16
+    for name in ("xla", "cudnn"):
+        assert dispatch.alignment(name, 8192, decoder) == 1
 
 
 @pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 2}, {"fsdp": 1, "context": 4}], ids=str)
@@ -114,7 +115,8 @@ def test_xlas_ways_equal_dense_attention_and_its_gradients(name, length, rng):
     q, k, v, cotangent = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
     real = (layout.segment_ids > 0)[:, :, None, None]
     cotangent = cotangent * real
-    plan = dispatch.prepare(name, Layout(*map(jnp.asarray, layout)), one_device())
+    placed = jax.tree.map(jnp.asarray, layout)
+    plan = dispatch.prepare(name, placed, one_device())
     with jax.numpy_dtype_promotion("strict"):
         out, pull = jax.vjp(jax.jit(lambda q, k, v: attention(q, k, v, plan)), q, k, v)
     np.testing.assert_allclose(np.asarray(out) * real, dense(q, k, v, seen), atol=2e-5)
@@ -197,7 +199,7 @@ def test_a_model_is_the_same_with_the_kernel(mesh, remat, rng):
     tokens = rng.integers(1, 262, (2, 256)).astype(np.int32)
     positions = np.broadcast_to(np.arange(256, dtype=np.int32), (2, 256))
     ends = np.asarray([[69, 139, 189], [109, 199, 0]], np.int32)
-    rows = Rows._make([tokens, layout.segment_ids, positions, *layout[1:], ends])
+    rows = Rows._make([tokens, layout.segment_ids, positions, *layout[1:3], ends])
     decoder = tiny_llama(num_hidden_layers=2)
     params = random_params(make_model(decoder, sharding=sharding), seed=1)
 

@@ -187,7 +187,8 @@ def test_a_number_holds_place_and_interval(length, rng):
     places = np.append(rng.integers(0, length, 200), [0, length - 1]).astype(np.int32)
     ends = rng.integers(0, places // unit + 1) * unit
     starts = rng.integers(0, ends // unit + 1) * unit
-    layout = Layout._make(np.asarray(x, np.int32)[None] for x in (places, starts, ends))
+    arrays = [np.asarray(x, np.int32)[None] for x in (places, starts, ends)]
+    layout = Layout._make([*arrays, None, None])
     numbers = tpu_splash._number(layout, jnp.asarray(places), length)[0]
     keys = rng.integers(0, length, 300).astype(np.int32)
     for rows in (1, 3):
