@@ -27,8 +27,8 @@ from rmjax.convert import hf_to_orbax, orbax_to_hf
 from rmjax.data.conversation import Conversation, parse_conversation
 from rmjax.data.readers import open_source
 from rmjax.errors import UserError
+from rmjax.evaluation.benchmark_data import BenchmarkData
 from rmjax.evaluation.benchmarks import BENCHMARKS
-from rmjax.evaluation.items import BenchmarkData
 from rmjax.evaluation.score_cache import ScoreCache, score_items
 from rmjax.inference.score_file import score_file
 from rmjax.inference.scorer import Scorer
