@@ -193,8 +193,14 @@ def token_head(
     """The weights of the last hidden state that give a weighted sum of tokens' logits.
 
     Raises:
-      UserError: there is no language-model head.
+      UserError: there is no language-model head, or its logits are no sums of hidden states.
     """
+    if decoder.final_logit_softcapping is not None:
+        raise UserError(
+            f"{weights.where}: field 'final_logit_softcapping' is "
+            f"{decoder.final_logit_softcapping:g}: the logits of tokens are capped, so that no "
+            "reward head gives them"
+        )
     row = DECODER[0] if decoder.tie_word_embeddings else LM_HEAD
     if row.hf_key not in weights.keys():  # noqa: SIM118  (not a mapping)
         raise UserError(

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import rmjax
 from helpers.checks import known
 from helpers.damage import Bomb
+from helpers.families import FAMILY_MODELS
 from helpers.gguf_files import write_gguf
 from helpers.hf_models import TALK, edit_tensors, save_hf, tensors_of
 from helpers.models import make_model, score_array, tiny_llama
@@ -100,6 +101,12 @@ def test_a_tokens_logit_becomes_the_reward(tied, token, tmp_path):
     exported = load_file(tmp_path / "back" / "model.safetensors")["score.weight"]
     assert torch.equal(exported, row.float())
     assert "offset" not in read_json(tmp_path / "back" / "rmjax.json")
+
+
+def test_a_logit_that_is_capped_is_no_reward_head(tmp_path):
+    causal = save_hf(tmp_path / "hf", FAMILY_MODELS["gemma2"], causal=True)
+    with pytest.raises(UserError, match=r"'final_logit_softcapping' is 3: .* capped"):
+        hf_to_orbax(str(causal), str(tmp_path / "orbax"), head={"0": 1})
 
 
 def test_another_token_is_another_conversion(tmp_path):
