@@ -115,7 +115,7 @@ def list_config(d):
 
 
 def other_model(d):
-    edit_json(d / "config.json", model_type="mistral")
+    edit_json(d / "config.json", model_type="mixtral")
 
 
 def no_hidden_size(d):
@@ -183,7 +183,7 @@ BAD_HF = {
     no_config: "no model here. Looked for config.json",
     broken_config: "config.json: not readable as JSON",
     list_config: "config.json: expected a JSON object, found list",
-    other_model: "'model_type' is 'mistral'",
+    other_model: "'model_type' is 'mixtral'",
     no_hidden_size: "'hidden_size' is missing",
     no_tokenizer: "no tokenizer here",
     broken_tokenizer: "the tokenizer cannot be read",
