@@ -23,6 +23,7 @@ LAYERS = (
     "rmjax.inference",
     "rmjax.generation",
     "rmjax.evaluation",
+    "rmjax.serving",
     "rmjax.training.objectives",
     "rmjax.training",
     "rmjax.training.probing",
