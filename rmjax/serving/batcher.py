@@ -26,7 +26,7 @@ _FAILURES = 3  # batches in a row, after which the server is not healthy
 _SMOOTHING = 0.2  # of the rate, by the newest batch
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Job:
     """The conversations of a request.
 

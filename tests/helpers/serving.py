@@ -1,6 +1,7 @@
 """A server on this machine, in a thread of the test's own process."""
 
 import contextlib
+import copy
 import socket
 import threading
 import time
@@ -30,9 +31,17 @@ def one_device(directory: Path, value: str | None = None) -> Scorer:
     return Scorer(model, params, source.tokenizer(), spec, model_rule(spec, value), "error")
 
 
+def variant(scorer: Scorer, **changes: object) -> Scorer:
+    """The same model with other attributes; what is compiled is shared."""
+    found = copy.copy(scorer)
+    for name, value in changes.items():
+        setattr(found, name, value)
+    return found
+
+
 @contextlib.contextmanager
-def running(service: Service, key: str = "") -> Iterator[str]:
-    """The URL of a server that is ready."""
+def running(service: Service, key: str = "", wait: bool = True) -> Iterator[str]:
+    """The URL of a server that is ready, or that only listens."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     config = uvicorn.Config(
         make_app(service, key),
@@ -49,7 +58,7 @@ def running(service: Service, key: str = "") -> Iterator[str]:
     thread.start()
     try:
         until = time.monotonic() + 120
-        while not service.batcher.ready:
+        while wait and not service.batcher.ready:
             assert service.batcher.failure is None and time.monotonic() < until
             time.sleep(0.005)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
