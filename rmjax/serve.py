@@ -52,6 +52,7 @@ import threading
 import time
 from typing import Any
 
+import rmjax
 from rmjax.errors import UserError, exit_with_message
 from rmjax.evaluation.fit_weights import parse_value
 from rmjax.inference.scorer import load
@@ -102,7 +103,7 @@ def serve(
     scorer.limit(max_length)
     service = Service(scorer, name or model, limits)
     config = uvicorn.Config(
-        make_app(service, key),
+        make_app(service, rmjax.__version__, key),
         http=Connection,
         loop="asyncio",
         ws="none",

@@ -19,7 +19,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-import rmjax
 from rmjax.serving.endpoints import ENDPOINTS
 from rmjax.serving.openapi import document
 from rmjax.serving.questions import Endpoint, Refusal
@@ -39,11 +38,12 @@ _TYPES = {
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(service: Service, key: str = "") -> Starlette:
+def make_app(service: Service, version: str, key: str = "") -> Starlette:
     """The application.
 
     Args:
       service: what answers.
+      version: of rmjax.
       key: that requests must have as a bearer token; empty for none.
     """
     bodies = _Bodies(service)
@@ -52,7 +52,7 @@ def make_app(service: Service, key: str = "") -> Starlette:
         for endpoint in ENDPOINTS
         for path in endpoint.paths
     ]
-    for path, handler in _looks(service, bool(key)).items():
+    for path, handler in _looks(service, version, bool(key)).items():
         routes.append(Route(path, _handler(service, key, handler), methods=["GET"]))
 
     async def unknown(request: Request, error: Exception) -> Response:
@@ -205,7 +205,7 @@ class _Bodies:
         return Refusal(f"the body has more than {most:,} bytes; send several requests", 413)
 
 
-def _looks(service: Service, keyed: bool) -> dict[str, Handler]:
+def _looks(service: Service, version: str, keyed: bool) -> dict[str, Handler]:
     """What can be looked at, by path."""
     served, batcher = service.served, service.batcher
 
@@ -221,19 +221,19 @@ def _looks(service: Service, keyed: bool) -> dict[str, Handler]:
         model |= {"attributes": list(served.attributes), "rule": served.scorer.rule.name}
         return JSONResponse({"object": "list", "data": [model]})
 
-    async def version(request: Request) -> Response:
-        return JSONResponse({"version": rmjax.__version__})
+    async def which(request: Request) -> Response:
+        return JSONResponse({"version": version})
 
     async def metrics(request: Request) -> Response:
         return PlainTextResponse(service.metrics.text(), media_type=_METRICS)
 
     async def openapi(request: Request) -> Response:
-        return JSONResponse(document(ENDPOINTS, service.limits, keyed))
+        return JSONResponse(document(ENDPOINTS, service.limits, version, keyed))
 
     return {
         "/health": health,
         "/v1/models": models,
-        "/version": version,
+        "/version": which,
         "/metrics": metrics,
         "/openapi.json": openapi,
     }

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import rmjax
 from rmjax.serving.questions import Endpoint
 from rmjax.serving.schemas import TEXT, WHOLE, Schema, optional, record
 from rmjax.serving.service import Limits
@@ -42,12 +41,15 @@ _LOOKS: dict[str, tuple[str, Schema, tuple[int, ...]]] = {
 }
 
 
-def document(endpoints: Sequence[Endpoint], limits: Limits, keyed: bool) -> dict[str, Any]:
+def document(
+    endpoints: Sequence[Endpoint], limits: Limits, version: str, keyed: bool
+) -> dict[str, Any]:
     """The document.
 
     Args:
       endpoints: the table.
       limits: of the server; they are said in words.
+      version: of rmjax.
       keyed: whether requests need a key.
     """
     paths: dict[str, Any] = {}
@@ -67,7 +69,7 @@ def document(endpoints: Sequence[Endpoint], limits: Limits, keyed: bool) -> dict
     )
     made = {
         "openapi": "3.1.0",
-        "info": {"title": "rmjax", "version": rmjax.__version__, "description": described},
+        "info": {"title": "rmjax", "version": version, "description": described},
         "paths": paths,
     }
     if keyed:

@@ -44,7 +44,7 @@ def running(service: Service, key: str = "", wait: bool = True) -> Iterator[str]
     """The URL of a server that is ready, or that only listens."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     config = uvicorn.Config(
-        make_app(service, key),
+        make_app(service, "0", key),
         http=Connection,
         loop="asyncio",
         ws="none",
