@@ -10,6 +10,8 @@ environment variable RMJAX_API_KEY, requests need that key as a bearer token.
 
 import argparse
 
+from rmjax.errors import UserError, answer_interrupts, exit_with_message
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -40,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    answer_interrupts()
     _parser().parse_args()  # --help and mistakes are answered before the imports, which take long
 
 import contextlib
@@ -53,7 +56,6 @@ import time
 from typing import Any
 
 import rmjax
-from rmjax.errors import UserError, exit_with_message
 from rmjax.evaluation.fit_weights import parse_value
 from rmjax.inference.scorer import load
 from rmjax.runtime.compilation import enable_compilation_cache
