@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--quantize", default="", help="int8 or fp8; see docs/score.md")
     add("--chat-template", default="", metavar="NAME", help="which of MODEL's, if it has several")
     add("--mesh", default="fsdp:-1", metavar="AXIS:SIZE,...", help="of this host's devices")
-    add("--batch-tokens", type=int, default=8192, help="computed at once on a device's part")
+    add("--batch-tokens", type=int, default=0, help="computed at once; 0: what suits the devices")
     add("--batch-wait", type=float, default=5.0, metavar="MS", help="for others, in milliseconds")
     add("--queue-tokens", type=int, default=1 << 20, help="that may wait; then requests do")
     add("--queue-wait", type=float, default=30.0, metavar="S", help="for room, before a 503")
@@ -161,10 +161,10 @@ def _main() -> None:
     args = _parser().parse_args()
     wrong = [
         n
-        for n in ("batch_tokens", "queue_tokens", "timeout", "max_body", "max_conversations")
+        for n in ("queue_tokens", "timeout", "max_body", "max_conversations")
         if getattr(args, n) <= 0
     ]
-    wrong += [n for n in ("batch_wait", "queue_wait") if getattr(args, n) < 0]
+    wrong += [n for n in ("batch_tokens", "batch_wait", "queue_wait") if getattr(args, n) < 0]
     if wrong:
         option = wrong[0].replace("_", "-")
         raise UserError(f"--{option}={getattr(args, wrong[0]):g}: expected more than that")

@@ -2,8 +2,9 @@
 
 It alone uses the devices. A batch takes what waits, in the order of requests, up to a number of
 tokens to compute; a prompt that several conversations of it begin with counts once, as it is
-computed once. If little waits, it waits a few milliseconds for more. A request that does not fit
-in a batch goes to the end of the line with its rest, so that a long one does not hold up others.
+computed once, and its responses stay together where they can. If little waits, it waits a few
+milliseconds for more. A request that does not fit in a batch goes to the end of the line with its
+rest, so that a long one does not hold up others.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from rmjax.serving.metrics import Metrics
 _LOG = logging.getLogger("rmjax.serving")
 _BEGINNING = 32  # tokens by which conversations are found that may share a prompt
 _FAILURES = 3  # batches in a row, after which the server is not healthy
+_STRETCH = 4  # times as many tokens, if they belong to prompts that are in the batch
 _SMOOTHING = 0.2  # of the rate, by the newest batch
 
 
@@ -172,7 +174,10 @@ class Batcher:
                 begins = tokens[:_BEGINNING].tobytes()
                 like = beginnings.get(begins)
                 cost = len(tokens) - (0 if like is None else common_prefix([tokens, like]))
-                if found and filled + cost > self._batch_tokens:
+                # To take a prompt's responses apart would compute it again.
+                shares = 2 * cost < len(tokens)
+                most = self._batch_tokens * (_STRETCH if shares else 1)
+                if found and filled + cost > most:
                     self._jobs.append(job)
                     return found
                 beginnings[begins] = tokens

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from rmjax.data.conversation import Conversation
 from rmjax.data.templated_text import OwnTemplate
 from rmjax.errors import UserError, shortened
+from rmjax.inference.batching import PADDED_TOKENS
 from rmjax.inference.scorer import Encoded, Scorer
 from rmjax.serving.admission import Admission, Full
 from rmjax.serving.batcher import Batcher
@@ -21,6 +22,7 @@ from rmjax.serving.metrics import Gauge, Metrics
 from rmjax.serving.questions import Asked, Endpoint, Item, Refusal, Served, with_values
 from rmjax.serving.schemas import problem
 
+_CPU_TOKENS = 2048  # of a batch
 _LONGEST_RETRY = 60  # seconds that a client is told to wait, at most
 
 
@@ -28,7 +30,7 @@ class Limits(NamedTuple):
     """What a server takes on.
 
     Attributes:
-      batch_tokens: tokens computed at once, more or less.
+      batch_tokens: tokens computed at once, more or less; 0 for what suits the devices.
       window: seconds that a batch waits for more, after its first request.
       queue_tokens: tokens that may wait.
       queue_seconds: how long a request waits for room among these.
@@ -39,7 +41,7 @@ class Limits(NamedTuple):
       conversations: of a request.
     """
 
-    batch_tokens: int = 8192
+    batch_tokens: int = 0
     window: float = 0.005
     queue_tokens: int = 1 << 20
     queue_seconds: float = 30.0
@@ -78,7 +80,7 @@ class Service:
             scorer.score_encoded,
             scorer.compile_shapes,
             self.metrics,
-            limits.batch_tokens * scorer.model.options.sharding.row_shards,
+            limits.batch_tokens or _suiting(scorer),
             limits.window,
         )
         self._admission = Admission(limits.queue_tokens)
@@ -186,6 +188,16 @@ class Service:
                 f"{item.where}: the chat template shows nothing of the response", param=item.where
             )
         return encoded
+
+
+def _suiting(scorer: Scorer) -> int:
+    """Tokens of a batch: as few as keep the devices busy, so that replies come early.
+
+    On one CPU device that is soon (`Model` computes parts of 256), and an accelerator is given what
+    data sets are scored with.
+    """
+    options = scorer.model.options
+    return _CPU_TOKENS if options.parts else PADDED_TOKENS * options.sharding.row_shards
 
 
 def _parsed(body: bytes) -> Any:

@@ -100,7 +100,7 @@ def test_it_ends_in_good_order_and_is_started_again_after_a_kill(model, tmp_path
         (["--max-length=257"], "made for up to 256 tokens"),
         (["--value=c"], "neither an attribute"),
         (["--over-long=drop"], "over_long = 'drop': there are error, truncate_left"),
-        (["--batch-tokens=0"], "--batch-tokens=0: expected more than that"),
+        (["--queue-tokens=0"], "--queue-tokens=0: expected more than that"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, model):

@@ -104,7 +104,7 @@ def test_a_long_request_lets_others_pass():
 
 
 def test_a_prompt_counts_once():
-    """Sixteen responses to a prompt are one batch, though they have twice its tokens apart."""
+    """Responses to a prompt are one batch, though they have seven times its tokens apart."""
     prompt = list(range(5000, 5040))
 
     async def work(batcher, model):
