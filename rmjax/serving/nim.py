@@ -20,14 +20,11 @@ from rmjax.serving.questions import (
     head,
     usage,
 )
-from rmjax.serving.schemas import FLAG, MESSAGES, TEXT, WHOLE, optional, record
+from rmjax.serving.schemas import MESSAGES, TEXT, TOOLS, WHOLE, optional, record
 
 
 def _parse(body: Body, served: Served) -> Asked:
     check_model(body, served)
-    for name, only in (("stream", False), ("n", 1)):
-        if body.get(name) not in (None, only):
-            raise Refusal(f"{name!r} cannot be {body[name]!r}: a reward is one reply", param=name)
     try:
         said = parse_conversation(body["messages"], tools=body.get("tools"))
     except ValueError as error:
@@ -59,9 +56,9 @@ CHAT = Endpoint(
         {"messages": MESSAGES},
         {
             "model": optional(TEXT, "must be the served model's name"),
-            "tools": optional({"type": "array"}),
-            "stream": optional(FLAG, "false"),
-            "n": optional(WHOLE, "1"),
+            "tools": optional(TOOLS),
+            "stream": {"enum": [False, None]},
+            "n": {"enum": [1, None]},
         },
     ),
     record(

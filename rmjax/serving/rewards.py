@@ -27,6 +27,7 @@ from rmjax.serving.schemas import (
     NUMBER,
     TEXT,
     TEXTS,
+    TOOLS,
     WHOLE,
     one_of,
     optional,
@@ -35,7 +36,7 @@ from rmjax.serving.schemas import (
 
 _WRAPPED = record(
     {"messages": MESSAGES},
-    {"tools": optional({"type": "array"}), "system": optional(TEXT)},
+    {"tools": optional(TOOLS), "system": optional(TEXT)},
 )
 
 
@@ -113,7 +114,7 @@ REWARDS = Endpoint(
                 "to the prompt",
             ),
             "system": optional(TEXT, "turn before the prompt"),
-            "tools": optional({"type": "array"}, "that the prompt allows"),
+            "tools": optional(TOOLS, "that the prompt allows"),
         },
     ),
     record(

@@ -5,6 +5,7 @@ A schema is a subset of JSON Schema: `type`, `items`, `minItems`, `properties`, 
 shows it, so that the two cannot differ.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ MESSAGE: Schema = {
     "properties": {"role": TEXT},
     "description": "as the model's chat template takes it: role, content, tool_calls and others",
 }
+TOOLS: Schema = {"type": "array", "items": {"type": "object"}}
 MESSAGES: Schema = {"type": "array", "items": MESSAGE, "minItems": 1}
 _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -79,14 +81,11 @@ def _problem(value: Any, schema: Schema, where: str) -> tuple[str, str] | None:
     kind = schema.get("type")
     if kind and not _is(value, kind):
         return where, f"expected {_named(schema)}, found {_kind(value)}"
-    if "enum" in schema and value not in schema["enum"]:
-        return (
-            where,
-            f"expected one of {', '.join(map(repr, schema['enum']))}, found {_kind(value)}",
-        )
+    if "enum" in schema and not _is_one_of(value, schema["enum"]):
+        return where, f"expected {_named(schema)}, found {_kind(value)}"
     if "minimum" in schema and value < schema["minimum"]:
         return where, f"expected at least {schema['minimum']}, found {value}"
-    if len(value) < schema.get("minLength", 0) if isinstance(value, str) else False:
+    if isinstance(value, str) and len(value) < schema.get("minLength", 0):
         return where, "is an empty text"
     if isinstance(value, list):
         return _of_items(value, schema, where)
@@ -124,7 +123,14 @@ def _is(value: Any, kind: str) -> bool:
     return isinstance(value, _TYPES[kind])
 
 
+def _is_one_of(value: Any, choices: list[Any]) -> bool:
+    """Whether JSON's value is one of these; 1 and true are two."""
+    return any(value == each and type(value) is type(each) for each in choices)
+
+
 def _named(schema: Schema) -> str:
+    if "enum" in schema:
+        return f"one of {', '.join(map(repr, schema['enum']))}"
     if "anyOf" in schema:
         return " or ".join(_named(each) for each in schema["anyOf"])
     if schema.get("type") == "array" and "items" in schema:

@@ -39,6 +39,7 @@ from rmjax.serving.schemas import (
     TEXT,
     TEXTS,
     TOKENS,
+    TOOLS,
     WHOLE,
     Schema,
     one_of,
@@ -47,7 +48,7 @@ from rmjax.serving.schemas import (
 )
 from rmjax.serving.sglang import SGLANG_FIELDS, is_sglang, parse_sglang
 
-_CUT = {"type": "integer", "minimum": -1}
+_CUT = one_of({"enum": [-1]}, {"type": "integer", "minimum": 1})
 _COMMON: dict[str, Schema] = {
     "model": optional(TEXT, "must be the served model's name"),
     "user": optional(TEXT),
@@ -60,7 +61,7 @@ _INPUT = one_of(TEXT, TOKENS, TEXTS, {"type": "array", "items": TOKENS})
 _SAID: dict[str, Schema] = {
     "input": optional(_INPUT, "texts that a chat template wrote, or token ids"),
     "messages": optional(MESSAGES, "one conversation; instead of input"),
-    "tools": optional({"type": "array"}, "of the conversation"),
+    "tools": optional(TOOLS, "of the conversation"),
     "attributes": _ATTRIBUTES,
 }
 _USAGE = record({"prompt_tokens": WHOLE, "total_tokens": WHOLE}, {"cut_tokens": WHOLE})
@@ -111,8 +112,6 @@ def _checked(body: Body, served: Served) -> int | None:
             f"'truncate_prompt_tokens' is {most}, and the model reads up to {longest}",
             param="truncate_prompt_tokens",
         )
-    if most == 0:
-        raise Refusal("'truncate_prompt_tokens' is 0", param="truncate_prompt_tokens")
     return longest if most == -1 else most
 
 

@@ -26,7 +26,8 @@ def one_device(directory: Path, value: str | None = None) -> Scorer:
     """A model of random weights on one device, which is what most servers have."""
     source = open_pretrained(str(directory))
     spec = known(source.spec)
-    model = make_model(source.decoder, len(spec.attributes))
+    options = {"attention": "cpu_flash", "parts": True}  # as `rmjax.load` has it there
+    model = make_model(source.decoder, len(spec.attributes), **options)
     params = load_params(source, model, seed=0, dtype=np.float32)
     return Scorer(model, params, source.tokenizer(), spec, model_rule(spec, value), "error")
 

@@ -327,7 +327,11 @@ BAD = {
     "an empty response": ("/rerank", {"query": "q", "documents": [" "]}, "the response is empty"),
     "unequal lists": ("/score", {"queries": ["a", "b"], "documents": ["c"] * 3}, "expected one or"),
     "no documents": ("/rerank", {"query": "q"}, "the field 'documents' is missing"),
-    "a stream": ("/v1/chat/completions", {"messages": LONG, "stream": True}, "'stream' cannot be"),
+    "a stream": (
+        "/v1/chat/completions",
+        {"messages": LONG, "stream": True},
+        "field 'stream': expected false or null",
+    ),
     "neither": ("/v1/rewards", {}, "expected either 'conversations' or 'prompt'"),
     "only a prompt": ("/v1/rewards", {"prompt": "p"}, "'prompt' needs 'responses'"),
     "too many": ("/get_reward", {"query": [text("a")] * 1025}, "1,025 conversations, and 1,024"),
