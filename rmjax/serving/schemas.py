@@ -130,7 +130,7 @@ def _is_one_of(value: Any, choices: list[Any]) -> bool:
 
 def _named(schema: Schema) -> str:
     if "enum" in schema:
-        return f"one of {', '.join(map(repr, schema['enum']))}"
+        return " or ".join(map(json.dumps, schema["enum"]))
     if "anyOf" in schema:
         return " or ".join(_named(each) for each in schema["anyOf"])
     if schema.get("type") == "array" and "items" in schema:
