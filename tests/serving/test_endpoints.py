@@ -16,6 +16,7 @@ import rmjax
 from helpers.hf_models import save_hf
 from helpers.models import tiny_llama
 from helpers.serving import make_service, one_device, running, variant
+from rmjax.alignment.reward_servers import ServerReward
 from rmjax.data.conversation import Conversation
 from rmjax.data.tokenizer import byte_tokenizer, encode, render
 from rmjax.models.rewards.general_preference import GeneralPreference
@@ -150,6 +151,13 @@ def test_openrlhf_loses_no_sample(client, scorer):
     assert abs(found["rewards"][0] - cutting.score(talk(PROMPT, long)).value) < 1e-5
     empty = cutting.encode(Conversation(talk(PROMPT, "")), "empty")
     assert abs(found["rewards"][1] - cutting.score_encoded([empty])[0].value) < 1e-5
+
+
+@pytest.mark.parametrize("path", ["get_reward", "classify", "pooling"])
+def test_rmjax_aligns_by_it(path, url, expected):
+    reward = ServerReward(f"{url}/{path}", "", 60, byte_tokenizer(), "config.rewards.x.server")
+    prompts = [Conversation([{"role": "user", "content": PROMPT}])]
+    np.testing.assert_allclose(reward(prompts, [ANSWERS])[0], expected[None, :, 0], atol=1e-5)
 
 
 def test_verl_takes_the_last_of_probs(client, expected):
@@ -323,7 +331,7 @@ BAD = {
         {"input": "x", "add_generation_prompt": True},
         "where the response",
     ),
-    "another task": ("/pooling", {"input": "x", "task": "embed"}, "its task is 'classify'"),
+    "another task": ("/pooling", {"input": "x", "task": "embed"}, "whose task is 'classify'"),
     "an empty response": ("/rerank", {"query": "q", "documents": [" "]}, "the response is empty"),
     "unequal lists": ("/score", {"queries": ["a", "b"], "documents": ["c"] * 3}, "expected one or"),
     "no documents": ("/rerank", {"query": "q"}, "the field 'documents' is missing"),
