@@ -24,6 +24,7 @@ LAYERS = (
     "rmjax.generation",
     "rmjax.evaluation",
     "rmjax.serving",
+    "rmjax.integrations",
     "rmjax.training.objectives",
     "rmjax.training",
     "rmjax.training.probing",

@@ -10,9 +10,9 @@ known if it is the model's own: `OwnTemplate` finds its marks by having it write
 
 import functools
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from rmjax.data.conversation import Conversation
+from rmjax.data.conversation import Conversation, parse_response
 from rmjax.data.messages import Message
 from rmjax.data.tokenizer import Tokenizer, render
 from rmjax.data.turn_marks import has_marks, split_turns
@@ -108,6 +108,26 @@ def parse_templated(text: str, own: "OwnTemplate") -> Conversation:
         f"is in no chat template: {shortened(text, 40)!r}. A reward is defined on a conversation: "
         "send messages, or the text that a chat template makes of them"
     )
+
+
+def parse_pair(prompt: Any, response: Any, own: "OwnTemplate", **beside: Any) -> Conversation:
+    """A response to a prompt; if both are texts, the prompt may be what a template wrote.
+
+    Args:
+      prompt: see `parse_response`.
+      response: likewise.
+      own: the model's template.
+      beside: the system's turn and tools; see `parse_response`.
+
+    Raises:
+      PromptError: see `parse_response`.
+      ValueError: likewise, and see `parse_templated`.
+    """
+    if isinstance(prompt, str) and isinstance(response, str) and not any(beside.values()):
+        known = any(known.opening.search(prompt) for known in FORMATS)
+        if known or own.split(prompt + response):
+            return parse_templated(prompt + response, own)
+    return parse_response(prompt, response, **beside)
 
 
 class OwnTemplate:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from rmjax.data.conversation import Conversation, PromptError, parse_response
-from rmjax.data.templated_text import FORMATS, OwnTemplate, parse_templated
+from rmjax.data.conversation import Conversation, PromptError
+from rmjax.data.templated_text import OwnTemplate, parse_pair, parse_templated
 from rmjax.inference.scorer import Scorer
 from rmjax.inference.scores import Score
 from rmjax.serving.schemas import Schema
@@ -153,24 +153,19 @@ def text_item(text: str, where: str, served: Served) -> Item:
         raise Refusal(f"field {where!r} {error}", param=where) from error
 
 
-def response_item(prompt: Any, response: Any, where: tuple[str, str], **beside: Any) -> Item:
-    """A response to a prompt; `where` are the fields of both. See `parse_response`.
+def response_item(
+    prompt: Any, response: Any, where: tuple[str, str], served: Served, **beside: Any
+) -> Item:
+    """A response to a prompt; `where` are the fields of both. See `parse_pair`.
 
     Raises:
       Refusal: they are no conversation.
     """
     try:
-        return Item(parse_response(prompt, response, **beside), where[1])
+        return Item(parse_pair(prompt, response, served.own, **beside), where[1])
     except ValueError as error:
         field = where[0] if isinstance(error, PromptError) else where[1]
         raise Refusal(f"field {field!r} {error}", param=field) from error
-
-
-def pair_item(prompt: str, response: str, where: tuple[str, str], served: Served) -> Item:
-    """A response to a prompt, both of them texts; the prompt may be what a template wrote."""
-    if any(known.opening.search(prompt) for known in FORMATS):
-        return text_item(prompt + response, where[0], served)
-    return response_item(prompt, response, where)
 
 
 def check_model(body: Body, served: Served) -> None:

@@ -15,7 +15,7 @@ from rmjax.serving.questions import (
     Served,
     head,
     new_id,
-    pair_item,
+    response_item,
     usage,
 )
 from rmjax.serving.schemas import TEXT, TEXTS, one_of, optional, record
@@ -45,7 +45,7 @@ def _parse_score(body: Body, served: Served) -> Asked:
         )
     one = len(texts[0]) == 1
     items = [
-        pair_item(
+        response_item(
             texts[0][0 if one else i],
             response,
             (f"{first}[{0 if one else i}]", f"{second}[{i}]"),
@@ -70,7 +70,7 @@ def _parse_score(body: Body, served: Served) -> Asked:
 def _parse_rerank(body: Body, served: Served) -> Asked:
     cut_to, documents = check_body(body, served), body["documents"]
     items = [
-        pair_item(body["query"], document, ("query", f"documents[{i}]"), served)
+        response_item(body["query"], document, ("query", f"documents[{i}]"), served)
         for i, document in enumerate(documents)
     ]
 

@@ -17,12 +17,12 @@ from rmjax.serving.questions import (
     Served,
     check_model,
     head,
-    pair_item,
     response_item,
     text_item,
     usage,
 )
 from rmjax.serving.schemas import (
+    FLAG,
     MESSAGES,
     NUMBER,
     TEXT,
@@ -72,16 +72,15 @@ def _parse(body: Body, served: Served) -> Asked:
             "usage": usage(results),
         }
 
-    return Asked(items, groups, write, needs_value=False)
+    cut_to = served.scorer.max_length if body.get("truncate") else None
+    return Asked(items, groups, write, needs_value=False, cut_to=cut_to)
 
 
 def _response(body: Body, number: int, served: Served) -> Item:
     prompt, response = body["prompt"], body["responses"][number]
     where = "prompt", f"responses[{number}]"
     beside = {name: body[name] for name in ("system", "tools") if body.get(name)}
-    if isinstance(prompt, str) and isinstance(response, str) and not beside:
-        return pair_item(prompt, response, where, served)
-    return response_item(prompt, response, where, **beside)
+    return response_item(prompt, response, where, served, **beside)
 
 
 def _whole(value: Any, number: int, served: Served) -> Item:
@@ -114,6 +113,7 @@ REWARDS = Endpoint(
                 "to the prompt",
             ),
             "system": optional(TEXT, "turn before the prompt"),
+            "truncate": optional(FLAG, "cut the first tokens of what is too long; false: refuse"),
             "tools": optional(TOOLS, "that the prompt allows"),
         },
     ),
