@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from helpers.hf_models import save_hf
 from helpers.models import tiny_llama
+from helpers.paths import ROOT
 from helpers.serving import make_service, one_device, running, variant
 from rmjax.serving import connections
 from rmjax.serving.endpoints import ENDPOINTS
@@ -320,3 +322,10 @@ def test_memory_stays_flat(url):
     before = memory()
     asyncio.run(main(400, 200))
     assert memory() - before < 16 << 20
+
+
+def test_the_page_has_every_endpoint_and_option():
+    page = (ROOT / "docs" / "serving.md").read_text()
+    options = re.findall(r'add\("(--[\w-]+)"', (ROOT / "rmjax" / "serve.py").read_text())
+    for name in (*PATHS, *options):
+        assert f"`{name}`" in page, name
