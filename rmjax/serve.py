@@ -65,13 +65,11 @@ from rmjax.serving.service import Limits, Service
 try:
     import uvicorn
 
-    from rmjax.serving.app import make_app
-    from rmjax.serving.connections import Connection
+    from rmjax.serving.server import make_server
 except ImportError as error:
     raise SystemExit(f"error: {error.name} is not installed: pip install 'rmjax[serve]'") from error
 
 _KEY = "RMJAX_API_KEY"
-_KEEP_ALIVE = 75  # seconds: longer than clients keep idle connections, so that they close them
 
 
 def serve(
@@ -104,19 +102,7 @@ def serve(
     scorer = load(model, **options)
     scorer.limit(max_length)
     service = Service(scorer, name or model, limits)
-    config = uvicorn.Config(
-        make_app(service, rmjax.__version__, key),
-        http=Connection,
-        loop="asyncio",
-        ws="none",
-        lifespan="on",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=int(limits.seconds) + 1,
-    )
-    server = uvicorn.Server(config)
+    server = make_server(service, rmjax.__version__, key)
     watch = threading.Thread(target=_watch, args=(service, server, listener), daemon=True)
     watch.start()
     # uvicorn ends in good order and then raises the signal again.

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import uvicorn
 
 from helpers.checks import known
 from helpers.models import make_model
@@ -17,8 +16,7 @@ from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.inference.scorer import Scorer
 from rmjax.models.rewards.aggregation import model_rule
-from rmjax.serving.app import make_app
-from rmjax.serving.connections import Connection
+from rmjax.serving.server import make_server
 from rmjax.serving.service import Limits, Service
 
 
@@ -44,17 +42,7 @@ def variant(scorer: Scorer, **changes: object) -> Scorer:
 def running(service: Service, key: str = "", wait: bool = True) -> Iterator[str]:
     """The URL of a server that is ready, or that only listens."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    config = uvicorn.Config(
-        make_app(service, "0", key),
-        http=Connection,
-        loop="asyncio",
-        ws="none",
-        lifespan="on",
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=30,
-    )
-    server = uvicorn.Server(config)
+    server = make_server(service, "0", key)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -43,7 +43,7 @@ class Held:
     def __call__(self, encoded):
         self.sizes.append(len(encoded))
         self.began.set()
-        assert self.free.wait(20)
+        assert self.free.wait(60)
         return self.score(encoded)
 
 
@@ -78,7 +78,7 @@ def raw(url):
 
 
 def until(condition):
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
@@ -87,13 +87,13 @@ def until(condition):
 def test_health_is_said_when_all_is_compiled(scorer):
     service = make_service(variant(scorer))
     compile_shapes, go = service.batcher._warm_up, threading.Event()
-    service.batcher._warm_up = lambda: go.wait(20) and compile_shapes()
+    service.batcher._warm_up = lambda: go.wait(60) and compile_shapes()
     with running(service, wait=False) as url:
         reply = httpx.get(url + "/health")
         assert reply.status_code == 503 and reply.json() == {"status": "warming up"}
         thread, found = in_thread(url)  # waits, and is answered
         go.set()
-        thread.join(20)
+        thread.join(60)
         assert found[0].status_code == httpx.get(url + "/health").status_code == 200
 
 
@@ -145,11 +145,11 @@ def test_bodies_of_all_have_a_limit_too(scorer, held):
     with serve(scorer, held, held_bytes=4000) as url:
         body = {"messages": [{"role": "system", "content": "x" * 200}, *TALK], "user": "x" * 2000}
         thread, found = in_thread(url, body)
-        assert held.began.wait(20)
+        assert held.began.wait(60)
         reply = ask(url, body)
         assert reply.status_code == 503 and reply.headers["Retry-After"] == "1"
         held.free.set()
-        thread.join(20)
+        thread.join(60)
         assert found[0].status_code == 200 and ask(url, body).status_code == 200
 
 
@@ -173,14 +173,14 @@ def test_connections_on_which_nothing_comes_are_closed(scorer, monkeypatch):
 def test_a_full_line_waits_and_then_says_so(scorer, held):
     with serve(scorer, held, queue_tokens=8, queue_seconds=0.2) as url:
         first, found = in_thread(url)
-        assert held.began.wait(20)
+        assert held.began.wait(60)
         reply = ask(url)
         assert reply.status_code == 503 and 1 <= int(reply.headers["Retry-After"]) <= 60
         second, later = in_thread(url)  # this one waits no longer than it takes
         time.sleep(0.05)
         held.free.set()
         for thread in (first, second):
-            thread.join(20)
+            thread.join(60)
         assert [found[0].status_code, later[0].status_code] == [200, 200]
 
 
@@ -197,14 +197,14 @@ def test_a_client_that_goes_away_is_not_computed(scorer, held):
     service.batcher._score = held
     with running(service) as url:
         first, found = in_thread(url)
-        assert held.began.wait(20)
+        assert held.began.wait(60)
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(
                 url + "/classify", json={"text": ["\n\nHuman: q\n\nAssistant: a"] * 5}, timeout=0.2
             )
         until(lambda: not service.batcher._jobs)
         held.free.set()
-        first.join(20)
+        first.join(60)
         assert found[0].status_code == 200 and ask(url).status_code == 200
         assert held.sizes == [1, 1]
         assert "rmjax_requests_gone_total 1" in httpx.get(url + "/metrics").text
@@ -216,11 +216,11 @@ def test_the_end_waits_for_what_has_begun(scorer, held):
     service.batcher._score = held
     with running(service) as url:
         threads = [in_thread(url) for _ in range(3)]
-        assert held.began.wait(20)
+        assert held.began.wait(60)
         until(lambda: service._admission.held == 3 * TOKENS)
         threading.Timer(0.3, held.free.set).start()
     for thread, found in threads:  # the server has ended
-        thread.join(20)
+        thread.join(60)
         assert found[0].status_code == 200
     with pytest.raises(httpx.ConnectError):
         ask(url)

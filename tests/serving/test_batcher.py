@@ -35,7 +35,7 @@ class Model:
 
     def __call__(self, encoded):
         self.began.set()
-        assert self.free.wait(20)
+        assert self.free.wait(60)
         self.batches.append([value(e) for e in encoded])
         for e in encoded:
             if value(e) in self.fails:
