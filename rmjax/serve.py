@@ -51,6 +51,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import threading
 import time
 from typing import Any
@@ -108,6 +109,9 @@ def serve(
     # uvicorn ends in good order and then raises the signal again.
     signal.signal(signal.SIGTERM, lambda *_: None)
     server.run(sockets=[listener])
+    if service.batcher.compiling:  # which cannot be interrupted, nor waited for; nothing is lost
+        sys.stdout.flush()
+        os._exit(0)
     if service.batcher.failure is not None:
         raise UserError(f"{model}: cannot be computed ({service.batcher.failure})")
 

@@ -93,6 +93,11 @@ class Batcher:
         """Whether it is ready, and the last few batches did not all fail."""
         return self.ready and self._failures < _FAILURES
 
+    @property
+    def compiling(self) -> bool:
+        """Whether it has begun and is not ready yet."""
+        return self._thread.is_alive() and not self.ready
+
     def start(self) -> None:
         """Begins: first it compiles."""
         self._thread.start()

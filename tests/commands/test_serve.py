@@ -94,6 +94,15 @@ def test_it_ends_in_good_order_and_is_started_again_after_a_kill(model, tmp_path
     assert "Traceback" not in text and "value by b, up to 256 tokens" in text
 
 
+@pytest.mark.slow
+def test_it_ends_while_it_compiles(model, tmp_path):
+    process = Process(tmp_path, model, JAX_COMPILATION_CACHE_DIR="")
+    assert httpx.get(f"http://127.0.0.1:{process.port}/health").status_code == 503
+    process.signal(signal.SIGTERM)
+    assert forked.wait(process.process, 60) == 0
+    assert "ready" not in process.out.read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
