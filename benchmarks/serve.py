@@ -154,7 +154,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("weights", help="SmolLM2-135M-Instruct, a GGUF file")
     parser.add_argument("data", type=Path, help="the dialogues")
-    parser.add_argument("--clients", default="1,8,64")
+    parser.add_argument("--clients", default="1,8,64", help="that ask for one conversation")
+    parser.add_argument("--group-clients", default="1,8,64", help="that ask for 16 responses")
     parser.add_argument("--sizes", default="4,8,16", help="batches of transformers")
     parser.add_argument("--workdir", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--cores", type=int, default=2)
@@ -185,8 +186,10 @@ def run(args: argparse.Namespace) -> bool:
     }
     table = Table("a request", "clients", "server", "requests/s", "p50, s", "p99, s", "times")
     apart = 0.0
-    for together, clients in itertools.product((False, True), map(int, args.clients.split(","))):
-        count = max(clients, 4) if together else max(2 * clients, 16)
+    plan = [(False, int(n)) for n in args.clients.split(",")]
+    plan += [(True, int(n)) for n in args.group_clients.split(",")]
+    for together, clients in plan:
+        count = max(clients, 4 if together else 16)
         # Different prompts, as far as there are; the 60 dialogues begin again after that.
         asked = bodies(list(itertools.islice(itertools.cycle(groups), count)), together)
         found = {name: server(asked, clients) for name, server in servers.items()}

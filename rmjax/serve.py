@@ -30,6 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", default="auto", help="auto, float32 or bfloat16")
     add("--quantize", default="", help="int8 or fp8; see docs/score.md")
     add("--chat-template", default="", metavar="NAME", help="which of MODEL's, if it has several")
+    add("--head", help="where a causal model's reward is; see docs/convert.md")
+    add("--suffix-turn", default="", metavar="QUESTION", help="what is asked after a response")
     add("--mesh", default="fsdp:-1", metavar="AXIS:SIZE,...", help="of this host's devices")
     add("--batch-tokens", type=int, default=0, help="computed at once; 0: what suits the devices")
     add("--batch-wait", type=float, default=5.0, metavar="MS", help="for others, in milliseconds")
@@ -57,6 +59,7 @@ import time
 from typing import Any
 
 import rmjax
+from rmjax.checkpoints.causal_heads import parse_head
 from rmjax.evaluation.fit_weights import parse_value
 from rmjax.inference.scorer import load
 from rmjax.runtime.compilation import enable_compilation_cache
@@ -186,6 +189,8 @@ def _main() -> None:
         dtype=args.dtype,
         quantize=args.quantize,
         chat_template=args.chat_template,
+        head=None if args.head is None else parse_head(args.head),
+        suffix_turn=args.suffix_turn,
         mesh=parse_mesh(args.mesh),
     )
 

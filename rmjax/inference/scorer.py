@@ -241,8 +241,13 @@ class Scorer:
 
         Raises:
           UserError: see `encode`; one of them is none of the model's, or the model is a language
-            model, which must be told which of them are the response.
+            model, which must be told which of them are the response, or asks something after it.
         """
+        if self.encoder.suffix_turn:
+            raise UserError(
+                f"{where}: the model asks {self.encoder.suffix_turn!r} after the response, and "
+                "token ids do not say where that ends; send messages"
+            )
         if self.is_language_model:
             raise UserError(
                 f"{where}: a language model scores a response, and token ids do not say where it "
