@@ -17,8 +17,10 @@ from helpers.hf_models import save_hf
 from helpers.models import tiny_llama
 from helpers.serving import make_service, one_device, running, variant
 from rmjax.alignment.reward_servers import ServerReward
+from rmjax.data.chat_encoder import ChatEncoder
 from rmjax.data.conversation import Conversation
 from rmjax.data.tokenizer import byte_tokenizer, encode, render
+from rmjax.errors import UserError
 from rmjax.models.rewards.general_preference import GeneralPreference
 
 NAMES = ("helpfulness", "correctness", "coherence", "verbosity")
@@ -408,3 +410,9 @@ def test_a_language_model_is_served(tmp_path):
         np.testing.assert_allclose(found["rewards"], expected, atol=1e-5 * 100)
         reply = client.post("/classify", json={"input": [1, 2, 3]})
         assert reply.status_code == 400 and "send messages" in reply.text
+
+
+def test_token_ids_of_a_model_that_asks_something_after_the_response(scorer):
+    asking = variant(scorer, encoder=ChatEncoder(scorer.tokenizer, "Is it good?"))
+    with pytest.raises(UserError, match=r"asks 'Is it good\?' after the response.*send messages"):
+        asking.encode_tokens([1, 2], "input")
