@@ -31,7 +31,7 @@ class Count:
         """As Prometheus reads it."""
         found = _head(self.name, self.help, "counter")
         for labels, value in sorted(self._values.items()):
-            found.append(f"{self.name}{_shown(self._labels, labels)} {value:g}")
+            found.append(f"{self.name}{_shown(self._labels, labels)} {value:.15g}")
         return found
 
 
