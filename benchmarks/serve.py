@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from material import Answered, best_of, make_model, read_dialogues
 from rich.console import Console
-from rich.table import Table
 from timing import load_average
 
 _TOLERANCE = 1e-4
@@ -150,7 +149,7 @@ def serve_transformers(model: str, size: int) -> None:
 
 
 def main() -> None:
-    """Looks for transformers' best batch, then measures both and prints a table."""
+    """Looks for transformers' best batch, then measures both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("weights", help="SmolLM2-135M-Instruct, a GGUF file")
     parser.add_argument("data", type=Path, help="the dialogues")
@@ -184,33 +183,27 @@ def run(args: argparse.Namespace) -> bool:
         "rmjax": Server(["-m", "rmjax.serve", model, "--port=0"], cores),
         f"transformers, batches of {best}": Server(theirs(best), cores),
     }
-    table = Table("a request", "clients", "server", "requests/s", "p50, s", "p99, s", "times")
-    apart = 0.0
     plan = [(False, int(n)) for n in args.clients.split(",")]
     plan += [(True, int(n)) for n in args.group_clients.split(",")]
+    console.print(f"{args.cores} cores; load average {load_average()}")
+    apart = 0.0
     for together, clients in plan:
         count = max(clients, 4 if together else 16)
         # Different prompts, as far as there are; the 60 dialogues begin again after that.
         asked = bodies(list(itertools.islice(itertools.cycle(groups), count)), together)
         found = {name: server(asked, clients) for name, server in servers.items()}
         ours = found["rmjax"]
-        for name, m in found.items():
+        console.print(f"{clients} clients, {'16 responses' if together else 'a conversation'}:")
+        for name, m in found.items():  # at once, since all of it takes long
             p50, p99 = np.percentile(m.latencies, [50, 99])
-            table.add_row(
-                "16 responses" if together else "a conversation",
-                str(clients),
-                name,
-                f"{len(asked) / m.seconds:.2f}",
-                f"{p50:.2f}",
-                f"{p99:.2f}",
-                "" if m is ours else f"{m.seconds / ours.seconds:.2f}",
+            console.print(
+                f"  {name}: {len(asked) / m.seconds:.2f} requests/s, {p50:.2f} s (p50), "
+                f"{p99:.2f} s (p99); {m.seconds / ours.seconds:.2f} times as long"
             )
             for one, other in zip(ours.scores, m.scores, strict=True):
                 apart = max(apart, float(np.abs(np.subtract(one, other)).max()))
-        print({name: round(m.seconds, 2) for name, m in found.items()}, together, clients, count)
     for server in servers.values():
         server.close()
-    console.print(table)
     console.print(f"scores at most {apart:.1e} apart")
     console.print(f"{args.cores} cores; load average {load_average()}")
     return apart < _TOLERANCE
