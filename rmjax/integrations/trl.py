@@ -32,7 +32,8 @@ def reward_function(judge: str, *, name: str = "rmjax", **options: Any) -> Rewar
     def reward(
         prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float | None]:
-        return [judged and judged["value"] for judged in opened(prompts, completions)]
+        found = opened(prompts, completions)
+        return [None if judged is None else judged["value"] for judged in found]
 
     reward.__name__ = name
     return reward

@@ -137,7 +137,8 @@ def _named(schema: Schema) -> str:
         return f"a list, each {_named(schema['items'])}"
     names = {"string": "a text", "integer": "a whole number", "number": "a number"}
     names |= {"boolean": "true or false", "array": "a list", "object": "an object"}
-    return names.get(schema.get("type", ""), schema.get("type", "anything"))
+    kind: str = schema.get("type", "anything")
+    return names.get(kind, kind)
 
 
 def _kind(value: Any) -> str:

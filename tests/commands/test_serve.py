@@ -12,6 +12,7 @@ import pytest
 
 import rmjax
 from helpers import forked
+from helpers.checks import known
 from helpers.hf_models import save_hf
 from helpers.models import tiny_llama
 
@@ -44,7 +45,7 @@ class Process:
         return int(self.until(r"http://127.0.0.1:(\d+)")[1])
 
     def signal(self, number):
-        os.kill(self.process.pid, number)
+        os.kill(known(self.process.pid), number)
 
 
 @pytest.mark.slow

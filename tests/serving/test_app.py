@@ -100,7 +100,7 @@ def test_health_is_said_when_all_is_compiled(scorer):
 def test_a_key_is_needed_where_there_is_one(scorer):
     with serve(scorer, key="sesame ö") as url:
         for header in (None, "Bearer sesame", "Basic sesame ö", "sesame ö", "Bearer"):
-            headers = {"Authorization": header.encode()} if header else {}
+            headers = httpx.Headers({b"Authorization": header.encode()} if header else None)
             for reply in (ask(url, headers=headers), httpx.get(url + "/version", headers=headers)):
                 assert reply.status_code == 401 and "sesame" not in reply.text
                 assert reply.json()["error"]["type"] == "AuthenticationError"
