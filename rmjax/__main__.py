@@ -23,6 +23,7 @@ COMMANDS = (
     "convert",
     "extrapolate",
     "score",
+    "serve",
     "sample",
     "choose",
     "align",

@@ -14,7 +14,7 @@ command: OUT is OUT.partial until it is whole.
 
 import argparse
 
-from rmjax.errors import UserError, answer_interrupts, exit_with_message
+from rmjax.errors import answer_interrupts, exit_with_message
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,13 +93,7 @@ def score(
     check_new(Path(out))  # before a large model is loaded
     opened = open_source(source, split)
     scorer = load(model, over_long="truncate_left", **options)
-    context = scorer.model.config.max_position_embeddings
-    if max_length > context:
-        raise UserError(
-            f"--max-length={max_length}: the model was made for up to {context} tokens "
-            "(max_position_embeddings)"
-        )
-    scorer.max_length = max_length or scorer.max_length
+    scorer.limit(max_length)
     made_by = {
         "model": scorer.state,
         "data": opened.fingerprint(),
@@ -128,8 +122,6 @@ def score(
 
 def _main() -> None:
     args = _parser().parse_args()
-    if args.max_length < 0:
-        raise UserError(f"--max-length={args.max_length}: expected 0 or more")
     enable_compilation_cache()
     lines = score(
         args.model,

@@ -23,6 +23,8 @@ LAYERS = (
     "rmjax.inference",
     "rmjax.generation",
     "rmjax.evaluation",
+    "rmjax.serving",
+    "rmjax.integrations",
     "rmjax.training.objectives",
     "rmjax.training",
     "rmjax.training.probing",

@@ -16,6 +16,7 @@ from rmjax.errors import UserError
 
 _Tokens = TypeVar("_Tokens")
 _Shape = tuple[str, tuple[str, ...], bool, bool, bool, bool]
+_MOST_KINDS = 4096  # of messages that are remembered: a server's clients may name any fields
 
 
 class ChatEncoder:
@@ -130,6 +131,8 @@ class ChatEncoder:
                 bool(conversation.tools),
             )
             if shape not in self._hidden:
+                if len(self._hidden) >= _MOST_KINDS:
+                    self._hidden.clear()
                 self._hidden[shape] = self._try(conversation, number)
             found.append(self._hidden[shape])
         return found

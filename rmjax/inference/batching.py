@@ -16,7 +16,7 @@ from rmjax.data.batches import Batches
 from rmjax.data.packing import pack
 from rmjax.data.planning import Row, group_length, plan_rows, prompt_groups, row_shape
 from rmjax.data.row_layout import RowShape
-from rmjax.data.tokenized import TokenizedData
+from rmjax.data.tokenized import TokenizedData, in_memory
 from rmjax.models.attention.dispatch import alignment, computed_share, row_multiple
 from rmjax.models.flops import pair_cost
 from rmjax.models.model import Model
@@ -81,7 +81,8 @@ class ScoringShapes:
         self._shortest = self._rounded(_SHORTEST_ROW)
         factor = (self._longest / self._shortest) ** (1 / (_SHAPES - 1))
         self._factor = max(_BULK / _SHORT, factor)
-        self._lengths = [*self._usual()] if self._parts else []
+        self._settled = self._parts
+        self._lengths = self._usual() if self._parts else []
 
     def batches(self, data: TokenizedData, share: bool = True) -> list[Batches]:
         """Batches that hold every sample once, those of one shape together.
@@ -94,13 +95,28 @@ class ScoringShapes:
           data: the samples.
           share: whether the prefix that the samples of a prompt share is computed once.
         """
-        if not self._parts:
+        if not self._settled:
             self._make_lengths(data, share)
         planner = self._planner(data, share, self._lengths)
         steps_of: dict[int, list[Step]] = {}
         for number, step in sorted(planner.best().steps, key=lambda item: item[0]):
             steps_of.setdefault(number, []).append(step)
         return [Batches(data, steps, planner.shapes[n], share) for n, steps in steps_of.items()]
+
+    def settle(self, spoken: bool) -> list[Batches]:
+        """Fixes the shapes to those that are good for most, before any data come.
+
+        Args:
+          spoken: whether the model scores what the assistant says of a sample.
+
+        Returns:
+          A batch of each shape, with one sample of two tokens.
+        """
+        self._settled, self._lengths = True, self._usual()
+        said = [np.asarray([False, True])] if spoken else None
+        data, order = in_memory([np.zeros(2, np.int32)], [0], said)
+        planner = self._planner(data, True, self._lengths)
+        return [Batches(data, [[[order]]], shape, True) for shape in planner.shapes]
 
     def _make_lengths(self, data: TokenizedData, share: bool) -> None:
         """Adds what these data need, or what saves a tenth of their cost."""

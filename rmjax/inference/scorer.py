@@ -1,5 +1,6 @@
 """The Python API: `rm = rmjax.load(path)`, `rm.score(messages)`, `rm.compare(prompt, a, b)`."""
 
+import functools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from rmjax.data.conversation import (
 )
 from rmjax.data.prefix_groups import prefix_groups
 from rmjax.data.tokenized import in_memory
-from rmjax.data.tokenizer import Tokenizer, truncate_left
+from rmjax.data.tokenizer import Tokenizer, encode, truncate_left
 from rmjax.errors import UserError
 from rmjax.inference.batching import ScoringShapes
 from rmjax.inference.score_step import make_score, score_batch
@@ -71,6 +72,7 @@ class Scorer:
       state: changes when a file of the model does.
       work: what has been computed so far.
       encoder: makes tokens, and knows what the chat template does not show.
+      progress: whether many batches show a bar.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Scorer:
         self.max_length = spec.max_length or model.config.max_position_embeddings
         self.state, self.work = state, Work()
         self.encoder = ChatEncoder(tokenizer, spec.suffix_turn)
+        self.progress = True
         self._warned: set[str] = set()
         self._score_rows = make_score(model)
         self._shapes = ScoringShapes(model, self.max_length)
@@ -105,6 +108,33 @@ class Scorer:
     def attributes(self) -> tuple[str, ...]:
         """Names of the outputs, in order."""
         return self.spec.attributes
+
+    def limit(self, max_length: int) -> None:
+        """Takes conversations of at most so many tokens from now on; 0 leaves it as it is.
+
+        Raises:
+          UserError: the model was not made for so many.
+        """
+        context = self.model.config.max_position_embeddings
+        if not 0 <= max_length <= context:
+            raise UserError(
+                f"--max-length={max_length}: the model was made for up to {context} tokens "
+                "(max_position_embeddings)"
+            )
+        if max_length:
+            self.max_length = max_length
+            self._shapes = ScoringShapes(self.model, max_length)
+
+    def compile_shapes(self) -> list[int]:
+        """Compiles every program that may be needed, and no other one from then on.
+
+        Returns:
+          The lengths of rows, in token positions.
+        """
+        every = self._shapes.settle(self.is_language_model)
+        for batches in every:
+            score_batch(self._score_rows, self.params, batches[0], self.model.options.sharding)
+        return [batches[0].rows.tokens.shape[-1] for batches in every]
 
     def score(self, conversation: Any) -> Score:
         """Scores a conversation that ends with the assistant's response.
@@ -181,12 +211,13 @@ class Scorer:
         self._warned.update(self.encoder.unread)
         return self.score_encoded(encoded)
 
-    def encode(self, conversation: Conversation, where: str) -> Encoded:
+    def encode(self, conversation: Conversation, where: str, cut_to: int | None = None) -> Encoded:
         """The tokens of a conversation, cut on the left if they are too many and may be.
 
         Args:
           conversation: any; an empty response too.
           where: what messages call it.
+          cut_to: most tokens, whose first ones are cut; None for the scorer's `over_long`.
 
         Raises:
           UserError: the template refuses it, or it is too long.
@@ -196,7 +227,46 @@ class Scorer:
             tokens, spoken = self.encoder.encode_spoken(conversation, where)
         else:
             tokens = self.encoder.encode(conversation, where)
-        return self._fitted(tokens, spoken, where)
+        return self._fitted(tokens, spoken, where, cut_to)
+
+    def encode_tokens(
+        self, tokens: Sequence[int], where: str, cut_to: int | None = None
+    ) -> Encoded:
+        """Tokens of the model's own tokenizer, of a whole conversation, with one BOS before them.
+
+        Args:
+          tokens: at least one.
+          where: what messages call them.
+          cut_to: see `encode`.
+
+        Raises:
+          UserError: see `encode`; one of them is none of the model's, or the model is a language
+            model, which must be told which of them are the response, or asks something after it.
+        """
+        if self.encoder.suffix_turn:
+            raise UserError(
+                f"{where}: the model asks {self.encoder.suffix_turn!r} after the response, and "
+                "token ids do not say where that ends; send messages"
+            )
+        if self.is_language_model:
+            raise UserError(
+                f"{where}: a language model scores a response, and token ids do not say where it "
+                "begins; send messages"
+            )
+        ids, size = np.asarray(tokens), self.model.config.vocab_size
+        if ids.ndim != 1 or not len(ids) or ids.min() < 0 or ids.max() >= size:
+            raise UserError(f"{where}: expected token ids from 0 to {size - 1}")
+        if self._begins_with_bos:
+            bos = self.tokenizer.bos_token_id
+            bare = np.argmax(ids != bos) if (ids != bos).any() else len(ids)
+            ids = np.concatenate([[bos], ids[bare:]])
+        return self._fitted(ids.astype(np.int32), None, where, cut_to)
+
+    @functools.cached_property
+    def _begins_with_bos(self) -> bool:
+        """Whether conversations do."""
+        said = [{"role": role, "content": "x"} for role in ("user", "assistant")]
+        return int(encode(self.tokenizer, Conversation(said))[0]) == self.tokenizer.bos_token_id
 
     def encode_sampled(self, prompt: Conversation, token_ids: Sequence[int], where: str) -> Encoded:
         """A prompt and the tokens that a language model said, as they are.
@@ -224,20 +294,24 @@ class Scorer:
         return self._fitted(tokens, np.arange(len(tokens)) >= len(asked), where)
 
     def _fitted(
-        self, tokens: np.ndarray, spoken: Bool[np.ndarray, "L"] | None, where: str
+        self,
+        tokens: np.ndarray,
+        spoken: Bool[np.ndarray, "L"] | None,
+        where: str,
+        cut_to: int | None = None,
     ) -> Encoded:
-        length = len(tokens)
-        if length > self.max_length:
-            if self.over_long != "truncate_left":
+        length, most = len(tokens), cut_to or self.max_length
+        if length > most:
+            if self.over_long != "truncate_left" and not cut_to:
                 raise UserError(
                     f"{where}: {length} tokens, the model was trained with up to "
                     f"{self.max_length}; shorten it, or load with over_long='truncate_left'"
                 )
-            tokens = truncate_left(tokens, self.max_length, self.tokenizer.bos_token_id)
+            tokens = truncate_left(tokens, most, self.tokenizer.bos_token_id)
             if spoken is not None:
-                if spoken.sum() + 2 > self.max_length:
+                if spoken.sum() + 2 > most:
                     raise UserError(
-                        f"{where}: its response has {spoken.sum()} tokens, and {self.max_length} "
+                        f"{where}: its response has {spoken.sum()} tokens, and {most} "
                         "hold it together with its prompt; shorten it"
                     )
                 spoken = spoken[-len(tokens) :]
@@ -302,7 +376,7 @@ class Scorer:
         for batches, step in track(
             steps,
             description="scoring",
-            disable=len(steps) < _BAR_FROM or jax.process_index() != 0,
+            disable=not self.progress or len(steps) < _BAR_FROM or jax.process_index() != 0,
             transient=True,
         ):
             batch = batches[step]

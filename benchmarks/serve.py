@@ -1,0 +1,216 @@
+"""Requests a second and their latency: `rmjax serve`, and transformers behind the same server.
+
+    python benchmarks/serve.py GGUF topical_chat_ratings.jsonl
+
+Clients ask one after the other, each when it has its reply: 1, 8 and 64 of them, for the score of
+one conversation, or of 16 responses to a prompt. Both servers have the same weights in float32, the
+same tokens, line and batches. transformers gets a batch sorted by length, in parts of the best of
+several sizes, which is looked for first. A server is stopped while the other is measured. Clients
+compute on the same cores. Scores are compared: more than 1e-4 apart is an error.
+"""
+
+import argparse
+import asyncio
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from material import Answered, best_of, make_model, read_dialogues
+from rich.console import Console
+from timing import load_average
+
+_TOLERANCE = 1e-4
+_THEIRS = "--transformers"
+Body = dict[str, Any]
+
+
+def bodies(groups: Sequence[Answered], together: bool) -> list[Body]:
+    """Requests of all responses to a prompt, or of one conversation each."""
+    if together:
+        return [{"prompt": prompt, "responses": responses} for prompt, responses in groups]
+    return [{"prompt": prompt, "responses": [responses[0]]} for prompt, responses in groups]
+
+
+class Measured(NamedTuple):
+    """What clients saw.
+
+    Attributes:
+      seconds: from the first request to the last reply.
+      latencies: seconds, one a request.
+      scores: by request.
+    """
+
+    seconds: float
+    latencies: list[float]
+    scores: list[list[float]]
+
+
+class Server:
+    """A server in a process of its own, which is stopped while it is not asked."""
+
+    def __init__(self, command: list[str], cores: set[int]):
+        self._process = subprocess.Popen(
+            [sys.executable, *command],
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )
+        found = None
+        for line in self._process.stdout or ():
+            found = re.search(r"http://[\d.:]+", line) or found
+            if line.startswith("ready"):
+                break
+        if found is None:
+            raise SystemExit("the server did not start")
+        self.url = found[0]
+        self._process.send_signal(signal.SIGSTOP)
+
+    def __call__(self, asked: Sequence[Body], clients: int) -> Measured:
+        """Asks everything, by so many clients at once."""
+        self._process.send_signal(signal.SIGCONT)
+        try:
+            return asyncio.run(ask(self.url, asked, clients))
+        finally:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def close(self) -> None:
+        """Ends it."""
+        self._process.send_signal(signal.SIGCONT)
+        self._process.terminate()
+        self._process.wait()
+
+
+async def ask(url: str, asked: Sequence[Body], clients: int) -> Measured:
+    """Clients that share the requests, each asking when it has its last reply."""
+    import httpx
+
+    line = iter(enumerate(asked))
+    latencies, scores = [0.0] * len(asked), [[0.0]] * len(asked)
+
+    async def client(session: httpx.AsyncClient) -> None:
+        for number, body in line:
+            began = time.perf_counter()
+            reply = await session.post("/v1/rewards", json=body)
+            latencies[number] = time.perf_counter() - began
+            if reply.status_code != 200:
+                raise SystemExit(reply.text)
+            scores[number] = [item["value"] for item in reply.json()["data"]]
+
+    limits = httpx.Limits(max_connections=clients)
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=None) as session:
+        began = time.perf_counter()
+        await asyncio.gather(*(client(session) for _ in range(clients)))
+        return Measured(time.perf_counter() - began, latencies, scores)
+
+
+def serve_transformers(model: str, size: int) -> None:
+    """The same server, whose batches transformers computes."""
+    import torch
+    import transformers
+
+    import rmjax.serve as command
+    from rmjax.inference.scorer import Scorer
+    from rmjax.inference.scores import Score
+    from rmjax.serving.service import Limits
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(
+        model, dtype=torch.float32
+    ).eval()
+
+    @torch.inference_mode()
+    def score_encoded(scorer: Scorer, encoded: Sequence[Any]) -> list[Score]:
+        values = np.empty(len(encoded))
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].tokens))
+        for start in range(0, len(order), size):
+            members = order[start : start + size]
+            ids = [encoded[i].tokens.tolist() for i in members]
+            batch = scorer.tokenizer.pad(
+                {"input_ids": ids}, padding_side="right", return_tensors="pt"
+            )
+            values[members] = network(**batch, use_cache=False).logits[:, 0].numpy()
+        name = scorer.rule.name
+        return [
+            Score({name: float(v)}, float(v), name, len(e.tokens)) for v, e in zip(values, encoded)
+        ]
+
+    Scorer.score_encoded = score_encoded  # pyright: ignore[reportAttributeAccessIssue]
+    Scorer.compile_shapes = lambda self: []  # pyright: ignore[reportAttributeAccessIssue]
+    limits = Limits()
+    command.serve(model, host="127.0.0.1", port=0, name="", key="", max_length=0, limits=limits)
+
+
+def main() -> None:
+    """Looks for transformers' best batch, then measures both."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("weights", help="SmolLM2-135M-Instruct, a GGUF file")
+    parser.add_argument("data", type=Path, help="the dialogues")
+    parser.add_argument("--clients", default="1,8,64", help="that ask for one conversation")
+    parser.add_argument("--group-clients", default="1,8,64", help="that ask for 16 responses")
+    parser.add_argument("--sizes", default="4,8,16", help="batches of transformers")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--cores", type=int, default=2)
+    args = parser.parse_args()
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    sys.exit(not run(args))
+
+
+def run(args: argparse.Namespace) -> bool:
+    """The benchmark; whether the scores agree."""
+    groups = best_of(read_dialogues(args.data), 16)
+    model = str(make_model(args.weights, ["reward"], args.workdir))
+    cores, console = set(sorted(os.sched_getaffinity(0))[-args.cores :]), Console(highlight=False)
+
+    def theirs(size: int) -> list[str]:
+        return [__file__, _THEIRS, model, str(size)]
+
+    tried = {}
+    for size in map(int, args.sizes.split(",")):
+        server = Server(theirs(size), cores)
+        tried[size] = server(bodies(groups[:2], True), 1).seconds
+        server.close()
+    best = min(tried, key=lambda size: tried[size])
+    print({size: round(seconds, 2) for size, seconds in tried.items()})
+    servers = {
+        "rmjax": Server(["-m", "rmjax.serve", model, "--port=0"], cores),
+        f"transformers, batches of {best}": Server(theirs(best), cores),
+    }
+    plan = [(False, int(n)) for n in args.clients.split(",")]
+    plan += [(True, int(n)) for n in args.group_clients.split(",")]
+    console.print(f"{args.cores} cores; load average {load_average()}")
+    apart = 0.0
+    for together, clients in plan:
+        count = max(clients, 4 if together else 16)
+        # Different prompts, as far as there are; the 60 dialogues begin again after that.
+        asked = bodies(list(itertools.islice(itertools.cycle(groups), count)), together)
+        found = {name: server(asked, clients) for name, server in servers.items()}
+        ours = found["rmjax"]
+        console.print(f"{clients} clients, {'16 responses' if together else 'a conversation'}:")
+        for name, m in found.items():  # at once, since all of it takes long
+            p50, p99 = np.percentile(m.latencies, [50, 99])
+            console.print(
+                f"  {name}: {len(asked) / m.seconds:.2f} requests/s, {p50:.2f} s (p50), "
+                f"{p99:.2f} s (p99); {m.seconds / ours.seconds:.2f} times as long"
+            )
+            for one, other in zip(ours.scores, m.scores, strict=True):
+                apart = max(apart, float(np.abs(np.subtract(one, other)).max()))
+    for server in servers.values():
+        server.close()
+    console.print(f"scores at most {apart:.1e} apart")
+    console.print(f"{args.cores} cores; load average {load_average()}")
+    return apart < _TOLERANCE
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [_THEIRS]:
+        serve_transformers(sys.argv[2], int(sys.argv[3]))
+    else:
+        main()

@@ -1,0 +1,1 @@
+"""Rewards for other programs' trainers: TRL, verl and Tunix."""

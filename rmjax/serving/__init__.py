@@ -1,0 +1,1 @@
+"""A server of scores over HTTP, in the forms that trainers and data tools ask for."""

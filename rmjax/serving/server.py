@@ -1,0 +1,32 @@
+"""The uvicorn server that the application runs in."""
+
+import uvicorn
+
+from rmjax.serving.app import make_app
+from rmjax.serving.connections import Connection
+from rmjax.serving.service import Service
+
+_KEEP_ALIVE = 75  # seconds: longer than clients keep idle connections, so that they close them
+
+
+def make_server(service: Service, version: str, key: str = "") -> uvicorn.Server:
+    """A server that is not started; it is given the socket it listens on.
+
+    Args:
+      service: what answers; it is started and stopped with the server.
+      version: of rmjax.
+      key: that requests must have; empty for none.
+    """
+    config = uvicorn.Config(
+        make_app(service, version, key),
+        http=Connection,
+        loop="asyncio",
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=int(service.limits.seconds) + 1,
+    )
+    return uvicorn.Server(config)
