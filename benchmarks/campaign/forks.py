@@ -83,9 +83,7 @@ def run(
     return Ended(code, text, now, max(peak, usage.ru_maxrss << 10), limit)
 
 
-def _become(
-    arguments: Sequence[str], directory: Path, log: Path, forbidden: Path | None
-) -> None:
+def _become(arguments: Sequence[str], directory: Path, log: Path, forbidden: Path | None) -> None:
     """In the new process: is what `python -m rmjax.ARGUMENTS` would be."""
     code = 70
     try:
