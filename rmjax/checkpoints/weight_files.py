@@ -63,7 +63,7 @@ def _named_files(index: Path) -> list[str]:
 def _indexed_files(directory: Path, named: Sequence[str], whole: bool) -> list[str]:
     there = [name for name in named if (directory / name).exists()]
     missing = [name for name in named if name not in there]
-    if whole and WHOLE not in named:
+    if whole and named and WHOLE not in named:
         if there:
             gone = f" ({len(missing)} of the {len(named)} that it names are gone)" * bool(missing)
             _refuse(directory, WHOLE, f"{INDEX} with {_listed(there)}{gone}")
