@@ -18,13 +18,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Forks are of a process with no threads.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from campaign import hostile
+from campaign.ledger import Row, table
+
 import rmjax.choose
 import rmjax.convert
 import rmjax.evaluate
 import rmjax.sample
 import rmjax.score  # noqa: F401
-from campaign import hostile
-from campaign.ledger import Row, table
 
 Part = Callable[[int, float, Path, Callable[[str], None]], list[Row]]
 PARTS: dict[str, Part] = {

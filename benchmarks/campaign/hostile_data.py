@@ -88,7 +88,7 @@ def binary_cases(seed: int) -> Iterator[Case]:
     rng = random.Random(seed)
     for kind, write in (("parquet", write_parquet), ("arrow", write_arrow)):
         for data in (b"", b"PAR1", b"ARROW1\0\0", b"\0" * 1000, b"PAR1" * 100,
-                     b"PAR1" + b"\xff" * 8 + b"PAR1", b"ARROW1\0\0" + b"\xff" * 64 + b"ARROW1"):  # fmt: skip
+                     b"PAR1" + b"\xff" * 8 + b"PAR1", b"ARROW1\0\0" + b"\xff" * 64):  # fmt: skip
             yield case(f"{kind}: {data[:12]!r} of {len(data)}", f"pairs.{kind}", data)
         for number in range(25):
             place, cut = rng.random(), number < 10
@@ -144,10 +144,12 @@ def bomb_cases() -> Iterator[Case]:
     def zipped(d: Path) -> None:
         import zstandard
 
-        with open(d / "pairs.jsonl.zst", "wb") as raw:
-            with zstandard.ZstdCompressor().stream_writer(raw) as file:
-                for _ in range(8000):
-                    file.write(b"a" * (1 << 20))
+        with (
+            open(d / "pairs.jsonl.zst", "wb") as raw,
+            zstandard.ZstdCompressor().stream_writer(raw) as file,
+        ):
+            for _ in range(8000):
+                file.write(b"a" * (1 << 20))
 
     def gzipped_list(d: Path) -> None:
         with gzip.open(d / "pairs.json.gz", "wb", 1) as file:

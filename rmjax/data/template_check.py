@@ -78,7 +78,7 @@ class _TooLong(BaseException):
 
 @contextlib.contextmanager
 def _limited(what: str) -> Iterator[None]:
-    """Limits the time of this thread, and the memory that the process may get beyond what it has."""
+    """Limits the time of this thread, and the memory that the process gets beyond what it has."""
     deciding, thread = threading.Lock(), threading.get_ident()
     expired = done = False
 

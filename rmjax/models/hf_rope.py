@@ -103,7 +103,8 @@ def _rope(
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value <= MOST:  # which NaN is not, either
             raise UserError(
-                f"{where}: field {name!r} is {shortened(repr(value))}; RoPE type {kind!r} needs a positive number"
+                f"{where}: field {name!r} is {shortened(repr(value))}; RoPE type {kind!r} needs a "
+                "positive number"
             )
         return float(value)
 
