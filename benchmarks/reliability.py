@@ -2,7 +2,7 @@
 
     python benchmarks/reliability.py [--part=hostile] [--minutes=10] [--seed=0]
 
-Parts: hostile files. Each has so many minutes. The exit status is 1 if anything was lost.
+Parts: kills, hostile files. Each has so many minutes. The exit status is 1 if anything was lost.
 docs/reliability.md has what was measured.
 """
 
@@ -18,17 +18,19 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Forks are of a process with no threads.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from campaign import hostile
+from campaign import hostile, kills
 from campaign.ledger import Row, table
 
 import rmjax.choose
 import rmjax.convert
 import rmjax.evaluate
 import rmjax.sample
-import rmjax.score  # noqa: F401
+import rmjax.score
+import rmjax.train  # noqa: F401
 
 Part = Callable[[int, float, Path, Callable[[str], None]], list[Row]]
 PARTS: dict[str, Part] = {
+    "kills": kills.run,
     "hostile": hostile.run,
 }
 

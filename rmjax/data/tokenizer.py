@@ -63,7 +63,7 @@ def load_tokenizer(path: Path, vocab_size: int | None = None, chat_template: str
     directory = Path(source["pretrained_model_name_or_path"])
     for pattern in ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*"):
         for file in directory.glob(pattern):
-            with contextlib.suppress(FileNotFoundError):  # a link to nothing, or to itself
+            with contextlib.suppress(OSError):  # a link to nothing, or to itself
                 check_readable(file, _MOST_BYTES)
     try:
         kind = getattr(_transformers(), _class_name(directory))
