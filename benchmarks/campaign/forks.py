@@ -6,6 +6,7 @@ take seconds. So the process that forks must not have opened a device, nor have 
 
 import contextlib
 import dataclasses
+import json
 import os
 import runpy
 import signal
@@ -81,6 +82,25 @@ def run(
     code = None if limit else os.waitstatus_to_exitcode(status)
     text = log.read_bytes().decode(errors="replace")
     return Ended(code, text, now, max(peak, usage.ru_maxrss << 10), limit)
+
+
+def call(function: Callable[[Path], dict[str, str]], argument: Path) -> dict[str, str]:
+    """What a function returns, called in a fork: libraries that it loads may begin threads."""
+    reading, writing = os.pipe()
+    process = os.fork()
+    if not process:
+        try:
+            with open(writing, "w") as pipe:
+                json.dump(function(argument), pipe)
+        except BaseException as error:
+            os.write(2, f"{error!r}\n".encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading) as pipe:
+        text = pipe.read()
+    os.waitpid(process, 0)
+    return json.loads(text) if text else {"nothing": "to be read"}
 
 
 def _become(arguments: Sequence[str], directory: Path, log: Path, forbidden: Path | None) -> None:
