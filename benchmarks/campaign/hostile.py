@@ -21,10 +21,12 @@ _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u20
 # Damage that the format cannot show, or that leaves a good file: it may be read.
 _MAY_BE_READ = re.compile(
     r"\(may be read\)|a byte of the header|flipped|a template with (messages|a refusal)"
-    r"|rmjax\.json: |tokenizer_config|a huge integer|a deep prompt|a pattern without end"
+    r"|rmjax\.json: |tokenizer_config|a huge integer|a deep prompt"
+    r"|a pattern without end|a null byte"
     # Fields that need not be there, or of which the value is one of those that mean nothing.
     r"|(head_dim|num_key_value_heads|rope_\w+|id2label|num_labels|layer_types|tie_\w+) 'None'"
-    r"|rope_\w+ '{}'|tie_word_embeddings 'True'|(rope_theta|max_position_embeddings|rms_norm_eps|initializer_range) '(0\.5|1000000000)'"
+    r"|rope_\w+ '{}'|tie_word_embeddings 'True'"
+    r"|(rope_theta|max_position_embeddings|rms_norm_eps) '(0\.5|1000000000)'"
 )
 _HARM = "secret that lies outside"
 

@@ -170,7 +170,8 @@ def text_cases(name: str) -> Iterator[Case]:
     """A JSON file that is none."""
     texts: dict[str, bytes] = {
         "empty": b"", "null": b"null", "a list": b"[1]", "cut": b'{"a": ',
-        "not UTF-8": b"\xff\xfe{", "null bytes": b"\0" * 100, "deep lists": nested(100_000).encode(),
+        "not UTF-8": b"\xff\xfe{", "null bytes": b"\0" * 100,
+        "deep lists": nested(100_000).encode(),
         "deep objects": b'{"a":' * 100_000, "a huge integer": b'{"a": ' + b"9" * 10**6 + b"}",
         "terminal codes": b'{"model_type": "\\u001b[31mred\\u202e"}', "50 MB": b" " * (50 << 20),
         "a nested object": b'{"a": ' + nested(900).encode() + b"}",
