@@ -69,7 +69,7 @@ def run(seed: int, minutes: float, scratch: Path, show: Callable[[str], None]) -
 
 def _kinds(
     seed: int, scratch: Path, model: Path, outside: Path
-) -> dict[str, Iterator[tuple[str, Callable[[Path], None], list[str]]]]:
+) -> dict[str, Iterator[tuple[str, Callable[[Path], object], list[str]]]]:
     """By promise the cases, each with what makes it and the command that meets it."""
     convert = ["convert", "hf-to-orbax", "model", "out"]
     score = ["score", "model", "../rows.jsonl", "out.jsonl"]
@@ -81,7 +81,7 @@ def _kinds(
     gguf = good.write_gguf(scratch / "model.gguf")
 
     def spoiled(source: Path, cases: Iterator[hostile_models.Case], arguments: list[str]):
-        yield "good", lambda d: shutil.copytree(source, d / "model") and None, arguments
+        yield "good", lambda d: shutil.copytree(source, d / "model"), arguments
         for name, spoil in cases:
 
             def make(d: Path, spoil: hostile_models.Spoil = spoil) -> None:
@@ -94,7 +94,7 @@ def _kinds(
         data = gguf.read_bytes()
         arguments = ["convert", "hf-to-orbax", "model.gguf", "out"]
 
-        def put(content: bytes) -> Callable[[Path], None]:
+        def put(content: bytes) -> Callable[[Path], object]:
             def make(d: Path) -> None:
                 (d / "model.gguf").write_bytes(content)
                 for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -146,7 +146,7 @@ def _kinds(
 
 
 def _tried(
-    scratch: Path, make: Callable[[Path], None], arguments: list[str], outside: Path, most: int
+    scratch: Path, make: Callable[[Path], object], arguments: list[str], outside: Path, most: int
 ) -> forks.Ended:
     directory = scratch / "case"
     shutil.rmtree(directory, ignore_errors=True)

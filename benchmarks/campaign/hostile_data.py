@@ -9,7 +9,7 @@ from pathlib import Path
 from campaign.good import pair_rows
 from campaign.hostile_models import nested
 
-Case = tuple[str, str, Callable[[Path], None]]
+Case = tuple[str, str, Callable[[Path], object]]
 
 GOOD = json.dumps(pair_rows(1)[0])
 LINES: dict[str, bytes] = {
@@ -45,7 +45,7 @@ LINES: dict[str, bytes] = {
 
 def case(name: str, file: str, data: bytes) -> Case:
     """A file of these bytes."""
-    return name, file, lambda d: [(d / file).write_bytes(data)][0] and None
+    return name, file, lambda d: (d / file).write_bytes(data)
 
 
 def text_cases() -> Iterator[Case]:
@@ -142,13 +142,10 @@ def bomb_cases() -> Iterator[Case]:
                 file.write(b"a" * (1 << 20))
 
     def zipped(d: Path) -> None:
-        import zstandard
+        import pyarrow as pa
 
-        with (
-            open(d / "pairs.jsonl.zst", "wb") as raw,
-            zstandard.ZstdCompressor().stream_writer(raw) as file,
-        ):
-            for _ in range(8000):
+        with pa.CompressedOutputStream(str(d / "pairs.jsonl.zst"), "zstd") as file:
+            for _ in range(3000):
                 file.write(b"a" * (1 << 20))
 
     def gzipped_list(d: Path) -> None:
@@ -159,12 +156,7 @@ def bomb_cases() -> Iterator[Case]:
 
     yield "a line of 3 GB in 13 MB of gzip", "pairs.jsonl.gz", gzipped
     yield "a list of 3 GB of blanks in gzip", "pairs.json.gz", gzipped_list
-    try:
-        import zstandard  # noqa: F401
-    except ImportError:
-        pass
-    else:
-        yield "a line of 8 GB in zstd", "pairs.jsonl.zst", zipped
+    yield "a line of 3 GB in zstd", "pairs.jsonl.zst", zipped
     for suffix in ("gz", "zst"):
         yield case(f"no {suffix} at all", f"pairs.jsonl.{suffix}", GOOD.encode())
         yield case(f"an empty {suffix}", f"pairs.jsonl.{suffix}", b"")
