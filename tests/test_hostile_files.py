@@ -141,6 +141,16 @@ def test_lines_and_compressed_files_have_bounds(tmp_path, monkeypatch):
         list(read_file(tmp_path / "a.jsonl.gz"))
 
 
+def test_a_dictionary_is_as_large_as_its_rows(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    same = pa.DictionaryArray.from_arrays(pa.array([0] * 4000, pa.int32()), ["a" * (1 << 20)])
+    parquet.write_table(pa.table({"a": same}), tmp_path / "a.parquet", compression="zstd")
+    with pytest.raises(UserError, match="200 times its size"):
+        list(read_file(tmp_path / "a.parquet"))
+
+
 def test_arrow_offsets_that_lie_are_not_followed(tmp_path):
     import pyarrow as pa
     from pyarrow import parquet

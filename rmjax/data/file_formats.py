@@ -120,8 +120,20 @@ def _parquet_rows(path: Path) -> Iterator[Fields]:
     from pyarrow import parquet
 
     with _arrow_errors(str(path)), parquet.ParquetFile(path) as table:
-        batches = _within_bounds(path, table.iter_batches(_BATCH_ROWS), lambda batch: batch.nbytes)
+        batches = map(_without_dictionaries, table.iter_batches(_BATCH_ROWS))
+        batches = _within_bounds(path, batches, lambda batch: batch.nbytes)
         yield from arrow_rows(batches, str(path))
+
+
+def _without_dictionaries(batch: Any) -> Any:
+    """A record batch with each text written out, so that its size is that of its rows."""
+    import pyarrow as pa
+
+    columns = [
+        c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns
+    ]
+    fields = [field.with_type(c.type) for field, c in zip(batch.schema, columns)]
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
 
 def _arrow_file_rows(path: Path) -> Iterator[Fields]:
