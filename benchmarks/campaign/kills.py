@@ -148,7 +148,9 @@ def _of_evaluation(directory: Path) -> dict[str, str]:
     samples = (directory / "out" / "samples.jsonl").read_bytes()
     return {
         "samples.jsonl": hashlib.sha256(samples).hexdigest(),
-        "report.json": json.dumps(_timeless(report.get("results", report)), sort_keys=True),
+        "report.json": json.dumps(
+            _timeless({k: v for k, v in report.items() if k != "work"}), sort_keys=True
+        ),
     }
 
 
