@@ -1,5 +1,6 @@
 """Errors that a user can fix: one message, no traceback; and what messages have in common."""
 
+import _thread
 import atexit
 import contextlib
 import errno
@@ -127,7 +128,13 @@ def answer_interrupts() -> None:
         sys.stdout.flush()
         os._exit(130)
 
-    sys.excepthook = report
+    def repeat(unraisable: Any) -> None:
+        # Ctrl-C in a finalizer or a callback, where Python would write a traceback and go on.
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            return sys.__unraisablehook__(unraisable)
+        _thread.interrupt_main()
+
+    sys.excepthook, sys.unraisablehook = report, repeat
     atexit.register(_flush_output)
 
 
