@@ -1,11 +1,12 @@
 """Errors that a user can fix: one message, no traceback; and what messages have in common."""
 
-import _thread
 import atexit
 import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -132,7 +133,11 @@ def answer_interrupts() -> None:
         # Ctrl-C in a finalizer or a callback, where Python would write a traceback and go on.
         if not isinstance(unraisable.exc_value, KeyboardInterrupt):
             return sys.__unraisablehook__(unraisable)
-        _thread.interrupt_main()
+        main = threading.main_thread().ident or 0
+        # A moment later, since what is raised in here is dropped as well.
+        again = threading.Timer(0.05, lambda: signal.pthread_kill(main, signal.SIGINT))
+        again.daemon = True
+        again.start()
 
     sys.excepthook, sys.unraisablehook = report, repeat
     atexit.register(_flush_output)
