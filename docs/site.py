@@ -19,7 +19,8 @@ def main() -> None:
     """Gathers the pages in one folder, as mkdocs wants them, and builds the site."""
     shutil.rmtree(PAGES, ignore_errors=True)
     shutil.copytree(ROOT / "docs", PAGES, ignore=shutil.ignore_patterns("*.py"))
-    for name, page in (("README.md", "index.md"), ("CONTRIBUTING.md", "CONTRIBUTING.md")):
+    same = ("CONTRIBUTING.md", "SECURITY.md")
+    for name, page in (("README.md", "index.md"), *zip(same, same)):
         text = (ROOT / name).read_text()
         # These stand beside docs/, and in the site beside its pages.
         text = re.sub(r'(\]\(|src="|srcset=")docs/', r"\1", text)

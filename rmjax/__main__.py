@@ -13,7 +13,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from rmjax.errors import UserError, exit_with_message
+from rmjax.errors import UserError, answer_interrupts, exit_with_message
 
 COMMANDS = (
     "train",
@@ -33,6 +33,7 @@ COMMANDS = (
 
 def main() -> None:
     """The command."""
+    answer_interrupts()
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(f"{__doc__}\n{listing()}")

@@ -1,9 +1,12 @@
 """Errors that a user can fix: one message, no traceback; and what messages have in common."""
 
+import atexit
 import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +15,7 @@ _REFUSALS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
     *(errno.ENAMETOOLONG, errno.EFBIG),
 )
+_LONGEST = 2000  # characters of a message; a file may have made it longer
 _FULL_DISK_SIGNS = ("No space left on device", "RESOURCE_EXHAUSTED", "Disk quota exceeded")
 
 
@@ -66,17 +70,42 @@ def shortened(text: str, most: int = 60) -> str:
     Characters that a terminal would obey, or that change the direction of what follows, are shown
     as Python writes them.
     """
-    text = " ".join(text.split())
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    text = _escaped(" ".join(text.split()))
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def shown(message: object) -> str:
+    """A message as a terminal may show it, whatever the files that it speaks of have in them.
+
+    What a terminal would obey, and what changes the direction of text, is written as Python writes
+    it; lines stay lines. Of a message that is too long for anyone to read the middle is left out,
+    and it says so.
+    """
+    text = _escaped(str(message))
+    half = _LONGEST // 2
+    left_out = len(text) - 2 * half
+    if left_out <= 0:
+        return text
+    return f"{text[:half]} [{left_out:,} characters left out] {text[-half:]}"
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
 def exit_with_message(main: Callable[[], None]) -> None:
-    """Runs `main`; a `UserError` becomes one line on stderr and exit status 1."""
+    """Runs `main`; a `UserError` becomes one line on stderr and exit status 1.
+
+    Where nobody reads the output any more, as behind `| head`, the command ends without a word.
+    """
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(error)}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        _drop_output()
         sys.exit(1)
     except KeyboardInterrupt as error:
         print("; ".join(["interrupted", *getattr(error, "__notes__", [])]), file=sys.stderr)
@@ -87,14 +116,42 @@ def answer_interrupts() -> None:
     """Makes Ctrl-C one line and exit status 130 where `exit_with_message` does not run yet.
 
     A command calls it before its imports, which take a second. Python is not taken down in order,
-    because a native library that is half imported may crash then.
+    because a native library that is half imported may crash then. `--help`, too, is printed where
+    `exit_with_message` does not run: nobody may be there to read all of it.
     """
 
     def report(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        if isinstance(error, BrokenPipeError):
+            return _drop_output()
         if not isinstance(error, KeyboardInterrupt):
             return sys.__excepthook__(kind, error, traceback)
         print("interrupted", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(130)
 
-    sys.excepthook = report
+    def repeat(unraisable: Any) -> None:
+        # Ctrl-C in a finalizer or a callback, where Python would write a traceback and go on.
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            return sys.__unraisablehook__(unraisable)
+        main = threading.main_thread().ident or 0
+        # A moment later, since what is raised in here is dropped as well.
+        again = threading.Timer(0.05, lambda: signal.pthread_kill(main, signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    sys.excepthook, sys.unraisablehook = report, repeat
+    atexit.register(_flush_output)
+
+
+def _flush_output() -> None:
+    """Writes what is left, as Python does at its end, where it would complain of a closed pipe."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """Has nothing more come of standard output, which nobody reads any more."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())

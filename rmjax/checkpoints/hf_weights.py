@@ -138,6 +138,11 @@ def check_tensors(weights: Weights, config: DecoderConfig, head: Head) -> tuple[
       UserError: a tensor is missing, unknown or of another shape.
     """
     keys = weights.keys()
+    if config.num_hidden_layers > len(keys):  # a config can say 10^9
+        raise UserError(
+            f"{weights.where}: {len(keys)} tensors, fewer than the {config.num_hidden_layers:,} "
+            "layers of config.json ('num_hidden_layers')"
+        )
     expected: dict[str, tuple[int, ...]] = {}
     sizes = model_sizes(config, head)
     for row in model_parameters(config, head):

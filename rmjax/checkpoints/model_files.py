@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rmjax.data.tokenizer import Tokenizer, pad_token_id
-from rmjax.errors import UserError
+from rmjax.errors import UserError, shortened
 from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
 from rmjax.models.hf_config import config_to_hf
 from rmjax.models.rewards.general_preference import GeneralPreference
@@ -20,6 +20,8 @@ from rmjax.models.rewards.spec import RewardSpec, Temperature
 from rmjax.runtime.files import read_json, replace_file
 
 FORMAT_VERSION = "0.1"
+_MOST_LABELS = 65_536
+_LARGEST = 1e30  # of a weight; NaN is not below it
 MODEL_CONFIG = "config.json"  # Hugging Face's
 GENERATION_CONFIG = "generation_config.json"  # likewise
 SPEC_FILE = "rmjax.json"
@@ -180,9 +182,42 @@ def read_spec(directory: Path) -> RewardSpec:
         if "temperature" in raw:
             raw["temperature"] = Temperature(**raw["temperature"])
         spec = RewardSpec(**raw, lora=lora, ordinal=ordinal)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{directory / SPEC_FILE}: {error}") from error
+        _check_spec(spec)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(f"{directory / SPEC_FILE}: {shortened(str(error), 300)}") from error
     return dataclasses.replace(spec, attributes=tuple(spec.attributes))
+
+
+def _check_spec(spec: RewardSpec) -> None:
+    """Raises a `ValueError` unless the fields are of their types, and their numbers finite."""
+
+    def is_whole(value: object) -> bool:
+        return type(value) is int and 0 <= value < 2**63
+
+    def are_weights(value: object) -> bool:
+        return isinstance(value, dict) and all(
+            type(x) in (int, float) and abs(x) < _LARGEST for x in value.values()
+        )
+
+    names, temperature = spec.attributes, spec.temperature
+    good = {
+        "attributes": isinstance(names, list | tuple)
+        and 0 < len(names) == len({name for name in names if isinstance(name, str)}),
+        "scalar": are_weights(spec.scalar),
+        "max_length": is_whole(spec.max_length),
+        "seed": spec.seed is None or is_whole(spec.seed),
+        "source": isinstance(spec.source, str),
+        "data": isinstance(spec.data, str),
+        "lora": is_whole(spec.lora.rank) and are_weights({"alpha": spec.lora.alpha}),
+        "offset": spec.offset is None or are_weights(spec.offset),
+        "temperature": temperature is None or are_weights({"value": temperature.value}),
+        "suffix_turn": isinstance(spec.suffix_turn, str),
+        "folded": spec.folded is None or are_weights(spec.folded),
+    }
+    for field, is_good in good.items():
+        if not is_good:
+            value = getattr(spec, field)
+            raise ValueError(f"field {field!r} is {value!r}, which it cannot be")
 
 
 def _read_scale(raw: dict[str, Any] | None) -> OrdinalScale | None:
@@ -207,10 +242,18 @@ def hf_attributes(raw: dict[str, Any], where: Path, rows: int = 2) -> tuple[str,
     Raises:
       UserError: the names are not one for each label.
     """
-    labels = raw.get("id2label")
+    labels, count = raw.get("id2label"), raw.get("num_labels")
+    if count is not None and (type(count) is not int or not 0 < count <= _MOST_LABELS):
+        raise UserError(
+            f"{where}: field 'num_labels' is {shortened(repr(count))}, expected a whole number "
+            f"from 1 to {_MOST_LABELS:,}"
+        )
     if not isinstance(labels, dict):
-        count = raw.get("num_labels", rows)
-        labels = {str(i): f"LABEL_{i}" for i in range(count if isinstance(count, int) else 0)}
+        labels = {str(i): f"LABEL_{i}" for i in range(rows if count is None else count)}
+    elif count not in (None, len(labels)):
+        raise UserError(
+            f"{where}: field 'num_labels' is {count}, but 'id2label' names {len(labels)} labels"
+        )
     try:
         names = tuple(str(labels[str(i)]) for i in range(len(labels)))
     except KeyError as error:

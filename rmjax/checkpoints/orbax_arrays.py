@@ -32,8 +32,9 @@ import tensorstore as ts
 from rmjax.checkpoints.hf_mapping import hf_groups
 from rmjax.checkpoints.safetensors_file import forget
 from rmjax.checkpoints.tensor_slices import band_axis
-from rmjax.errors import UserError
+from rmjax.errors import UserError, shortened
 from rmjax.models.parameters import Parameter
+from rmjax.runtime.files import read_json
 
 FILE_BYTES = 64 << 20
 CHUNK_BYTES = 1 << 20
@@ -132,6 +133,10 @@ def open_array(
         kvstore = {"driver": "ocdbt", "base": base, "path": f"{_name(path)}/"}
     else:
         kvstore = {"driver": "file", "path": f"{params / _name(path)}/"}
+        # TensorStore's parser ends the process where JSON is nested too deeply; Python's does not.
+        if (described := params / _name(path) / "zarr.json").exists():
+            with _damage(params, path, "missing or damaged"):
+                read_json(described)
     spec = {"driver": "zarr3", "kvstore": kvstore, "store_data_equal_to_fill_value": True}
     with _damage(params, path, "missing or damaged"):
         recheck = None if context is None else False  # cached chunks are not read again
@@ -179,7 +184,7 @@ def read_block(array: ts.TensorStore, params: Path, path: str, index: Any = ...)
 def _damage(params: Path, path: str, what: str) -> Any:
     try:
         yield
-    except ValueError as error:
+    except (ValueError, UserError) as error:
         raise UserError(f"{params}: parameter {path!r} is {what} ({str(error)[:200]})") from error
 
 
@@ -204,10 +209,12 @@ def array_paths(params: Path) -> set[str]:
       UserError: there is no complete checkpoint.
     """
     try:
-        tree = json.loads((params / "_METADATA").read_text())["tree_metadata"]
+        tree = read_json(params / "_METADATA")["tree_metadata"]
         return {"/".join(k["key"] for k in leaf["key_metadata"]) for leaf in tree.values()}
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{params}: not a complete Orbax checkpoint ({error})") from error
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{params}: not a complete Orbax checkpoint ({shortened(str(error), 300)})"
+        ) from error
 
 
 def write_metadata(checkpoint: Path, shapes: Mapping[str, Sequence[int]]) -> None:

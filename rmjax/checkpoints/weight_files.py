@@ -10,13 +10,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rmjax.errors import UserError
+from rmjax.errors import UserError, shortened
 from rmjax.runtime.files import read_json
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 VALUE_HEAD = "value_head.safetensors"  # LLaMA-Factory's, see value_head.py
 _SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
+_FILE = re.compile(r"[^/\\\0]{1,243}\.safetensors")
 _log = logging.getLogger(__name__)
 
 
@@ -50,13 +51,19 @@ def _named_files(index: Path) -> list[str]:
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
         raise UserError(f"{index}: field 'weight_map' does not map tensors to files")
+    for name in files.values():  # a path would lead elsewhere, and whoever wrote it chooses where
+        if not _FILE.fullmatch(name):
+            raise UserError(
+                f"{index}: field 'weight_map' names {shortened(name)!r}, which is no .safetensors "
+                "file of this directory"
+            )
     return sorted(set(files.values()))
 
 
 def _indexed_files(directory: Path, named: Sequence[str], whole: bool) -> list[str]:
     there = [name for name in named if (directory / name).exists()]
     missing = [name for name in named if name not in there]
-    if whole and WHOLE not in named:
+    if whole and named and WHOLE not in named:
         if there:
             gone = f" ({len(missing)} of the {len(named)} that it names are gone)" * bool(missing)
             _refuse(directory, WHOLE, f"{INDEX} with {_listed(there)}{gone}")

@@ -29,6 +29,11 @@ _TEXT = re.compile(
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?|NaN|nan", re.ASCII)
+_LONGEST_LINE = 256 << 20  # bytes
+# A compressed file that becomes so many times as large, and so large, was made to do harm.
+_MOST_RATIO = 200
+_LEAST_BOMB = 256 << 20
+_BATCH_ROWS = 128  # of parquet that are decoded at once
 _INDEX = re.compile(r"__index_level_\d+__")  # pandas' row numbers
 
 
@@ -46,7 +51,9 @@ def read_file(path: Path) -> Iterator[Fields]:
     kind, _, compression = suffix_of(path)[1:].partition(".")
     if kind in _BINARY:
         return _BINARY[kind](path)
-    return _TEXTS[kind](path, _Lines(path, compression))
+    # A list may stand in one line, and be as long as its file is to be seen to be.
+    longest = None if kind == "json" and not compression else _LONGEST_LINE
+    return _TEXTS[kind](path, _Lines(path, compression, longest))
 
 
 def arrow_rows(batches: Iterable[Any], where: str) -> Iterator[Fields]:
@@ -65,6 +72,7 @@ def arrow_rows(batches: Iterable[Any], where: str) -> Iterator[Fields]:
     """
     with _arrow_errors(where):
         for batch in batches:
+            batch.validate(full=True)  # else offsets that lie are read through, wherever they lead
             decoders = _decoders(batch.schema)
             columns = {
                 name: _decoded_values(column.to_pylist(), decode)
@@ -112,13 +120,27 @@ def _parquet_rows(path: Path) -> Iterator[Fields]:
     from pyarrow import parquet
 
     with _arrow_errors(str(path)), parquet.ParquetFile(path) as table:
-        yield from arrow_rows(table.iter_batches(), str(path))
+        batches = map(_without_dictionaries, table.iter_batches(_BATCH_ROWS))
+        batches = _within_bounds(path, batches, lambda batch: batch.nbytes)
+        yield from arrow_rows(batches, str(path))
+
+
+def _without_dictionaries(batch: Any) -> Any:
+    """A record batch with each text written out, so that its size is that of its rows."""
+    import pyarrow as pa
+
+    columns = [
+        c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns
+    ]
+    fields = [field.with_type(c.type) for field, c in zip(batch.schema, columns)]
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
 
 def _arrow_file_rows(path: Path) -> Iterator[Fields]:
     import pyarrow
 
-    with _arrow_errors(str(path)), pyarrow.memory_map(str(path)) as stream:
+    # Not mapped into memory: a file that is shorter than it says would end the process.
+    with _arrow_errors(str(path)), pyarrow.OSFile(str(path)) as stream:
         magic = stream.read(6)
         stream.seek(0)
         if magic == b"ARROW1":
@@ -135,26 +157,51 @@ def _arrow_errors(where: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, RecursionError, pyarrow.ArrowException) as error:
         raise UserError(f"{where}: cannot be read ({error})") from error
 
 
 class _Lines:
     """The lines of a text file, as often as they are asked for."""
 
-    def __init__(self, path: Path, compression: str):
-        self.path, self.compression = path, compression
+    def __init__(self, path: Path, compression: str, longest: int | None):
+        self.path, self.compression, self.longest = path, compression, longest
 
     def __iter__(self) -> Iterator[bytes]:
         try:
             with _opened(self.path, self.compression) as stream:
-                yield from stream
+                lines = _lines(self.path, stream, self.longest)
+                yield from _within_bounds(self.path, lines, len) if self.compression else lines
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{self.path}: cannot be read ({error})") from error
 
 
+def _lines(path: Path, stream: io.BufferedIOBase, longest: int | None) -> Iterator[bytes]:
+    """The lines of a file; a `UserError` if one has more than `longest` bytes."""
+    for number in itertools.count(1):
+        line = stream.readline(-1 if longest is None else longest + 1)
+        if longest is not None and len(line) > longest:
+            raise UserError(f"{path} line {number}: longer than {longest >> 20} MiB, as no row is")
+        if not line:
+            return
+        yield line
+
+
+def _within_bounds(path: Path, parts: Iterable[Any], size: Callable[[Any], int]) -> Iterator[Any]:
+    """The parts of a compressed file; a `UserError` if it is made to fill the memory."""
+    total, most = 0, max(_LEAST_BOMB, _MOST_RATIO * path.stat().st_size)
+    for part in parts:
+        total += size(part)
+        if total > most:
+            raise UserError(
+                f"{path}: holds more than {most >> 20:,} MiB, {_MOST_RATIO} times its size, which "
+                "no conversations do; if you trust it, write it without compression, as .jsonl"
+            )
+        yield part
+
+
 @contextlib.contextmanager
-def _opened(path: Path, compression: str) -> Iterator[Iterable[bytes]]:
+def _opened(path: Path, compression: str) -> Iterator[io.BufferedIOBase]:
     if compression == "zst":
         import pyarrow
 

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from rmjax.data.conversation import Conversation
+from rmjax.data.template_check import check_template
 from rmjax.errors import UserError
-from rmjax.runtime.files import read_json
+from rmjax.runtime.files import check_readable, read_json
 
 Tokenizer = Any  # transformers has no public type for "a tokenizer, fast or slow"
 
+_MOST_BYTES = 512 << 20  # of a file of a tokenizer; those of 256,000 tokens have 35 MB
 # Llama 3.1's template falls back to this very day when nobody tells it the date.
 FROZEN_DATE = datetime.date(2024, 7, 26)
 # A `tokenizer.json` without code of a model's own, in transformers 4 and 5; and in 5 alone.
@@ -58,8 +60,12 @@ def load_tokenizer(path: Path, vocab_size: int | None = None, chat_template: str
             source = {"pretrained_model_name_or_path": str(beside), "gguf_file": path.name}
     elif not any(map(_has_bytes, (path / "tokenizer.json", path / "tokenizer.model"))):
         raise UserError(f"{path}: no tokenizer here (tokenizer.json or tokenizer.model)")
+    directory = Path(source["pretrained_model_name_or_path"])
+    for pattern in ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*"):
+        for file in directory.glob(pattern):
+            with contextlib.suppress(OSError):  # a link to nothing, or to itself
+                check_readable(file, _MOST_BYTES)
     try:
-        directory = Path(source["pretrained_model_name_or_path"])
         kind = getattr(_transformers(), _class_name(directory))
         tokenizer = kind.from_pretrained(**source, trust_remote_code=False)
     except ImportError as error:
@@ -76,6 +82,7 @@ def load_tokenizer(path: Path, vocab_size: int | None = None, chat_template: str
         )
     chosen = _pick_template(tokenizer.chat_template, chat_template, path)
     tokenizer.chat_template = freeze_date(chosen)
+    check_template(tokenizer, str(path))
     # Ids may have gaps, so it is not their number that counts.
     needed = max(tokenizer.get_vocab().values(), default=-1) + 1
     if vocab_size is not None and needed > vocab_size:

@@ -8,11 +8,12 @@ Which families there are, and what is theirs, is in `families.py`.
 import dataclasses
 from typing import Any
 
-from rmjax.errors import UserError
+from rmjax.errors import UserError, shortened
 from rmjax.models.decoder_config import ACTIVATIONS, FULL, SLIDING, DecoderConfig
 from rmjax.models.families import FAMILIES, Family
-from rmjax.models.hf_rope import rope_from_hf, rope_to_hf, ropes_from_hf
+from rmjax.models.hf_rope import MOST, rope_from_hf, rope_to_hf, ropes_from_hf
 
+_MOST_LAYERS = 10_000  # a list of layers is made before there is anything to count
 # What would change any family's numbers, and the only values for which they are right.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "attention_dropout": (None, 0, 0.0),
@@ -49,7 +50,7 @@ def config_from_hf(raw: dict[str, Any], where: str) -> DecoderConfig:
         return _positive(given[field], field, float, where)
 
     def chosen(field: str) -> bool:
-        return field in row.fields and bool(given.get(field, False))
+        return field in row.fields and _boolean(given, field, where)
 
     heads = required("num_attention_heads", int)
     # Old Llamas leave it out. Elsewhere null means the same, and what is left out is asked for.
@@ -70,6 +71,10 @@ def config_from_hf(raw: dict[str, Any], where: str) -> DecoderConfig:
     if head_dim % 2:
         raise UserError(f"{where}: field 'head_dim' is {head_dim}; RoPE needs an even number")
     layers = required("num_hidden_layers", int)
+    if layers > _MOST_LAYERS:
+        raise UserError(
+            f"{where}: field 'num_hidden_layers' is {layers:,}; at most {_MOST_LAYERS:,} are read"
+        )
     window, types = _windows(given, row, layers, where)
     theta, local = row.defaults.get("rope_theta"), row.rope_local_theta
     if local is None:
@@ -87,7 +92,7 @@ def config_from_hf(raw: dict[str, Any], where: str) -> DecoderConfig:
         max_position_embeddings=required("max_position_embeddings", int),
         rms_norm_eps=required("rms_norm_eps", float),
         rope=rope,
-        tie_word_embeddings=bool(given.get("tie_word_embeddings", False)),
+        tie_word_embeddings=_boolean(given, "tie_word_embeddings", where),
         attention_bias=chosen("attention_bias"),
         mlp_bias=chosen("mlp_bias"),
         initializer_range=required("initializer_range", float, default=0.02),
@@ -187,17 +192,28 @@ def _check_values(raw: dict[str, Any], row: Family, where: str) -> None:
                 + (" or absent" if None in allowed else "")
             )
     classes = (row.causal, row.classification, row.bare)
-    for name in raw.get("architectures") or []:
+    names = raw.get("architectures")
+    if not isinstance(names, list | None):
+        raise UserError(f"{where}: field 'architectures' is {shortened(repr(names))}, no list")
+    for name in names or []:
         if name not in classes:
             raise UserError(f"{where}: field 'architectures' names {name!r}; supported: {classes}")
 
 
 def _positive(value: Any, field: str, kind: type, where: str) -> Any:
+    said = f"{where}: field {field!r} is {shortened(repr(value))}, expected"
     if isinstance(value, bool) or not isinstance(value, kind if kind is int else (int, float)):
-        raise UserError(f"{where}: field {field!r} is {value!r}, expected {kind.__name__}")
-    if value <= 0:
-        raise UserError(f"{where}: field {field!r} is {value!r}, expected a positive number")
+        raise UserError(f"{said} {kind.__name__}")
+    if not 0 < value <= MOST:  # which NaN is not, either
+        raise UserError(f"{said} a positive number, of {MOST:,} at most")
     return kind(value)
+
+
+def _boolean(given: dict[str, Any], field: str, where: str) -> bool:
+    value = given.get(field)
+    if not isinstance(value, bool | None):
+        raise UserError(f"{where}: field {field!r} is {shortened(repr(value))}, expected a boolean")
+    return bool(value)
 
 
 def _activation(given: dict[str, Any], row: Family, where: str) -> str:
@@ -218,7 +234,7 @@ def _windows(
 ) -> tuple[int | None, tuple[str, ...]]:
     """`sliding_window` and `layer_types` of a config, as `DecoderConfig` has them."""
     window = given.get("sliding_window")
-    if row.windows == "above" and not given.get("use_sliding_window"):
+    if row.windows == "above" and not _boolean(given, "use_sliding_window", where):
         window = None  # as transformers has it, whatever the field says
     if window is not None:
         window = _positive(window, "sliding_window", int, where)

@@ -3,9 +3,10 @@
 import dataclasses
 from typing import Any
 
-from rmjax.errors import UserError
+from rmjax.errors import UserError, shortened
 from rmjax.models.decoder_config import FULL, SLIDING, Rope
 
+MOST = 2**31 - 1  # of any number in a config: sizes are int32 on a device
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
 _LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _THETA = 10000.0  # Llama's own first configs leave the base out; it was that (transformers agrees)
@@ -25,7 +26,11 @@ def rope_from_hf(raw: dict[str, Any], where: str, theta: float | None = None) ->
     Raises:
       UserError: a field is of a kind that is not computed, or is no number.
     """
-    field = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    field = (
+        "rope_scaling"
+        if _mapping(raw.get("rope_scaling"), "rope_scaling", where)
+        else ("rope_parameters")
+    )
     settings = _mapping(raw.get(field), field, where)
     for name, value in settings.items():
         if isinstance(value, dict):
@@ -74,7 +79,7 @@ def ropes_from_hf(
 
 
 def _mapping(value: Any, field: str, where: str) -> dict[str, Any]:
-    settings = value or {}
+    settings = {} if value is None else value
     if not isinstance(settings, dict):
         raise UserError(f"{where}: field {field!r} is {settings!r}, expected a mapping")
     return settings
@@ -95,9 +100,11 @@ def _rope(
         raise UserError(f"{where}: field '{field}.partial_rotary_factor' is not 1")
 
     def number(name: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value <= MOST:  # which NaN is not, either
             raise UserError(
-                f"{where}: field {name!r} is {value!r}; RoPE type {kind!r} needs a positive number"
+                f"{where}: field {name!r} is {shortened(repr(value))}; RoPE type {kind!r} needs a "
+                "positive number"
             )
         return float(value)
 

@@ -3,25 +3,45 @@
 import fcntl
 import json
 import secrets
+import stat
 from pathlib import Path
 from typing import IO, Any
 
-from rmjax.errors import UserError
+from rmjax.errors import UserError, shortened
 
+_MOST_BYTES = 64 << 20  # of a JSON object that is read whole
 PARTIAL = ".partial"  # the suffix of a file that is not whole yet
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object; anything else is a `UserError` that names the file."""
     try:
+        check_readable(path, _MOST_BYTES)
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file") from error
     except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from error
+        raise UserError(f"{path}: not readable as JSON ({shortened(str(error), 300)})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def check_readable(path: Path, most_bytes: int) -> None:
+    """Raises a `UserError` if reading a whole file would not end, or fill the memory.
+
+    A directory from elsewhere may have a pipe or a link to a device under any name.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise UserError(f"{path}: neither a file nor a directory, and is not read")
+    if found.st_size > most_bytes:
+        raise UserError(
+            f"{path}: {found.st_size:,} bytes, more than such a file has (at most {most_bytes:,})"
+        )
 
 
 def replace_file(path: Path, content: bytes | memoryview) -> None:

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import jax
 from jax.experimental import multihost_utils
 
-from rmjax.errors import UserError, differing, exit_with_message
+from rmjax.errors import UserError, differing, exit_with_message, shown
 
 # Long, because other things end a process that waits: a failure that another one reports, and JAX
 # when another one falls silent (`cluster.HEARTBEAT_SECONDS`).
@@ -168,7 +168,7 @@ def _listen(client: Any, done: threading.Event) -> None:
 def _fail(client: Any, error: BaseException) -> NoReturn:
     """Reports to all processes why this one cannot go on, and exits."""
     if isinstance(error, UserError | KeyboardInterrupt):
-        kind, text = "user", str(error) or "interrupted"
+        kind, text = "user", shown(error) or "interrupted"
     elif isinstance(error, jax.errors.JaxRuntimeError):
         kind, text = "jax", traceback.format_exc()
     else:

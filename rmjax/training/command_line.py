@@ -90,8 +90,10 @@ def _hush() -> None:
     logging.getLogger("jax").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")
 
+    before = sys.unraisablehook
+
     def report(unraisable: Any) -> None:
         if "Event loop is closed" not in str(unraisable.exc_value):
-            sys.__unraisablehook__(unraisable)
+            before(unraisable)
 
     sys.unraisablehook = report

@@ -36,6 +36,29 @@ ARGUMENTS = {
 }
 
 
+_IN_A_FINALIZER = """
+import time
+from rmjax.errors import answer_interrupts, exit_with_message
+
+class Finalized:
+    def __del__(self):
+        raise KeyboardInterrupt
+
+def main():
+    Finalized()
+    time.sleep(30)
+
+answer_interrupts()
+exit_with_message(main)
+"""
+
+
+def test_in_a_finalizer_it_is_not_swallowed():
+    program = [sys.executable, "-c", _IN_A_FINALIZER]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_is_one_line_and_status_130(command):
     program = [sys.executable, "-c", _INTERRUPTED % command, "-", *ARGUMENTS.get(command, [])]

@@ -438,7 +438,7 @@ def test_bad_arrow_data_is_named(tmp_path):
             else:
                 write_stream(path, table)
         cut.write_bytes(content[: len(content) // 2])
-        for path, said in ((empty, "no row"), (cut, "cannot be read"), (text, "utf-8")):
+        for path, said in ((empty, "no row"), (cut, "cannot be read"), (text, "UTF8")):
             assert refused(said, path).startswith(f"{path}: ")
 
 

@@ -1,0 +1,62 @@
+"""A campaign against everything: what is tried, what survives and what is lost.
+
+    python benchmarks/reliability.py [--part=hostile] [--minutes=10] [--seed=0]
+
+Parts: kills, hostile files. Each has so many minutes. The exit status is 1 if anything was lost.
+docs/reliability.md has what was measured.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Forks are of a process with no threads.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from campaign import hostile, kills
+from campaign.ledger import Row, table
+
+import rmjax.choose
+import rmjax.convert
+import rmjax.evaluate
+import rmjax.sample
+import rmjax.score
+import rmjax.train  # noqa: F401
+
+Part = Callable[[int, float, Path, Callable[[str], None]], list[Row]]
+PARTS: dict[str, Part] = {
+    "kills": kills.run,
+    "hostile": hostile.run,
+}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--part", choices=[*PARTS], help="one alone; all by default")
+    parser.add_argument("--minutes", type=float, default=10.0, help="that each part has")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--verbose", action="store_true", help="a line for each try")
+    args = parser.parse_args()
+    show = (lambda line: print(line, flush=True)) if args.verbose else (lambda line: None)
+    rows: list[Row] = []
+    for name, part in PARTS.items():
+        if args.part in (None, name):
+            with tempfile.TemporaryDirectory() as scratch:
+                os.environ["RMJAX_CACHE"] = f"{scratch}/cache"
+                began = time.monotonic()
+                rows += part(args.seed, args.minutes, Path(scratch), show)
+                show(f"{name}: {time.monotonic() - began:.0f} s")
+    print(table(rows))
+    sys.exit(any(row.lost for row in rows))
+
+
+if __name__ == "__main__":
+    main()
