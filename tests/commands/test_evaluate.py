@@ -68,12 +68,12 @@ def read(name, source, **options) -> BenchmarkData:
 class Counting(Scorer):
     """A scorer that counts what it is asked, and may be killed."""
 
-    def __init__(self, scorer, limit=10**9):
-        self.scorer, self.limit, self.asked = scorer, limit, []
+    def __init__(self, scorer, quota=10**9):
+        self.scorer, self.quota, self.asked = scorer, quota, []
         self.model, self.encode, self.encoder = scorer.model, scorer.encode, scorer.encoder
 
     def score_encoded(self, encoded):
-        if len(self.asked) >= self.limit:
+        if len(self.asked) >= self.quota:
             raise KeyboardInterrupt
         self.asked += [e.tokens.tobytes() for e in encoded]
         return self.scorer.score_encoded(encoded)
@@ -99,7 +99,7 @@ def test_no_text_is_scored_twice(scorer, tmp_path):
 def test_a_killed_evaluation_goes_on(scorer, tmp_path, monkeypatch):
     monkeypatch.setattr("rmjax.evaluation.score_cache._AT_ONCE", 1)  # for each of the eight devices
     data = [read("pairs", write(tmp_path / "a.jsonl", pairs(10)))]
-    killed = Counting(scorer, limit=8)
+    killed = Counting(scorer, quota=8)
     path = tmp_path / "s.jsonl"
     with pytest.raises(KeyboardInterrupt):
         score_items(killed, data, ScoreCache(path, scorer.attributes))
