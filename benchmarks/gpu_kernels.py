@@ -470,7 +470,7 @@ def main() -> int:
 
 def seen_share(layout: Layout) -> float:
     """Pairs of tokens that see each other, of those that causality allows in full rows."""
-    ids, start, end = map(np.asarray, layout)
+    ids, start, end = map(np.asarray, layout[:3])
     rows, length = ids.shape
     begins = np.pad(ids[:, 1:] != ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     first = np.maximum.accumulate(np.where(begins, np.arange(length), 0), axis=1)
