@@ -88,17 +88,25 @@ class Pretrained:
         """The spec; or a `UserError` that says how a causal model becomes a reward model."""
         if self.spec:
             return self.spec
+        sample = (
+            "To sample from it, use `rmjax.load_policy`; to score with its log-probabilities, "
+            "value='log_probability' (--value=log_probability)"
+        )
+        if isinstance(self.weights, Path):
+            raise UserError(
+                f"{self.name}: a language model without a reward head. {sample}; for a reward "
+                "model, train one from it"
+            )
         beside = f", with a value head ({self.value_head})" if self.value_head else ""
         raise UserError(
             f"{self.name}: a language model without a reward head{beside}. If it is a published "
             "reward model, say where its reward is, with head of `rmjax.load` or --head of "
-            "`python -m rmjax.convert hf-to-orbax`: value_head, a value head beside it; "
+            "`rmjax convert hf-to-orbax`: value_head, a value head beside it; "
             '{"reward": {"0": 1}}, a token\'s logit, as of NVIDIA\'s '
             'Llama-3.1-Nemotron-70B-Reward-HF; {"Yes": 1, "No": -1} with suffix_turn '
             "(--suffix-turn), the difference of two after a question, as of models that follow a "
             "principle. If it is none, train a reward model from it, or give it a fresh head with "
-            "hf-to-orbax. To sample from it, use `rmjax.load_policy`; to score with its "
-            "log-probabilities, value='log_probability' (--value=log_probability)"
+            f"hf-to-orbax. {sample}"
         )
 
     def state(self) -> str:
