@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from rmjax.generation.completions import Completion, SamplingSettings
     from rmjax.generation.policy import Policy, load_policy
     from rmjax.generation.server import ServerEngine, open_server
-    from rmjax.inference.scorer import Scorer, load
+    from rmjax.inference.load import load
+    from rmjax.inference.scorer import Scorer
     from rmjax.inference.scores import Comparison, Score
     from rmjax.models.rewards.aggregation import PUBLISHED
 
@@ -37,7 +38,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "rmjax.inference.scorer": ("Scorer", "load"),
+    "rmjax.inference.load": ("load",),
+    "rmjax.inference.scorer": ("Scorer",),
     "rmjax.convert": ("hf_to_orbax", "orbax_to_hf"),
     "rmjax.errors": ("UserError",),
     "rmjax.generation.completions": ("Completion", "SamplingSettings"),

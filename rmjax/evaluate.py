@@ -19,6 +19,7 @@ import argparse
 
 from rmjax.errors import UserError, answer_interrupts, exit_with_message
 from rmjax.evaluation.benchmarks import BENCHMARKS, DEFAULT
+from rmjax.inference.load_options import add_load_options, load_options
 
 _OVER_LONG = ("truncate_left", "drop")
 
@@ -39,15 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--gold", default="", metavar="RATING", help="which of several ratings decides")
     add("--max-length", type=int, default=0, help="in tokens; by default the model's own")
     add("--over-long", choices=_OVER_LONG, default=_OVER_LONG[0], help="what to do beyond that")
-    add("--dtype", default="auto", help="auto, float32 or bfloat16")
-    add("--quantize", default="", help="int8 or fp8; see docs/score.md")
-    add("--chat-template", default="", metavar="NAME", help="which of MODEL's, if it has several")
-    add(
-        "--head",
-        help="where a causal model's reward is; see docs/convert.md",
-    )
-    add("--suffix-turn", default="", metavar="QUESTION", help="what is asked after a response")
-    add("--mesh", default="fsdp:-1", metavar="AXIS:SIZE,...", help="of this host's devices")
+    add_load_options(parser)
     return parser
 
 
@@ -61,13 +54,11 @@ from typing import Any
 
 from rich.console import Console
 
-from rmjax.checkpoints.causal_heads import parse_head
 from rmjax.evaluation.benchmark_data import BenchmarkData, read_benchmarks
 from rmjax.evaluation.fit_weights import parse_value
 from rmjax.evaluation.model_evaluation import evaluate_model, write_samples
 from rmjax.evaluation.model_scores import ScoringSettings
 from rmjax.runtime.compilation import enable_compilation_cache
-from rmjax.runtime.sharding import parse_mesh
 
 
 def report_evaluation(
@@ -111,16 +102,7 @@ def _main() -> None:
     value, known = parse_value(args.value)
     fit = BenchmarkData(BENCHMARKS["pairs"], args.fit, "fit") if args.fit else None
     out = Path(args.out or Path("evaluations") / Path(args.model).name.replace(":", "-"))
-    settings = ScoringSettings(
-        args.max_length,
-        args.over_long,
-        args.dtype,
-        args.quantize,
-        parse_mesh(args.mesh),
-        args.chat_template,
-        None if args.head is None else parse_head(args.head),
-        args.suffix_turn,
-    )
+    settings = ScoringSettings(args.max_length, args.over_long, **load_options(args))
     report = report_evaluation(
         args.model,
         data,

@@ -15,6 +15,7 @@ command: OUT is OUT.partial until it is whole.
 import argparse
 
 from rmjax.errors import answer_interrupts, exit_with_message
+from rmjax.inference.load_options import add_load_options, load_options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -31,15 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--value", help="scalar rule: an attribute, a published vector, {JSON}, or weights.json")
     add("--max-length", type=int, default=0, help="in tokens; by default the model's own")
     add("--replace", action="store_true", help="of scores that IN has")
-    add("--dtype", default="auto", help="auto, float32 or bfloat16")
-    add("--quantize", default="", help="int8 or fp8; see docs/score.md")
-    add("--chat-template", default="", metavar="NAME", help="which of MODEL's, if it has several")
-    add(
-        "--head",
-        help="where a causal model's reward is; see docs/convert.md",
-    )
-    add("--suffix-turn", default="", metavar="QUESTION", help="what is asked after a response")
-    add("--mesh", default="fsdp:-1", metavar="AXIS:SIZE,...", help="of this host's devices")
+    add_load_options(parser)
     return parser
 
 
@@ -53,14 +46,12 @@ from typing import Any
 
 from rich.console import Console
 
-from rmjax.checkpoints.causal_heads import parse_head
 from rmjax.data.readers import open_source
 from rmjax.data.row_file import check_new
 from rmjax.evaluation.fit_weights import parse_value
+from rmjax.inference.load import load
 from rmjax.inference.score_file import score_file
-from rmjax.inference.scorer import load
 from rmjax.runtime.compilation import enable_compilation_cache
-from rmjax.runtime.sharding import parse_mesh
 
 
 def score(
@@ -131,12 +122,7 @@ def _main() -> None:
         max_length=args.max_length,
         replace=args.replace,
         value=parse_value(args.value)[0],
-        dtype=args.dtype,
-        quantize=args.quantize,
-        chat_template=args.chat_template,
-        head=None if args.head is None else parse_head(args.head),
-        suffix_turn=args.suffix_turn,
-        mesh=parse_mesh(args.mesh),
+        **load_options(args),
     )
     Console(highlight=False, soft_wrap=True).print("\n".join(lines), markup=False)
 

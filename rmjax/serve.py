@@ -11,6 +11,7 @@ environment variable RMJAX_API_KEY, requests need that key as a bearer token.
 import argparse
 
 from rmjax.errors import UserError, answer_interrupts, exit_with_message
+from rmjax.inference.load_options import add_load_options, load_options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -27,12 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--value", help="scalar rule: an attribute, a published vector, {JSON}, or weights.json")
     add("--max-length", type=int, default=0, help="in tokens; by default the model's own")
     add("--over-long", default="error", help="error, or truncate_left; see docs/serving.md")
-    add("--dtype", default="auto", help="auto, float32 or bfloat16")
-    add("--quantize", default="", help="int8 or fp8; see docs/score.md")
-    add("--chat-template", default="", metavar="NAME", help="which of MODEL's, if it has several")
-    add("--head", help="where a causal model's reward is; see docs/convert.md")
-    add("--suffix-turn", default="", metavar="QUESTION", help="what is asked after a response")
-    add("--mesh", default="fsdp:-1", metavar="AXIS:SIZE,...", help="of this host's devices")
+    add_load_options(parser)
     add("--batch-tokens", type=int, default=0, help="computed at once; 0: what suits the devices")
     add("--batch-wait", type=float, default=5.0, metavar="MS", help="for others, in milliseconds")
     add("--queue-tokens", type=int, default=1 << 20, help="that may wait; then requests do")
@@ -59,11 +55,9 @@ import time
 from typing import Any
 
 import rmjax
-from rmjax.checkpoints.causal_heads import parse_head
 from rmjax.evaluation.fit_weights import parse_value
-from rmjax.inference.scorer import load
+from rmjax.inference.load import load
 from rmjax.runtime.compilation import enable_compilation_cache
-from rmjax.runtime.sharding import parse_mesh
 from rmjax.serving.service import Limits, Service
 
 try:
@@ -186,12 +180,7 @@ def _main() -> None:
         limits=limits,
         value=parse_value(args.value)[0],
         over_long=args.over_long,
-        dtype=args.dtype,
-        quantize=args.quantize,
-        chat_template=args.chat_template,
-        head=None if args.head is None else parse_head(args.head),
-        suffix_turn=args.suffix_turn,
-        mesh=parse_mesh(args.mesh),
+        **load_options(args),
     )
 
 

@@ -83,7 +83,7 @@ def score_model(
         return length_scores(data)
     if Path(model).is_file() and model.endswith(".jsonl"):
         return read_scores(Path(model), data, value)
-    from rmjax.inference.scorer import load
+    from rmjax.inference.load import load
 
     scorer = load(
         model,

@@ -1,9 +1,8 @@
-"""The Python API: `rm = rmjax.load(path)`, `rm.score(messages)`, `rm.compare(prompt, a, b)`."""
+"""A loaded reward model: `rm.score(messages)`, `rm.compare(prompt, a, b)`, `rm.score_many(...)`."""
 
 import functools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +10,6 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 from rich.progress import track
 
-from rmjax.checkpoints.causal_heads import HeadChoice, with_head
-from rmjax.checkpoints.loading import load_params
-from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.data.batches import Batches
 from rmjax.data.chat_encoder import ChatEncoder
 from rmjax.data.conversation import (
@@ -29,20 +25,13 @@ from rmjax.errors import UserError
 from rmjax.inference.batching import ScoringShapes
 from rmjax.inference.score_step import make_score, score_batch
 from rmjax.inference.scores import Comparison, Score, Work
-from rmjax.models.attention.dispatch import ATTENTION, choose
 from rmjax.models.heads import LanguageModelHead
-from rmjax.models.layers import ModelOptions
-from rmjax.models.model import Model, compute_dtype
+from rmjax.models.model import Model
 from rmjax.models.parameters import Params
 from rmjax.models.parts import computed_places
-from rmjax.models.quantization import check_quantize, quantize_params
-from rmjax.models.rewards.aggregation import Rule, model_rule
+from rmjax.models.rewards.aggregation import Rule
 from rmjax.models.rewards.spec import RewardSpec
-from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
-LOG_PROBABILITY = "log_probability"  # the rule of a language model
-_OVER_LONG = ("error", "truncate_left")
-_DTYPES = ("auto", "float32", "bfloat16")
 _BAR_FROM = 8  # batches from which on there is a progress bar
 
 
@@ -394,74 +383,3 @@ def _identity(encoded: Encoded) -> tuple[bytes, bytes]:
     """What decides a score."""
     spoken = b"" if encoded.spoken is None else encoded.spoken.tobytes()
     return encoded.tokens.tobytes(), spoken
-
-
-def load(
-    path: str | Path,
-    *,
-    value: str | Mapping[str, float] | None = None,
-    mesh: MeshConfig | None = None,
-    dtype: str = "auto",
-    over_long: str = "error",
-    attention: str = "auto",
-    share_prompts: bool = True,
-    quantize: str = "",
-    chat_template: str = "",
-    head: HeadChoice | None = None,
-    suffix_turn: str = "",
-) -> Scorer:
-    """Loads a reward model for scoring.
-
-    Args:
-      path: a run (its best checkpoint), a converted Orbax model, a Hugging Face directory or hub
-        id of a `LlamaForSequenceClassification`, or with `head` of a causal model.
-      value: how attributes become the scalar `value`: an attribute, the name of a published
-        vector (`rmjax.PUBLISHED`), or weights by attribute. The model's own rule if not given. Of a
-        language model `log_probability`, that of the response, is the only attribute.
-      mesh: how to lay the model over the devices; fully sharded over all of them if not given.
-      dtype: of the computation; `auto` is bfloat16 on accelerators, float32 on CPUs.
-      over_long: `error`, or `truncate_left` to cut conversations that are too long.
-      attention: its implementation: one of `ATTENTION`; `auto` chooses by device.
-      share_prompts: whether the prefix that responses to a prompt share is computed once.
-      quantize: `int8` or `fp8` keeps the layers' weights and computes the products with them in
-        8 bits, where the device can; elsewhere the same scores take longer, and a warning says so.
-        Scores differ from the unquantized ones, a small model's by much: see docs/score.md.
-      chat_template: which of the tokenizer's named templates to use; empty for its default.
-      head: where a causal model's reward is: `value_head`, or the tokens whose logits it is, as in
-        `{"Yes": 1, "No": -1}`; see `causal_heads.with_head`.
-      suffix_turn: what a user asks after the response, where the reward is read in the answer.
-
-    Raises:
-      UserError: there is no such model, it has no reward head, or a file is missing.
-    """
-    for name, given, choices in (
-        ("over_long", over_long, _OVER_LONG),
-        ("dtype", dtype, _DTYPES),
-        ("attention", attention, ATTENTION),
-    ):
-        if given not in choices:
-            raise UserError(f"{name} = {given!r}: there are {', '.join(choices)}")
-    source, _ = with_head(open_pretrained(str(path), chat_template), head, suffix_turn)
-    language_model = value == LOG_PROBABILITY and source.spec is None
-    spec = RewardSpec((LOG_PROBABILITY,), {}) if language_model else source.reward_spec()
-    computed: Any = compute_dtype(dtype)
-    sharding = Sharding(make_mesh(mesh or MeshConfig(), jax.devices()))
-    check_quantize(quantize, sharding)
-    kernel = choose(attention, source.decoder, sharding, computed)
-    parts = kernel == "cpu_flash" and sharding.mesh.size == 1
-    options = ModelOptions(sharding, dtype=computed, attention=kernel, parts=parts)
-    model = Model(source.decoder, options, source.head)
-    rule = model_rule(spec, value)
-    params = load_params(source, model, seed=0, dtype=computed)
-    if quantize:
-        params = quantize_params(params, sharding, quantize)
-    return Scorer(
-        model,
-        params,
-        source.tokenizer(),
-        spec,
-        rule,
-        over_long,
-        share_prompts,
-        source.state(),
-    )

@@ -16,7 +16,7 @@ from rmjax.data.templated_text import OwnTemplate, parse_pair
 from rmjax.errors import UserError
 from rmjax.generation.http_json import BadReply, JsonServer
 from rmjax.generation.in_threads import in_threads
-from rmjax.inference.scorer import load
+from rmjax.inference.load import load
 
 _RETRIES = 5  # where there is no reply
 _CONCURRENCY = 32

@@ -52,24 +52,13 @@ def config_from_hf(raw: dict[str, Any], where: str) -> DecoderConfig:
     def chosen(field: str) -> bool:
         return field in row.fields and _boolean(given, field, where)
 
+    hidden = required("hidden_size", int)
     heads = required("num_attention_heads", int)
     # Old Llamas leave it out. Elsewhere null means the same, and what is left out is asked for.
     left_out = "num_key_value_heads" not in raw and name != "llama"
     kv_heads = required("num_key_value_heads", int, default=None if left_out else heads)
-    hidden = required("hidden_size", int)
-    if heads % kv_heads:
-        raise UserError(
-            f"{where}: field 'num_key_value_heads' is {kv_heads}, which does not divide "
-            f"'num_attention_heads' = {heads}"
-        )
-    if given.get("head_dim") is None and hidden % heads:
-        raise UserError(
-            f"{where}: field 'hidden_size' = {hidden} is not a multiple of "
-            f"'num_attention_heads' = {heads}, and there is no 'head_dim'"
-        )
-    head_dim = required("head_dim", int, default=hidden // heads)
-    if head_dim % 2:
-        raise UserError(f"{where}: field 'head_dim' is {head_dim}; RoPE needs an even number")
+    head_dim = required("head_dim", int, default=max(1, hidden // heads))
+    _check_heads(hidden, heads, kv_heads, head_dim, given.get("head_dim") is not None, where)
     layers = required("num_hidden_layers", int)
     if layers > _MOST_LAYERS:
         raise UserError(
@@ -109,6 +98,24 @@ def config_from_hf(raw: dict[str, Any], where: str) -> DecoderConfig:
         layer_types=types,
         rope_local=rope_local,
     )
+
+
+def _check_heads(
+    hidden: int, heads: int, kv_heads: int, head_dim: int, stated: bool, where: str
+) -> None:
+    """Raises a `UserError` unless heads fit; `stated` says whether the file has `head_dim`."""
+    if heads % kv_heads:
+        raise UserError(
+            f"{where}: field 'num_key_value_heads' is {kv_heads}, which does not divide "
+            f"'num_attention_heads' = {heads}"
+        )
+    if not stated and hidden % heads:
+        raise UserError(
+            f"{where}: field 'hidden_size' = {hidden} is not a multiple of "
+            f"'num_attention_heads' = {heads}, and there is no 'head_dim'"
+        )
+    if head_dim % 2:
+        raise UserError(f"{where}: field 'head_dim' is {head_dim}; RoPE needs an even number")
 
 
 def config_to_hf(config: DecoderConfig) -> dict[str, Any]:

@@ -33,6 +33,7 @@ ARGUMENTS = {
     "report": ["a"],
     "sample": ["a", "b", "c"],
     "score": ["a", "b", "c"],
+    "serve": ["a"],
 }
 
 

@@ -320,7 +320,7 @@ def test_attention_can_be_chosen(hf, scorer, monkeypatch):
     with pytest.raises(UserError, match=r"attention = 'flash': there are auto, xla"):
         rmjax.load(str(hf), attention="flash")
     # The TPUs' kernel, interpreted here: rows are made for it.
-    monkeypatch.setattr(rmjax.inference.scorer, "choose", lambda *unused: "splash")
+    monkeypatch.setattr(rmjax.inference.load, "choose", lambda *unused: "splash")
     kernel = rmjax.load(str(hf), mesh=MeshConfig(fsdp=4, context=2))
     texts = [talk("which? " * 9, "this " * i) for i in range(1, 5)]
     assert {batches.shape.length % 256 for batches in planned(kernel, texts)} == {0}
