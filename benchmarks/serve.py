@@ -144,7 +144,7 @@ def serve_transformers(model: str, size: int) -> None:
 
     Scorer.score_encoded = score_encoded  # pyright: ignore[reportAttributeAccessIssue]
     Scorer.compile_shapes = lambda self: []  # pyright: ignore[reportAttributeAccessIssue]
-    limits = Limits()
+    limits = Limits(seconds=3600.0)  # 64 clients of groups wait for a quarter of an hour
     command.serve(model, host="127.0.0.1", port=0, name="", key="", max_length=0, limits=limits)
 
 
@@ -153,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("weights", help="SmolLM2-135M-Instruct, a GGUF file")
     parser.add_argument("data", type=Path, help="the dialogues")
-    parser.add_argument("--clients", default="1,8,64", help="that ask for one conversation")
+    parser.add_argument("--clients", default="1,8,64", help="that ask for one conversation; or none")
     parser.add_argument("--group-clients", default="1,8,64", help="that ask for 16 responses")
     parser.add_argument("--sizes", default="4,8,16", help="batches of transformers")
     parser.add_argument("--workdir", type=Path, default=Path("runs/benchmarks"))
@@ -183,8 +183,8 @@ def run(args: argparse.Namespace) -> bool:
         "rmjax": Server(["-m", "rmjax.serve", model, "--port=0"], cores),
         f"transformers, batches of {best}": Server(theirs(best), cores),
     }
-    plan = [(False, int(n)) for n in args.clients.split(",")]
-    plan += [(True, int(n)) for n in args.group_clients.split(",")]
+    plan = [(False, int(n)) for n in args.clients.split(",") if n]
+    plan += [(True, int(n)) for n in args.group_clients.split(",") if n]
     console.print(f"{args.cores} cores; load average {load_average()}")
     apart = 0.0
     for together, clients in plan:
