@@ -153,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("weights", help="SmolLM2-135M-Instruct, a GGUF file")
     parser.add_argument("data", type=Path, help="the dialogues")
-    parser.add_argument("--clients", default="1,8,64", help="that ask for one conversation; or none")
+    parser.add_argument("--clients", default="1,8,64", help="of one conversation each; or none")
     parser.add_argument("--group-clients", default="1,8,64", help="that ask for 16 responses")
     parser.add_argument("--sizes", default="4,8,16", help="batches of transformers")
     parser.add_argument("--workdir", type=Path, default=Path("runs/benchmarks"))

@@ -1,6 +1,6 @@
 """The compiled functions that score rows, and their use on whole data sets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from rmjax.models.log_probabilities import sums_of_samples
 from rmjax.models.model import Model
 from rmjax.models.parameters import Params
 from rmjax.runtime.compilation import compiler_options
+from rmjax.runtime.in_flight import in_flight
 from rmjax.runtime.sharding import Sharding, put
 
 ScoreFn = Callable[..., jax.Array]  # of the parameters, rows, and a policy's places
@@ -90,17 +91,19 @@ def score_tokens(
     """
     data = batches.data
     known: list[np.ndarray] = []
-    for step in range(len(batches)):
-        batch = batches[step]
+
+    def compute(batch: Batch) -> tuple[Batch, Rows, list[np.ndarray]]:
         assert isinstance(batch.targets, PolicyTargets)
         rows, places = jax.tree.map(
             lambda x: x[0], (batch.rows, batch.targets.responses.predicting)
         )
         placed = put(rows, ROWS_AXES, sharding), put(places, ("row", "length"), sharding)
-        found = score(params, *placed)
+        return batch, rows, [np.asarray(found) for found in score(params, *placed)]
+
+    for batch, rows, found in in_flight(compute, _each(batches), sharding.mesh):
         known = known or [np.zeros(len(data.tokens), np.float32) for _ in found]
         for numbers, values in zip(found, known):
-            of_tokens(np.asarray(numbers), np.asarray(batch.samples[0]), rows, data, values)
+            of_tokens(numbers, np.asarray(batch.samples[0]), rows, data, values)
     return known
 
 
@@ -124,11 +127,26 @@ def score_data(
       batches: hold each sample once, in one micro-batch a step; see `evaluation_batches`.
       sharding: the mesh.
     """
-    found = [score_batch(score, params, batches[step], sharding) for step in range(len(batches))]
+    found = list(score_batches(score, params, _each(batches), sharding))
     scores = np.full((len(batches.data), found[0][1].shape[1]), np.nan, np.float32)
     for samples, values in found:
         scores[samples] = values
     return scores[batches.data.computed_as]
+
+
+def score_batches(
+    score: ScoreFn, params: Params, batches: Iterable[Batch], sharding: Sharding
+) -> Iterator[tuple[Int32[np.ndarray, "n"], Float32[np.ndarray, "n A"]]]:
+    """The samples of each batch of one micro-batch, and their scores."""
+
+    def compute(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        return score_batch(score, params, batch, sharding)
+
+    return in_flight(compute, batches, sharding.mesh)
+
+
+def _each(batches: Batches) -> Iterator[Batch]:
+    return (batches[step] for step in range(len(batches)))
 
 
 def score_batch(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 from rich.progress import track
 
+from rmjax.data.batch import Batch
 from rmjax.data.batches import Batches
 from rmjax.data.chat_encoder import ChatEncoder
 from rmjax.data.conversation import (
@@ -23,7 +24,7 @@ from rmjax.data.tokenized import in_memory
 from rmjax.data.tokenizer import Tokenizer, encode, truncate_left
 from rmjax.errors import UserError
 from rmjax.inference.batching import ScoringShapes
-from rmjax.inference.score_step import make_score, score_batch
+from rmjax.inference.score_step import make_score, score_batch, score_batches
 from rmjax.inference.scores import Comparison, Score, Work
 from rmjax.models.heads import LanguageModelHead
 from rmjax.models.model import Model
@@ -361,22 +362,27 @@ class Scorer:
         self.work.tokens += sum(map(len, tokens))
         scores = np.empty((len(tokens), len(self.attributes)), np.float32)
         planned, order = self._plan(encoded)
-        steps = [(batches, step) for batches in planned for step in range(len(batches))]
-        for batches, step in track(
-            steps,
+        steps = sum(map(len, planned))
+        for samples, values in track(
+            score_batches(
+                self._score_rows,
+                self.params,
+                (self._counted(batches[n]) for batches in planned for n in range(len(batches))),
+                self.model.options.sharding,
+            ),
             description="scoring",
-            disable=not self.progress or len(steps) < _BAR_FROM or jax.process_index() != 0,
+            total=steps,
+            disable=not self.progress or steps < _BAR_FROM or jax.process_index() != 0,
             transient=True,
         ):
-            batch = batches[step]
-            self.work.computed += int((batch.rows.segment_ids > 0).sum())
-            ids = np.asarray(batch.rows.segment_ids[0])
-            self.work.padded_tokens += computed_places(ids, self.model.options.parts)
-            samples, values = score_batch(
-                self._score_rows, self.params, batch, self.model.options.sharding
-            )
             scores[order[samples]] = values
         return scores
+
+    def _counted(self, batch: Batch) -> Batch:
+        ids = np.asarray(batch.rows.segment_ids[0])
+        self.work.computed += int((ids > 0).sum())
+        self.work.padded_tokens += computed_places(ids, self.model.options.parts)
+        return batch
 
 
 def _identity(encoded: Encoded) -> tuple[bytes, bytes]:

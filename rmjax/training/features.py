@@ -7,7 +7,7 @@ whole, so an extraction that was killed goes on where it was.
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ from rmjax.models.model import Model
 from rmjax.runtime.cache import cache_errors, cache_root
 from rmjax.runtime.files import replace_file
 
-# From a batch of one micro-batch to the values of its samples, in the order of its slots.
-Compute = Callable[[Batch], np.ndarray]
+# From batches of one micro-batch to each one's samples and their values, in the order of its slots.
+Compute = Callable[[Iterable[Batch]], Iterator[tuple[np.ndarray, np.ndarray]]]
 _VERSION = 1  # of this module's result; part of the cache's key
 _PART = 16  # micro-batches of a part
 _CHUNK_BYTES = 16 << 20  # read at once for a fingerprint
@@ -135,7 +135,7 @@ def _everywhere(found: bool) -> bool:
 
 
 def _compute(compute: Compute, batches: Batches, steps: range) -> Float32[np.ndarray, "n D"]:
-    return np.concatenate([compute(batches[step]) for step in steps])
+    return np.concatenate([values for _, values in compute(batches[step] for step in steps)])
 
 
 def _check_finite(what: str, part: np.ndarray, samples: np.ndarray, batches: Batches) -> None:

@@ -17,7 +17,7 @@ from rmjax.config import Config
 from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenized import TokenizedData, subset, with_reference
 from rmjax.inference.batching import evaluation_batches
-from rmjax.inference.score_step import ScoreFn, score_batch
+from rmjax.inference.score_step import ScoreFn, score_batches
 from rmjax.models.model import Model
 from rmjax.training.experiment import first_params
 from rmjax.training.features import Compute, cached_values, describe_model, fingerprint_weights
@@ -59,7 +59,7 @@ def with_references(
     @functools.cache
     def load() -> Compute:
         params, _ = first_params(config, source, model)
-        return lambda batch: score_batch(score, params, batch, model.options.sharding)[1]
+        return lambda batches: score_batches(score, params, batches, model.options.sharding)
 
     def known(whole: TokenizedData, wanted: Int[np.ndarray, "n"]) -> TokenizedData:
         settings = config.data

@@ -16,7 +16,7 @@ from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenized import TokenizedData
 from rmjax.evaluation.metrics import attribute_metrics, mean_ratings
 from rmjax.inference.batching import evaluation_batches
-from rmjax.inference.score_step import make_features, score_batch
+from rmjax.inference.score_step import make_features, score_batches
 from rmjax.models.init import random_head
 from rmjax.models.model import Model
 from rmjax.models.parameters import HEAD
@@ -59,7 +59,7 @@ def extract(
         read = with_first_head(config, source)[0]
         params = load_params(read, model, seed=config.seed, dtype=model.options.dtype)
         compute = make_features(model)
-        return lambda batch: score_batch(compute, params, batch, model.options.sharding)[1]
+        return lambda batches: score_batches(compute, params, batches, model.options.sharding)
 
     def samples(data: TokenizedData) -> Samples:
         settings, width = config.data, model.config.hidden_size
