@@ -8,15 +8,14 @@ import bisect
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from rmjax.data.batches import Batches
-from rmjax.data.packing import pack
-from rmjax.data.planning import Row, group_length, plan_rows, prompt_groups, row_shape
+from rmjax.data.planning import group_length, plan_rows, row_shape
 from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenized import TokenizedData, in_memory
+from rmjax.inference.planner import BULK, TIGHT, Planner, Step
 from rmjax.models.attention.dispatch import alignment, computed_share, row_multiple
 from rmjax.models.flops import pair_cost
 from rmjax.models.model import Model
@@ -26,28 +25,13 @@ PADDED_TOKENS = 8192  # token positions computed at once, more or less
 _ROW = 1024  # the row length that pairs are packed into
 _SHORTEST_ROW = 64
 _SHAPES = 4  # of a session, at most
-# Row lengths of scoring; a fourth is the longest that may come. The second is for sets: longer rows
-# would need more memory, and shorter ones repeat prompts.
-_SHORT, _BULK, _LONG = 512, 4096, 16384
+# Row lengths of scoring, between which is BULK; a fourth is the longest that may come.
+_SHORT, _LONG = 512, 16384
 _SET = 16  # conversations, to which rows are fitted where they are computed whole
 _FINENESS = 8  # lengths tried between one and twice it
 _TRIED = 256  # conversations for each row at once, more or less, with which they are tried
 _NEARLY = 0.05  # of such a step, which rounding may add
 _MOST_SLOTS = 1024  # samples that a row may hold
-# What a step costs besides its places, in places: 64, and one for so many of a row, filled or not.
-# Measured on a CPU, see docs/benchmarks.md.
-_STEP, _OF_ROW = 64, 32
-_TIGHT = 0.9  # a step that is filled so far stays as it is, and so do shapes that cost so little
-_FEW = 4  # steps, of which every division is tried
-
-Step = list[Row]
-
-
-class _Planned(NamedTuple):
-    """Steps with the shape of each, by number, and what they cost, in places."""
-
-    steps: list[tuple[int, Step]]
-    cost: float
 
 
 class ScoringShapes:
@@ -77,10 +61,10 @@ class ScoringShapes:
         self._multiple = math.lcm(SMALLEST_PART, row_multiple(options.attention, options.sharding))
         # Of the time that a place takes, what attention adds for each of its row.
         self._attention = computed_share(options.attention) * pair_cost(model.config)
-        self._longest = self._rounded(max(longest, _BULK))
+        self._longest = self._rounded(max(longest, BULK))
         self._shortest = self._rounded(_SHORTEST_ROW)
         factor = (self._longest / self._shortest) ** (1 / (_SHAPES - 1))
-        self._factor = max(_BULK / _SHORT, factor)
+        self._factor = max(BULK / _SHORT, factor)
         self._settled = self._parts
         self._lengths = self._usual() if self._parts else []
 
@@ -99,7 +83,10 @@ class ScoringShapes:
             self._make_lengths(data, share)
         planner = self._planner(data, share, self._lengths)
         steps_of: dict[int, list[Step]] = {}
-        for number, step in sorted(planner.best().steps, key=lambda item: item[0]):
+        steps = planner.best().steps
+        if self._parts:
+            steps = planner.even(steps)
+        for number, step in sorted(steps, key=lambda item: item[0]):
             steps_of.setdefault(number, []).append(step)
         return [Batches(data, steps, planner.shapes[n], share) for n, steps in steps_of.items()]
 
@@ -126,13 +113,13 @@ class ScoringShapes:
             planner = self._planner(data, share, self._lengths)
             found = planner.best(some)
             cost = found.cost
-            if planner.tokens(found) >= _TIGHT * cost:
+            if planner.tokens(found) >= TIGHT * cost:
                 return
         while len(self._lengths) < _SHAPES:
             for tried in (self._fitted(data), self._dividing(longest)):
                 tried = [lengths for lengths in tried if lengths[-1] >= longest]
                 costs = [self._planner(data, share, lengths).best(some).cost for lengths in tried]
-                if costs and min(costs) <= _TIGHT * cost:
+                if costs and min(costs) <= TIGHT * cost:
                     cost = min(costs)
                     self._lengths = tried[costs.index(cost)]
                     break
@@ -149,7 +136,7 @@ class ScoringShapes:
         wanted = self._usual()
         if len(data) >= _SET:
             longest = int(data.lengths.max())
-            most = min(self._longest, max(_BULK, longest * 5 // 4))
+            most = min(self._longest, max(BULK, longest * 5 // 4))
             steps = round(_FINENESS * math.log2(most / self._shortest))
             wanted = [longest, *(round(most / 2 ** (i / _FINENESS)) for i in range(steps + 1))]
         return [more for more in self._with(wanted) if self._missing(more) <= _SHAPES - len(more)]
@@ -172,7 +159,7 @@ class ScoringShapes:
 
     def _usual(self) -> list[int]:
         """The lengths that are good for most."""
-        usual = {_SHORT, _BULK, min(_LONG, self._longest), self._longest}
+        usual = {_SHORT, BULK, min(_LONG, self._longest), self._longest}
         return sorted({self._rounded(length) for length in usual})
 
     def _missing(self, lengths: list[int]) -> int:
@@ -185,7 +172,7 @@ class ScoringShapes:
         """Of the factor, from one length to another."""
         return max(1, math.ceil(math.log(after / before, self._factor) - _NEARLY))
 
-    def _planner(self, data: TokenizedData, share: bool, lengths: list[int]) -> "_Planner":
+    def _planner(self, data: TokenizedData, share: bool, lengths: list[int]) -> Planner:
         options = self._model.options
         rows = options.sharding.row_shards
         shapes = [
@@ -197,7 +184,7 @@ class ScoringShapes:
             )
             for n in lengths
         ]
-        return _Planner(data, shapes, share, self._parts, self._attention)
+        return Planner(data, shapes, share, self._parts, self._attention)
 
     def _rounded(self, length: int) -> int:
         """The shortest row that holds so many positions, at its own alignment."""
@@ -206,98 +193,6 @@ class ScoringShapes:
             self._multiple, alignment(self._model.options.attention, length, self._model.config)
         )
         return -(-length // unit) * unit
-
-
-class _Planner:
-    """Divides samples among shapes, of which the last holds the longest."""
-
-    def __init__(
-        self,
-        data: TokenizedData,
-        shapes: Sequence[RowShape],
-        share: bool,
-        parts: bool,
-        attention: float,
-    ):
-        self.shapes = shapes
-        self._data, self._share, self._parts, self._attention = data, share, parts, attention
-
-    def best(self, samples: np.ndarray | None = None) -> _Planned:
-        """The best division found of these samples, in ascending order, or of all."""
-        samples = np.arange(len(self._data)) if samples is None else samples
-        return self.cheapest(samples, len(self.shapes) - 1)
-
-    def tokens(self, planned: _Planned) -> int:
-        """How many there are, with the gaps of alignment."""
-        return sum(
-            self._filled(row, self.shapes[number].align)
-            for number, step in planned.steps
-            for row in step
-        )
-
-    def cheapest(self, samples: np.ndarray, last: int) -> _Planned:
-        """The best division found of samples, in ascending order, among shapes up to this one."""
-        if not len(samples):
-            return _Planned([], 0.0)
-        whole = self._at(samples, last)
-        if last == 0:
-            return whole
-        lower, skips = self.shapes[last - 1], self._attention == 0
-        short = -(-self._data.lengths // lower.align) * lower.align <= lower.length
-        found = []
-        long_rows = self.shapes[last].length > _BULK  # for what needs them, and no more
-        if not long_rows or not short[samples].any():
-            found.append(whole)
-        if not long_rows or skips:
-            stay, go = [], []
-            for planned in whole.steps:
-                members = _samples(planned[1])
-                kept = not short[members].all() or (not long_rows and self._tight(planned))
-                (stay if kept else go).append(planned)
-            if go:
-                rest = np.sort(np.concatenate([_samples(step) for _, step in go]))
-                found.append(self._joined(stay, self.cheapest(rest, last - 1)))
-        if long_rows or not skips or len(whole.steps) <= _FEW:
-            long, rest = samples[~short[samples]], samples[short[samples]]
-            if len(rest):
-                stay = self._at(long, last).steps if len(long) else []
-                found.append(self._joined(stay, self.cheapest(rest, last - 1)))
-        return min(found, key=lambda planned: planned.cost)
-
-    def _at(self, samples: np.ndarray, number: int) -> _Planned:
-        """All of them in rows of one shape."""
-        shape = self.shapes[number]
-        groups, lengths = prompt_groups(self._data, samples, shape, self._share)
-        rows = pack(lengths, shape.length, shape.slots, [len(group) for group in groups])
-        made = [[groups[i] for i in row] for row in rows]
-        steps = [(number, made[i : i + shape.rows]) for i in range(0, len(made), shape.rows)]
-        return _Planned(steps, sum(map(self._cost, steps)))
-
-    def _joined(self, steps: Sequence[tuple[int, Step]], others: _Planned) -> _Planned:
-        return _Planned([*steps, *others.steps], sum(map(self._cost, steps)) + others.cost)
-
-    def _cost(self, planned: tuple[int, Step]) -> float:
-        number, step = planned
-        shape = self.shapes[number]
-        computed = shape.length
-        if self._parts:
-            furthest = max(self._filled(row, shape.align) for row in step)
-            computed = -(-furthest // SMALLEST_PART) * SMALLEST_PART
-        computed *= 1 + self._attention * shape.length
-        return shape.rows * (computed + _STEP + shape.length / _OF_ROW)
-
-    def _tight(self, planned: tuple[int, Step]) -> bool:
-        number, step = planned
-        shape = self.shapes[number]
-        filled = sum(self._filled(row, shape.align) for row in step)
-        return filled >= _TIGHT * shape.rows * shape.length
-
-    def _filled(self, row: Row, align: int) -> int:
-        return sum(group_length(self._data, group, align, self._share) for group in row)
-
-
-def _samples(step: Step) -> np.ndarray:
-    return np.concatenate([group for row in step for group in row])
 
 
 def evaluation_batches(

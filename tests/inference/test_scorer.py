@@ -220,6 +220,35 @@ def test_plans_hold_every_conversation_once_in_few_shapes(sizes, mesh, share):
         assert tokens_there <= computed(plan, model) < tokens_there + 32 * batches_there
 
 
+@pytest.mark.parametrize(
+    ("sizes", "steps"),
+    [
+        ([(60, [200, 250])], 1),  # halves would be too small
+        ([(900, [60, 60])], 1),  # the prompt twice would cost more than both cores bring
+        ([(100, [900]), (200, [800])], 2),
+        ([(300, [100] * 16)], 1),
+        ([(100, [100] * 16)], 2),
+        ([(0, [1000])], 1),
+        ([(0, [4000]), (0, [4000]), (10, [1990, 1990])], 4),
+    ],
+)
+def test_on_a_cpu_steps_are_of_an_even_number(sizes, steps):
+    """So that two at once are done together; each sample stands in one of them."""
+    model = make_model(
+        LONG,
+        sharding=Sharding(make_mesh(MeshConfig(), jax.devices()[:1])),
+        attention="cpu_flash",
+        parts=True,
+    )
+    _, data, _ = of_sizes(sizes)
+    plan = ScoringShapes(model, READS).batches(data)
+    samples = [batches.samples(step) for batches in plan for step in range(len(batches))]
+    assert len(samples) == steps
+    assert sorted(np.concatenate(samples)) == list(range(len(data)))
+    places = sorted(batches.tokens(step) for batches in plan for step in range(len(batches)))
+    assert places[min(1, steps - 1)] <= 1.2 * places[0]
+
+
 def of_sizes(sizes):
     """Tokens of responses to prompts of these sizes, as data, and which of them is which."""
     tokens = [
