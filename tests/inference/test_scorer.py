@@ -227,7 +227,7 @@ def test_plans_hold_every_conversation_once_in_few_shapes(sizes, mesh, share):
         ([(900, [60, 60])], 1),  # the prompt twice would cost more than both cores bring
         ([(100, [900]), (200, [800])], 2),
         ([(300, [100] * 16)], 1),
-        ([(100, [100] * 16)], 2),
+        ([(100, [200] * 16)], 2),
         ([(0, [1000])], 1),
         ([(0, [4000]), (0, [4000]), (10, [1990, 1990])], 4),
     ],
