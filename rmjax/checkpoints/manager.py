@@ -1,12 +1,18 @@
-"""A run's checkpoints: training state, data position and config; the best and the last are kept."""
+"""A run's checkpoints: training state, data position and config; the best and the last two stay.
 
+What is read is checked: a CRC32C of every chunk of an array, and a checksum of the metadata. The
+last but one stays, so that a run can go on if the last one is damaged.
+"""
+
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from rmjax.checkpoints.model_files import FORMAT_VERSION
-from rmjax.checkpoints.orbax_arrays import cause
+from rmjax.checkpoints.orbax_arrays import cause, with_checksums
 from rmjax.errors import UserError, disk_errors
 
 DIRECTORY = "checkpoints"
@@ -45,6 +51,7 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp  # takes long to import, and conversions need none
 
         self.directory = workdir / DIRECTORY
+        with_checksums()
         policies = ocp.training.preservation_policies
         context = ocp.Context()
         context.array.saving.scoped_storage_options_creator = _chunks
@@ -56,7 +63,7 @@ class Checkpoints:
                 save_decision_policy=_Always(),
                 preservation_policy=policies.AnyPreservationPolicy(  # pyright: ignore[reportArgumentType]
                     [
-                        policies.LatestN(1),
+                        policies.LatestN(2),
                         policies.BestN(
                             get_metric_fn=_loss,
                             reverse=True,
@@ -68,6 +75,8 @@ class Checkpoints:
                 cleanup_tmp_directories=clean,
             )
         except (OSError, ValueError) as error:
+            if (step := _unreadable(self.directory)) is not None:
+                raise self._damaged(step, cause(error)) from error
             raise UserError(
                 f"{self.directory}: the checkpoints there cannot be read ({cause(error)})"
             ) from error
@@ -103,16 +112,13 @@ class Checkpoints:
           config: the resolved config.
           evaluation: `validation_loss` and more, if this step was evaluated.
         """
+        metadata = {"format_version": FORMAT_VERSION, "position": position, "config": config}
         with disk_errors(f"checkpoint {step} in {self.directory}"):
             self._orbax.save_checkpointables_async(
                 step,
                 items,
                 metrics=evaluation,
-                custom_metadata={
-                    "format_version": FORMAT_VERSION,
-                    "position": position,
-                    "config": config,
-                },
+                custom_metadata=metadata | {"checksum": _checksum(metadata, evaluation)},
             )
 
     def metadata(self, step: int) -> dict[str, Any]:
@@ -126,6 +132,9 @@ class Checkpoints:
                 f"{self.directory / str(step)}: format version {version!r}; this version of rmjax "
                 f"reads {FORMAT_VERSION!r}"
             )
+        checksum = metadata.pop("checksum", "")
+        if checksum != _checksum(metadata, self.evaluations.get(step)):
+            raise self._damaged(step, "its metadata are not what was saved")
         return metadata
 
     def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
@@ -136,15 +145,42 @@ class Checkpoints:
             raise self._damaged(step, cause(error)) from error
 
     def _damaged(self, step: int, why: str) -> UserError:
+        before = max((other for other in _steps(self.directory) if other < step), default=None)
+        instead = "to begin anew, since it is the only one"
+        if before is not None:
+            instead = f"to continue from the one before it, step {before}"
         return UserError(
             f"{self.directory / str(step)}: incomplete or damaged checkpoint ({why}). Delete that "
-            "directory to continue from an earlier one"
+            f"directory {instead}"
         )
 
     def close(self) -> None:
         """Waits for the last save, and raises its error if it failed."""
         with disk_errors(f"a checkpoint in {self.directory}"):
             self._orbax.close()
+
+
+def _steps(directory: Path) -> list[int]:
+    """The steps that are saved, by their directories' names."""
+    return [int(path.name) for path in directory.glob("*") if path.name.isdecimal()]
+
+
+def _unreadable(directory: Path) -> int | None:
+    """A step of which Orbax cannot read what it reads of all of them, their metadata."""
+    for step in sorted(_steps(directory), reverse=True):
+        for name in ("_CHECKPOINT_METADATA", "metrics/metrics"):
+            file = directory / str(step) / name
+            try:
+                json.loads(file.read_text() if file.exists() else "{}")
+            except (OSError, ValueError):
+                return step
+    return None
+
+
+def _checksum(metadata: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
+    """Of what is saved with a checkpoint beside its arrays, the same before and after JSON."""
+    text = json.dumps(json.loads(json.dumps([metadata, evaluation or {}])), sort_keys=True)
+    return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 class _Always:
@@ -159,11 +195,13 @@ def best_checkpoint(workdir: Path) -> tuple[Path, dict[str, Any]]:
       The checkpoint's directory; and the evaluation that was saved with it, empty if none was.
 
     Raises:
-      UserError: there is no complete checkpoint.
+      UserError: there is no complete checkpoint, or one of them is damaged.
     """
     checkpoints = Checkpoints(workdir, clean=False)
     try:
         evaluations = checkpoints.evaluations
+        for step in evaluations:
+            checkpoints.metadata(step)  # checked, so that no damaged number decides
         losses = {step: e["validation_loss"] for step, e in evaluations.items()}
         step = min(losses, key=losses.__getitem__) if losses else checkpoints.latest
     finally:

@@ -183,17 +183,17 @@ def test_a_run_may_move(copy, tmp_path, six):
 # ---- what is kept --------------------------------------------------------------------------------
 
 
-def test_the_best_and_the_last_are_kept_and_nothing_else(tmp_path):
+def test_the_best_and_the_last_two_are_kept_and_nothing_else(tmp_path):
     """Validation is worst at the end here: the loss of each evaluation is made up."""
     workdir = tmp_path / "run"
     config = tiny_config(workdir, eval_every=1, checkpoint_every=2)
     run(config, evaluate=made_up([3.0, 1.0, 2.0, 1.5, 4.0, 5.0]))
-    assert steps_kept(workdir) == ["2", "6"]
+    assert steps_kept(workdir) == ["2", "4", "6"]
     assert best_checkpoint(workdir)[0].name == "2"
     checkpoints = Checkpoints(workdir, clean=False)
     found = {step: e["validation_loss"] for step, e in checkpoints.evaluations.items()}
     checkpoints.close()
-    assert found == {2: 1.0, 6: 5.0}
+    assert found == {2: 1.0, 4: 1.5, 6: 5.0}
 
 
 @pytest.mark.slow
@@ -206,10 +206,10 @@ def test_the_best_survives_a_restart(tmp_path):
     assert steps_kept(workdir) == ["5", "6"]
 
 
-def test_without_validation_the_last_is_kept(tmp_path, capsys):
+def test_without_validation_the_last_two_are_kept(tmp_path, capsys):
     workdir = tmp_path / "run"
     run(tiny_config(workdir, data__validation="", checkpoint_every=2, steps=5))
-    assert steps_kept(workdir) == ["5"]
+    assert steps_kept(workdir) == ["4", "5"]
     assert best_checkpoint(workdir)[0].name == "5"
     assert "validation_loss" not in (workdir / "metrics.jsonl").read_text()
     assert "Next:" in capsys.readouterr().out
@@ -335,6 +335,33 @@ def test_a_file_cut_in_half_is_a_damaged_checkpoint(copy, file):
     with pytest.raises(UserError, match=r"checkpoints.*(damaged|cannot be read)"):
         run(tiny_config(copy))
     assert contents(copy) == before
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore:coroutine", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "file",
+    [
+        "params/ocdbt.process_0/d/*",
+        "optimizer/ocdbt.process_0/d/*",
+        "params/manifest.ocdbt",
+        "_CHECKPOINT_METADATA",
+        "metrics/metrics",
+    ],
+)
+def test_a_flipped_bit_is_noticed_and_the_step_before_is_named(copy, file):
+    """Random weights do not compress, so that nothing but a checksum tells."""
+    (flipped,) = (copy / "checkpoints" / "3").glob(file)
+    content = bytearray(flipped.read_bytes())
+    at = len(content) // 2
+    if "METADATA" in file or "metrics" in file:  # a digit becomes another
+        begin = max(0, content.find(b'"position"'))
+        at = next(i for i in range(begin, len(content)) if content[i] in b"02468")
+    content[at] ^= 1
+    flipped.write_bytes(content)
+    shutil.copytree(copy / "checkpoints" / "3", copy / "checkpoints" / "2")
+    with pytest.raises(UserError, match=r"checkpoints/3: incomplete or damaged.*before it, step 2"):
+        run(tiny_config(copy))
     gc.collect()
 
 
