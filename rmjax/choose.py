@@ -95,7 +95,8 @@ def _written(
     if not counts["written"]:
         partial.unlink()
         raise UserError(f"{source}: nothing is chosen of it ({_said(counts)})")
-    partial.rename(path)
+    with write_errors(out):
+        partial.rename(path)
     return counts
 
 

@@ -10,10 +10,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-# What a file system refuses, whoever asks: access, a name, a size.
+# What a file system refuses, whoever asks: access, a name, a size; or it is not there any more.
 _REFUSALS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
-    *(errno.ENAMETOOLONG, errno.EFBIG),
+    *(errno.ENAMETOOLONG, errno.EFBIG, errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENODEV),
+)
+# Those that libraries wrap into errors of their own, which have the system's words in them.
+_WORDS = tuple(
+    os.strerror(number)
+    for number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ESTALE, errno.EIO)
 )
 _LONGEST = 2000  # characters of a message; a file may have made it longer
 _FULL_DISK_SIGNS = ("No space left on device", "RESOURCE_EXHAUSTED", "Disk quota exceeded")
@@ -31,24 +36,40 @@ def disk_errors(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or any(sign in str(error) for sign in _FULL_DISK_SIGNS):
+        if is_full(error):
             raise UserError(
                 f"the disk is full while writing {what}: free some room and run the command again"
             ) from error
         raise
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether a disk is full, or what somebody may have of it."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or any(sign in str(error) for sign in _FULL_DISK_SIGNS)
+
+
 @contextlib.contextmanager
-def write_errors(file: str) -> Iterator[None]:
-    """Likewise of one file, and whatever else a file system refuses: access, a name, a size."""
-    with disk_errors(file):
+def write_errors(what: str) -> Iterator[None]:
+    """Likewise, and whatever else a file system refuses: access, a name, a size.
+
+    A directory that is not there any more, or that was made read-only, is of this kind.
+    """
+    with disk_errors(what):
         try:
             yield
+        except UserError:
+            raise
         except OSError as error:
             if error.errno not in _REFUSALS:
                 raise
-            raise UserError(f"{file}: cannot be written ({error.strerror})") from error
+            where = f": {error.filename}" if str(error.filename or what) not in what else ""
+            raise UserError(f"{what}: cannot be written ({error.strerror}{where})") from error
+        except Exception as error:
+            words = [word for word in _WORDS if word in str(error)]
+            if not words:
+                raise
+            raise UserError(f"{what}: cannot be written ({words[0]})") from error
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -96,7 +117,8 @@ def _escaped(text: str) -> str:
 def exit_with_message(main: Callable[[], None]) -> None:
     """Runs `main`; a `UserError` becomes one line on stderr and exit status 1.
 
-    Where nobody reads the output any more, as behind `| head`, the command ends without a word.
+    Where nobody reads the output any more, as behind `| head`, the command ends without a word. A
+    file that takes no more of it is named like any other.
     """
     try:
         main()
@@ -106,6 +128,13 @@ def exit_with_message(main: Callable[[], None]) -> None:
         sys.exit(1)
     except BrokenPipeError:
         _drop_output()
+        sys.exit(1)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        _drop_output()
+        where = error.filename or "standard output"
+        print(f"error: the disk is full while writing {shown(where)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as error:
         print("; ".join(["interrupted", *getattr(error, "__notes__", [])]), file=sys.stderr)
@@ -147,7 +176,7 @@ def _flush_output() -> None:
     """Writes what is left, as Python does at its end, where it would complain of a closed pipe."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:
         _drop_output()
 
 

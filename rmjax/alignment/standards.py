@@ -15,7 +15,7 @@ import numpy as np
 from rmjax.data.conversation import Conversation
 from rmjax.data.readers import open_source
 from rmjax.data.row_reader import RowReader
-from rmjax.errors import UserError, disk_errors
+from rmjax.errors import UserError, write_errors
 from rmjax.runtime.files import read_json, replace_file
 from rmjax.runtime.processes import from_first
 
@@ -106,7 +106,7 @@ def kept_standard(workdir: Path, name: str, reward: Any, source: str) -> Standar
     standard = measured(reward, source, f"config.rewards.{name}.standardize")
     if jax.process_index() != 0:
         return standard
-    with disk_errors(str(path)):
+    with write_errors(str(path)):
         kept[name] = dataclasses.asdict(standard)
         replace_file(path, (json.dumps(kept, indent=2) + "\n").encode())
     return standard

@@ -5,6 +5,7 @@ last but one stays, so that a run can go on if the last one is damaged.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import xxhash
 
 from rmjax.checkpoints.model_files import FORMAT_VERSION
 from rmjax.checkpoints.orbax_arrays import cause, with_checksums
-from rmjax.errors import UserError, disk_errors
+from rmjax.errors import UserError, write_errors
 
 DIRECTORY = "checkpoints"
 RUN_FORMAT = "rmjax-run"  # field `format` of a run's config.json
@@ -81,6 +82,17 @@ class Checkpoints:
                 f"{self.directory}: the checkpoints there cannot be read ({cause(error)})"
             ) from error
 
+        self._opened = self.directory.stat() if self.directory.exists() else None
+
+    def _check_there(self) -> None:
+        """Raises if the directory was removed, where Orbax would make it anew."""
+        there = self.directory.exists() and self.directory.stat()
+        if self._opened and not (there and os.path.samestat(there, self._opened)):
+            raise UserError(
+                f"{self.directory}: removed while the run went on, and its checkpoints with it; "
+                "restore the run's directory, or choose another --config.workdir"
+            )
+
     @property
     def latest(self) -> int | None:
         """The last step saved."""
@@ -113,7 +125,8 @@ class Checkpoints:
           evaluation: `validation_loss` and more, if this step was evaluated.
         """
         metadata = {"format_version": FORMAT_VERSION, "position": position, "config": config}
-        with disk_errors(f"checkpoint {step} in {self.directory}"):
+        self._check_there()
+        with write_errors(f"checkpoint {step} in {self.directory}"):
             self._orbax.save_checkpointables_async(
                 step,
                 items,
@@ -155,9 +168,14 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Waits for the last save, and raises its error if it failed."""
-        with disk_errors(f"a checkpoint in {self.directory}"):
+        """Waits for the last save, and raises its error if it failed.
+
+        Raises:
+          UserError: the disk is full or refuses, or the directory is not there any more.
+        """
+        with write_errors(f"a checkpoint in {self.directory}"):
             self._orbax.close()
+        self._check_there()
 
 
 def _steps(directory: Path) -> list[int]:

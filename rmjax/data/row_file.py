@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from rmjax.data.readers import Row
 from rmjax.errors import UserError, write_errors
-from rmjax.runtime.files import PARTIAL, lock_file, read_json, replace_file
+from rmjax.runtime.files import PARTIAL, append, lock_file, read_json, replace_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +33,7 @@ class RowFile:
     def write(self, lines: Iterable[bytes]) -> None:
         """Adds whole rows, which a kill does not lose from then on."""
         with write_errors(self.file.name):
-            self.file.writelines(lines)
-            self.file.flush()
-            os.fsync(self.file.fileno())
+            append(self.file, b"".join(lines))
 
 
 @contextlib.contextmanager
@@ -56,14 +54,15 @@ def open_row_file(out: Path, made_by: dict[str, Any], together: int = 1) -> Iter
     partial = out.with_name(out.name + PARTIAL)
     check_new(out)
     with write_errors(str(partial)):
-        file = open(partial, "ab")  # noqa: SIM115
+        file = open(partial, "ab", buffering=0)  # noqa: SIM115
     with file:
         _lock(file, partial)
         with write_errors(str(partial)):
             before = _continued(partial, made_by, together)
         yield RowFile(file, before)
-        partial.rename(out)
-        _beside(partial).unlink()
+        with write_errors(str(out)):
+            partial.rename(out)
+            _beside(partial).unlink()
 
 
 def _lock(file: IO[bytes], partial: Path) -> None:

@@ -96,7 +96,7 @@ def load_tokenized(
         made_by["turns"] = turns
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
     entry = cache_root() / "tokens" / key
-    if not (entry / _SUMMARY).exists():
+    if not _is_whole(entry):
         if compare:
             records = read_samples(source, split, [compare], label_range)
             records = pairs_of_ratings(records, compare)
@@ -240,19 +240,44 @@ def _reason_to_drop(entry: Sequence[Sample], drop_ties: bool) -> str:
     return TIE if drop_ties and entry[0].strength == 0 else ""
 
 
+def _is_whole(entry: Path) -> bool:
+    """Whether the cache has this; what is cut short there, as by a crash, is removed."""
+    if not (entry / _SUMMARY).exists():
+        return False
+    try:
+        json.loads((entry / _SUMMARY).read_text())
+        for file in entry.glob("*.npy"):
+            np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError):
+        with cache_errors():
+            shutil.rmtree(entry)
+        return False
+    return True
+
+
 def _write(entry: Path, arrays: dict[str, np.ndarray], summary: dict[str, Any]) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
     # Not named by the process: its number may be the same on another host with the same disk.
     partial = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=".partial", dir=entry.parent))
-    for name, array in arrays.items():
-        np.save(partial / f"{name}.npy", array, allow_pickle=False)
-    (partial / _SUMMARY).write_text(json.dumps(summary))
     try:
-        partial.rename(entry)
-    except OSError:  # another process was first with the same result
-        if not (entry / _SUMMARY).exists():
-            raise
-        shutil.rmtree(partial)
+        for name, array in arrays.items():
+            _save(partial / f"{name}.npy", array)
+        (partial / _SUMMARY).write_text(json.dumps(summary))
+        try:
+            partial.rename(entry)
+        except OSError:  # another process was first with the same result
+            if not (entry / _SUMMARY).exists():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # it has another name now, or is no good
+
+
+def _save(file: Path, array: np.ndarray) -> None:
+    """`np.save`, which of a full disk says only how many numbers were written."""
+    header = np.lib.format.header_data_from_array_1_0(array)
+    with open(file, "wb") as opened:
+        np.lib.format.write_array_header_1_0(opened, header)
+        opened.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def _read(entry: Path, attributes: tuple[str, ...], source: str, key: str) -> TokenizedData:

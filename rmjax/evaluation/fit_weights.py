@@ -10,10 +10,11 @@ import numpy as np
 import scipy
 
 from rmjax.data.conversation import prompt_key
-from rmjax.errors import UserError
+from rmjax.errors import UserError, write_errors
 from rmjax.evaluation.benchmark_metrics import ScoredBenchmark
 from rmjax.evaluation.items import Item
 from rmjax.models.rewards.aggregation import parse_rule
+from rmjax.runtime.files import replace_file
 
 WEIGHTS_FORMAT = "rmjax.weights/1"
 _RIDGE = 1e-3  # on standardised attributes: a weight that does not matter stays at 0
@@ -89,8 +90,10 @@ def _prompt_key(item: Item) -> str:
 def write_weights(path: Path, fitted: FittedWeights) -> None:
     """Writes the file that `--value` and `read_weights` read."""
     fields = dataclasses.asdict(fitted) | {"prompts": sorted(fitted.prompts)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"format": WEIGHTS_FORMAT} | fields, indent=1) + "\n")
+    with write_errors(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"format": WEIGHTS_FORMAT} | fields, indent=1) + "\n"
+        replace_file(path, text.encode())
 
 
 def read_weights(path: Path) -> FittedWeights:

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rmjax.errors import UserError
+from rmjax.errors import UserError, write_errors
 from rmjax.evaluation.benchmark_data import BenchmarkData
 from rmjax.evaluation.benchmark_metrics import ScoredBenchmark, model_comparison
 from rmjax.evaluation.benchmark_results import benchmark_results
 from rmjax.evaluation.fit_weights import FittedWeights, fit_weights, write_weights
 from rmjax.evaluation.model_scores import ModelScores, ScoringSettings, score_model
 from rmjax.models.rewards.aggregation import PUBLISHED, Rule, ScalarRule, scalar_rule
+from rmjax.runtime.files import replace_file
 
 
 class ModelEvaluation(NamedTuple):
@@ -107,18 +108,20 @@ def _scored_benchmarks(
 
 def write_samples(path: Path, benchmarks: Sequence[ScoredBenchmark], rule: Rule) -> None:
     """Writes a line for each item, those that do not count too: what `read_scores` reads."""
-    with open(path, "w", encoding="utf-8") as file:
-        for part in benchmarks:
-            for item, scores in zip(part.data.items, part.everything):
-                row = {
-                    "benchmark": part.data.label,
-                    "subset": item.subset,
-                    "id": item.id,
-                    "scores": [dict(zip(part.attributes, map(float, s))) for s in scores.scores],
-                    "value": np.nan_to_num(rule.values(scores.scores)).tolist(),
-                    "good": item.good,
-                    "tokens": scores.tokens.tolist(),
-                    "cut": scores.cut.tolist(),
-                    "keys": list(scores.keys),
-                }
-                file.write(json.dumps(row) + "\n")
+    lines = []
+    for part in benchmarks:
+        for item, scores in zip(part.data.items, part.everything):
+            row = {
+                "benchmark": part.data.label,
+                "subset": item.subset,
+                "id": item.id,
+                "scores": [dict(zip(part.attributes, map(float, s))) for s in scores.scores],
+                "value": np.nan_to_num(rule.values(scores.scores)).tolist(),
+                "good": item.good,
+                "tokens": scores.tokens.tolist(),
+                "cut": scores.cut.tolist(),
+                "keys": list(scores.keys),
+            }
+            lines.append(json.dumps(row) + "\n")
+    with write_errors(str(path)):
+        replace_file(path, "".join(lines).encode())

@@ -14,9 +14,10 @@ from rich.progress import Progress, TimeElapsedColumn
 
 from rmjax.data.conversation import Conversation
 from rmjax.data.prefix_groups import prefix_groups
-from rmjax.errors import UserError
+from rmjax.errors import UserError, write_errors
 from rmjax.evaluation.benchmark_data import BenchmarkData
 from rmjax.evaluation.items import Item
+from rmjax.runtime.files import append, lock_file
 
 if TYPE_CHECKING:  # heavy to import
     from rmjax.inference.scorer import Encoded, Scorer
@@ -51,26 +52,29 @@ class ScoreCache:
     """Scores by tokens, in a file of JSON lines to which whole lines are appended.
 
     If the process is killed while it writes, the last line is incomplete; it is dropped, and its
-    conversation is scored again.
+    conversation is scored again. The file is locked while it is read and while lines are added, so
+    that two evaluations at once do not take each other's lines for such ones.
     """
 
     def __init__(self, path: Path, attributes: Sequence[str]):
         """Reads the file, if there is one.
 
         Raises:
-          UserError: the file holds something else.
+          UserError: the file holds something else, or cannot be written.
         """
         self.path, self.attributes = path, tuple(attributes)
         self.known: dict[str, tuple[list[float], int, int]] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        complete = 0
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n"):
-                    break
-                self._read(line)
-                complete += len(line)
-            os.truncate(path, complete)
+        with write_errors(str(path)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a+b", buffering=0) as file:
+                lock_file(file, wait=True)
+                complete = 0
+                for line in path.read_bytes().splitlines(keepends=True):
+                    if not line.endswith(b"\n"):
+                        break
+                    self._read(line)
+                    complete += len(line)
+                os.truncate(path, complete)
 
     def _read(self, line: bytes) -> None:
         try:
@@ -83,14 +87,19 @@ class ScoreCache:
             ) from error
 
     def add(self, keys: Sequence[str], scores: Sequence["Score"]) -> None:
-        """Appends scores, and waits until they are on the disk."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            for key, score in zip(keys, scores):
-                row = {"key": key, "scores": score.attributes, "tokens": score.tokens}
-                file.write(json.dumps(row | {"cut": score.cut}) + "\n")
-                self.known[key] = (list(score.attributes.values()), score.tokens, score.cut)
-            file.flush()
-            os.fsync(file.fileno())
+        """Appends scores, and waits until they are on the disk.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
+        lines = []
+        for key, score in zip(keys, scores):
+            row = {"key": key, "scores": score.attributes, "tokens": score.tokens}
+            lines.append(json.dumps(row | {"cut": score.cut}) + "\n")
+            self.known[key] = (list(score.attributes.values()), score.tokens, score.cut)
+        with write_errors(str(self.path)), open(self.path, "ab", buffering=0) as file:
+            lock_file(file, wait=True)
+            append(file, "".join(lines).encode())
 
     def of(self, keys: Sequence[str]) -> ItemScores:
         """The scores of the conversations with these keys."""

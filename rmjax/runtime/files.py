@@ -1,7 +1,9 @@
-"""Small files: read or replaced whole, and locked."""
+"""Small files: read or replaced whole, added to, and locked."""
 
+import errno
 import fcntl
 import json
+import os
 import secrets
 import stat
 from pathlib import Path
@@ -57,13 +59,40 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
         partial.unlink(missing_ok=True)
 
 
-def lock_file(file: IO[Any]) -> bool:
+def append(file: IO[bytes], content: bytes, *, sync: bool = True) -> None:
+    """Adds to a file that is open without a buffer.
+
+    A full disk leaves the beginning of `content`. With a buffer the rest would be written once more
+    when the file is closed, and the error raised there again.
+
+    Args:
+      file: opened with `buffering=0`.
+      content: what is added.
+      sync: whether to wait until it is on the disk.
+
+    Raises:
+      FileNotFoundError: the file was removed, so that nobody could read what is added.
+    """
+    view = memoryview(content)
+    while view:
+        view = view[file.write(view) :]
+    if sync:
+        os.fsync(file.fileno())
+    if not os.fstat(file.fileno()).st_nlink:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file.name)
+
+
+def lock_file(file: IO[Any], *, wait: bool = False) -> bool:
     """Locks an open file until it is closed; False if another process has locked it.
 
     Some file systems cannot lock, or not between machines. There the answer is always True.
+
+    Args:
+      file: the file.
+      wait: whether to wait for another process.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError:  # the file system does not lock

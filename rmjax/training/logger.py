@@ -15,8 +15,8 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rmjax.errors import UserError, disk_errors
-from rmjax.runtime.files import replace_file
+from rmjax.errors import UserError, write_errors
+from rmjax.runtime.files import append, replace_file
 from rmjax.training.validation import ValidationMetrics
 
 METRICS_FILE = "metrics.jsonl"
@@ -61,7 +61,7 @@ class MetricsLogger:
     def __exit__(self, *unused: object) -> None:
         self._progress.stop()
         if self._active:
-            with disk_errors("the run's metrics"):
+            with write_errors("the run's metrics"):
                 self._jsonl.close()
                 self._board.close()
         if self._wandb is not None:
@@ -137,8 +137,9 @@ class MetricsLogger:
         if not self._active:
             return
         finite = {k: None if math.isnan(v) else v for k, v in values.items()}
-        with disk_errors("the run's metrics"):
-            print(json.dumps({"step": step, **finite}), file=self._jsonl, flush=True)
+        with write_errors("the run's metrics"):
+            line = json.dumps({"step": step, **finite}) + "\n"
+            append(self._jsonl, line.encode(), sync=False)
             self._board.write(step, {k: v for k, v in finite.items() if v is not None})
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
@@ -153,7 +154,7 @@ class _Board:
 
     def __init__(self, directory: Path, start: int):
         """Opens a new file; TensorBoard then ignores steps after `start` in older ones."""
-        with disk_errors(str(directory)):
+        with write_errors(str(directory)):
             directory.mkdir(parents=True, exist_ok=True)
             writer, self._messages, self._summary = _tensorboard()
             self._events = writer(str(directory / "events"))
@@ -186,16 +187,15 @@ def _short(number: float) -> str:
 def _reopen(path: Path, start: int) -> Any:
     """Opens a JSON-lines file for appending, without the lines of steps after `start`."""
     kept = []
-    if path.exists():
-        for line in path.read_text().splitlines():
+    with write_errors(str(path)):
+        for line in path.read_bytes().split(b"\n") if path.exists() else ():
             try:
                 if json.loads(line)["step"] <= start:
                     kept.append(line)
-            except (ValueError, KeyError):  # an incomplete line, from a killed run
+            except (ValueError, KeyError, TypeError):  # an incomplete line, from a killed run
                 continue
-    with disk_errors(str(path)):
-        replace_file(path, "".join(line + "\n" for line in kept).encode())
-        return open(path, "a")
+        replace_file(path, b"".join(line + b"\n" for line in kept))
+        return open(path, "ab", buffering=0)
 
 
 def _tensorboard() -> tuple[Any, Any, Any]:

@@ -27,7 +27,7 @@ from rmjax.checkpoints.provenance import provenance, write_provenance
 from rmjax.config import Config, as_flat_dict
 from rmjax.data.tokenized import REFERENCE, TokenizedData
 from rmjax.data.tokenizer import Tokenizer
-from rmjax.errors import UserError, disk_errors
+from rmjax.errors import UserError, disk_errors, write_errors
 from rmjax.evaluation.metrics import mean_ratings
 from rmjax.models.model import Model
 from rmjax.models.rewards.ordinal import OrdinalScale
@@ -168,7 +168,7 @@ def record_run(
     described = {"train": describe_data(data)}
     if validation:
         described["validation"] = describe_data(validation)
-    with disk_errors(f"the run's files in {workdir}"):
+    with write_errors(f"the run's files in {workdir}"):
         _write(workdir / RECORD, record)
         _write(workdir / "data.json", described)
         files = workdir / MODEL_DIRECTORY
@@ -212,7 +212,7 @@ def _read_rows(file: Path) -> Recorded | None:
 def record_rows(workdir: Path, rows: Recorded) -> None:
     """Puts them on record."""
     if jax.process_index() == 0:
-        with disk_errors(f"the run's files in {workdir}"):
+        with write_errors(f"the run's files in {workdir}"):
             _write(workdir / ROWS, {"rows": rows})
 
 

@@ -16,11 +16,11 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from rmjax.checkpoints.model_files import JOURNAL
-from rmjax.errors import UserError, differing, disk_errors
-from rmjax.runtime.files import lock_file, read_json, replace_file
+from rmjax.errors import UserError, differing, write_errors
+from rmjax.runtime.files import append, lock_file, read_json, replace_file
 
 _PLAN = "plan.json"
 
@@ -42,7 +42,7 @@ class Journal:
       replaced: what differed in the plan of an earlier conversion that was given up for this one.
     """
 
-    def __init__(self, directory: Path, final: Path, file: TextIO):
+    def __init__(self, directory: Path, final: Path, file: IO[bytes]):
         """Reads the records from the journal's open `file`."""
         self.directory, self._final, self._file = directory, final, file
         self.records: dict[int, Record] = {}
@@ -63,8 +63,7 @@ class Journal:
         line = {"slice": number, "checksum": checksum, "verified": verified}
         with self._lock:
             # A new line first: a line that a kill cut short must not swallow this one.
-            self._file.write("\n" + json.dumps(line))
-            self._file.flush()
+            append(self._file, f"\n{json.dumps(line)}".encode())
             self._note(**line)
 
     def _note(self, slice: int, checksum: str | None, verified: bool) -> None:
@@ -125,7 +124,7 @@ def open_journal(
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()) and not (directory / JOURNAL).exists():
             raise UserError(f"{directory}: in the way, and no unfinished conversion; move it")
-        opened = open(directory / JOURNAL, "a+", encoding="utf-8")  # noqa: SIM115  (closed below)
+        opened = open(directory / JOURNAL, "a+b", buffering=0)  # noqa: SIM115  (closed below)
     except OSError as error:
         raise UserError(f"{directory}: cannot be created ({error.strerror})") from error
     with opened as file:
@@ -133,7 +132,7 @@ def open_journal(
             raise UserError(f"{directory}: a conversion to this target is running")
         journal = Journal(directory, final, file)
         try:
-            with disk_errors(str(final)):
+            with write_errors(str(final)):
                 journal.begin(plan, prepare)
                 yield journal
         except BaseException as error:
