@@ -2,8 +2,8 @@
 
     python benchmarks/reliability.py [--part=hostile] [--minutes=10] [--seed=0]
 
-Parts: kills, hostile files. Each has so many minutes. The exit status is 1 if anything was lost.
-docs/reliability.md has what was measured.
+Parts: kills, signals, storage, hostile files. Each has so many minutes. The exit status is 1 if
+anything was lost. docs/reliability.md has what was measured.
 """
 
 import argparse
@@ -18,19 +18,24 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Forks are of a process with no threads.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from campaign import hostile, kills
+from campaign import hostile, kills, signals, storage
 from campaign.ledger import Row, table
 
+import rmjax.align
 import rmjax.choose
 import rmjax.convert
 import rmjax.evaluate
+import rmjax.report
 import rmjax.sample
 import rmjax.score
+import rmjax.serve
 import rmjax.train  # noqa: F401
 
 Part = Callable[[int, float, Path, Callable[[str], None]], list[Row]]
 PARTS: dict[str, Part] = {
     "kills": kills.run,
+    "signals": signals.run,
+    "storage": storage.run,
     "hostile": hostile.run,
 }
 

@@ -49,6 +49,8 @@ def run(
     most_bytes: int = 1 << 62,
     forbidden: Path | None = None,
     when: Callable[[int, float], bool] | None = None,
+    prepare: Callable[[], None] | None = None,
+    log: Path | None = None,
 ) -> Ended:
     """Runs `python -m rmjax.ARGUMENTS` in a fork and waits for its end.
 
@@ -59,11 +61,11 @@ def run(
       most_bytes: it is killed when it holds so much memory.
       forbidden: a path under which it may open nothing.
       when: called with the process and its seconds at every look; it is done when it says True.
+      prepare: called in the fork before the command.
+      log: where its output is kept; in the directory if not given.
     """
-    log = directory / "output.txt"
-    process = os.fork()
-    if not process:
-        _become(arguments, directory, log, forbidden)
+    log = log or directory / "output.txt"
+    process = start(arguments, directory, log, forbidden, prepare)
     began, peak, limit, done = time.monotonic(), 0, "", when is None
     while True:
         ended, status, usage = os.wait4(process, os.WNOHANG)
@@ -82,6 +84,20 @@ def run(
     code = None if limit else os.waitstatus_to_exitcode(status)
     text = log.read_bytes().decode(errors="replace")
     return Ended(code, text, now, max(peak, usage.ru_maxrss << 10), limit)
+
+
+def start(
+    arguments: Sequence[str],
+    directory: Path,
+    log: Path,
+    forbidden: Path | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> int:
+    """Begins a command; see `run`. Returns its process, which the caller waits for."""
+    process = os.fork()
+    if not process:
+        _become(arguments, directory, log, forbidden, prepare)
+    return process
 
 
 def call(function: Callable[[Path], dict[str, str]], argument: Path) -> dict[str, str]:
@@ -103,7 +119,13 @@ def call(function: Callable[[Path], dict[str, str]], argument: Path) -> dict[str
     return json.loads(text) if text else {"nothing": "to be read"}
 
 
-def _become(arguments: Sequence[str], directory: Path, log: Path, forbidden: Path | None) -> None:
+def _become(
+    arguments: Sequence[str],
+    directory: Path,
+    log: Path,
+    forbidden: Path | None,
+    prepare: Callable[[], None] | None,
+) -> None:
     """In the new process: is what `python -m rmjax.ARGUMENTS` would be."""
     code = 70
     try:
@@ -114,6 +136,8 @@ def _become(arguments: Sequence[str], directory: Path, log: Path, forbidden: Pat
         os.setpgid(0, 0)
         if forbidden is not None:
             _forbid(forbidden)
+        if prepare is not None:
+            prepare()
         name, *rest = arguments
         module = f"rmjax.{name.replace('-', '_')}"
         sys.argv = [name, *rest]

@@ -7,6 +7,7 @@ the same model, data and settings continue it.
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,6 +35,13 @@ class RowFile:
         """Adds whole rows, which a kill does not lose from then on."""
         with write_errors(self.file.name):
             append(self.file, b"".join(lines))
+
+    def keep(self, rows: int) -> None:
+        """Cuts off all but so many rows."""
+        with write_errors(self.file.name):
+            with open(self.file.name, "rb") as file:
+                end = sum(map(len, itertools.islice(file, rows)))
+            os.truncate(self.file.name, end)
 
 
 @contextlib.contextmanager

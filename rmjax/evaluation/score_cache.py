@@ -51,9 +51,10 @@ class ItemScores:
 class ScoreCache:
     """Scores by tokens, in a file of JSON lines to which whole lines are appended.
 
-    If the process is killed while it writes, the last line is incomplete; it is dropped, and its
-    conversation is scored again. The file is locked while it is read and while lines are added, so
-    that two evaluations at once do not take each other's lines for such ones.
+    A line has the conversations that were scored together, since how a score is rounded depends on
+    them. If the process is killed while it writes, the last line is incomplete; it is dropped, and
+    its conversations are scored again. The file is locked while it is read and while lines are
+    added, so that two evaluations at once do not take each other's lines for such ones.
     """
 
     def __init__(self, path: Path, attributes: Sequence[str]):
@@ -78,28 +79,28 @@ class ScoreCache:
 
     def _read(self, line: bytes) -> None:
         try:
-            row = json.loads(line)
-            key, scores = row["key"], [float(row["scores"][name]) for name in self.attributes]
-            self.known[key] = (scores, int(row["tokens"]), int(row["cut"]))
+            for row in json.loads(line):
+                key, scores = row["key"], [float(row["scores"][name]) for name in self.attributes]
+                self.known[key] = (scores, int(row["tokens"]), int(row["cut"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{self.path}: not a line of this program's ({line[:80]!r}); delete the file"
             ) from error
 
     def add(self, keys: Sequence[str], scores: Sequence["Score"]) -> None:
-        """Appends scores, and waits until they are on the disk.
+        """Appends a line of scores, and waits until it is on the disk.
 
         Raises:
           UserError: the file cannot be written.
         """
-        lines = []
+        rows = []
         for key, score in zip(keys, scores):
             row = {"key": key, "scores": score.attributes, "tokens": score.tokens}
-            lines.append(json.dumps(row | {"cut": score.cut}) + "\n")
+            rows.append(row | {"cut": score.cut})
             self.known[key] = (list(score.attributes.values()), score.tokens, score.cut)
         with write_errors(str(self.path)), open(self.path, "ab", buffering=0) as file:
             lock_file(file, wait=True)
-            append(file, "".join(lines).encode())
+            append(file, (json.dumps(rows) + "\n").encode())
 
     def of(self, keys: Sequence[str]) -> ItemScores:
         """The scores of the conversations with these keys."""

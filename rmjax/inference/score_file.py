@@ -73,7 +73,16 @@ def score_file(
     ):
         written = Written(before=file.before)
         task = bar.add_task("scoring rows", total=None, completed=written.before)
-        for part in _portions(source, reader, written, at_once, replace):
+        for part in _portions(source, reader, at_once, replace):
+            after = written.rows + len(part)
+            if after <= file.before:
+                written.rows = after
+                continue
+            if written.rows < file.before:
+                # A full disk left some of these rows. How a score is rounded depends on what is
+                # computed with it, so all of them are made again.
+                file.keep(written.rows)
+                written.before = written.rows
             file.write(_scored(scorer, part, written))
             bar.update(task, completed=written.rows)
         if not written.rows:
@@ -86,21 +95,18 @@ _Scored = tuple[Row, list[Conversation]]
 
 
 def _portions(
-    source: Source, reader: RowReader, written: Written, at_once: int, replace: bool
+    source: Source, reader: RowReader, at_once: int, replace: bool
 ) -> Iterator[list[_Scored]]:
-    """Rows with about `at_once` conversations together; those that were written are passed over."""
+    """Rows with about `at_once` conversations together, the same ones whatever was written."""
     portion: list[_Scored] = []
     count = 0
-    for done, row in enumerate(source):
+    for row in source:
         conversations = reader.responses(row)
         taken = [field for field in FIELDS if field in row.fields]
         if taken and not replace:
             raise UserError(
                 f"{row.where}: there is a field {taken[0]!r} already; rename it, or say --replace"
             )
-        if done < written.before:
-            written.rows += 1
-            continue
         portion.append((row, conversations))
         count += len(conversations)
         if count >= at_once:

@@ -365,6 +365,22 @@ def test_a_flipped_bit_is_noticed_and_the_step_before_is_named(copy, file):
     gc.collect()
 
 
+def test_a_directory_that_is_gone_is_not_made_anew(tmp_path):
+    """Orbax would save there, and the run would be nothing but its last step."""
+    checkpoints = Checkpoints(tmp_path)
+    (tmp_path / "checkpoints").rename(tmp_path / "away")
+    with pytest.raises(UserError, match="checkpoints: removed while the run went on"):
+        checkpoints.save(1, {}, position={}, config={}, evaluation=None)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_torn_lines_of_metrics_are_dropped(copy, six):
+    with open(copy / "metrics.jsonl", "ab") as file:
+        file.write(b'1\n{"step": 4, "x\xff')
+    run(tiny_config(copy))
+    assert numbers(copy) == numbers(six)
+
+
 def test_no_checkpoint_yet_is_said(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="no complete checkpoint"):

@@ -1,4 +1,4 @@
-"""Ctrl-C while a command imports what it runs."""
+"""Ctrl-C while a command imports what it runs, and output that nothing takes."""
 
 import subprocess
 import sys
@@ -58,6 +58,21 @@ def test_in_a_finalizer_it_is_not_swallowed():
     program = [sys.executable, "-c", _IN_A_FINALIZER]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+_SAID = """
+from rmjax.errors import answer_interrupts, exit_with_message
+answer_interrupts()
+exit_with_message(lambda: print("x"))
+"""
+
+
+def test_output_to_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        program = [sys.executable, "-c", _SAID]
+        done = subprocess.run(program, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: the disk is full while writing standard output\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

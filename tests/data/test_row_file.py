@@ -1,6 +1,9 @@
 """Files of rows that a kill does not lose: who may write them, and what may continue them."""
 
+import contextlib
 import errno
+import resource
+import shutil
 
 import pytest
 
@@ -55,6 +58,45 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
     ):
         monkeypatch.setattr("os.fsync", full)
         file.write([b"1\n"])
+
+
+@contextlib.contextmanager
+def full_after(size):
+    """Files of this process may have so many bytes: as on a full disk, the last write is cut."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_row_that_does_not_fit_is_cut_off_when_there_is_room(tmp_path):
+    """Nothing is written again when the file is closed, which would raise another error."""
+    out = tmp_path / "out.jsonl"
+    with (
+        full_after(25),
+        pytest.raises(UserError, match=r"partial: cannot be written .File too large"),
+        open_row_file(out, {}) as file,
+    ):
+        file.write([b"1" * 9 + b"\n", b"2" * 9 + b"\n"])
+        file.write([b"3" * 9 + b"\n"])
+    assert (tmp_path / "out.jsonl.partial").stat().st_size == 25
+    with open_row_file(out, {}) as file:
+        assert file.before == 2
+        file.write([b"3" * 9 + b"\n"])
+    assert out.read_bytes().split() == [b"1" * 9, b"2" * 9, b"3" * 9]
+
+
+def test_rows_for_a_directory_that_is_gone_are_not_written_into_nothing(tmp_path):
+    directory = tmp_path / "there"
+    with (
+        pytest.raises(UserError, match=r"partial: cannot be written .No such file"),
+        open_row_file(directory / "out.jsonl", {}) as file,
+    ):
+        file.write([b"1\n"])
+        shutil.rmtree(directory)
+        file.write([b"2\n"])
 
 
 def test_places_where_nothing_can_be_written(tmp_path):
