@@ -20,6 +20,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from campaign import hostile, kills, signals, storage
 from campaign.ledger import Row, table
+from campaign.victims import NAMES
 
 import rmjax.align
 import rmjax.choose
@@ -32,10 +33,10 @@ import rmjax.serve
 import rmjax.train  # noqa: F401
 
 Part = Callable[[int, float, Path, Callable[[str], None]], list[Row]]
+# Those that try commands one after the other.
+OF_COMMANDS = {"kills": kills.run, "signals": signals.run, "storage": storage.run}
 PARTS: dict[str, Part] = {
-    "kills": kills.run,
-    "signals": signals.run,
-    "storage": storage.run,
+    **OF_COMMANDS,
     "hostile": hostile.run,
 }
 
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--part", choices=[*PARTS], help="one alone; all by default")
     parser.add_argument("--minutes", type=float, default=10.0, help="that each part has")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--command", action="append", choices=(*NAMES, "a served load"), default=[])
     parser.add_argument("--verbose", action="store_true", help="a line for each try")
     args = parser.parse_args()
     show = (lambda line: print(line, flush=True)) if args.verbose else (lambda line: None)
@@ -57,7 +59,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as scratch:
                 os.environ["RMJAX_CACHE"] = f"{scratch}/cache"
                 began = time.monotonic()
-                rows += part(args.seed, args.minutes, Path(scratch), show)
+                more = {"only": args.command} if name in OF_COMMANDS else {}
+                rows += part(args.seed, args.minutes, Path(scratch), show, **more)
                 show(f"{name}: {time.monotonic() - began:.0f} s")
     print(table(rows))
     sys.exit(any(row.lost for row in rows))

@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from campaign import forks
@@ -18,22 +18,30 @@ from campaign.served import served_load
 from campaign.victims import Victim, fresh, is_there, made, undisturbed
 
 
-def run(seed: int, minutes: float, scratch: Path, show: Callable[[str], None]) -> list[Row]:
+def run(
+    seed: int,
+    minutes: float,
+    scratch: Path,
+    show: Callable[[str], None],
+    only: Collection[str] = (),
+) -> list[Row]:
     """Kills the victims in turn, until the minutes are over."""
     end, rng = time.monotonic() + 60 * minutes, random.Random(seed)
-    victims = made(scratch)
+    victims = made(scratch, only)
     rows = {name: Row("kill -9", name) for name in victims}
     whole = undisturbed(scratch, victims)
     served_row, served = Row("kill -9", "a served load"), served_load(scratch, rng, show)
+    serving = not only or "a served load" in only
     while time.monotonic() < end:
         for name, victim in victims.items():
             wanted, seconds = whole[name]
             fault = _killed(victim, fresh(scratch, name), wanted, rng, seconds)
             rows[name].count(fault)
             show(f"{name}: {fault or 'the same to the bit'}")
-        served_row.count(next(served))
+        if serving:
+            served_row.count(next(served))
     served.close()
-    return [*rows.values(), served_row]
+    return [row for row in (*rows.values(), served_row) if row.tried]
 
 
 def _killed(

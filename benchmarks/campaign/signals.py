@@ -4,7 +4,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from campaign import forks
@@ -21,10 +21,16 @@ _SENT: dict[str, tuple[list[int], tuple[int, ...]]] = {
 _BETWEEN = 0.2  # seconds between two signals
 
 
-def run(seed: int, minutes: float, scratch: Path, show: Callable[[str], None]) -> list[Row]:
+def run(
+    seed: int,
+    minutes: float,
+    scratch: Path,
+    show: Callable[[str], None],
+    only: Collection[str] = (),
+) -> list[Row]:
     """Sends each signal to each command in turn, until the minutes are over."""
     end, rng = time.monotonic() + 60 * minutes, random.Random(seed)
-    victims = made(scratch)
+    victims = made(scratch, only)
     whole = undisturbed(scratch, victims)
     rows = {(p, name): Row(_PART, f"{p}: {name}") for name in victims for p in [*_SENT, "two"]}
     for name in victims:

@@ -5,12 +5,13 @@ the storage is good, it must come to the same bits as one that was never disturb
 it had said to be saved is lost.
 """
 
+import ctypes
 import os
 import random
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from campaign import forks
@@ -18,16 +19,21 @@ from campaign.ledger import Row
 from campaign.victims import TRAIN, Victim, fresh, is_there, made, undisturbed
 
 _PART = "storage"
-_NOBODY = 65534  # the user whom a read-only directory stops; root it does not
+_CAPABILITIES_VERSION, _CAP_DAC_OVERRIDE = 0x20080522, 1
 _YEARS = 10 * 365 * 86400
 Whole = dict[str, tuple[dict[str, str], float]]
 
 
-def run(seed: int, minutes: float, scratch: Path, show: Callable[[str], None]) -> list[Row]:
+def run(
+    seed: int,
+    minutes: float,
+    scratch: Path,
+    show: Callable[[str], None],
+    only: Collection[str] = (),
+) -> list[Row]:
     """Tries every fault on every command, as far as the minutes go."""
     end, rng = time.monotonic() + 60 * minutes, random.Random(seed)
-    scratch.chmod(0o755)
-    victims = made(scratch)
+    victims = made(scratch, only)
     whole = undisturbed(scratch, victims)
     faults = (_full, _full_output, _read_only, _gone, _torn, _damaged, _clocks)
     rows = []
@@ -66,7 +72,7 @@ def same_again(victim: Victim, directory: Path, wanted: dict[str, str], log: Pat
     """Gives a command again; what is wrong with what comes of it."""
     ended = forks.run(victim.arguments, directory, log=log)
     if ended.code and not is_there(ended):
-        return f"not continued: {ended.text[-400:]!r}"
+        return f"not continued, status {ended.code}: {ended.text[-400:]!r}"
     found = forks.call(victim.result, directory)
     if found == wanted:
         return ""
@@ -184,17 +190,11 @@ def _read_only(
             _modes(directory, 0o555)  # noqa: B023
             return True
 
-        prepare = None
-        if not os.getuid():
-            _give(scratch, _NOBODY)
-            prepare = _as_nobody
-        ended = forks.run(victim.arguments, directory, when=closed, prepare=prepare, log=log)
+        ended = forks.run(victim.arguments, directory, when=closed, prepare=_obey_modes, log=log)
         _modes(directory, 0o755)
-        fault = one_line(ended, "cannot be written") if ended.code else ""
+        fault = one_line(ended, "cannot be") if ended.code else ""
         fault = fault or same_again(victim, directory, whole[name][0], log)
         until.count(row, f"{name} at {moment:.1f} s, status {ended.code}", fault)
-    if not os.getuid():
-        _give(scratch, 0)
     return [row]
 
 
@@ -204,14 +204,16 @@ def _modes(directory: Path, mode: int) -> None:
             path.chmod(mode)
 
 
-def _give(directory: Path, user: int) -> None:
-    subprocess.run(["chown", "-R", "-h", str(user), str(directory)], check=True)
-
-
-def _as_nobody() -> None:
-    os.environ["HOME"] = "/nonexistent"
-    os.setgid(_NOBODY)
-    os.setuid(_NOBODY)
+def _obey_modes() -> None:
+    """Gives up what lets root write whatever a directory's mode says (capabilities(7))."""
+    header, data = (ctypes.c_uint32 * 2)(_CAPABILITIES_VERSION, 0), (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.capget(header, data):
+        raise OSError(ctypes.get_errno(), "capget")
+    for number in (0, 1):  # effective, permitted
+        data[number] &= ~(1 << _CAP_DAC_OVERRIDE)
+    if libc.capset(header, data):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def _gone(

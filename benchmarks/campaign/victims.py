@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,10 @@ TRAIN = [
     "--config.checkpoint_every=2",
     "--config.workdir=out",
 ]
+NAMES = (
+    *("training", "alignment", "probing", "conversion to Orbax", "conversion to Hugging Face"),
+    *("evaluation", "scoring a file", "sampling", "choosing", "a report"),
+)
 # Configs of models that lie in the campaign's own directory.
 _PROBE = """
 from rmjax.config import Config, DataConfig, OptimizerConfig
@@ -98,25 +102,33 @@ class Victim:
     result: Callable[[Path], dict[str, str]]
 
 
-def made(scratch: Path) -> dict[str, Victim]:
-    """The commands, by what they do, and beneath `scratch` what they need."""
+def made(scratch: Path, only: Collection[str] = ()) -> dict[str, Victim]:
+    """The commands, by what they do, and beneath `scratch` what they need.
+
+    Args:
+      scratch: a directory.
+      only: which; all if empty.
+    """
+    only = only or NAMES
     model = good.write_huggingface(scratch / "model")
     policy = _write_policy(scratch / "policy")
-    orbax = scratch / "orbax"
-    _done(["convert", "hf-to-orbax", str(model), str(orbax)], scratch)
+    orbax, run, scored = scratch / "orbax", scratch / "run", scratch / "scored.jsonl"
+    if "conversion to Hugging Face" in only:
+        _done(["convert", "hf-to-orbax", str(model), str(orbax)], scratch)
     rows = good.write_rows(scratch / "pairs.jsonl", good.pair_rows(300))
     prompts = good.write_rows(scratch / "prompts.jsonl", _prompts(96))
     held = good.write_rows(scratch / "held.jsonl", _prompts(4))
-    _done(["score", str(model), str(rows), str(scratch / "scored.jsonl")], scratch)
+    if "choosing" in only:
+        _done(["score", str(model), str(rows), str(scored)], scratch)
     probe, align = scratch / "probe.py", scratch / "align.py"
     probe.write_text(_PROBE.format(model=str(model)))
     fields = {"policy": policy, "prompts": prompts, "held": held, "model": model}
     align.write_text(_ALIGN.format(**{name: str(path) for name, path in fields.items()}))
-    run = scratch / "run"
-    _done([*TRAIN[:-1], f"--config.workdir={run}"], scratch)
+    if "a report" in only:
+        _done([*TRAIN[:-1], f"--config.workdir={run}"], scratch)
     convert = ["convert", "orbax-to-hf", str(orbax), "out"]
     sample = ["sample", str(policy), str(prompts), "out.jsonl", "--n=16", "--max-tokens=12"]
-    return {
+    found = {
         "training": Victim(TRAIN, of_run),
         "alignment": Victim(["align", f"--config={align}"], of_run),
         "probing": Victim(["probe", f"--config={probe}", "out"], of_files),
@@ -125,11 +137,10 @@ def made(scratch: Path) -> dict[str, Victim]:
         "evaluation": Victim(["evaluate", str(model), f"pairs={rows}", "--out=out"], of_evaluation),
         "scoring a file": Victim(["score", str(model), str(rows), "out.jsonl"], of_files),
         "sampling": Victim(sample, of_files),
-        "choosing": Victim(
-            ["choose", str(scratch / "scored.jsonl"), "out.jsonl", "--way=pairs"], of_files
-        ),
+        "choosing": Victim(["choose", str(scored), "out.jsonl", "--way=pairs"], of_files),
         "a report": Victim(["report", str(run), "--out=out"], of_report),
     }
+    return {name: found[name] for name in NAMES if name in only}
 
 
 def undisturbed(

@@ -96,7 +96,9 @@ def load_tokenized(
         made_by["turns"] = turns
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
     entry = cache_root() / "tokens" / key
-    if not _is_whole(entry):
+    with cache_errors():
+        whole = _is_whole(entry)
+    if not whole:
         if compare:
             records = read_samples(source, split, [compare], label_range)
             records = pairs_of_ratings(records, compare)
@@ -249,8 +251,7 @@ def _is_whole(entry: Path) -> bool:
         for file in entry.glob("*.npy"):
             np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError):
-        with cache_errors():
-            shutil.rmtree(entry)
+        shutil.rmtree(entry)
         return False
     return True
 
