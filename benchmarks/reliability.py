@@ -46,16 +46,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--part", choices=[*PARTS], help="one alone; all by default")
+    parser.add_argument("--part", action="append", choices=[*PARTS], help="repeatable; else all")
     parser.add_argument("--minutes", type=float, default=10.0, help="that each part has")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--command", action="append", choices=(*NAMES, "a served load"), default=[])
+    parser.add_argument(
+        "--command",
+        action="append",
+        choices=(*NAMES, "a served load"),
+        default=[],
+        help="that is killed, stopped or given bad storage; repeatable; else all",
+    )
     parser.add_argument("--verbose", action="store_true", help="a line for each try")
     args = parser.parse_args()
     show = (lambda line: print(line, flush=True)) if args.verbose else (lambda line: None)
     rows: list[Row] = []
     for name, part in PARTS.items():
-        if args.part in (None, name):
+        if not args.part or name in args.part:
             with tempfile.TemporaryDirectory() as scratch:
                 os.environ["RMJAX_CACHE"] = f"{scratch}/cache"
                 began = time.monotonic()

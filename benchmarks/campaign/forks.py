@@ -45,7 +45,7 @@ def run(
     arguments: Sequence[str],
     directory: Path,
     *,
-    seconds: float = 120.0,
+    seconds: float = 600.0,
     most_bytes: int = 1 << 62,
     forbidden: Path | None = None,
     when: Callable[[int, float], bool] | None = None,

@@ -52,7 +52,7 @@ def _killed(
         forks.run(victim.arguments, directory, when=_at(rng.random() * seconds, signal.SIGKILL))
     ended = forks.run(victim.arguments, directory)
     # It may have been killed at its very end, when the result had its name.
-    if ended.code and not is_there(ended):
+    if ended.code != 0 and not is_there(ended):
         return f"not continued: {ended.text.strip()[-300:]}"
     found = forks.call(victim.result, directory)
     if found == wanted:

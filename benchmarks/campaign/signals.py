@@ -81,7 +81,7 @@ def _sent(
 
 def _continued(victim: Victim, directory: Path, wanted: dict[str, str]) -> str:
     again = forks.run(victim.arguments, directory)
-    if again.code and not is_there(again):
+    if again.code != 0 and not is_there(again):
         return f"not continued: {again.text[-300:]!r}"
     found = forks.call(victim.result, directory)
     return "" if found == wanted else "not the same bits"

@@ -71,7 +71,7 @@ def one_line(ended: forks.Ended, *words: str) -> str:
 def same_again(victim: Victim, directory: Path, wanted: dict[str, str], log: Path) -> str:
     """Gives a command again; what is wrong with what comes of it."""
     ended = forks.run(victim.arguments, directory, log=log)
-    if ended.code and not is_there(ended):
+    if ended.code != 0 and not is_there(ended):
         return f"not continued, status {ended.code}: {ended.text[-400:]!r}"
     found = forks.call(victim.result, directory)
     if found == wanted:
@@ -109,7 +109,7 @@ def _full(
                 os.environ["RMJAX_CACHE"] = str(disk / "cache") if cached else usual
                 ended = forks.run(victim.arguments, disk, log=log)
                 fault = ""
-                if ended.code:  # where it ended well, what it wrote meanwhile was the most
+                if ended.code != 0:  # where it ended well, what it wrote meanwhile was the most
                     fault = one_line(ended, "the disk is full")
                 _mount(disk, "remount,size=256m")
                 fault = fault or same_again(victim, disk, whole_of(whole, name), log)
@@ -165,7 +165,7 @@ def _full_output(
             os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
 
         ended = forks.run(victim.arguments, directory, log=errors, prepare=full)
-        fault = one_line(ended, "the disk is full") if ended.code else ""
+        fault = one_line(ended, "the disk is full") if ended.code != 0 else ""
         fault = fault or same_again(victim, directory, whole[name][0], errors)
         until.count(row, f"{name}, status {ended.code}", fault)
     return [row]
@@ -192,7 +192,7 @@ def _read_only(
 
         ended = forks.run(victim.arguments, directory, when=closed, prepare=_obey_modes, log=log)
         _modes(directory, 0o755)
-        fault = one_line(ended, "cannot be") if ended.code else ""
+        fault = one_line(ended, "cannot be") if ended.code != 0 else ""
         fault = fault or same_again(victim, directory, whole[name][0], log)
         until.count(row, f"{name} at {moment:.1f} s, status {ended.code}", fault)
     return [row]
@@ -236,7 +236,7 @@ def _gone(
             return True
 
         ended = forks.run(victim.arguments, directory, when=moved, log=log)
-        fault = one_line(ended) if ended.code else ""
+        fault = one_line(ended) if ended.code != 0 else ""
         fault = fault or same_again(victim, directory, whole[name][0], log)
         until.count(row, f"{name} at {moment:.1f} s, status {ended.code}", fault)
     return [row]
@@ -264,8 +264,9 @@ def _torn(
     tails = {name: rng.sample(_TAILS, len(_TAILS)) for name in victims}
     for name, victim in _each(victims, until):
         directory, tail = fresh(scratch, name), tails[name].pop()
-        moment = rng.uniform(0.5, 0.95) * whole[name][1]
-        forks.run(victim.arguments, directory, when=_kill_at(moment))
+        moment = rng.uniform(0.4, 0.9) * whole[name][1]
+        if forks.run(victim.arguments, directory, when=_kill_at(moment)).code != -9:
+            continue  # it had ended: nothing is torn
         lines = [p for p in directory.rglob("*.jsonl*") if p.is_file() and p.suffix != ".json"]
         lines = [path for path in lines if "rollouts" not in path.parts]  # replaced whole
         for path in lines:
@@ -309,11 +310,11 @@ def _damaged(
             harm(checkpoint / file, what, rng)
             ended = forks.run(training.arguments, directory, log=log)
             fault = ""
-            if ended.code:
+            if ended.code != 0:
                 fault = one_line(ended, "checkpoints/12: incomplete or damaged")
                 fault = fault or ("" if "step 10" in ended.text else f"offers none: {ended.text}")
                 shutil.rmtree(checkpoint)
-            if not ended.code or number % 4 == 0:
+            if ended.code == 0 or number % 4 == 0:
                 fault = fault or same_again(training, directory, whole["training"][0], log)
             until.count(row, f"{_anonymous(file)}, status {ended.code}", fault)
     return list(rows.values())
@@ -358,7 +359,9 @@ def _clocks(
             then = time.time() + rng.choice((-1, 1)) * _YEARS
             os.utime(path, (then, then))
         ended = forks.run(victim.arguments, directory, prepare=jumping, log=log)
-        fault = "" if not ended.code or is_there(ended) else f"not continued: {ended.text[-400:]!r}"
+        fault = (
+            "" if ended.code == 0 or is_there(ended) else f"not continued: {ended.text[-400:]!r}"
+        )
         found = forks.call(victim.result, directory)
         if not fault and found != whole[name][0]:
             wanted = whole[name][0]

@@ -152,7 +152,7 @@ def undisturbed(
         for _ in range(2):  # the first compiles
             directory = fresh(scratch, name)
             ended = forks.run(victim.arguments, directory)
-            if ended.code:
+            if ended.code != 0:
                 raise SystemExit(f"{name} fails undisturbed: {ended.text}")
         whole[name] = forks.call(victim.result, directory), ended.seconds
     return whole
@@ -166,7 +166,7 @@ def is_there(ended: forks.Ended) -> bool:
 
 def _done(arguments: list[str], scratch: Path) -> None:
     ended = forks.run(arguments, scratch)
-    if ended.code:
+    if ended.code != 0:
         raise SystemExit(f"{arguments[0]} fails undisturbed: {ended.text}")
 
 

@@ -1,0 +1,19 @@
+"""A short form of the campaign's parts: the quickest command killed, stopped, on bad storage."""
+
+import subprocess
+import sys
+
+import pytest
+
+from helpers.paths import ROOT
+
+
+@pytest.mark.slow
+def test_nothing_is_lost():
+    program = [sys.executable, ROOT / "benchmarks" / "reliability.py", "--minutes=0.03"]
+    program += [f"--part={part}" for part in ("kills", "signals", "storage")]
+    program += ["--command=conversion to Orbax"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for row in ("kill -9 | conversion", "signals | Ctrl-C: conversion", "storage | a full disk"):
+        assert row in done.stdout
