@@ -147,8 +147,8 @@ class OwnTemplate:
         """The messages of a text that this template wrote; none if it did not."""
         if self._marks is None:
             return []
-        text = rest = _strip(text, self.special)
         before, after_user, after_answer, end = self._marks
+        text = rest = _strip(text, self.special)
         messages: list[Message] = []
         if self._system and text.startswith(self._system[0]):
             said, mark, turns = text.removeprefix(self._system[0]).partition(self._system[1])
@@ -156,14 +156,14 @@ class OwnTemplate:
                 messages, rest = [{"role": "system", "content": said}], before + turns
         if not rest.startswith(before):
             return []
-        rest = rest.removeprefix(before)
-        while rest:
-            said, mark, rest = rest.partition(after_user)
-            if not mark:
+        place = len(before)
+        while place < len(rest):
+            said, place, marked = _until(after_user, rest, place)
+            if not marked:
                 return []
             messages.append({"role": "user", "content": said})
-            said, mark, rest = rest.partition(after_answer)
-            if not mark:
+            said, place, marked = _until(after_answer, rest, place)
+            if not marked:
                 said = _without_end(said, end)
             messages.append({"role": "assistant", "content": said})
         return messages if self._writes(messages, text) else []
@@ -253,17 +253,35 @@ def _ended(messages: list[Message], what: str) -> Conversation:
     return Conversation(messages)
 
 
+def _until(mark: str, text: str, start: int) -> tuple[str, int, bool]:
+    """The text from a place to a mark, the place behind the mark, and whether there is one."""
+    place = text.find(mark, start)
+    if place < 0:
+        return text[start:], len(text), False
+    return text[start:place], place + len(mark), True
+
+
 def _strip(text: str, marks: tuple[str, ...]) -> str:
-    """A text without marks, and spaces beside them, at its beginning and end."""
+    """A text without marks, and spaces outside of them, at its beginning and end.
+
+    The text is not copied for each mark: there may be millions.
+    """
+    start, end, place = 0, len(text), 0
     while True:
-        before = text
-        for mark in marks:
-            if text.lstrip().startswith(mark):
-                text = text.lstrip()[len(mark) :]
-            if text.rstrip().endswith(mark):
-                text = text.rstrip()[: -len(mark)]
-        if text == before:
-            return text
+        while place < end and text[place].isspace():
+            place += 1
+        found = next((mark for mark in marks if text.startswith(mark, place, end)), None)
+        if found is None:
+            break
+        start = place = place + len(found)
+    place = end
+    while True:
+        while place > start and text[place - 1].isspace():
+            place -= 1
+        found = next((mark for mark in marks if text.endswith(mark, start, place)), None)
+        if found is None:
+            return text[start:end]
+        end = place = place - len(found)
 
 
 def _without_end(said: str, end: str) -> str:

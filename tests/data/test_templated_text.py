@@ -1,5 +1,7 @@
 """Texts that templates wrote become the messages they were, whichever template it was."""
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -142,3 +144,12 @@ def test_an_empty_response_is_there():
 def test_what_cannot_be_read_says_why(text, message):
     with pytest.raises(ValueError, match=message):
         parse_templated(text, BYTES)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_million_marks_around_a_text_take_no_longer_than_reading_them(before):
+    """A copy of the text for each of them would take minutes, in which nobody else is served."""
+    written, marks = render(TOKENIZERS["chatml"], Conversation([*TURNS])), "<s> " * 1_000_000
+    began = time.process_time()
+    assert parse_templated(marks + written if before else written + marks, BYTES).messages == TURNS
+    assert time.process_time() - began < 10
