@@ -44,7 +44,9 @@ if __name__ == "__main__":
     _parser().parse_args()  # --help and mistakes are answered before the imports, which take long
 
 import contextlib
+import errno
 import logging
+import math
 import os
 import resource
 import signal
@@ -114,12 +116,17 @@ def serve(
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not host:  # which the system reads as all addresses
+        raise UserError("--host is empty: 127.0.0.1 is this machine alone, 0.0.0.0 all addresses")
+    if not 0 <= port < 1 << 16:
+        raise UserError(f"--port={port}: ports are 1 to 65535; 0 is any that is free")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
+        taken = ": another program listens there" if error.errno == errno.EADDRINUSE else ""
         raise UserError(
-            f"cannot listen on {host}:{port} ({error.strerror}): is another server there? "
+            f"cannot listen on {host}:{port} ({error.strerror}){taken}; "
             "--host and --port name another address"
         ) from error
 
@@ -127,6 +134,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _watch(service: Service, server: uvicorn.Server, listener: socket.socket) -> None:
     """Says when the server is ready; ends it if it cannot be."""
     host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
     began = time.monotonic()
     print(f"listening on http://{host}:{port}, compiling", flush=True)
     while not service.batcher.ready:
@@ -144,17 +152,34 @@ def _watch(service: Service, server: uvicorn.Server, listener: socket.socket) ->
     server.should_exit = True
 
 
+def _key() -> str:
+    """The key that requests need; empty for none.
+
+    Raises:
+      UserError: it is there and says nothing, as a secret does that was not found.
+    """
+    given = os.environ.get(_KEY)
+    if given is None:
+        return ""
+    if not given.strip():
+        raise UserError(f"{_KEY} is empty: give it a key, or unset it to serve without one")
+    return given.strip()  # a file's last line break is no part of it, and no header can have it
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises a `UserError` about the first option that is out of range."""
+    above = ("queue_tokens", "timeout", "max_body", "max_conversations")
+    for name in (*above, "batch_tokens", "batch_wait", "queue_wait"):
+        given = getattr(args, name)
+        fine = given > 0 or (given == 0 and name not in above)
+        if not fine or not math.isfinite(given):
+            more = "more than 0" if name in above else "0 or more"
+            raise UserError(f"--{name.replace('_', '-')}={given:g}: expected {more}")
+
+
 def _main() -> None:
     args = _parser().parse_args()
-    wrong = [
-        n
-        for n in ("queue_tokens", "timeout", "max_body", "max_conversations")
-        if getattr(args, n) <= 0
-    ]
-    wrong += [n for n in ("batch_tokens", "batch_wait", "queue_wait") if getattr(args, n) < 0]
-    if wrong:
-        option = wrong[0].replace("_", "-")
-        raise UserError(f"--{option}={getattr(args, wrong[0]):g}: expected more than that")
+    _check(args)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     enable_compilation_cache()
     with contextlib.suppress(ValueError, OSError):  # each client is an open file
@@ -175,7 +200,7 @@ def _main() -> None:
         host=args.host,
         port=args.port,
         name=args.served_model_name,
-        key=os.environ.get(_KEY, ""),
+        key=_key(),
         max_length=args.max_length,
         limits=limits,
         value=parse_value(args.value)[0],

@@ -7,6 +7,7 @@ told what it did wrong; what went wrong here is logged, and it is told no more t
 import asyncio
 import contextlib
 import hmac
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -36,6 +37,14 @@ _TYPES = {
 }
 
 Handler = Callable[[Request], Awaitable[Response]]
+
+
+class _Json(JSONResponse):
+    """JSON of whatever a client has sent, half characters too, which UTF-8 does not have."""
+
+    def render(self, content: Any) -> bytes:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8", "backslashreplace")  # which writes them as JSON does
 
 
 def make_app(service: Service, version: str, key: str = "") -> Starlette:
@@ -104,7 +113,7 @@ def _has_key(request: Request, key: str) -> bool:
     return same and scheme.lower() == "bearer"
 
 
-def _error(refusal: Refusal) -> JSONResponse:
+def _error(refusal: Refusal) -> _Json:
     kind = _TYPES.get(refusal.status, "BadRequestError" if refusal.status < 500 else "ServerError")
     error = {"message": refusal.message, "type": kind}
     error |= {"param": refusal.param, "code": refusal.status}
@@ -113,7 +122,7 @@ def _error(refusal: Refusal) -> JSONResponse:
         headers["Retry-After"] = str(refusal.retry_after)
     if refusal.status in (408, 413):  # of whose body there may be more
         headers["Connection"] = "close"
-    return JSONResponse({"error": error}, refusal.status, headers)
+    return _Json({"error": error}, refusal.status, headers)
 
 
 def _scores(service: Service, endpoint: Endpoint, bodies: "_Bodies") -> Handler:
@@ -121,6 +130,9 @@ def _scores(service: Service, endpoint: Endpoint, bodies: "_Bodies") -> Handler:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json" and not kind.endswith("+json"):
             raise Refusal(f"the content type is {kind!r}, expected 'application/json'", 415)
+        coding = request.headers.get("content-encoding", "identity").strip().lower()
+        if coding != "identity":
+            raise Refusal(f"the body's encoding is {coding!r}; send it as it is", 415)
         body = await bodies.read(request)
         try:
             return await _unless_gone(request, service.answer(endpoint, body), service)
@@ -139,7 +151,7 @@ async def _unless_gone(request: Request, answer: Any, service: Service) -> Respo
         if not work.done():
             service.metrics.gone.add(1)
             return Response(status_code=_GONE)
-        return JSONResponse(work.result())
+        return _Json(work.result())
     finally:
         for task in (work, gone):
             task.cancel()
@@ -211,24 +223,24 @@ def _looks(service: Service, version: str, keyed: bool) -> dict[str, Handler]:
 
     async def health(request: Request) -> Response:
         if batcher.healthy:
-            return JSONResponse({"status": "ready"})
+            return _Json({"status": "ready"})
         state = "failing" if batcher.ready else "warming up"
-        return JSONResponse({"status": state}, 503, {"Retry-After": "1"})
+        return _Json({"status": state}, 503, {"Retry-After": "1"})
 
     async def models(request: Request) -> Response:
         model = {"id": served.name, "object": "model", "created": served.created}
         model |= {"owned_by": "rmjax", "max_model_len": served.scorer.max_length}
         model |= {"attributes": list(served.attributes), "rule": served.scorer.rule.name}
-        return JSONResponse({"object": "list", "data": [model]})
+        return _Json({"object": "list", "data": [model]})
 
     async def which(request: Request) -> Response:
-        return JSONResponse({"version": version})
+        return _Json({"version": version})
 
     async def metrics(request: Request) -> Response:
         return PlainTextResponse(service.metrics.text(), media_type=_METRICS)
 
     async def openapi(request: Request) -> Response:
-        return JSONResponse(document(ENDPOINTS, service.limits, version, keyed))
+        return _Json(document(ENDPOINTS, service.limits, version, keyed))
 
     return {
         "/health": health,

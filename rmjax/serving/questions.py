@@ -169,9 +169,9 @@ def response_item(
 
 
 def check_model(body: Body, served: Served) -> None:
-    """Refuses a request for another model, as vLLM does."""
+    """Refuses a request for another model, as vLLM does; no name, or an empty one, is this."""
     name = body.get("model")
-    if name is not None and name != served.name:
+    if name and name != served.name:
         raise Refusal(f"The model `{name}` does not exist; this is {served.name!r}.", 404, "model")
 
 

@@ -3,7 +3,7 @@
 import uvicorn
 
 from rmjax.serving.app import make_app
-from rmjax.serving.connections import Connection
+from rmjax.serving.connections import Connection, check_uvicorn, in_connections
 from rmjax.serving.service import Service
 
 _KEEP_ALIVE = 75  # seconds: longer than clients keep idle connections, so that they close them
@@ -16,9 +16,13 @@ def make_server(service: Service, version: str, key: str = "") -> uvicorn.Server
       service: what answers; it is started and stopped with the server.
       version: of rmjax.
       key: that requests must have; empty for none.
+
+    Raises:
+      UserError: uvicorn is another one than this is made for.
     """
+    check_uvicorn()
     config = uvicorn.Config(
-        make_app(service, version, key),
+        in_connections(make_app(service, version, key)),
         http=Connection,
         loop="asyncio",
         ws="none",

@@ -5,6 +5,7 @@ in the line, is scored by the batcher, and is written. The event loop only waits
 """
 
 import asyncio
+import collections
 import concurrent.futures
 import json
 import math
@@ -205,7 +206,12 @@ def _parsed(body: bytes) -> Any:
     if not body:
         raise Refusal("the body is empty, expected a JSON object")
     try:
-        parsed = json.loads(body, parse_constant=_no_constant)
+        parsed = json.loads(
+            body,
+            object_pairs_hook=_of_pairs,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
     except (ValueError, RecursionError) as error:
         raise Refusal(f"the body is no JSON ({shortened(str(error), 120)})") from error
     if not isinstance(parsed, dict):
@@ -213,5 +219,21 @@ def _parsed(body: bytes) -> Any:
     return parsed
 
 
+def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, none of whose fields is there twice: programs differ in which of them counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (twice, _), *_ = collections.Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the field {twice!r} is there twice")
+    return found
+
+
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    found = float(text)
+    if not math.isfinite(found):
+        raise ValueError(f"{text} is larger than numbers are here")
+    return found

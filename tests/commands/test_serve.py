@@ -110,7 +110,12 @@ def test_it_ends_while_it_compiles(model, tmp_path):
         (["--max-length=257"], "made for up to 256 tokens"),
         (["--value=c"], "neither an attribute"),
         (["--over-long=drop"], "over_long = 'drop': there are error, truncate_left"),
-        (["--queue-tokens=0"], "--queue-tokens=0: expected more than that"),
+        (["--queue-tokens=0"], "--queue-tokens=0: expected more than 0"),
+        (["--timeout=inf"], "--timeout=inf: expected more than 0"),
+        (["--batch-wait=nan"], "--batch-wait=nan: expected 0 or more"),
+        (["--host="], "--host is empty: 127.0.0.1 is this machine alone"),
+        (["--port=-1"], "--port=-1: ports are 1 to 65535"),
+        (["--port=65536"], "--port=65536: ports are 1 to 65535"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, model):
@@ -124,3 +129,11 @@ def test_a_port_that_is_taken(model):
         port = taken.getsockname()[1]
         done = forked.run(["-m", "rmjax.serve", model, f"--port={port}"])
     assert done.returncode == 1 and f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert "another program listens there" in done.stderr
+
+
+@pytest.mark.parametrize("key", ["", " \n"])
+def test_a_key_that_says_nothing_is_not_no_key(key, model):
+    """As a secret that was not found: whoever sets one does not mean to serve without."""
+    done = forked.run(["-m", "rmjax.serve", model, "--port=0"], environment={"RMJAX_API_KEY": key})
+    assert done.returncode == 1 and "RMJAX_API_KEY is empty" in done.stderr

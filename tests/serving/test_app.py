@@ -16,6 +16,7 @@ from helpers.hf_models import save_hf
 from helpers.models import tiny_llama
 from helpers.paths import ROOT
 from helpers.serving import make_service, one_device, running, variant
+from rmjax.errors import UserError
 from rmjax.serving import connections
 from rmjax.serving.endpoints import ENDPOINTS
 from rmjax.serving.openapi import document
@@ -115,6 +116,7 @@ def test_what_it_is_not_asked_for(scorer):
             (httpx.get(url + "/nothing"), 404),
             (httpx.get(url + "/classify"), 405),
             (httpx.post(url + "/classify", content=b"a=b"), 415),
+            (ask(url, headers={"Content-Encoding": "gzip"}), 415),
         ):
             assert reply.status_code == status and reply.json()["error"]["code"] == status
         text = httpx.get(url + "/metrics").text
@@ -168,6 +170,44 @@ def test_connections_on_which_nothing_comes_are_closed(scorer, monkeypatch):
         broken = raw(url)
         broken.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         assert broken.recv(1000).startswith(b"HTTP/1.1 400")
+
+
+def test_a_client_that_does_not_read_is_left(scorer, monkeypatch):
+    """Otherwise it would hold its connection, and the server's end, for ever."""
+    monkeypatch.setattr(connections, "REPLY_SECONDS", 0.2)
+    with serve(scorer) as url:
+        asks = raw(url)
+        asks.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with pytest.raises(ConnectionError):
+            while True:
+                asks.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+        assert ask(url).status_code == 200
+
+
+def test_requests_one_behind_the_other_on_a_connection(scorer, monkeypatch):
+    """Each is answered, and a time for one does not begin with another."""
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    with serve(scorer) as url:
+        one = raw(url)
+        sent = json.dumps(BODY).encode()
+        head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        request = head + b"Content-Length: %d\r\n\r\n" % len(sent) + sent
+        one.sendall(request * 20)
+        found = b""
+        while found.count(b'"probs"') < 20 or not found.endswith(b"}"):
+            found += one.recv(1 << 16)
+        time.sleep(0.5)  # idle, which is not half a head
+        one.sendall(request)
+        assert one.recv(1 << 16).startswith(b"HTTP/1.1 200")
+
+
+def test_a_uvicorn_that_tells_connections_nothing():
+    class Other(asyncio.Protocol):
+        def __init__(self, config):
+            pass
+
+    with pytest.raises(UserError, match="hands no state to its connections"):
+        connections.check_uvicorn(Other)
 
 
 def test_a_full_line_waits_and_then_says_so(scorer, held):

@@ -298,6 +298,12 @@ LONG = talk("p", "so " * CONTEXT)
 BAD = {
     "no JSON": ("/classify", b"{", "the body is no JSON"),
     "not a number": ("/classify", b'{"input": NaN}', "NaN is not JSON"),
+    "too large a number": ("/classify", b'{"user": 1e999}', "1e999 is larger than numbers are"),
+    "a field twice": (
+        "/classify",
+        b'{"user": "a", "user": "b"}',
+        "the field 'user' is there tw",
+    ),
     "deep": ("/classify", b"[" * 100_000, "the body is no JSON"),
     "no text": ("/classify", b"\xff", "the body is no JSON"),
     "empty": ("/classify", b"", "the body is empty"),
@@ -357,6 +363,21 @@ def test_what_is_wrong_is_said(name, client):
     error = reply.json()["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["code"] == reply.status_code
     assert re.search(message, error["message"]), error["message"]
+
+
+def test_half_a_character_comes_back_as_it_was(client):
+    headers = {"Content-Type": "application/json"}
+    for said, status in ({"request_id": "\ud800"}, 200), ({"model": "\ud800"}, 404):
+        body = json.dumps({"messages": talk("p", "a"), **said}).encode()
+        reply = client.post("/classify", content=body, headers=headers)
+        assert reply.status_code == status
+        answer = json.loads(reply.content)
+        assert "\ud800" in (answer["id"] if status == 200 else answer["error"]["message"])
+
+
+def test_a_model_without_a_name_is_this_one(client):
+    for path in ("/classify", "/v1/chat/completions"):
+        ok(client.post(path, json={"model": "", "messages": talk("p", "a")}))
 
 
 def test_a_prompt_is_cut_where_asked(client, scorer):
