@@ -16,7 +16,6 @@ from rmjax.errors import UserError, answer_interrupts, exit_with_message, write_
 if __name__ == "__main__":
     answer_interrupts()  # before the imports
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from rmjax.data.choosing import WAYS, Choice, against_given, choose
 from rmjax.data.readers import open_source
 from rmjax.data.row_file import check_new
 from rmjax.runtime.files import PARTIAL, lock_file
+from rmjax.runtime.options import CommandParser
 
 _SPIN = "spin"
 
@@ -120,11 +120,7 @@ def _parse_ratings(text: str) -> tuple[int, int]:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m rmjax.choose",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser("choose", __doc__)
     add = parser.add_argument
     add("source", metavar="SCORED", help="a file of scored responses")
     add("out", metavar="OUT", help="the file to write, JSON lines")

@@ -8,8 +8,9 @@
     python -m rmjax.convert orbax-to-hf SRC DST [--dtype=bfloat16] [--value=RULE] [--push=A/B]
     python -m rmjax.convert orbax-to-peft SRC DST [--push=A/B]
 
-hf-to-orbax keeps the head of a classification model. A causal model gets a fresh head, or one that
---head makes of the logits of tokens or of its value head, or remains a language model.
+hf-to-orbax, or 'hf->orbax' in quotes, keeps the head of a classification model. A causal model gets
+a fresh head, or one that --head makes of the logits of tokens or of its value head, or remains a
+language model.
 orbax-to-hf exports all outputs of a reward head, or with --value one number made of them.
 orbax-to-peft exports the adapters of a run with LoRA, and a reward model's head; orbax-to-hf merges
 the adapters instead.
@@ -20,17 +21,15 @@ the source. Until then DST.partial stands beside it, and the same command contin
 """
 
 import argparse
+import sys
 
 from rmjax.checkpoints.weight_files import VALUE_HEAD
 from rmjax.errors import UserError, answer_interrupts, exit_with_message
+from rmjax.runtime.options import CommandParser
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m rmjax.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("convert", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     to_orbax = commands.add_parser("hf-to-orbax", help="a Hugging Face model to an Orbax model")
     to_orbax.add_argument(
@@ -77,9 +76,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parsed() -> argparse.Namespace:
+    parser, words = _parser(), sys.argv[1:]
+    if words and words[0] in ("hf-", "orbax-"):  # and standard output is a file by now
+        parser.error(f"a shell reads '>' as the name of a file: write '{words[0]}>...' in quotes")
+    return parser.parse_args([word.replace("->", "-to-") for word in words[:1]] + words[1:])
+
+
 if __name__ == "__main__":
     answer_interrupts()
-    _parser().parse_args()  # --help and mistakes are answered before the imports, which take long
+    _parsed()  # --help and mistakes are answered before the imports, which take long
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -259,7 +265,7 @@ def _fresh_head(decoder: DecoderConfig, attributes: int, seed: int) -> np.ndarra
 
 
 def _main() -> None:
-    args = _parser().parse_args()
+    args = _parsed()
     keep_freed_memory()
     if args.command == "hf-to-orbax":
         notes = hf_to_orbax(

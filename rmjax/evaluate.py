@@ -15,21 +15,16 @@ OUT/scores as they are computed: a killed evaluation continues where it was, and
 twice, in this evaluation or the next.
 """
 
-import argparse
-
 from rmjax.errors import UserError, answer_interrupts, exit_with_message
 from rmjax.evaluation.benchmarks import BENCHMARKS, DEFAULT
 from rmjax.inference.load_options import add_load_options, load_options
+from rmjax.runtime.options import CommandParser
 
 _OVER_LONG = ("truncate_left", "drop")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m rmjax.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("evaluate", __doc__)
     add = parser.add_argument
     add("model", help="the model, a file of scores, or baseline:length")
     add("benchmarks", nargs="*", metavar="BENCHMARK[=SOURCE]", help=", ".join(BENCHMARKS))

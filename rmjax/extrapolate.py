@@ -21,14 +21,11 @@ once: both, and the one that is tried.
 import argparse
 
 from rmjax.errors import UserError, answer_interrupts, exit_with_message
+from rmjax.runtime.options import CommandParser
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m rmjax.extrapolate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("extrapolate", __doc__)
     parser.add_argument("weak", help="alpha 0: the earlier model")
     parser.add_argument("strong", help="alpha 1: the model that was trained from it")
     parser.add_argument("dst", nargs="?", help="directory to make")

@@ -23,19 +23,14 @@ A report is report.html, one file that needs no network; report.md with figures/
 docs/train.md, docs/online.md, docs/data.md and docs/alignment.md describe them.
 """
 
-import argparse
-
 from rmjax.errors import UserError, answer_interrupts, exit_with_message
+from rmjax.runtime.options import CommandParser
 
 _WATCH = 10.0  # seconds
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m rmjax.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("report", __doc__)
     parser.add_argument("run", nargs="?", help="directory of a run")
     parser.add_argument(
         "--watch",

@@ -13,17 +13,12 @@ A killed command is continued by the same command, to the same samples: OUT is O
 is whole.
 """
 
-import argparse
-
 from rmjax.errors import UserError, answer_interrupts, exit_with_message
+from rmjax.runtime.options import CommandParser
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m rmjax.sample",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("sample", __doc__)
     add = parser.add_argument
     add("model", help="the language model")
     add("source", metavar="PROMPTS", help="the prompts")

@@ -12,18 +12,13 @@ What responses begin with is computed once for them. A killed command is continu
 command: OUT is OUT.partial until it is whole.
 """
 
-import argparse
-
 from rmjax.errors import answer_interrupts, exit_with_message
 from rmjax.inference.load_options import add_load_options, load_options
+from rmjax.runtime.options import CommandParser
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m rmjax.score",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("score", __doc__)
     add = parser.add_argument
     add("model", help="the reward model")
     add("source", metavar="IN", help="the conversations")

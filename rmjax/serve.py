@@ -12,14 +12,11 @@ import argparse
 
 from rmjax.errors import UserError, answer_interrupts, exit_with_message
 from rmjax.inference.load_options import add_load_options, load_options
+from rmjax.runtime.options import CommandParser
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m rmjax.serve",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("serve", __doc__)
     add = parser.add_argument
     add("model", help="the reward model")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all of this host's")

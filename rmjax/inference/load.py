@@ -93,4 +93,5 @@ def load(
         over_long,
         share_prompts,
         source.state(),
+        source.name,
     )

@@ -60,6 +60,7 @@ class Scorer:
 
     Attributes:
       state: changes when a file of the model does.
+      name: what it was loaded by.
       work: what has been computed so far.
       encoder: makes tokens, and knows what the chat template does not show.
       progress: whether many batches show a bar.
@@ -75,11 +76,12 @@ class Scorer:
         over_long: str,
         share_prompts: bool = True,
         state: str = "",
+        name: str = "",
     ):
         self.model, self.params, self.tokenizer, self.spec = model, params, tokenizer, spec
         self.rule, self.over_long, self.share_prompts = rule, over_long, share_prompts
         self.max_length = spec.max_length or model.config.max_position_embeddings
-        self.state, self.work = state, Work()
+        self.state, self.name, self.work = state, name, Work()
         self.encoder = ChatEncoder(tokenizer, spec.suffix_turn)
         self.progress = True
         self._warned: set[str] = set()
@@ -87,7 +89,14 @@ class Scorer:
         self._shapes = ScoringShapes(model, self.max_length)
 
     def __repr__(self) -> str:
-        return f"Scorer({', '.join(self.attributes)}; value: {self.rule.name})"
+        mesh = self.model.options.sharding.mesh
+        kind = next(iter(mesh.devices.flat)).device_kind
+        axes = "".join(f", {name}:{size}" for name, size in mesh.shape.items() if size > 1)
+        return (
+            f"Scorer({self.name and f'{self.name}: '}{', '.join(self.attributes)}; "
+            f"value: {self.rule.name}; up to {self.max_length:,} tokens; "
+            f"{mesh.size} x {kind}{axes})"
+        )
 
     @property
     def is_language_model(self) -> bool:

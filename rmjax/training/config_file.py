@@ -127,7 +127,7 @@ def _described(error: BaseException, argv: Sequence[str], names: Sequence[str]) 
         name = re.split(r"=|\[", word.lstrip("-"))[0]
         inner = [other for other in names if other.startswith(f"{name}.")]
         # A section that the config leaves None has fields that `names` does not tell.
-        above = any(name.startswith(f"{other}.") for other in names)
+        above = any(name.startswith(f"{other}.") for other in names if other != "config")
         if name not in names and not inner and not above:
             return f"--{name}: there is no such field{_meant(name, names, '--')}"
         if inner and message.startswith(f"flag --{word.lstrip('-')}:"):

@@ -538,7 +538,7 @@ def test_command_line_says_what_is_wrong_in_one_line(orbax_copy, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
-def test_command_line_parses_its_options(tmp_path, monkeypatch):
+def test_command_line_parses_its_options(monkeypatch, capsys):
     asked = {}
 
     def convert_it(*args, **kwargs):
@@ -550,10 +550,10 @@ def test_command_line_parses_its_options(tmp_path, monkeypatch):
     for line in (
         "hf-to-orbax a b",
         "hf-to-orbax c d --attributes=x,y --seed=3 --value=goodness --chat-template=rag",
-        "hf-to-orbax i j --language-model",
+        "hf->orbax i j --language-model",
         'hf-to-orbax k l --head={"reward":{"0":1}}',
         'hf-to-orbax m n --head=value_head --value={"x":2} --suffix-turn=Good?',
-        "orbax-to-hf e f",
+        "orbax->hf e f",
         "orbax-to-hf --dtype bfloat16 g h --value=care --push=me/it",
     ):
         monkeypatch.setattr(sys, "argv", ["convert", *line.split()])
@@ -577,11 +577,11 @@ def test_command_line_parses_its_options(tmp_path, monkeypatch):
         ("e", "f"): {"dtype": None, "value": None, "push": ""},
         ("g", "h"): {"dtype": "bfloat16", "value": "care", "push": "me/it"},
     }
-    monkeypatch.setattr(
-        sys, "argv", ["convert", "hf-to-orbax", "a", "b", "--head=value_head", "--language-model"]
-    )
-    with pytest.raises(SystemExit):
-        convert._main()
+    for line in ("hf-to-orbax a b --head=value_head --language-model", "hf- a b"):
+        monkeypatch.setattr(sys, "argv", ["convert", *line.split()])
+        with pytest.raises(SystemExit):
+            convert._main()
+    assert "a shell reads '>' as the name of a file: write 'hf->...'" in capsys.readouterr().err
 
 
 # ---- memory -----------------------------------------------------------------------------------

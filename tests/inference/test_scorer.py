@@ -515,6 +515,13 @@ def test_scores_are_readable():
     )
 
 
+def test_a_scorer_says_what_it_is(scorer, hf):
+    assert repr(scorer) == (
+        f"Scorer({hf}: helpfulness, correctness, coherence, complexity, verbosity; "
+        "value: helpfulness; up to 256 tokens; 8 x cpu, fsdp:8)"
+    )
+
+
 def test_long_names_keep_their_columns():
     score = Score({"instruction following": -23.4567, "wit": 1.0}, 1.0, "wit", 3)
     lines = repr(score).splitlines()

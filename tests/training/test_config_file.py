@@ -61,7 +61,7 @@ def test_files_that_are_none(tmp_path):
 def parsed(*arguments: str):
     values = flags.FlagValues()
     flags.DEFINE_integer("slices", 1, "Of something.", flag_values=values)
-    rest = parse_config(["train", *arguments], values, ["slices"])
+    rest = parse_config(["train", *arguments], values, ["config", "slices"])  # as commands do
     return values.config, rest[1:]
 
 
