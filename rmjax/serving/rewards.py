@@ -108,7 +108,11 @@ REWARDS = Endpoint(
             "responses": optional(
                 one_of(
                     {**TEXTS, "minItems": 1},
-                    {"type": "array", "items": one_of(TEXT, {"type": "object"}, MESSAGES)},
+                    {
+                        "type": "array",
+                        "items": one_of(TEXT, {"type": "object"}, MESSAGES),
+                        "minItems": 1,
+                    },
                 ),
                 "to the prompt",
             ),

@@ -349,6 +349,7 @@ BAD = {
         "field 'stream': expected false or null",
     ),
     "neither": ("/v1/rewards", {}, "expected either 'conversations' or 'prompt'"),
+    "no responses": ("/v1/rewards", {"prompt": "p", "responses": []}, "is an empty list"),
     "only a prompt": ("/v1/rewards", {"prompt": "p"}, "'prompt' needs 'responses'"),
     "too many": ("/get_reward", {"query": [text("a")] * 1025}, "1,025 conversations, and 1,024"),
 }
