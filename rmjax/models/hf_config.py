@@ -17,6 +17,7 @@ _MOST_LAYERS = 10_000  # a list of layers is made before there is anything to co
 # What would change any family's numbers, and the only values for which they are right.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "attention_dropout": (None, 0, 0.0),
+    "is_causal": (True,),  # transformers 5 takes another for attention both ways, in any family
     "partial_rotary_factor": (None, 1, 1.0),
     "quantization_config": (None,),
 }
@@ -193,10 +194,10 @@ def _check_values(raw: dict[str, Any], row: Family, where: str) -> None:
     """Raises a `UserError` if a field says what the family's decoder here does not compute."""
     for field, allowed in {**_ONLY, **row.only}.items():
         if field in raw and raw[field] not in allowed:
+            computed = [repr(v) for v in allowed if v is not None] + ["no such field"]
             raise UserError(
-                f"{where}: field {field!r} is {raw[field]!r}; supported here: "
-                + ", ".join(repr(v) for v in allowed if v is not None)
-                + (" or absent" if None in allowed else "")
+                f"{where}: field {field!r} is {shortened(repr(raw[field]))}; supported here: "
+                + " or ".join(computed)
             )
     classes = (row.causal, row.classification, row.bare)
     names = raw.get("architectures")
@@ -246,17 +247,21 @@ def _windows(
     if window is not None:
         window = _positive(window, "sliding_window", int, where)
     types = given.get("layer_types")
-    if types is None or row.windows == "all":  # of which transformers reads no types
+    if types is None:
         types = _usual_types(given, row, layers, window, where)
     if not isinstance(types, list | tuple) or len(types) != layers:
         raise UserError(
-            f"{where}: field 'layer_types' is {types!r}, expected one for each of {layers} layers"
+            f"{where}: field 'layer_types' is {shortened(repr(types))}, expected one for each of "
+            f"{layers} layers"
         )
     known = (FULL,) if row.windows == "none" else (FULL, SLIDING)
+    if row.windows == "all":  # of which transformers reads no types
+        known = (SLIDING if window else FULL,)
     for name in types:
         if name not in known:
             raise UserError(
-                f"{where}: field 'layer_types' has {name!r}; only " + " and ".join(map(repr, known))
+                f"{where}: field 'layer_types' has {shortened(repr(name))}; here only "
+                + " and ".join(map(repr, known))
             )
     if SLIDING not in types:
         return None, ()
