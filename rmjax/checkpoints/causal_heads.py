@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from rmjax.checkpoints.hf_mapping import hf_shape
-from rmjax.checkpoints.hf_weights import HeadedWeights, Weights
+from rmjax.checkpoints.hf_weights import HeadedWeights, Weights, check_tensors
 from rmjax.checkpoints.pretrained import Pretrained
 from rmjax.checkpoints.value_head import VALUE_HEAD_KEYS, read_value_head
 from rmjax.checkpoints.weight_files import VALUE_HEAD
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
 from rmjax.models.decoder_config import DecoderConfig
+from rmjax.models.heads import language_model_head
 from rmjax.models.parameters import DECODER, LM_HEAD
 from rmjax.models.rewards.spec import RewardSpec
 
@@ -201,17 +201,8 @@ def token_head(
             f"{decoder.final_logit_softcapping:g}: the logits of tokens are capped, so that no "
             "reward head gives them"
         )
+    check_tensors(weights, decoder, language_model_head(decoder))
     row = DECODER[0] if decoder.tie_word_embeddings else LM_HEAD
-    if row.hf_key not in weights.keys():  # noqa: SIM118  (not a mapping)
-        raise UserError(
-            f"{weights.where}: tensor {row.hf_key!r} is missing, so tokens have no logits"
-        )
-    expected = hf_shape(row, {"vocab": decoder.vocab_size, "embed": decoder.hidden_size})
-    if weights.shape(row.hf_key) != expected:
-        raise UserError(
-            f"{weights.where}: tensor {row.hf_key!r} has shape {weights.shape(row.hf_key)}, but "
-            f"config.json calls for {expected}"
-        )
     rows = [
         weight * weights.read(row.hf_key, [slice(token, token + 1)])[0].astype(np.float64)
         for token, weight in tokens.items()

@@ -14,11 +14,12 @@ from jaxtyping import Float32
 
 from rmjax.checkpoints.hf_mapping import hf_keys, hf_shape
 from rmjax.checkpoints.safetensors_file import SafetensorsFile
+from rmjax.checkpoints.tensor_slices import SLICE_BYTES, cut
 from rmjax.checkpoints.weight_files import weight_files
 from rmjax.errors import UserError
 from rmjax.models.decoder_config import DecoderConfig
-from rmjax.models.heads import Head, model_parameters, model_sizes
-from rmjax.models.parameters import HEAD
+from rmjax.models.heads import Head, LanguageModelHead, model_parameters, model_sizes
+from rmjax.models.parameters import DECODER, HEAD, LM_HEAD
 
 # Tensors that a checkpoint may have and a reward model does not need.
 _UNUSED = re.compile(
@@ -135,7 +136,8 @@ def check_tensors(weights: Weights, config: DecoderConfig, head: Head) -> tuple[
       The keys that the model does not need.
 
     Raises:
-      UserError: a tensor is missing, unknown or of another shape.
+      UserError: a tensor is missing, unknown or of another shape; or a language model is said to
+        have the embedding as its head, and has another one.
     """
     keys = weights.keys()
     if config.num_hidden_layers > len(keys):  # a config can say 10^9
@@ -152,17 +154,47 @@ def check_tensors(weights: Weights, config: DecoderConfig, head: Head) -> tuple[
             expected[key] = hf_shape(row, sizes)
     unused = {key for key in keys - set(expected) if _UNUSED.fullmatch(key)}
     missing, extra = sorted(set(expected) - keys), sorted(keys - set(expected) - unused)
-    for problem, wrong in (("missing", missing), ("not part of this model", extra)):
-        if wrong:
-            listed = ", ".join(wrong[:4]) + (", ..." if len(wrong) > 4 else "")
-            raise UserError(f"{weights.where}: {len(wrong)} tensor(s) {problem}: {listed}")
+    problems = [
+        f"{len(wrong)} tensor(s) {problem}: " + ", ".join(wrong[:4]) + ", ..." * (len(wrong) > 4)
+        for problem, wrong in (("missing", missing), ("not part of this model", extra))
+        if wrong
+    ]
+    if LM_HEAD.hf_key in missing:
+        problems.append(
+            "config.json's 'tie_word_embeddings' is false or absent; if the embedding is the head, "
+            "set it to true"
+        )
+    if problems:
+        raise UserError(f"{weights.where}: {'; '.join(problems)}")
     for key, shape in expected.items():
         if weights.shape(key) != shape:
             raise UserError(
                 f"{weights.where}: tensor {key!r} has shape {weights.shape(key)}, but config.json "
                 f"calls for {shape}"
             )
+    if isinstance(head, LanguageModelHead) and head.tied and LM_HEAD.hf_key in keys:
+        _check_tied(weights)
     return tuple(sorted(unused))
+
+
+def _check_tied(weights: Weights) -> None:
+    """Raises a `UserError` if `lm_head` is another matrix than the embedding, which is to be both.
+
+    transformers 4 takes the embedding then, and transformers 5 the `lm_head`.
+    """
+    one, other = DECODER[0].hf_key, LM_HEAD.hf_key
+    rows, size = weights.shape(one)
+    step = max(1, SLICE_BYTES // (size * weights.dtype(one).itemsize))
+    if weights.shape(other) == (rows, size) and all(
+        np.array_equal(weights.read(one, [slice(*band)]), weights.read(other, [slice(*band)]))
+        for band in cut(rows, step)
+    ):
+        return
+    raise UserError(
+        f"{weights.where}: config.json's 'tie_word_embeddings' is true, but {other!r} is not equal "
+        f"to {one!r}, so the model has two possible heads; set the field to false to take "
+        f"{other!r}, or remove the tensor"
+    )
 
 
 def common_dtype(weights: Weights, keys: Sequence[str]) -> np.dtype:

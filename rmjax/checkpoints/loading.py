@@ -12,11 +12,12 @@ import jax
 import numpy as np
 
 from rmjax.checkpoints.hf_mapping import from_hf, hf_index, hf_keys
-from rmjax.checkpoints.hf_weights import Weights
+from rmjax.checkpoints.hf_weights import Weights, check_tensors
 from rmjax.checkpoints.orbax_arrays import cause, open_array
 from rmjax.checkpoints.pretrained import Pretrained
 from rmjax.checkpoints.tensor_slices import SLICE_BYTES, band_axis, cut
 from rmjax.errors import UserError
+from rmjax.models.heads import LanguageModelHead
 from rmjax.models.init import random_head, random_leaves
 from rmjax.models.lora import merge_adapters
 from rmjax.models.model import Model
@@ -151,6 +152,8 @@ def load_params(source: Pretrained, model: Model, *, seed: int, dtype: Any) -> P
     if isinstance(source.weights, Path):
         leaves = merge_adapters(_load_orbax(source.weights, wanted), source.lora)
     else:
+        if isinstance(model.head, LanguageModelHead):  # which opening does not ask for
+            check_tensors(source.weights, source.decoder, model.head)
         leaves = {
             path: load_parameter(
                 source.weights, row, hf_keys(row, source.decoder), leaf, stored.sizes

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from helpers.hf_models import edit_tensors, save_hf, tensors_of
 from helpers.models import one_device, tiny_llama
@@ -14,6 +15,7 @@ from rmjax.checkpoints.pretrained import Pretrained, open_pretrained
 from rmjax.convert import hf_to_orbax, orbax_to_hf
 from rmjax.data.row_layout import RowShape, Segment, make_rows
 from rmjax.errors import UserError
+from rmjax.generation.policy import load_policy
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model
 from rmjax.models.parameters import LM_HEAD, flatten
@@ -76,5 +78,25 @@ def test_a_language_model_that_is_none_is_an_error(tmp_path):
         hf_to_orbax(str(reward), str(tmp_path / "a"), language_model=True)
     causal = save_hf(tmp_path / "causal", tiny_llama(), causal=True)
     edit_tensors(causal, **{LM_HEAD.hf_key: None})
-    with pytest.raises(UserError, match=r"1 tensor\(s\) missing: lm_head.weight"):
+    with pytest.raises(UserError, match=r"1 tensor\(s\) missing: lm_head.weight; .*'tie_word_emb"):
         hf_to_orbax(str(causal), str(tmp_path / "b"), language_model=True)
+    with pytest.raises(UserError, match=r"1 tensor\(s\) missing: lm_head.weight"):
+        load_policy(str(causal))
+
+
+def test_a_tied_model_with_another_matrix_as_its_head_is_an_error(tmp_path):
+    """transformers 4 takes the embedding, and transformers 5 the other matrix."""
+    source = save_hf(tmp_path / "hf", tiny_llama(tie_word_embeddings=True), causal=True)
+    matrix = load_file(source / "model.safetensors")["model.embed_tokens.weight"]
+    edit_tensors(source, **{LM_HEAD.hf_key: matrix.clone()})
+    hf_to_orbax(str(source), str(tmp_path / "a"), language_model=True)
+    edit_tensors(source, **{LM_HEAD.hf_key: matrix + (torch.arange(len(matrix)) == 261)[:, None]})
+    ways = (
+        lambda: hf_to_orbax(str(source), str(tmp_path / "b"), language_model=True),
+        lambda: hf_to_orbax(str(source), str(tmp_path / "b"), head={"0": 1}),
+        lambda: load_policy(str(source)),
+    )
+    for way in ways:
+        with pytest.raises(UserError, match="'tie_word_embeddings' is true, but 'lm_head"):
+            way()
+    hf_to_orbax(str(source), str(tmp_path / "b"), attributes=("a",))  # which needs neither
