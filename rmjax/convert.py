@@ -113,7 +113,7 @@ from rmjax.evaluation.fit_weights import parse_value
 from rmjax.models.decoder_config import DecoderConfig
 from rmjax.models.heads import RewardHead
 from rmjax.models.rewards.aggregation import ScalarRule, model_rule
-from rmjax.models.rewards.spec import RewardSpec
+from rmjax.models.rewards.spec import RewardSpec, check_names
 from rmjax.runtime.memory import keep_freed_memory
 
 
@@ -153,7 +153,7 @@ def hf_to_orbax(
       UserError: the source does not match its config, or the target is not empty.
     """
     if attributes is not None:
-        _check_names(attributes)
+        check_names(attributes, "attributes")
     if language_model and (head is not None or suffix_turn):
         raise UserError("language_model, head and suffix_turn: a language model has no reward head")
     source = open_pretrained(src, chat_template)
@@ -211,14 +211,6 @@ def _language_model_to_orbax(source: Pretrained, dst: str) -> list[str]:
         f"language model kept; head: {tied}",
         *convert_slices(work, [source], dst, plan, write_files),
     ]
-
-
-def _check_names(attributes: Sequence[str]) -> None:
-    """Raises a `UserError` unless every output has a name of its own."""
-    if not attributes or not all(name.strip() == name != "" for name in attributes):
-        raise UserError(f"attributes {list(attributes)}: expected names, separated by a comma each")
-    if len(set(attributes)) < len(attributes):
-        raise UserError(f"attributes {list(attributes)}: a name is there twice")
 
 
 def _with_reward_head(

@@ -13,8 +13,6 @@ All are a linear function of the last hidden state, so each becomes a reward hea
 """
 
 import dataclasses
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,12 +24,13 @@ from rmjax.checkpoints.hf_weights import HeadedWeights, Weights, check_tensors
 from rmjax.checkpoints.pretrained import Pretrained
 from rmjax.checkpoints.value_head import VALUE_HEAD_KEYS, read_value_head
 from rmjax.checkpoints.weight_files import VALUE_HEAD
-from rmjax.data.tokenizer import Tokenizer
-from rmjax.errors import UserError
+from rmjax.data.tokenizer import Tokenizer, check_text
+from rmjax.errors import UserError, listed, shortened
 from rmjax.models.decoder_config import DecoderConfig
 from rmjax.models.heads import language_model_head
 from rmjax.models.parameters import DECODER, LM_HEAD
-from rmjax.models.rewards.spec import RewardSpec
+from rmjax.models.rewards.spec import RewardSpec, check_names
+from rmjax.runtime.json_object import parse_object
 
 FROM_VALUE_HEAD = "value_head"
 _FORMS = (
@@ -45,14 +44,11 @@ def parse_head(text: str) -> HeadChoice:
     """`--head`: `value_head`, or JSON; see `with_head`.
 
     Raises:
-      UserError: broken JSON.
+      UserError: broken JSON, or an output or a token that is there twice.
     """
-    if not text.startswith("{"):
+    if not text.lstrip().startswith("{"):
         return text
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"--head={text}: broken JSON ({error})") from error
+    return parse_object(text, f"--head={shortened(text, 200)}")
 
 
 def with_head(
@@ -75,6 +71,8 @@ def with_head(
       UserError: the model has another head or lacks this one, or a token is not in its
         vocabulary.
     """
+    if suffix_turn:
+        check_text(suffix_turn, "suffix_turn (--suffix-turn)")
     if head is None:
         return (_with_suffix(source, suffix_turn) if suffix_turn else source), "head kept"
     if source.spec:
@@ -135,48 +133,60 @@ def _token_heads(source: Pretrained, head: Mapping[str, Any]) -> _Head:
     nested = [isinstance(tokens, Mapping) for tokens in head.values()]
     if not head or (any(nested) and not all(nested)):
         raise UserError(f"head {dict(head)!r}: {_FORMS}")
-    outputs = {
-        str(output): {str(key): weight for key, weight in tokens.items()}
+    outputs = [
+        (str(output), [(str(key), weight) for key, weight in tokens.items()])
         for output, tokens in (head if nested[0] else {"reward": head}).items()
-    }
-    named = any(not key.isdecimal() for tokens in outputs.values() for key in tokens)
+    ]
+    check_names([output for output, _ in outputs], "head")
+    named = any(not _is_id(key) for _, tokens in outputs for key, _ in tokens)
     tokenizer = source.tokenizer() if named else None
     columns, said = [], []
-    for output, tokens in outputs.items():
-        if not output.strip() or not tokens:
-            raise UserError(f"head {dict(head)!r}: an output {output!r} has no name or no tokens")
+    for output, tokens in outputs:
+        where = f"head {shortened(output)!r}"
+        weights = [_weight(key, weight, where) for key, weight in tokens]
         ids = {
-            _token(key, f"head {output!r}", tokenizer, source.decoder): _weight(key, weight, output)
-            for key, weight in tokens.items()
+            _token(key, where, tokenizer, source.decoder): weight
+            for (key, _), weight in zip(tokens, weights)
         }
         if len(ids) < len(tokens):
-            raise UserError(f"head {output!r}: two of {', '.join(tokens)} are the same token")
+            names = ", ".join(key for key, _ in tokens)
+            raise UserError(f"{where}: two of {names} are the same token")
+        if not any(weights):
+            raise UserError(f"{where}: expected tokens, and a weight that is not 0")
         columns.append(token_head(source.weights, source.decoder, ids))
+        if not np.isfinite(columns[-1]).all():
+            raise UserError(f"{where}: weights so large that the head is not finite in float32")
         terms = [
             f"{weight:+g} * logit of token {token}{f' ({key})' if key != str(token) else ''}"
-            for key, (token, weight) in zip(tokens, ids.items())
+            for (key, _), (token, weight) in zip(tokens, ids.items())
         ]
         said.append(f"{output} = {' '.join(terms)}")
-    names = tuple(outputs)
+    names = tuple(output for output, _ in outputs)
     spec = RewardSpec(names, {names[0]: 1.0})
     return spec, np.stack(columns, axis=1), "; ".join(said)
 
 
-def _weight(token: str, weight: Any, output: str) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-        raise UserError(f"head {output!r}: the weight of {token!r} is {weight!r}, not a number")
+def _weight(token: str, weight: Any, where: str) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) < 1e30:
+        said = shortened(repr(weight))
+        raise UserError(f"{where}: the weight of {shortened(token)!r} is {said}, not a number")
     return float(weight)
+
+
+def _is_id(key: str) -> bool:
+    return key.isascii() and key.isdecimal()
 
 
 def _token(key: str, where: str, tokenizer: Tokenizer, decoder: DecoderConfig) -> int:
     """The id of a token that is named by its id or its text."""
-    token = int(key) if key.isdecimal() else None
+    token = int(key.lstrip("0")[:20] or 0) if _is_id(key) else None
     if token is None:
+        check_text(key, where)
         ids = tokenizer(key, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
             raise UserError(
-                f"{where}: {key!r} is not one token of the vocabulary but {len(ids)} "
-                f"({', '.join(map(str, ids)) or 'none'}); name a text that is one token, or an id"
+                f"{where}: {shortened(key)!r} is not one token of the vocabulary but {len(ids)} "
+                f"({listed(map(str, ids)) or 'none'}); name a text that is one token, or an id"
             )
         token = ids[0]
     if not token < decoder.vocab_size:

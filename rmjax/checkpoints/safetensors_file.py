@@ -12,16 +12,15 @@ import json
 import math
 import os
 import weakref
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes  # noqa: F401  (numpy knows bfloat16 through it)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from rmjax.errors import UserError, shortened
+from rmjax.errors import UserError
+from rmjax.runtime.json_object import parse_object
 
 # The dtypes that a model may have, by numpy's name, and safetensors' name for each.
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -60,7 +59,8 @@ class SafetensorsFile:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: truncated or damaged ({error})") from error
         start = 8 + int.from_bytes(self._file.read(8), "little")
-        header = _header(path, self._file.read(start - 8))
+        header = parse_object(self._file.read(start - 8), f"{path}: its header")
+        header.pop("__metadata__", None)
         self.entries = {
             key: Entry(fields["dtype"], tuple(fields["shape"]), start + fields["data_offsets"][0])
             for key, fields in header.items()
@@ -110,20 +110,6 @@ class SafetensorsFile:
 
     def _fill(self, out: np.ndarray, offset: int) -> None:
         _fill(self._file.fileno(), out, offset, self.path)
-
-
-def _header(path: Path, text: bytes) -> dict[str, Any]:
-    """What a header says of each tensor; a `UserError` if it says two things of one."""
-
-    def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
-            ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-            raise UserError(f"{path}: its header has the key {shortened(twice)!r} twice")
-        return found
-
-    header = json.loads(text, object_pairs_hook=once)
-    header.pop("__metadata__", None)
-    return header
 
 
 @dataclasses.dataclass(frozen=True)

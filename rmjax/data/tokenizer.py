@@ -164,10 +164,7 @@ def encode(tokenizer: Tokenizer, conversation: Conversation, asking: bool = Fals
       UserError: the template refuses the conversation, or the text is not valid Unicode.
     """
     text = render(tokenizer, conversation, asking)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON can hold half a surrogate pair
-        raise UserError(f"the conversation is not valid Unicode ({error})") from error
+    check_text(text, "the conversation")
     ids = tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     bos = tokenizer.bos_token_id
     if bos is not None:
@@ -179,6 +176,14 @@ def encode(tokenizer: Tokenizer, conversation: Conversation, asking: bool = Fals
                 "than it should"
             )
     return np.asarray(ids, np.int32)
+
+
+def check_text(text: str, what: str) -> None:
+    """Raises a `UserError` unless a text is Unicode: JSON can hold half a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} is not valid Unicode ({error})") from error
 
 
 def render(tokenizer: Tokenizer, conversation: Conversation, asking: bool = False) -> str:

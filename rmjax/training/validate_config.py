@@ -27,6 +27,7 @@ from rmjax.models.attention.dispatch import ATTENTION
 from rmjax.models.decoder import REMAT
 from rmjax.models.decoder_config import TARGETS
 from rmjax.models.hf_config import check_expressible
+from rmjax.models.rewards.spec import check_names
 from rmjax.training.objectives.objective import is_policy, objective_of
 from rmjax.training.objectives.rollouts import has_critic, parse_ratings
 
@@ -118,9 +119,8 @@ def validate(config: Config) -> Config:
     _check_objective(config)
     if isinstance(config, AlignConfig):
         _check_alignment(config)
-    named = data.attributes or is_policy(config.objective)
-    if len(set(data.attributes)) != len(data.attributes) or not named:
-        raise UserError(f"config.data.attributes = {data.attributes!r}: expected distinct names")
+    if data.attributes or not is_policy(config.objective):
+        check_names(data.attributes, f"config.data.attributes = {data.attributes!r}")
     if data.label_range[0] >= data.label_range[1]:
         raise UserError(f"config.data.label_range = {data.label_range!r}: expected (low, high)")
     if data.validation and data.hold_out:

@@ -33,7 +33,7 @@ from rmjax.evaluation.benchmarks import BENCHMARKS
 from rmjax.evaluation.score_cache import ScoreCache, score_items
 from rmjax.inference.score_file import score_file
 from rmjax.inference.scorer import Scorer
-from rmjax.models.rewards.aggregation import model_rule
+from rmjax.models.rewards.aggregation import model_rule, parse_rule
 from rmjax.runtime.files import read_json
 from rmjax.training.experiment import with_first_head
 
@@ -252,8 +252,16 @@ def test_a_token_that_is_not_there_is_an_error(token, message, tmp_path):
         ("valuehead", r"head 'valuehead': expected 'value_head', tokens with weights"),
         ({}, r"head \{\}: expected 'value_head'"),
         ({"reward": {"0": 1}, "1": 2}, r"head \{.*\}: expected 'value_head'"),
-        ({"reward": {}}, "an output 'reward' has no name or no tokens"),
-        ({" ": {"0": 1}}, "an output ' ' has no name or no tokens"),
+        ({"reward": {}}, "head 'reward': expected tokens, and a weight that is not 0"),
+        ({"reward": {"0": 0}}, "head 'reward': expected tokens, and a weight that is not 0"),
+        ({" ": {"0": 1}}, "head: ' ' is no name of an output"),
+        ({"a\nb": {"0": 1}}, r"head: 'a.+nb' is no name of an output"),
+        ({"reward": {"0": 1, 0: 2}}, "head 'reward': two of 0, 0 are the same token"),
+        ({"reward": {"0": 1e300}}, r"the weight of '0' is 1e\+300, not a number"),
+        ({"reward": {"0": [1]}}, r"the weight of '0' is \[1\], not a number"),
+        ({"reward": {"\ud83d": 1}}, "head 'reward' is not valid Unicode"),
+        ({"reward": {"\u0663": 1}}, "'\u0663' is not one token of the vocabulary"),
+        ({"reward": {"9" * 5000: 1}}, "token 9+ is not there; the model's"),
         ({"good": {"0": "1"}}, "head 'good': the weight of '0' is '1', not a number"),
         ({"good": {"0": float("nan")}}, "head 'good': the weight of '0' is nan, not a number"),
         ({"good": {"7": 1, "07": 1}}, "head 'good': two of 7, 07 are the same token"),
@@ -268,8 +276,13 @@ def test_a_head_of_another_form_is_an_error(head, message, causal):
 def test_broken_json_of_a_head_is_an_error():
     assert parse_head('{"Yes": 1, "No": -1}') == {"Yes": 1, "No": -1}
     assert parse_head("value_head") == "value_head"
-    with pytest.raises(UserError, match=r"--head=\{Yes: 1\}: broken JSON"):
-        parse_head("{Yes: 1}")
+    for parse, option in ((parse_head, "--head"), (parse_rule, "--value")):
+        with pytest.raises(UserError, match=option + r"=\{Yes: 1\}: broken JSON"):
+            parse("{Yes: 1}")
+        with pytest.raises(UserError, match=option + r"=.* has the key 'Yes' twice"):
+            parse('{"Yes": 1, "Yes": 2}')
+        with pytest.raises(UserError, match=option + r"=.*broken JSON \(maximum recursion"):
+            parse('{"a":' * 100_000)
 
 
 # ---- a value head -----------------------------------------------------------------------------

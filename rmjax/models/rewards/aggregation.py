@@ -1,7 +1,6 @@
 """From attributes to one number of each response to a prompt: a named rule, never a hidden one."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -9,8 +8,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
-from rmjax.errors import UserError
+from rmjax.errors import UserError, shortened
 from rmjax.models.rewards.spec import RewardSpec
+from rmjax.runtime.json_object import parse_object
 
 # Weights that were published for HelpSteer2's attributes. The two RewardBench vectors were searched
 # on that benchmark itself (model cards of Llama3-70B-SteerLM-RM and Nemotron-4-340B-Reward); the
@@ -137,14 +137,11 @@ def parse_rule(text: str) -> str | dict[str, float]:
     """A rule from a command line: a name, or weights as a JSON mapping.
 
     Raises:
-      UserError: broken JSON.
+      UserError: broken JSON, or a name that is there twice.
     """
     if not text.startswith("{"):
         return text
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"--value={text}: broken JSON ({error})") from error
+    return parse_object(text, f"--value={shortened(text, 200)}")
 
 
 def scalar_rule(rule: str | Mapping[str, float], attributes: Sequence[str]) -> ScalarRule:

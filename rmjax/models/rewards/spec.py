@@ -1,10 +1,12 @@
 """What a reward model's outputs are."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Float64
 
+from rmjax.errors import UserError, shortened
 from rmjax.models.decoder_config import NO_LORA, LoraConfig
 from rmjax.models.rewards.general_preference import GeneralPreference
 from rmjax.models.rewards.ordinal import OrdinalScale
@@ -68,3 +70,17 @@ class RewardSpec:
         offset = self.offset or {}
         scores = numbers.astype(np.float64) + [offset.get(name, 0.0) for name in self.attributes]
         return self.ordinal.read(scores, self.attributes) if self.ordinal else scores
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+    """Raises a `UserError` unless every output has a name of its own that fits on a line."""
+    if not names:
+        raise UserError(f"{where}: expected names, separated by a comma each")
+    for number, name in enumerate(names):
+        if name.strip() != name or not name or not name.isprintable():
+            raise UserError(
+                f"{where}: {shortened(repr(name))} is no name of an output; expected letters on "
+                "one line, without spaces around them"
+            )
+        if name in names[:number]:
+            raise UserError(f"{where}: the name {shortened(name)!r} is there twice")
