@@ -16,12 +16,11 @@ from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
 from rmjax.models.hf_config import config_to_hf
 from rmjax.models.rewards.general_preference import GeneralPreference
 from rmjax.models.rewards.ordinal import OrdinalScale
-from rmjax.models.rewards.spec import RewardSpec, Temperature
+from rmjax.models.rewards.spec import RewardSpec, Temperature, is_weight
 from rmjax.runtime.files import read_json, replace_file
 
 FORMAT_VERSION = "0.1"
 _MOST_LABELS = 65_536
-_LARGEST = 1e30  # of a weight; NaN is not below it
 MODEL_CONFIG = "config.json"  # Hugging Face's
 GENERATION_CONFIG = "generation_config.json"  # likewise
 SPEC_FILE = "rmjax.json"
@@ -195,9 +194,7 @@ def _check_spec(spec: RewardSpec) -> None:
         return type(value) is int and 0 <= value < 2**63
 
     def are_weights(value: object) -> bool:
-        return isinstance(value, dict) and all(
-            type(x) in (int, float) and abs(x) < _LARGEST for x in value.values()
-        )
+        return isinstance(value, dict) and all(is_weight(x) for x in value.values())
 
     names, temperature = spec.attributes, spec.temperature
     good = {

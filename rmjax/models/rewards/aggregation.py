@@ -1,7 +1,6 @@
 """From attributes to one number of each response to a prompt: a named rule, never a hidden one."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -9,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64
 
 from rmjax.errors import UserError, shortened
-from rmjax.models.rewards.spec import RewardSpec
+from rmjax.models.rewards.spec import LARGEST_WEIGHT, RewardSpec, is_weight
 from rmjax.runtime.json_object import parse_object
 
 # Weights that were published for HelpSteer2's attributes. The two RewardBench vectors were searched
@@ -139,7 +138,7 @@ def parse_rule(text: str) -> str | dict[str, float]:
     Raises:
       UserError: broken JSON, or a name that is there twice.
     """
-    if not text.startswith("{"):
+    if not text.lstrip().startswith("{"):
         return text
     return parse_object(text, f"--value={shortened(text, 200)}")
 
@@ -160,12 +159,7 @@ def scalar_rule(rule: str | Mapping[str, float], attributes: Sequence[str]) -> S
             )
         name, weights = rule, dict(PUBLISHED[rule])
     else:
-        try:
-            weights = {key: float(value) for key, value in rule.items()}
-        except (TypeError, ValueError) as error:
-            raise UserError(f"scalar rule {dict(rule)!r}: a weight is no number") from error
-        if not weights or not all(map(math.isfinite, weights.values())):
-            raise UserError(f"scalar rule {weights!r}: expected attributes with finite weights")
+        weights = _weights(rule)
         if list(weights.values()) == [1.0]:  # one attribute as it is: a model's own rule
             (name,) = weights
         else:
@@ -177,3 +171,20 @@ def scalar_rule(rule: str | Mapping[str, float], attributes: Sequence[str]) -> S
             f"it has {', '.join(attributes)}"
         )
     return ScalarRule(name, weights, tuple(attributes))
+
+
+def _weights(rule: object) -> dict[str, float]:
+    """The weights of a rule that is no name; a `UserError` if they make no value of anything."""
+    said = f"scalar rule {shortened(repr(rule), 200)}"
+    if not isinstance(rule, Mapping):
+        raise UserError(f"{said}: expected a name, or attributes with weights")
+    for key, value in rule.items():
+        if not is_weight(value):
+            raise UserError(
+                f"{said}: the weight of {key!r} is {shortened(repr(value))}, expected a number "
+                f"below {LARGEST_WEIGHT:g}"
+            )
+    weights = {key: float(value) for key, value in rule.items()}
+    if not any(map(np.float32, weights.values())):  # whose precision a head has
+        raise UserError(f"{said}: expected attributes, and a weight that is not 0")
+    return weights

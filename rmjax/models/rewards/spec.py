@@ -1,6 +1,7 @@
 """What a reward model's outputs are."""
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,8 @@ from rmjax.errors import UserError, shortened
 from rmjax.models.decoder_config import NO_LORA, LoraConfig
 from rmjax.models.rewards.general_preference import GeneralPreference
 from rmjax.models.rewards.ordinal import OrdinalScale
+
+LARGEST_WEIGHT = 1e30  # of an output in a sum of them; NaN is not below it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +73,12 @@ class RewardSpec:
         offset = self.offset or {}
         scores = numbers.astype(np.float64) + [offset.get(name, 0.0) for name in self.attributes]
         return self.ordinal.read(scores, self.attributes) if self.ordinal else scores
+
+
+def is_weight(value: object) -> bool:
+    """Whether a value may be what an output is multiplied by."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return number and bool(abs(value) < LARGEST_WEIGHT)
 
 
 def check_names(names: Sequence[str], where: str) -> None:

@@ -162,7 +162,7 @@ def test_a_rule_of_what_is_not_there_is_an_error(orbax, tmp_path):
         ({"zeal": 1, "helpfulness": 1}, "the model has no attribute 'helpfulness'; it has zeal"),
         ("goodness", "the model has no attribute 'helpfulness'"),
         ("virtue", "scalar rule 'virtue': neither an attribute"),
-        ({}, "expected attributes with finite weights"),
+        ({}, "expected attributes, and a weight that is not 0"),
     ):
         with pytest.raises(UserError, match=message):
             orbax_to_hf(str(orbax), str(tmp_path / "no"), value=value)
