@@ -167,11 +167,7 @@ def _token_heads(source: Pretrained, head: Mapping[str, Any]) -> _Head:
 
 
 def _weight(token: str, weight: Any, where: str) -> float:
-    if (
-        isinstance(weight, bool)
-        or not isinstance(weight, int | float)
-        or not abs(weight) < LARGEST_WEIGHT
-    ):
+    if not is_weight(weight):
         said = shortened(repr(weight))
         raise UserError(f"{where}: the weight of {shortened(token)!r} is {said}, not a number")
     return float(weight)
