@@ -29,7 +29,7 @@ from rmjax.errors import UserError, listed, shortened
 from rmjax.models.decoder_config import DecoderConfig
 from rmjax.models.heads import language_model_head
 from rmjax.models.parameters import DECODER, LM_HEAD
-from rmjax.models.rewards.spec import RewardSpec, check_names
+from rmjax.models.rewards.spec import RewardSpec, check_names, is_weight
 from rmjax.runtime.json_object import parse_object
 
 FROM_VALUE_HEAD = "value_head"
