@@ -85,25 +85,33 @@ def push_export(directory: str, repo: str) -> list[str]:
             repo_id=repo, folder_path=folder, commit_message="Upload a model of rmjax"
         )
     except Exception as error:  # network, rights, space: it says which
-        what = _what_is_there(api, repo, folder)
-        raise UserError(f"{whole}; {repo}: {what}, since {_said(error)}. {retry}") from error
+        what = _what_is_there(api, repo, folder, is_new)
+        raise UserError(
+            f"{whole}; {repo}: {what}. The upload ended with: {_said(error)}. {retry}"
+        ) from error
     made = ", which was made, and is private" if is_new else ""
     return [f"pushed: {commit.commit_url or repo}{made}"]
 
 
-def _what_is_there(api: Any, repo: str, folder: Path) -> str:
-    """Which files of a directory the hub has after an upload that failed, in words."""
+def _what_is_there(api: Any, repo: str, folder: Path, is_new: bool) -> str:
+    """Which files of a directory the hub has after an upload that failed, in words.
+
+    An upload is one commit: in a model that was made for it, files are of it. In another they have
+    the names of those that it was to bring, and perhaps are older.
+    """
     wanted = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     try:
         there = set(api.list_repo_files(repo))
     except Exception as error:  # the same network, perhaps
         return f"what it has cannot be asked ({_said(error)}); an upload is whole or not there"
     missing = [name for name in wanted if name not in there]
+    has = f"{len(wanted) - len(missing)} of the {len(wanted)}"
+    if not is_new:
+        return f"it has files of {has} names, which may be those from before"
     if not missing:
-        return "it has files of all these names, perhaps of an earlier upload"
-    return f"it has {len(wanted) - len(missing)} of the {len(wanted)} files, not {missing[0]}" + (
-        f" and {len(missing) - 1} more" if missing[1:] else ""
-    )
+        return f"it has {has} files, so the upload came through"
+    more = f" and {len(missing) - 1} more" if missing[1:] else ""
+    return f"it has {has} files, not {missing[0]}{more}"
 
 
 def _asked(what: str, ask: Callable[[], _Answer], after: str = "") -> _Answer:
@@ -115,4 +123,5 @@ def _asked(what: str, ask: Callable[[], _Answer], after: str = "") -> _Answer:
 
 
 def _said(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return f"{said} ({_said(error.__cause__)})" if isinstance(error.__cause__, OSError) else said

@@ -91,6 +91,12 @@ def test_a_push_that_fails_says_what_is_there(refused, message, server, export):
     assert "\n" not in str(failed.value)
 
 
+def test_files_from_before_are_not_taken_for_those_of_an_upload_that_failed(server, export):
+    server.repos["me/it"], server.refused = {"README.md": b"older"}, "/commit"
+    with pytest.raises(UserError, match="files of 1 of the 2 names, which may be those from"):
+        push_export(str(export), "me/it")
+
+
 def test_a_name_and_a_token_are_asked_for_first(server, tmp_path):
     server.refused = "whoami"
     with pytest.raises(UserError, match=r"--push=me/it: nothing was done, since the hub answers: "):
