@@ -22,6 +22,7 @@ import contextlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ from rmjax.runtime.files import read_json
 FILE_BYTES = 64 << 20
 CHUNK_BYTES = 1 << 20
 _HANDLER = "orbax.checkpoint.experimental.v1._src.handlers.pytree_handler.PyTreeHandler"
+_NO_CHECKSUMS = (
+    "this version of Orbax codes chunks in another way than rmjax knows: checkpoints get no "
+    "checksum of their numbers, and a flipped bit is not noticed; install orbax-checkpoint 0.12.8"
+)
 _DICT_KEY = 2  # Orbax's code for "a key of a dict" in its tree metadata
 
 
@@ -108,17 +113,24 @@ def with_checksums() -> None:
 
     By itself it writes none behind the numbers, only behind its own directories: a flipped bit of a
     weight is read as another weight. Orbax has no option for it, so the function in it that says
-    how chunks are coded is wrapped.
+    how chunks are coded is wrapped. An Orbax that has no such function saves as it does by itself,
+    and a warning says so.
     """
     from orbax.checkpoint._src.serialization import tensorstore_utils as orbax
 
-    build: Any = orbax._build_zarr3_metadata
+    build: Any = getattr(orbax, "_build_zarr3_metadata", None)
+    if build is None:
+        warnings.warn(_NO_CHECKSUMS, stacklevel=2)
+        return
     if build.__module__ == __name__:
         return
 
     def with_checksum(*args: Any, **options: Any) -> Any:
         metadata = build(*args, **options)
-        metadata["codecs"][0]["configuration"]["codecs"].append({"name": "crc32c"})
+        try:
+            metadata["codecs"][0]["configuration"]["codecs"].append({"name": "crc32c"})
+        except (KeyError, IndexError, TypeError):
+            warnings.warn(_NO_CHECKSUMS, stacklevel=2)
         return metadata
 
     orbax._build_zarr3_metadata = with_checksum

@@ -29,7 +29,7 @@ from helpers.runs import (
 )
 from helpers.targets import regression
 from rmjax.checkpoints.manager import Checkpoints, best_checkpoint
-from rmjax.checkpoints.orbax_arrays import open_array
+from rmjax.checkpoints.orbax_arrays import open_array, with_checksums
 from rmjax.config import HELPSTEER2, as_flat_dict
 from rmjax.data.batch import BATCH_AXES
 from rmjax.data.batches import training_batches
@@ -644,3 +644,15 @@ def test_other_validation_data_are_refused(tmp_path):
     config.steps = 4
     with pytest.raises(UserError, match=r"validation\.jsonl: the data"):
         run(config)
+
+
+def test_an_orbax_that_codes_chunks_differently_is_said(monkeypatch):
+    from orbax.checkpoint._src.serialization import tensorstore_utils as orbax
+
+    monkeypatch.setattr(orbax, "_build_zarr3_metadata", lambda *unused: {"codecs": []})
+    with_checksums()
+    with pytest.warns(UserWarning, match="no checksum of their numbers"):
+        assert orbax._build_zarr3_metadata() == {"codecs": []}
+    monkeypatch.delattr(orbax, "_build_zarr3_metadata")
+    with pytest.warns(UserWarning, match="install orbax-checkpoint"):
+        with_checksums()
