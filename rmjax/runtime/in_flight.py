@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 _Step = TypeVar("_Step")
 _Found = TypeVar("_Found")
-_ON_CPU = 2  # each has its own activations
+ON_CPU = 2  # each has its own activations
 
 
 def in_flight(
@@ -32,11 +32,11 @@ def in_flight(
     if mesh.devices.size > 1 or mesh.devices.flat[0].platform != "cpu":
         yield from map(function, steps)
         return
-    with ThreadPoolExecutor(_ON_CPU, "rmjax-step") as pool:
+    with ThreadPoolExecutor(ON_CPU, "rmjax-step") as pool:
         waiting: deque[Future[_Found]] = deque()
         for step in steps:
             waiting.append(pool.submit(function, step))
-            if len(waiting) > _ON_CPU:
+            if len(waiting) > ON_CPU:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
