@@ -111,8 +111,8 @@ def trl_side(config: Config, micro: int) -> Callable[[None], Piece]:
     import datasets
     import torch
     import transformers
-    from trl.trainer.reward_config import RewardConfig
-    from trl.trainer.reward_trainer import RewardTrainer
+    from trl.trainer.reward_config import RewardConfig  # pyright: ignore[reportMissingImports]
+    from trl.trainer.reward_trainer import RewardTrainer  # pyright: ignore[reportMissingImports]
 
     from rmjax.data.planning import plan_steps
 

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from timing import CLOCKS, Piece, Side, in_turn, load_average, rate, speedup
 
-from rmjax.data.tokenizer import Message
+from rmjax.data.messages import Message
 
 _TOLERANCE = 1e-4
 _PROMPTS = 4  # a part, when speed is measured
@@ -96,7 +96,7 @@ def torch_side(
         for start in range(0, len(samples), size):
             members = samples[start : start + size]
             batch = tokenizer.pad({"input_ids": [ids[i] for i, _ in members]}, return_tensors="pt")
-            made = model.generate(
+            made = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
                 **batch, max_new_tokens=asked["max_tokens"], pad_token_id=0, **how
             )[:, batch["input_ids"].shape[1] :]
             for (i, n), tokens in zip(members, made.tolist()):

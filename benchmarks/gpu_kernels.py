@@ -87,7 +87,8 @@ class Stretches(NamedTuple):
 def make_rows(case: Case, seed: int = 0) -> tuple[Layout, Stretches, Stretches]:
     """The layout of rows that are filled in turn; each part to itself, responses to prompts."""
     rng = np.random.default_rng(seed)
-    layout = Layout(*np.zeros((3, case.rows, case.length), np.int32))
+    zeros: Any = np.zeros((3, case.rows, case.length), np.int32)
+    layout = Layout(*zeros)
     own: list[list[tuple[int, int, int, int]]] = [[] for _ in range(case.rows)]
     to_prompt: list[list[tuple[int, int, int, int]]] = [[] for _ in range(case.rows)]
     for row in range(case.rows):
@@ -216,7 +217,7 @@ def cudnn_kernel() -> Kernel:
             v,
             None,
             None,
-            *told(stretches),
+            *told(stretches),  # pyright: ignore[reportArgumentType]
             scale=q.shape[-1] ** -0.5,
             mask_type=mask(causal),
             return_residual=True,

@@ -80,7 +80,8 @@ def make_random_model(shape: tuple[int, ...], directory: Path, device: str) -> N
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     with torch.device(device):
-        network = transformers.LlamaForSequenceClassification(decoder).to(torch.bfloat16)
+        network = transformers.LlamaForSequenceClassification(decoder)
+        network.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
     network.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 

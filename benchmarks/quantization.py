@@ -28,6 +28,7 @@ from rich.table import Table
 from rmjax.checkpoints.loading import load_params
 from rmjax.checkpoints.pretrained import Pretrained, open_pretrained
 from rmjax.inference.scorer import Scorer
+from rmjax.models.heads import RewardHead
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model, compute_dtype
 from rmjax.models.quantization import QUANTIZE, check_quantize, has_products, quantize_params
@@ -63,7 +64,7 @@ def run_side(source: Pretrained, name: str, talks: list[Any]) -> Side:
     dtype: Any = compute_dtype("auto" if kind else name)
     sharding = Sharding(make_mesh(MeshConfig(), jax.devices()))
     check_quantize(kind, sharding)
-    model = Model(decoder, ModelOptions(sharding, dtype=dtype), decoder.hidden_size)
+    model = Model(decoder, ModelOptions(sharding, dtype=dtype), RewardHead(decoder.hidden_size))
     params = load_params(source, model, seed=0, dtype=dtype)
     if kind:
         params = quantize_params(params, sharding, kind)

@@ -163,8 +163,8 @@ def torch_side(
     import datasets
     import torch
     import transformers
-    from trl.trainer.reward_config import RewardConfig
-    from trl.trainer.reward_trainer import RewardTrainer
+    from trl.trainer.reward_config import RewardConfig  # pyright: ignore[reportMissingImports]
+    from trl.trainer.reward_trainer import RewardTrainer  # pyright: ignore[reportMissingImports]
 
     times: list[float] = []
 
@@ -224,10 +224,10 @@ def trl_policy_side(
     import datasets
     import torch
     import transformers
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
-    from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import SFTTrainer
+    from trl.trainer.dpo_config import DPOConfig  # pyright: ignore[reportMissingImports]
+    from trl.trainer.dpo_trainer import DPOTrainer  # pyright: ignore[reportMissingImports]
+    from trl.trainer.sft_config import SFTConfig  # pyright: ignore[reportMissingImports]
+    from trl.trainer.sft_trainer import SFTTrainer  # pyright: ignore[reportMissingImports]
 
     times: list[float] = []
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float32, Int32, Int64
 from rich.progress import track
 
@@ -90,6 +91,7 @@ class Scorer:
 
     def __repr__(self) -> str:
         mesh = self.model.options.sharding.mesh
+        assert isinstance(mesh, Mesh)  # loaded weights are somewhere
         kind = next(iter(mesh.devices.flat)).device_kind
         axes = "".join(f", {name}:{size}" for name, size in mesh.shape.items() if size > 1)
         return (

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 _Step = TypeVar("_Step")
 _Found = TypeVar("_Found")
@@ -17,7 +17,7 @@ ON_CPU = 2  # each has its own activations
 
 
 def in_flight(
-    function: Callable[[_Step], _Found], steps: Iterable[_Step], mesh: Mesh
+    function: Callable[[_Step], _Found], steps: Iterable[_Step], mesh: Mesh | AbstractMesh
 ) -> Iterator[_Found]:
     """What a function gives for each step, in their order.
 
@@ -29,7 +29,7 @@ def in_flight(
       steps: taken one by one, in the caller's thread.
       mesh: on which the programs run.
     """
-    if mesh.devices.size > 1 or mesh.devices.flat[0].platform != "cpu":
+    if mesh.size > 1 or _platform(mesh) != "cpu":
         yield from map(function, steps)
         return
     with ThreadPoolExecutor(ON_CPU, "rmjax-step") as pool:
@@ -40,3 +40,7 @@ def in_flight(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _platform(mesh: Mesh | AbstractMesh) -> str:
+    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else ""

@@ -3,6 +3,7 @@
 import dataclasses
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -77,8 +78,10 @@ class RewardSpec:
 
 def is_weight(value: object) -> bool:
     """Whether a value may be what an output is multiplied by."""
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return number and bool(abs(value) < LARGEST_WEIGHT)
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    number: Any = value  # whatever kind of number it is
+    return bool(abs(number) < LARGEST_WEIGHT)
 
 
 def check_names(names: Sequence[str], where: str) -> None:

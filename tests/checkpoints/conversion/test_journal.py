@@ -311,7 +311,7 @@ def test_a_journal_says_what_came_last(begun):
     text = (partial / "journal.jsonl").read_text()
     done = [json.loads(line) for line in text.split("\n") if line]
     assert len(done) == 11
-    with open(partial / "journal.jsonl", "a+") as file:
-        file.write("\n" + json.dumps(done[0] | {"checksum": None}))
+    with open(partial / "journal.jsonl", "a+b", buffering=0) as file:
+        file.write(b"\n" + json.dumps(done[0] | {"checksum": None}).encode())
         records = Journal(partial, target, file).records
     assert set(records) == {line["slice"] for line in done[1:]}
