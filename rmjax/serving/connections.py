@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rmjax.errors import UserError
 
-HEAD_SECONDS = 30.0  # in which the head of a request must have come
+HEAD_SECONDS = 60.0  # in which the head of a request must have come; busy clients are slow
 REPLY_SECONDS = 30.0  # in which a client must have read what it was sent
 _STATE = "rmjax.connection"
 

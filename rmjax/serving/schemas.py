@@ -75,8 +75,8 @@ def _problem(value: Any, schema: Schema, where: str) -> tuple[str, str] | None:
         found = [_problem(value, each, where) for each in schema["anyOf"]]
         if None in found:
             return None
-        # Of forms that the value nearly has, what is wrong inside says more.
-        deeper = [each for each in found if each and each[0] != where]
+        # Of forms that the value nearly has, what is wrong inside says more; so does "is empty".
+        deeper = [e for e in found if e and (e[0] != where or not e[1].startswith("expected"))]
         return deeper[0] if deeper else (where, f"expected {_named(schema)}, found {_kind(value)}")
     kind = schema.get("type")
     if kind and not _is(value, kind):
