@@ -41,6 +41,7 @@ from rmjax.serving.vllm import COMMON, USAGE, check_body
 
 _ATTRIBUTES = optional(FLAG, "every attribute's number, not the value alone")
 _INPUT = one_of(TEXT, TOKENS, TEXTS, {"type": "array", "items": TOKENS})
+_FORMATS: Schema = {"enum": ["float", "base64", None]}
 _SAID: dict[str, Schema] = {
     "input": optional(_INPUT, "texts that a chat template wrote, or token ids"),
     "messages": optional(MESSAGES, "one conversation; instead of input"),
@@ -136,7 +137,15 @@ CLASSIFY = Endpoint(
 POOLING = Endpoint(
     ("/pooling",),
     "Values of conversations, for vLLM's clients.",
-    record({}, {**_SAID, **COMMON, "task": optional(TEXT), "encoding_format": optional(TEXT)}),
+    record(
+        {},
+        {
+            **_SAID,
+            **COMMON,
+            "task": optional(TEXT),
+            "encoding_format": {"enum": ["float", "base64", None]},
+        },
+    ),
     record({"id": TEXT, "data": {"type": "array"}, "usage": USAGE}),
     _parse_pooling,
     {"messages": _CHAT, "attributes": True},

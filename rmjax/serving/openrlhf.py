@@ -10,7 +10,7 @@ With several servers one may be sent empty lists.
 from typing import Any
 
 from rmjax.serving.questions import Asked, Body, Endpoint, Result, Served, text_item
-from rmjax.serving.schemas import NUMBER, TEXTS, optional, record
+from rmjax.serving.schemas import ALL_SAID, NUMBER, optional, record
 
 _NUMBERS = {"type": "array", "items": NUMBER}
 
@@ -34,7 +34,7 @@ GET_REWARD = Endpoint(
     ("/get_reward",),
     "Rewards of texts that a chat template wrote, for OpenRLHF.",
     record(
-        {"query": TEXTS},
+        {"query": ALL_SAID},
         {"prompts": optional({"type": "array"}), "labels": optional({"type": "array"})},
     ),
     record(

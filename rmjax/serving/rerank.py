@@ -18,7 +18,7 @@ from rmjax.serving.questions import (
     response_item,
     usage,
 )
-from rmjax.serving.schemas import TEXT, TEXTS, one_of, optional, record
+from rmjax.serving.schemas import ALL_SAID, SAID, TEXT, one_of, optional, record
 from rmjax.serving.vllm import COMMON, USAGE, check_body
 
 # The names that vLLM has for the two sides of `/score`.
@@ -94,7 +94,7 @@ def _parse_rerank(body: Body, served: Served) -> Asked:
     return Asked(items, [len(items)], write, cut_to=cut_to)
 
 
-_SIDE = optional(one_of({**TEXT, "minLength": 1}, {**TEXTS, "minItems": 1}))
+_SIDE = optional(one_of(SAID, {**ALL_SAID, "minItems": 1}))
 SCORE = Endpoint(
     ("/score", "/v1/score"),
     "Values of documents as responses to queries: one query with all, or each with its own.",
@@ -107,7 +107,7 @@ RERANK = Endpoint(
     ("/rerank", "/v1/rerank", "/v2/rerank"),
     "Documents as responses to a query, the best first.",
     record(
-        {"query": {**TEXT, "minLength": 1}, "documents": {**TEXTS, "minItems": 1}},
+        {"query": SAID, "documents": {**ALL_SAID, "minItems": 1}},
         {"top_n": optional({"type": "integer", "minimum": 0}, "0: all"), **COMMON},
     ),
     record({"id": TEXT, "results": {"type": "array"}, "usage": USAGE}),

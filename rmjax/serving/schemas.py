@@ -15,6 +15,8 @@ Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
 TEXTS: Schema = {"type": "array", "items": TEXT}
+SAID: Schema = {"type": "string", "minLength": 1}
+ALL_SAID: Schema = {"type": "array", "items": SAID}
 NUMBER: Schema = {"type": "number"}
 WHOLE: Schema = {"type": "integer"}
 FLAG: Schema = {"type": "boolean"}
@@ -22,7 +24,7 @@ TOKENS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0}, "
 MESSAGE: Schema = {
     "type": "object",
     "required": ["role"],
-    "properties": {"role": TEXT},
+    "properties": {"role": SAID},
     "description": "as the model's chat template takes it: role, content, tool_calls and others",
 }
 TOOLS: Schema = {"type": "array", "items": {"type": "object"}}
