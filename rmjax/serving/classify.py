@@ -143,7 +143,7 @@ POOLING = Endpoint(
             **_SAID,
             **COMMON,
             "task": optional(TEXT),
-            "encoding_format": {"enum": ["float", "base64", None]},
+            "encoding_format": _FORMATS,
         },
     ),
     record({"id": TEXT, "data": {"type": "array"}, "usage": USAGE}),
