@@ -1,1 +1,1 @@
-"""What a program runs on: mesh, processes, compilation, memory, files."""
+"""What a program runs on: its options, mesh, processes, compilation, memory, files."""
