@@ -65,7 +65,11 @@ def _pairs(tokens: int, window: int | None) -> int:
 
 
 def pair_cost(decoder: DecoderConfig) -> float:
-    """What attention to one place costs another, in the products with weights of a place."""
+    """What attention to one place costs another, in the products with weights of a place.
+
+    It is of places that are computed for nothing, see `dispatch.computed_share`. The kernels that
+    do so pass over none for a window either, so windows do not count.
+    """
     return 2 * decoder.num_attention_heads * decoder.head_dim / _numbers(PRODUCTS, decoder)
 
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from rmjax.errors import UserError
-from rmjax.models.attention import cpu_flash, gpu_cudnn, tpu_splash
+from rmjax.models.attention import cpu_flash, gpu_cudnn, splash_mask, tpu_splash
 from rmjax.models.attention.mask import Layout
 from rmjax.models.attention.xla import in_blocks
 from rmjax.models.decoder_config import DecoderConfig
@@ -160,4 +160,4 @@ def alignment(name: str, row_length: int, decoder: DecoderConfig) -> int:
     """The positions of which the starts of a group's parts must be multiples: `RowShape.align`."""
     if name != "splash":
         return 1
-    return tpu_splash.alignment(row_length, decoder.window_within(row_length) is not None)
+    return splash_mask.alignment(row_length, decoder.window_within(row_length) is not None)

@@ -1,9 +1,9 @@
 """The attention kernel for TPUs: JAX's splash attention, told what rows hide.
 
 The kernel takes a function of a query's number and a key's position that says whether the query
-may see the key, and for every block of queries the blocks of keys to visit. Both come from the
-layout here, on the device, once for all layers: a query's number holds its position and the
-interval hidden from it, and blocks in which nothing is seen are neither fetched nor computed.
+may see the key (`splash_mask.py`), and for every block of queries the blocks of keys to visit. Both
+come from the layout, on the device, once for all layers. Blocks in which nothing is seen are
+neither fetched nor computed.
 
 The rows of a device are laid end to end, so that one call of the kernel does all of them. Over the
 mesh, rows and heads are divided; where `context` divides a row, each device has the queries of its
@@ -12,7 +12,6 @@ part and gathers the keys.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,6 +21,12 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from rmjax.models.attention.mask import RESULT, Keys, Layout, sees
+from rmjax.models.attention.splash_mask import (
+    alignment,
+    mask_function,
+    query_numbers,
+    says_windows,
+)
 from rmjax.runtime.sharding import Sharding
 
 if TYPE_CHECKING:
@@ -32,7 +37,6 @@ if TYPE_CHECKING:
 SMALLEST_BLOCK = 128  # the lanes of a tile
 _BLOCKS = (512, 256, SMALLEST_BLOCK)  # queries and keys of a block
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # two of them still have a difference
-_BITS = 32
 _MOST_PARTS = 8  # of the gradients by queries
 
 _ROWS, _LENGTH, _HEADS = ("data", "fsdp"), "context", "tensor"  # as sharding.ACTIVATION_AXES says
@@ -56,7 +60,7 @@ class SplashPlan:
         needed then or next.
       queries_next: the block of queries that is needed then or next, in the order of keys and then
         queries.
-      numbers: of the queries, see `_number`.
+      numbers: of the queries, see `splash_mask.query_numbers`.
       queries: what the queries have in common with the keys they may see: 1 + the group, counted
         through all rows; 0 for padding.
       keys: the same for the keys; -1 for padding, which nobody sees.
@@ -99,16 +103,6 @@ class SplashPlan:
             out_specs=activation,
             check_vma=False,
         )(q, k, v, self)
-
-
-def alignment(row_length: int, windowed: bool = False) -> int:
-    """The positions a multiple of which `masked_start` and `masked_end` must be in rows so long.
-
-    A power of two, such that a position and two multiples fit together in 32 bits; and with windows
-    whether there is one.
-    """
-    position = (row_length - 1).bit_length()
-    return 2 ** max(0, -(-(3 * position + windowed - _BITS) // 2))
 
 
 def unsupported(row_length: int, head_dim: int, sharding: Sharding, windowed: bool = False) -> str:
@@ -174,12 +168,12 @@ def _local_plan(
     hides = (mine.masked_start < mine.masked_end)[None]
     aligned = jnp.all(~hides | (bounds % alignment(length, window is not None) == 0))
     if window is not None:
-        aligned &= _says_windows(layout, window)
+        aligned &= says_windows(layout, window)
     return (
         rearrange(steps, "R q k -> (R q) k"),
         _keys_next(steps),
         _queries_next(steps),
-        _number(mine, positions, length, window is not None).ravel(),
+        query_numbers(mine, positions, length, window is not None).ravel(),
         jnp.where(mine.segment_ids > 0, mine.segment_ids + row, 0).ravel(),
         jnp.where(layout.segment_ids > 0, layout.segment_ids + row, -1).ravel(),
         jnp.where(aligned, 1.0, jnp.nan)[None],
@@ -231,91 +225,9 @@ def _kernel(plan: SplashPlan, rows: int, soft_cap: float | None) -> "SplashAtten
         mask_value=_MASKED,
         attn_logits_soft_cap=soft_cap,
         residual_checkpoint_name=RESULT,
-        mask_function=_mask_function(plan.length, rows, plan.window),
+        mask_function=mask_function(plan.length, rows, plan.window),
         interpret=plan.interpret,
     )
-
-
-# ---- who sees whom -------------------------------------------------------------------------------
-
-
-def _fields(length: int, windowed: bool) -> tuple[int, int, int]:
-    """Where in a number begin: whether there is a window, a position, and the upper bound."""
-    shift = _shift(length, windowed)
-    places = (length - 1).bit_length()
-    bound = places - shift
-    return 2 * bound + places, 2 * bound, bound
-
-
-def _shift(length: int, windowed: bool) -> int:
-    return alignment(length, windowed).bit_length() - 1
-
-
-def _number(
-    layout: Layout, positions: Int32[Array, "Q"], length: int, windowed: bool = False
-) -> Int32[Array, "R Q"]:
-    """A query's position in its row and the bounds of what is hidden from it, in one number.
-
-    With windows also whether one hides anything from it.
-    """
-    window, position, bound = _fields(length, windowed)
-    shift = _shift(length, windowed)
-    start, end = layout.masked_start >> shift, layout.masked_end >> shift
-    number = (positions[None, :] << position) | (end << bound) | start
-    if not windowed or layout.window_start is None:
-        return number
-    return number | ((layout.window_start > 0).astype(jnp.int32) << window)
-
-
-@functools.lru_cache
-def _mask_function(
-    length: int, rows: int, window: int | None = None
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """What the kernel asks of a query's number and a key's position; one object for each argument.
-
-    What depends on the query alone, or on the key alone, the compiler does once for many pairs.
-    """
-    windowed = window is not None
-    flag, position, bound = _fields(length, windowed)
-    largest, shift = 2**bound - 1, _shift(length, windowed)
-
-    def sees(number: jax.Array, key: jax.Array) -> jax.Array:
-        if rows > 1:
-            key = jax.lax.rem(key, length)
-        unit = key >> shift
-        start, end = number & largest, (number >> bound) & largest
-        query = jax.lax.shift_right_logical(number, position)
-        if window is None:
-            return (key <= query) & ((unit < start) | (unit >= end))
-        has_window = jax.lax.shift_right_logical(number, flag) > 0
-        query &= 2 ** (flag - position) - 1
-        # What stands in the row between a shared prefix and the rest of a sample does not count.
-        between = jnp.where(unit < end, (end - start) << shift, 0)
-        near = (key + between > query - window) | ~has_window
-        return (key <= query) & ((unit < start) | (unit >= end)) & near
-
-    return sees
-
-
-def _says_windows(layout: Layout, window: int) -> Bool[Array, ""]:
-    """Whether `_mask_function` finds the windows of a layout.
-
-    Either a window begins with the token's sample, or `window` tokens back; and a token's position
-    in its sample is the distance from its segment's first place, less what is hidden in between.
-    """
-    if layout.sample_positions is None or layout.window_start is None:
-        return jnp.asarray(True)
-    positions = layout.sample_positions
-    whole = (layout.window_start == 0) | (layout.window_start == positions - (window - 1))
-    length = layout.segment_ids.shape[1]
-    places = jnp.arange(length)[None]
-    before = jnp.pad(jax.lax.cummax(layout.segment_ids, axis=1), ((0, 0), (1, 0)))[:, :-1]
-    first = jax.lax.cummax(jnp.where(layout.segment_ids > before, places, 0), axis=1)
-    distance = places - first - (layout.masked_end - layout.masked_start)
-    return jnp.all((layout.segment_ids == 0) | (whole & (distance == positions)))
-
-
-# ---- what to visit -------------------------------------------------------------------------------
 
 
 def _steps(

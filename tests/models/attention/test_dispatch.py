@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from helpers.layouts import dense, dense_gradients, make_layout, random_rows
 from helpers.models import make_model, one_device, tiny_llama
 from rmjax.errors import UserError
-from rmjax.models.attention import cpu_flash, dispatch, gpu_cudnn, tpu_splash
+from rmjax.models.attention import cpu_flash, dispatch, gpu_cudnn, splash_mask
 from rmjax.models.attention.dispatch import attention
 from rmjax.models.init import random_params
 from rmjax.models.inputs import Rows
@@ -78,7 +78,7 @@ def test_rows_are_made_to_fit(on):
     )
     assert dispatch.row_multiple("splash", sharding) == 256
     decoder = tiny_llama()
-    assert dispatch.alignment("splash", 8192, decoder) == tpu_splash.alignment(8192) == 16
+    assert dispatch.alignment("splash", 8192, decoder) == splash_mask.alignment(8192) == 16
     for name in ("xla", "cudnn"):
         assert dispatch.alignment(name, 8192, decoder) == 1
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from helpers.layouts import dense, dense_gradients, make_layout, random_rows
 from helpers.models import one_device
-from rmjax.models.attention import tpu_splash
+from rmjax.models.attention import splash_mask, tpu_splash
 from rmjax.models.attention.dispatch import attention
 from rmjax.models.attention.mask import Layout
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
@@ -56,7 +56,7 @@ def kernel(sharding: Sharding, block: int):
 
 
 def check(rows, length, sharding, block, rng):
-    layout, seen = make_layout(rows, length, tpu_splash.alignment(length))
+    layout, seen = make_layout(rows, length, splash_mask.alignment(length))
     q, k, v, cotangent = tensors(rng, len(rows), length)
     real = (layout.segment_ids > 0)[:, :, None, None]
     cotangent = cotangent * real  # nothing depends on padding
@@ -71,7 +71,7 @@ def check(rows, length, sharding, block, rng):
 @given(seed=st.integers(0, 2**32 - 1), block=st.sampled_from([128, 256]))
 def test_random_rows_equal_dense_attention_and_its_gradients(seed, block):
     rng = np.random.default_rng(seed)
-    rows = random_rows(rng, 2, 256, tpu_splash.alignment(256))
+    rows = random_rows(rng, 2, 256, splash_mask.alignment(256))
     check(rows, 256, one_device(), block, rng)
 
 
@@ -90,7 +90,7 @@ def test_random_rows_equal_dense_attention_and_its_gradients(seed, block):
     ids=str,
 )
 def test_blocks_rows_and_meshes(length, count, block, mesh, rng):
-    rows = random_rows(rng, count - 1, length, tpu_splash.alignment(length))
+    rows = random_rows(rng, count - 1, length, splash_mask.alignment(length))
     rows.append([(length // 3, [length // 8, length // 4]), (0, [length // 8])])
     check(rows, length, sharding_of(**mesh), block, rng)
 
@@ -174,7 +174,7 @@ def test_a_block_that_is_not_needed_is_not_touched(rng):
 def test_a_layout_that_is_not_aligned_gives_no_number(rng):
     rows = [[(101, [30, 128])]]
     loose, _ = make_layout(rows, 2048, 1)
-    fitting, _ = make_layout(rows, 2048, tpu_splash.alignment(2048))
+    fitting, _ = make_layout(rows, 2048, splash_mask.alignment(2048))
     q, k, v, cotangent = tensors(rng, 1, 2048)
     assert not np.isnan(kernel(one_device(), 512)(q, k, v, fitting, cotangent)[0]).any()
     found = kernel(one_device(), 512)(q, k, v, loose, cotangent)[0]
@@ -183,24 +183,24 @@ def test_a_layout_that_is_not_aligned_gives_no_number(rng):
 
 @pytest.mark.parametrize("length", [128, 384, 4096, 5120, 8192, 32768, 131072])
 def test_a_number_holds_place_and_interval(length, rng):
-    unit = tpu_splash.alignment(length)
+    unit = splash_mask.alignment(length)
     places = np.append(rng.integers(0, length, 200), [0, length - 1]).astype(np.int32)
     ends = rng.integers(0, places // unit + 1) * unit
     starts = rng.integers(0, ends // unit + 1) * unit
     arrays = [np.asarray(x, np.int32)[None] for x in (places, starts, ends)]
     layout = Layout._make([*arrays, None, None])
-    numbers = tpu_splash._number(layout, jnp.asarray(places), length)[0]
+    numbers = splash_mask.query_numbers(layout, jnp.asarray(places), length)[0]
     keys = rng.integers(0, length, 300).astype(np.int32)
     for rows in (1, 3):
         at = keys + length * rng.integers(0, rows)
-        found = tpu_splash._mask_function(length, rows)(numbers[:, None], jnp.asarray(at)[None])
+        found = splash_mask.mask_function(length, rows)(numbers[:, None], jnp.asarray(at)[None])
         hidden = (keys >= starts[:, None]) & (keys < ends[:, None])
         np.testing.assert_array_equal(found, (keys <= places[:, None]) & ~hidden)
 
 
 def test_alignment_is_the_smallest_that_fits():
-    assert [tpu_splash.alignment(n) for n in (128, 1024, 1025, 2048, 4096)] == [1, 1, 2, 2, 4]
-    assert [tpu_splash.alignment(n) for n in (8192, 16384, 131072)] == [16, 32, 1024]
+    assert [splash_mask.alignment(n) for n in (128, 1024, 1025, 2048, 4096)] == [1, 1, 2, 2, 4]
+    assert [splash_mask.alignment(n) for n in (8192, 16384, 131072)] == [16, 32, 1024]
 
 
 def test_what_it_cannot_do_it_says():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from helpers.layouts import dense, dense_gradients, make_layout, random_rows
 from helpers.models import one_device, tiny_llama
 from rmjax.errors import UserError
-from rmjax.models.attention import cpu_flash, dispatch, gpu_cudnn, tpu_splash
+from rmjax.models.attention import cpu_flash, dispatch, gpu_cudnn, splash_mask, tpu_splash
 from rmjax.models.attention.dispatch import attention
 from rmjax.models.attention.mask import Layout
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
@@ -116,15 +116,15 @@ def test_windows_that_a_number_cannot_say_give_no_number():
 
 @pytest.mark.parametrize("length", [128, 2048, 4096, 8192, 131072])
 def test_a_number_holds_a_window_too(length, rng):
-    unit, window = tpu_splash.alignment(length, True), length // 3
+    unit, window = splash_mask.alignment(length, True), length // 3
     places = np.append(rng.integers(0, length, 200), [0, length - 1]).astype(np.int32)
     ends = rng.integers(0, places // unit + 1) * unit
     starts = rng.integers(0, ends // unit + 1) * unit
     has = rng.integers(0, 2, len(places))
     arrays = [np.asarray(x, np.int32)[None] for x in (places, starts, ends, places, has)]
-    numbers = tpu_splash._number(Layout._make(arrays), jnp.asarray(places), length, True)[0]
+    numbers = splash_mask.query_numbers(Layout._make(arrays), jnp.asarray(places), length, True)[0]
     keys = rng.integers(0, length, 300).astype(np.int32)
-    found = tpu_splash._mask_function(length, 1, window)(numbers[:, None], jnp.asarray(keys)[None])
+    found = splash_mask.mask_function(length, 1, window)(numbers[:, None], jnp.asarray(keys)[None])
     places, starts, ends = places[:, None], starts[:, None], ends[:, None]
     shown = (keys <= places) & ~((keys >= starts) & (keys < ends))
     back = places - keys - np.where(keys < starts, ends - starts, 0)
@@ -132,7 +132,7 @@ def test_a_number_holds_a_window_too(length, rng):
 
 
 def test_alignment_has_room_for_a_window():
-    assert [tpu_splash.alignment(n, True) for n in (1024, 2048, 4096, 8192)] == [1, 2, 8, 16]
+    assert [splash_mask.alignment(n, True) for n in (1024, 2048, 4096, 8192)] == [1, 2, 8, 16]
     decoder = tiny_llama(family="mistral", sliding_window=4096)
     assert dispatch.alignment("splash", 4096, decoder) == 4  # no sample is longer than its window
     assert dispatch.alignment("splash", 8192, decoder) == 16
