@@ -1,6 +1,7 @@
 """Samples of prompts: chunks of tokens on the devices, and between them the host's decisions."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -136,6 +137,10 @@ class Sampler:
         samples = n * len(places)
         members = max(1, min(n, min(self._rows, samples) // shards))
         most = -(-self._rows // (members * shards))
+        # Tokens are drawn on all devices, if those that share rows can have as many each.
+        sharing = self._model.options.sharding.mesh.size // shards
+        step = sharing // math.gcd(sharing, members)
+        most = -(-most // step) * step
         groups = 1
         while groups < most and groups * shards * members < samples:
             groups *= 2

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,9 +26,11 @@ from rmjax.generation import programs
 from rmjax.generation.completions import Completion
 from rmjax.generation.policy import Policy, load_policy
 from rmjax.generation.prompts import prompt_tokens
+from rmjax.generation.sampler import Sampler
+from rmjax.models.heads import language_model_head
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model
-from rmjax.runtime.sharding import MeshConfig
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 
 PROMPTS = ["Why?", "A much longer question: what becomes of a row that is over?", "Hm", "Name two."]
 
@@ -426,3 +429,14 @@ def test_end_tokens_are_those_of_transformers_and_the_turns(tmp_path):
     edit_json(tmp_path / "generation_config.json", eos_token_id="x")
     with pytest.raises(UserError, match="field 'eos_token_id' is 'x'"):
         load_policy(tmp_path)
+
+
+def test_rows_divide_over_the_devices_that_draw_tokens():
+    """Otherwise each of those that share rows would draw for all of them."""
+    sharding = Sharding(make_mesh(MeshConfig(data=2, fsdp=1, tensor=4), jax.devices()))
+    decoder = tiny_llama()
+    model = Model(decoder, ModelOptions(sharding), language_model_head(decoder))
+    for rows, n in ((26, 5), (64, 10), (7, 1), (33, 3)):
+        shape = Sampler(model, rows).cache_shape([20] * 100, n)
+        assert rows <= shape.groups * shape.members < rows + 8 * n
+        assert shape.groups % 2 == 0 and shape.groups * shape.members % 8 == 0
