@@ -147,7 +147,7 @@ def load_policy(
     """Loads a language model to sample from.
 
     Args:
-      path: a Hugging Face directory or hub id of a `LlamaForCausalLM`, a GGUF file, a run or a
+      path: a Hugging Face directory or hub id of a language model, a GGUF file, a run or a
         converted Orbax model of a language model.
       mesh: how to lay the model over the devices; fully sharded over all of them if not given.
       dtype: of the computation; `auto` is bfloat16 on accelerators, float32 on CPUs.
