@@ -4,8 +4,10 @@ What is read is checked: a CRC32C of every chunk of an array, and a checksum of 
 last but one stays, so that a run can go on if the last one is damaged.
 """
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from rmjax.errors import UserError, write_errors
 DIRECTORY = "checkpoints"
 RUN_FORMAT = "rmjax-run"  # field `format` of a run's config.json
 _CHUNK_BYTES = 16 << 20
+# Orbax gives a save up after so many seconds by the clock on the wall, by default after 20 minutes,
+# which a machine that was asleep puts it forward by.
+_SAVE_SECONDS = 10**9
 
 
 def _loss(metrics: Any) -> float:
@@ -55,6 +60,7 @@ class Checkpoints:
         with_checksums()
         policies = ocp.training.preservation_policies
         context = ocp.Context()
+        context.asynchronous.timeout_secs = _SAVE_SECONDS
         context.array.saving.scoped_storage_options_creator = _chunks
         try:  # it reads the metadata of every step
             self._orbax = ocp.training.Checkpointer(
@@ -126,7 +132,7 @@ class Checkpoints:
         """
         metadata = {"format_version": FORMAT_VERSION, "position": position, "config": config}
         self._check_there()
-        with write_errors(f"checkpoint {step} in {self.directory}"):
+        with _save_errors(f"checkpoint {step} in {self.directory}"):
             self._orbax.save_checkpointables_async(
                 step,
                 items,
@@ -173,9 +179,22 @@ class Checkpoints:
         Raises:
           UserError: the disk is full or refuses, or the directory is not there any more.
         """
-        with write_errors(f"a checkpoint in {self.directory}"):
+        with _save_errors(f"a checkpoint in {self.directory}"):
             self._orbax.close()
         self._check_there()
+
+
+@contextlib.contextmanager
+def _save_errors(what: str) -> Iterator[None]:
+    """`write_errors`, and a wait that Orbax gives up, by the clock on the wall."""
+    with write_errors(what):
+        try:
+            yield
+        except TimeoutError as error:
+            raise UserError(
+                f"{what}: not saved in time ({cause(error)}): the disk is too slow, or the clock "
+                "was put forward meanwhile; run the command again, and it continues"
+            ) from error
 
 
 def _steps(directory: Path) -> list[int]:

@@ -381,6 +381,22 @@ def test_torn_lines_of_metrics_are_dropped(copy, six):
     assert numbers(copy) == numbers(six)
 
 
+def test_a_save_that_is_given_up_is_one_message(tmp_path, monkeypatch):
+    """Orbax waits by the clock on the wall, which may be put forward."""
+
+    def late(*_):
+        raise TimeoutError("Timeout waiting for key")
+
+    checkpoints = Checkpoints(tmp_path)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match="the clock was put forward"),
+    ):
+        patch.setattr(checkpoints._orbax, "close", late)
+        checkpoints.close()
+    checkpoints.close()
+
+
 def test_no_checkpoint_yet_is_said(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="no complete checkpoint"):
