@@ -185,10 +185,13 @@ def _short(number: float) -> str:
 
 
 def _reopen(path: Path, start: int) -> Any:
-    """Opens a JSON-lines file for appending, without the lines of steps after `start`."""
+    """Opens a JSON-lines file for appending, without the lines of steps after `start`.
+
+    Where nothing was saved none is kept: what was measured before the first step is so again.
+    """
     kept = []
     with write_errors(str(path)):
-        for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        for line in path.read_bytes().split(b"\n") if start and path.exists() else ():
             try:
                 if json.loads(line)["step"] <= start:
                     kept.append(line)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,6 +40,7 @@ from rmjax.data.row_layout import RowShape
 from rmjax.errors import UserError
 from rmjax.runtime.processes import Preemption
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh, put
+from rmjax.training.logger import MetricsLogger
 from rmjax.training.optimizer import make_optimizer, make_schedule
 from rmjax.training.step import TrainState, abstract_state, make_train_step
 
@@ -372,6 +374,15 @@ def test_a_directory_that_is_gone_is_not_made_anew(tmp_path):
     with pytest.raises(UserError, match="checkpoints: removed while the run went on"):
         checkpoints.save(1, {}, position={}, config={}, evaluation=None)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_run_that_begins_again_has_no_metrics_of_before(tmp_path):
+    """An alignment that was killed before its first checkpoint would have step 0 twice."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "held_out/reward": 1.0}\n')
+    config: Any = {}
+    with MetricsLogger(tmp_path, start=0, total=1, wandb="", config=config) as report:
+        report.numbers(0, {"held_out/reward": 2.0})
+    assert metrics(tmp_path) == [{"step": 0, "held_out/reward": 2.0}]
 
 
 def test_torn_lines_of_metrics_are_dropped(copy, six):
