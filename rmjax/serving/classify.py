@@ -64,7 +64,7 @@ def _items(body: Body, served: Served) -> list[Item]:
     said = body["input"]
     if isinstance(said, str):
         return [text_item(said, "input", served)]
-    if said and isinstance(said[0], int):
+    if said and isinstance(said[0], int | float):
         return [Item(said, "input")]
     return [
         text_item(each, f"input[{i}]", served)

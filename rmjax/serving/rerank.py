@@ -76,7 +76,7 @@ def _parse_rerank(body: Body, served: Served) -> Asked:
 
     def write(results: list[Result], notes: list[str]) -> Any:
         order = sorted(range(len(results)), key=lambda i: -(results[i].value or 0.0))
-        top = body.get("top_n") or len(order)
+        top = int(body.get("top_n") or len(order))
         return {
             "id": new_id("rerank", body),
             "model": served.name,

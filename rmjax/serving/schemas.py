@@ -122,12 +122,16 @@ def _of_fields(value: dict[str, Any], schema: Schema, where: str) -> tuple[str, 
 def _is(value: Any, kind: str) -> bool:
     if isinstance(value, bool):  # which is an integer to Python
         return kind == "boolean"
+    if kind == "integer" and isinstance(value, float):  # 3.0 is one to JSON Schema
+        return value.is_integer()
     return isinstance(value, _TYPES[kind])
 
 
 def _is_one_of(value: Any, choices: list[Any]) -> bool:
     """Whether JSON's value is one of these; 1 and true are two."""
-    return any(value == each and type(value) is type(each) for each in choices)
+    return any(
+        value == each and isinstance(value, bool) is isinstance(each, bool) for each in choices
+    )
 
 
 def _named(schema: Schema) -> str:

@@ -33,7 +33,7 @@ def parse_sglang(body: Body, served: Served) -> Asked:
     if len(given) != 1:
         raise Refusal(f"expected one of {', '.join(map(repr, given))}, found all of them")
     said, every = body[given[0]], bool(body.get("attributes"))
-    single = isinstance(said, str) or (bool(said) and isinstance(said[0], int))
+    single = isinstance(said, str) or (bool(said) and isinstance(said[0], int | float))
     items = []
     for number, each in enumerate([said] if single else said):
         where = given[0] if single else f"{given[0]}[{number}]"

@@ -56,4 +56,4 @@ def check_body(body: Body, served: Served) -> int | None:
             f"'truncate_prompt_tokens' is {most}, and the model reads up to {longest}",
             param="truncate_prompt_tokens",
         )
-    return longest if most == -1 else most
+    return longest if most == -1 else int(most)

@@ -376,6 +376,24 @@ def test_half_a_character_comes_back_as_it_was(client):
         assert "\ud800" in (answer["id"] if status == 200 else answer["error"]["message"])
 
 
+def test_whole_numbers_may_be_written_with_a_point(client):
+    """They are whole to JSON Schema, and to vLLM."""
+    for path, body, name, value in (
+        ("/rerank", {"query": PROMPT, "documents": ANSWERS}, "top_n", 2),
+        ("/classify", {"messages": LONG}, "truncate_prompt_tokens", 100),
+        ("/classify", {"messages": LONG}, "truncate_prompt_tokens", -1),
+        ("/classify", {}, "input", [5, 6, 7]),
+        ("/classify", {}, "input_ids", [5, 6, 7]),
+        ("/v1/chat/completions", {"messages": talk("p", "a")}, "n", 1),
+    ):
+        point = [float(x) for x in value] if isinstance(value, list) else float(value)
+        found = [ok(client.post(path, json={**body, name: x})) for x in (value, point)]
+        for one in found:
+            for field in ("id", "created", "meta_info"):
+                one.pop(field, None)
+        assert found[0] == found[1], path
+
+
 def test_a_model_without_a_name_is_this_one(client):
     for path in ("/classify", "/v1/chat/completions"):
         ok(client.post(path, json={"model": "", "messages": talk("p", "a")}))
