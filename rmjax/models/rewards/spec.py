@@ -3,7 +3,6 @@
 import dataclasses
 import numbers
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -78,10 +77,12 @@ class RewardSpec:
 
 def is_weight(value: object) -> bool:
     """Whether a value may be what an output is multiplied by."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return False
-    number: Any = value  # whatever kind of number it is
-    return bool(abs(number) < LARGEST_WEIGHT)
+    try:
+        return -LARGEST_WEIGHT < float(value) < LARGEST_WEIGHT
+    except OverflowError:  # JSON's whole numbers have no largest
+        return False
 
 
 def check_names(names: Sequence[str], where: str) -> None:

@@ -70,6 +70,7 @@ def test_an_attribute_goes_before_a_published_vector_of_its_name():
         ({"coherence": 0, "verbosity": 1e-60}, FIVE, "a weight that is not 0"),
         ({"coherence": math.nan}, FIVE, "the weight of 'coherence' is nan, expected a number"),
         ({"coherence": -math.inf}, FIVE, "is -inf, expected a number below"),
+        ({"coherence": 10**400}, FIVE, "expected a number below"),
         ({"coherence": 1e39}, FIVE, r"is 1e\+39, expected a number below 1e\+30"),
         ({"coherence": "much"}, FIVE, "is 'much', expected a number"),
         ({"coherence": "1"}, FIVE, "is '1', expected a number"),
