@@ -26,10 +26,11 @@ def run(
     only: Collection[str] = (),
 ) -> list[Row]:
     """Kills the victims in turn, until the minutes are over."""
-    end, rng = time.monotonic() + 60 * minutes, random.Random(seed)
+    rng = random.Random(seed)
     victims = made(scratch, only)
     rows = {name: Row("kill -9", name) for name in victims}
     whole = undisturbed(scratch, victims)
+    end = time.monotonic() + 60 * minutes
     served_row, served = Row("kill -9", "a served load"), served_load(scratch, rng, show)
     serving = not only or "a served load" in only
     while time.monotonic() < end:

@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from campaign import forks, good
@@ -24,7 +24,9 @@ _ALIKE = 1e-5  # docs/serving.md: whatever the load
 _SECONDS = 120.0  # that all of it may take
 
 
-def served_load(scratch: Path, rng: random.Random, show: Callable[[str], None]) -> Iterator[str]:
+def served_load(
+    scratch: Path, rng: random.Random, show: Callable[[str], None]
+) -> Generator[str, None, None]:
     """For each kill of a server under load, what went wrong, if anything did."""
     directory = scratch / "served"
     directory.mkdir()

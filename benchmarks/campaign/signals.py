@@ -29,9 +29,10 @@ def run(
     only: Collection[str] = (),
 ) -> list[Row]:
     """Sends each signal to each command in turn, until the minutes are over."""
-    end, rng = time.monotonic() + 60 * minutes, random.Random(seed)
+    rng = random.Random(seed)
     victims = made(scratch, only)
     whole = undisturbed(scratch, victims)
+    end = time.monotonic() + 60 * minutes
     rows = {(p, name): Row(_PART, f"{p}: {name}") for name in victims for p in [*_SENT, "two"]}
     for name in victims:
         rows["two", name].promise = f"two at once: {name}"

@@ -32,9 +32,10 @@ def run(
     only: Collection[str] = (),
 ) -> list[Row]:
     """Tries every fault on every command, as far as the minutes go."""
-    end, rng = time.monotonic() + 60 * minutes, random.Random(seed)
+    rng = random.Random(seed)
     victims = made(scratch, only)
     whole = undisturbed(scratch, victims)
+    end = time.monotonic() + 60 * minutes
     faults = (_full, _full_output, _read_only, _gone, _torn, _damaged, _clocks)
     rows = []
     for number, fault in enumerate(faults):
@@ -293,6 +294,8 @@ def _damaged(
     scratch: Path, victims: dict[str, Victim], whole: Whole, rng: random.Random, until: _Until
 ) -> list[Row]:
     """Every kind of file of a run's last checkpoint, with a flipped bit or cut."""
+    if "training" not in victims:
+        return []
     half = fresh(scratch, "half")
     steps = TRAIN.index("--config.steps=24")
     forks.run([*TRAIN[:steps], "--config.steps=12", *TRAIN[steps + 1 :]], half)

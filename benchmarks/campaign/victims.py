@@ -198,11 +198,13 @@ def fresh(scratch: Path, name: str) -> Path:
 
 
 def of_files(directory: Path) -> dict[str, str]:
-    """Every file's digest, but what the harness keeps there and what has a time in it."""
+    """Every file's digest, but what the harness keeps there, caches, and what has a time in it."""
     return {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name not in ("output.txt", "_CHECKPOINT_METADATA")
+        if path.is_file()
+        and path.name not in ("output.txt", "_CHECKPOINT_METADATA")
+        and path.relative_to(directory).parts[0] != "cache"
     }
 
 
