@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EPERM)
 # What a file system refuses, whoever asks: access, a name, a size; or it is not there any more.
 _REFUSALS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
@@ -130,6 +131,9 @@ def exit_with_message(main: Callable[[], None]) -> None:
         _drop_output()
         sys.exit(1)
     except OSError as error:
+        if error.errno in _NAMES and isinstance(error.filename, str):
+            print(f"error: {shown(error.filename)}: {error.strerror}", file=sys.stderr)
+            sys.exit(1)
         if not is_full(error):
             raise
         _drop_output()

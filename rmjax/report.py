@@ -180,13 +180,13 @@ def report_data(
     notes: list[str] = []
     if rated:
         names = tuple(attributes) or find_attributes(rated, split)
-        records = read_samples(rated, split, names, _ANY)
+        records = read_samples(rated, split, names, _ANY).all()
         samples = [sample for (sample,) in records.entries]
         responses = rated_responses(rated, samples, names, encoder)
         notes += records.notes
         data["ratings"] = measure_ratings(responses, encoder)
     if paired:
-        records = read_pairs(paired, split)
+        records = read_pairs(paired, split).all()
         pairs = [(better, other) for better, other in records.entries]
         notes += records.notes
         data["preferences"] = measure_preferences(paired, pairs, encoder)

@@ -5,13 +5,14 @@ over its limit is told from what never ends.
 """
 
 import contextlib
+import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from campaign import forks, good, hostile_data, hostile_models
+from campaign import forks, good, hostile_caches, hostile_data, hostile_models
 from campaign.ledger import Row
 
 SECONDS = 20.0
@@ -23,6 +24,8 @@ _MAY_BE_READ = re.compile(
     r"\(may be read\)|a byte of the header|flipped|a template with (messages|a refusal)"
     r"|rmjax\.json: |tokenizer_config|a huge integer|a deep prompt"
     r"|a pattern without end|a null byte"
+    # A cache that is cut short is made again.
+    r"|^tokens: .*: (empty|cut|a pickle|2\^40 of them|deep)$"
     # Fields that need not be there, or of which the value is one of those that mean nothing.
     r"|(head_dim|num_key_value_heads|rope_\w+|id2label|num_labels|layer_types|tie_\w+) 'None'"
     r"|rope_\w+ '{}'|tie_word_embeddings 'True'"
@@ -142,6 +145,31 @@ def _kinds(
             orbax, hostile_models.orbax_cases(seed), ["convert", "orbax-to-hf", "model", "out"]
         ),
         "data": data_cases(),
+        **_caches(scratch, model, outside),
+        "names of files": hostile_caches.name_cases(),
+    }
+
+
+def _caches(scratch: Path, model: Path, outside: Path) -> dict[str, Iterator[hostile_caches.Case]]:
+    """Caches, of which good ones are made first."""
+    made = scratch / "made"
+    made.mkdir()
+    hostile_caches.write_run(made)
+    shutil.copytree(model, made / "model")
+    good.write_rows(made / "pairs.jsonl", good.pair_rows(2))
+    cache, filled = Path(os.environ["RMJAX_CACHE"]), scratch / "filled"
+    shutil.rmtree(cache, ignore_errors=True)
+    for arguments in (
+        hostile_caches.TRAIN,
+        ["evaluate", "model", "pairs=pairs.jsonl", "--out=out"],
+    ):
+        ended = forks.run(arguments, made)
+        if ended.code:
+            raise SystemExit(ended.text)
+    shutil.copytree(cache, filled)
+    return {
+        "caches of tokens": hostile_caches.token_cases(filled, outside),
+        "caches of scores": hostile_caches.score_cases(model, made / "out"),
     }
 
 

@@ -5,9 +5,10 @@ last but one stays, so that a run can go on if the last one is damaged.
 """
 
 import contextlib
+import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,16 @@ class Checkpoints:
           position: of the data.
           config: the resolved config.
           evaluation: `validation_loss` and more, if this step was evaluated.
+
+        Raises:
+          UserError: there is a number in it that is not finite. A step's loss and gradient may be
+            finite, and its update not: then the next step would show it, and the last one has none.
         """
+        if not bool(_finite()(items)):
+            raise UserError(
+                f"step {step}: weights or optimizer are not finite after it, and are not saved: "
+                "lower config.optimizer.learning_rate, or look at the step's samples"
+            )
         metadata = {"format_version": FORMAT_VERSION, "position": position, "config": config}
         self._check_there()
         with _save_errors(f"checkpoint {step} in {self.directory}"):
@@ -218,6 +228,19 @@ def _checksum(metadata: dict[str, Any], evaluation: dict[str, Any] | None) -> st
     """Of what is saved with a checkpoint beside its arrays, the same before and after JSON."""
     text = json.dumps(json.loads(json.dumps([metadata, evaluation or {}])), sort_keys=True)
     return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+@functools.cache
+def _finite() -> Callable[[dict[str, Any]], Any]:
+    """A program that says whether all numbers of a tree are finite."""
+    import jax
+    import jax.numpy as jnp
+
+    def finite(items: dict[str, Any]) -> jax.Array:
+        leaves = [x for x in jax.tree.leaves(items) if jnp.issubdtype(x.dtype, jnp.inexact)]
+        return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+
+    return jax.jit(finite)
 
 
 class _Always:

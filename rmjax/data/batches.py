@@ -8,7 +8,7 @@ grain is imported when training starts: it takes seconds, and scoring does not n
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,16 @@ from rmjax.data.batch import (
     Targets,
     batch_axes,
 )
-from rmjax.data.planning import Row, distinct, group_length, longest_atom, make_segments, plan_rows
+from rmjax.data.planning import (
+    PlannedRows,
+    Row,
+    distinct,
+    group_length,
+    longest_atom,
+    make_segments,
+    packed,
+    plan_rows,
+)
 from rmjax.data.predicted import at_predecessors, predicting
 from rmjax.data.row_layout import RowShape, make_rows, own_places
 from rmjax.data.tokenized import REFERENCE, TokenizedData
@@ -39,7 +48,7 @@ class Batches:
     def __init__(
         self,
         data: TokenizedData,
-        steps: Sequence[Sequence[Row]],
+        steps: Iterable[Sequence[Row] | PlannedRows],
         shape: RowShape | Sequence[RowShape],
         share: bool,
         microbatches: int = 0,
@@ -50,14 +59,14 @@ class Batches:
         as given. `shape` is that of all steps, or of each.
         """
         self.data, self.share = data, share
-        self._rows = steps
-        self._shapes = [shape] * len(steps) if isinstance(shape, RowShape) else list(shape)
+        self._steps = [step if isinstance(step, PlannedRows) else packed(step) for step in steps]
+        self._shapes = [shape] * len(self._steps) if isinstance(shape, RowShape) else list(shape)
         self._microbatches = dict.fromkeys(self._shapes, max(1, microbatches))
         self._pairs = {shape: max(1, shape.slots // 2) for shape in self._shapes}
-        for rows, of_step in zip(steps, self._shapes):
-            needed = _microbatches(rows, of_step)
+        for step, of_step in zip(self._steps, self._shapes):
+            needed = _microbatches(step.rows, of_step)
             self._microbatches[of_step] = max(self._microbatches[of_step], needed)
-            self._pairs[of_step] = max(self._pairs[of_step], _most_pairs(data, rows))
+            self._pairs[of_step] = max(self._pairs[of_step], _most_pairs(data, step))
 
     @property
     def shapes(self) -> tuple[RowShape, ...]:
@@ -76,37 +85,39 @@ class Batches:
         return max(self._microbatches.values())
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._steps)
 
     def __getitem__(self, step: int) -> Batch:
         """The arrays of a step, whole (every process makes them all; they are small)."""
         shape = self._shapes[step]
         microbatches, pairs = self._microbatches[shape], self._pairs[shape]
-        return make_batch(self.data, self._rows[step], shape, microbatches, self.share, pairs)
+        return make_batch(
+            self.data, self._steps[step].unpacked(), shape, microbatches, self.share, pairs
+        )
 
     def samples(self, step: int) -> np.ndarray:
         """The samples of a step, in the order of its rows."""
-        return np.concatenate([group for row in self._rows[step] for group in row])
+        return self._steps[step].samples.astype(np.int64)
 
     def computed(self, step: int) -> np.ndarray:
         """The samples of a step that are computed, in the order of its slots; see `distinct`."""
-        groups = (group for row in self._rows[step] for group in row)
+        groups = (group for row in self._steps[step].unpacked() for group in row)
         return np.concatenate([distinct(self.data, group)[0] for group in groups])
 
     def tokens(self, step: int) -> int:
         """Real tokens computed in a step, a shared prefix counted once."""
-        groups = (group for row in self._rows[step] for group in row)
+        groups = (group for row in self._steps[step].unpacked() for group in row)
         return sum(group_length(self.data, group, 1, self.share) for group in groups)
 
     def padded_tokens(self, step: int) -> int:
         """Token positions computed in a step, padding included."""
-        return _places(self._rows[step], self._shapes[step])
+        return _places(self._steps[step].rows, self._shapes[step])
 
     def position(self, steps: int) -> dict[str, Any]:
         """Where the data are after so many steps: part of a checkpoint."""
         return {
             "next_step": steps,
-            "samples": sum(len(self.samples(step)) for step in range(len(self))[:steps]),
+            "samples": sum(len(step.samples) for step in self._steps[:steps]),
             "data": self.data.key,
         }
 
@@ -137,20 +148,23 @@ def training_batches(
         planned = [plan_rows(data, step, s, packing=packing, share=share) for s in fitting]
         places = [_places(rows, shape) for rows, shape in zip(planned, fitting)]
         best = int(np.argmin(places))
-        steps.append(planned[best])
+        steps.append(packed(planned[best]))
         taken.append(fitting[best])
     return Batches(data, steps, taken, share)
 
 
-def _most_pairs(data: TokenizedData, rows: Sequence[Row]) -> int:
-    return max((sum(int(data.chosen[group].sum()) for group in row) for row in rows), default=0)
+def _most_pairs(data: TokenizedData, step: PlannedRows) -> int:
+    """The most pairs that a row has."""
+    row_of_group = np.repeat(np.arange(len(step.rows)), step.rows)
+    row_of_sample = np.repeat(row_of_group, step.groups)
+    return int(np.bincount(row_of_sample, data.chosen[step.samples]).max(initial=0))
 
 
-def _microbatches(rows: Sequence[Row], shape: RowShape) -> int:
+def _microbatches(rows: Sized, shape: RowShape) -> int:
     return -(-len(rows) // shape.rows)
 
 
-def _places(rows: Sequence[Row], shape: RowShape) -> int:
+def _places(rows: Sized, shape: RowShape) -> int:
     return _microbatches(rows, shape) * shape.rows * shape.length
 
 
@@ -176,7 +190,7 @@ def make_batch(
       A batch of numpy arrays. Where `data` knows what the assistant says, its targets are a
       policy's.
     """
-    count, pairs = microbatches * shape.rows, max(1, pairs, _most_pairs(data, rows))
+    count, pairs = microbatches * shape.rows, max(1, pairs, _most_pairs(data, packed(rows)))
     samples = np.full((count, shape.slots), -1, np.int32)
     members: list[Members] = []
     for number, row in enumerate(rows):

@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -11,7 +11,7 @@ from rmjax.data.assistant_tokens import AssistantTokens, assistant_tokens
 from rmjax.data.conversation import Conversation
 from rmjax.data.messages import SAYS, Message
 from rmjax.data.tokenized import most_shared
-from rmjax.data.tokenizer import Tokenizer, encode, render
+from rmjax.data.tokenizer import Tokenizer, encode_texts, render, unicode_text
 from rmjax.errors import UserError
 
 _Tokens = TypeVar("_Tokens")
@@ -49,9 +49,35 @@ class ChatEncoder:
         Raises:
           UserError: the template refuses it, or passes over what somebody says.
         """
+        return self.encode_texts([self.text(conversation, where, asking)], [where])[0]
+
+    def text(self, conversation: Conversation, where: str, asking: bool = False) -> str:
+        """What `encode` makes tokens of.
+
+        Raises:
+          UserError: see `encode`.
+        """
         if self.suffix_turn and not asking:
             conversation, asking = self._with_suffix(conversation), True
-        return self._read(conversation, where, functools.partial(encode, asking=asking))
+        return self._read(conversation, where, functools.partial(unicode_text, asking=asking))
+
+    def encode_texts(self, texts: Sequence[str], wheres: Sequence[str]) -> list[np.ndarray]:
+        """The tokens of texts, all at once, on all cores; no other thread may encode meanwhile.
+
+        Args:
+          texts: see `text`.
+          wheres: what messages call each.
+
+        Raises:
+          UserError: see `encode`.
+        """
+        tokens, found = encode_texts(self.tokenizer, texts), []
+        for where in wheres:
+            try:
+                found.append(next(tokens))
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from error
+        return found
 
     def encode_spoken(
         self, conversation: Conversation, where: str, every_turn: bool = False

@@ -5,8 +5,12 @@ share its tokens, else the two responses of a preference pair, else one sample. 
 in several pairs of a group is computed once.
 """
 
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64
 
 from rmjax.data.packing import pack
 from rmjax.data.row_layout import RowShape, Segment, segment_length
@@ -14,6 +18,36 @@ from rmjax.data.tokenized import TokenizedData
 
 PromptGroup = np.ndarray  # samples that stand in one row, in ascending order
 Row = list[PromptGroup]
+
+
+class PlannedRows(NamedTuple):
+    """The rows of a step, small: a run has those of all its steps in memory.
+
+    Attributes:
+      samples: of all groups, one after the other.
+      groups: how many samples each group has.
+      rows: how many groups each row has.
+    """
+
+    samples: Int32[np.ndarray, "n"]
+    groups: Int32[np.ndarray, "g"]
+    rows: Int32[np.ndarray, "r"]
+
+    def unpacked(self) -> list[Row]:
+        """The prompt groups of each row."""
+        groups = iter(np.split(self.samples.astype(np.int64), np.cumsum(self.groups)[:-1]))
+        return [list(itertools.islice(groups, count)) for count in self.rows.tolist()]
+
+
+def packed(rows: Sequence[Row]) -> PlannedRows:
+    """The same rows, small."""
+    groups = [group for row in rows for group in row]
+    return PlannedRows(
+        np.concatenate([*groups, np.zeros(0, np.int64)]).astype(np.int32),
+        np.asarray(list(map(len, groups)), np.int32),
+        np.asarray(list(map(len, rows)), np.int32),
+    )
+
 
 _SLOTS_MULTIPLE = 4
 
@@ -35,24 +69,26 @@ def plan_steps(
       epochs: how often to see the data, perhaps a fraction. The other is 0.
     """
     budget = round(epochs * len(data))
-    prompts = _split_by_prompt(data, np.arange(len(data)))
+    begins = np.flatnonzero(np.diff(data.prompt_ids, prepend=-1))
+    ends = np.append(begins[1:], len(data))
     plan: list[np.ndarray] = []
-    batch: list[np.ndarray] = []
-    filled = taken = epoch = 0
+    batch: list[int] = []
+    taken = epoch = 0
     while True:
-        order = np.random.Generator(np.random.Philox([seed, epoch])).permutation(len(prompts))
-        for samples in (prompts[i] for i in order):
-            for part in np.split(samples, range(batch_size, len(samples), batch_size)):
-                if filled + len(part) > batch_size:
-                    plan.append(np.concatenate(batch))
-                    batch, filled = [], 0
+        order = np.random.Generator(np.random.Philox([seed, epoch])).permutation(len(begins))
+        for prompt in order:
+            first, end = int(begins[prompt]), int(ends[prompt])
+            for begin in range(first, end, batch_size):
+                part = range(begin, min(begin + batch_size, end))
+                if len(batch) + len(part) > batch_size:
+                    plan.append(np.asarray(batch, np.int64))
+                    batch = []
                 if steps and len(plan) == steps:
                     return plan
-                batch.append(part)
-                filled += len(part)
+                batch.extend(part)
                 taken += len(part)
                 if not steps and taken >= budget:
-                    return [*plan, np.concatenate(batch)]
+                    return [*plan, np.asarray(batch, np.int64)]
         epoch += 1
 
 
@@ -144,9 +180,32 @@ def longest_atom(data: TokenizedData, samples: np.ndarray, align: int, share: bo
 
     Those are the two of each pair, and every other sample alone.
     """
-    parts = _split_by_prompt(data, samples)
-    atoms = (atom for responses in parts for atom in _separated(data, responses))
-    return max(group_length(data, atom, align, share) for atom in atoms)
+    first = data.chosen[samples]
+    pairs, paired = samples[first], first | np.roll(first, 1)
+    single = data.lengths[samples[~paired]]
+    return int(
+        max(
+            (-(-single // align) * align).max(initial=0),
+            pair_lengths(data, pairs, align, share).max(initial=0),
+        )
+    )
+
+
+def pair_lengths(
+    data: TokenizedData, chosen: Int64[np.ndarray, "P"], align: int, share: bool
+) -> Int64[np.ndarray, "P"]:
+    """Token positions that each pair takes in a row, see `group_length`; all at once.
+
+    Args:
+      data: the samples; the two of a pair have different tokens.
+      chosen: the preferred ones.
+      align: of a segment's parts.
+      share: whether the two share their prefix.
+    """
+    one, other = data.lengths[chosen], data.lengths[chosen + 1]
+    shared = data.shared[chosen].astype(np.int64) // align * align * share
+    rest = -(-(one - shared) // align) - (-(other - shared) // align)
+    return shared + rest * align
 
 
 def group_length(data: TokenizedData, group: PromptGroup, align: int, share: bool) -> int:

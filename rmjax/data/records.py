@@ -1,19 +1,24 @@
-"""All samples or pairs of a data source, and what of it was not used."""
+"""All samples or pairs of a data source, and what of it was not used.
+
+They are read one after the other, so that a million of them need not be in memory at once.
+"""
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rmjax.data.conversation import prompt_key
 from rmjax.data.fields import check_fields, is_number, rating_field
 from rmjax.data.layouts import find_layout, is_pairs_alone
-from rmjax.data.readers import GENERATED, Row, open_source
+from rmjax.data.readers import GENERATED, Row, Source, open_source
 from rmjax.data.row_reader import RowReader, Sample
 from rmjax.errors import UserError
 
 # Why a sample or a pair is left out; training and evaluation count the same.
 EMPTY, TIE, EQUAL = "an empty response", "a tie", "chosen equals rejected"
+
+Entry = tuple[Sample, ...]  # one sample, or the two of a pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +33,66 @@ class Records:
     """
 
     source: str
-    entries: list[tuple[Sample, ...]]
+    entries: list[Entry]
     skipped: Mapping[str, int]
     notes: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[Entry]:
+        """The entries, as those of a `Reading`."""
+        return iter(self.entries)
+
+
+class Reading:
+    """A source's samples or pairs, read as they are iterated; once.
+
+    Attributes:
+      source: what messages call it.
+    """
+
+    def __init__(
+        self, opened: Source, reader: RowReader, read: Callable[[Row], Sequence[Entry]]
+    ) -> None:
+        """Reads nothing yet; `read` makes entries of a row by the methods of `reader`."""
+        self.source = opened.name
+        self._opened, self._reader, self._read = opened, reader, read
+
+    def __iter__(self) -> Iterator[Entry]:
+        """The entries.
+
+        Raises:
+          UserError: a row is broken, or there is nothing; naming file, row and field.
+        """
+        anything = False
+        for row in self._opened:
+            for entry in self._read(row):
+                anything = True
+                yield entry
+        skipped = self._reader.skipped
+        if not anything:
+            reasons = ", ".join(f"{n:,} {reason}" for reason, n in skipped.items())
+            raise UserError(
+                f"{self.source}: there is nothing to read in it ({reasons or 'no row'})"
+            )
+        self._reader.used.update(self._opened.split_columns)
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Rows that were left out, by reason, when all have been read."""
+        return self._opened.skipped + self._reader.skipped
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was not used, for people, when all have been read."""
+        return self._reader.notes()
+
+    def all(self) -> Records:
+        """All of them at once.
+
+        Raises:
+          UserError: see `__iter__`.
+        """
+        entries = list(self)
+        return Records(self.source, entries, self.skipped, self.notes)
 
 
 def read_samples(
@@ -39,8 +101,8 @@ def read_samples(
     attributes: Sequence[str],
     label_range: tuple[float, float],
     unrated: str = "",
-) -> Records:
-    """All rated responses of a source, checked.
+) -> Reading:
+    """All rated responses of a source, each checked when it is read.
 
     Args:
       source: see `open_source`.
@@ -50,11 +112,11 @@ def read_samples(
       unrated: one of the attributes, whose column may be missing.
 
     Raises:
-      UserError: naming file, row and field.
+      UserError: there is no such source.
     """
     reader = RowReader(used=attributes)
 
-    def read(row: Row) -> list[tuple[Sample, ...]]:
+    def read(row: Row) -> list[Entry]:
         if unrated:
             row.fields.setdefault(unrated, None)
         conversation = reader.rated(row)
@@ -62,22 +124,22 @@ def read_samples(
         labels = tuple(rating_field(row.fields, a, row.where, label_range) for a in attributes)
         return [(Sample(conversation, labels, row.where, row.number),)]
 
-    return _read(source, split, False, reader, read)
+    return Reading(open_source(source, split, False), reader, read)
 
 
-def read_responses(source: str, split: str) -> Records:
-    """All conversations of a source, checked, whose response a policy learns to say.
+def read_responses(source: str, split: str) -> Reading:
+    """All conversations of a source, each checked when it is read, for a policy to learn from.
 
     Args:
       source: see `open_source`.
       split: `train` or `validation`.
 
     Raises:
-      UserError: naming file, row and field.
+      UserError: there is no such source.
     """
     reader = RowReader()
 
-    def read(row: Row) -> list[tuple[Sample, ...]]:
+    def read(row: Row) -> list[Entry]:
         if is_pairs_alone(row.fields):
             raise UserError(
                 f"{row.where}: responses that are compared ({', '.join(sorted(row.fields))}), and "
@@ -86,18 +148,18 @@ def read_responses(source: str, split: str) -> Records:
             )
         return [(Sample(reader.rated(row), (), row.where, row.number),)]
 
-    return _read(source, split, False, reader, read)
+    return Reading(open_source(source, split, False), reader, read)
 
 
-def read_pairs(source: str, split: str) -> Records:
-    """All preference pairs of a source, checked, in any layout of pairs or rankings.
+def read_pairs(source: str, split: str) -> Reading:
+    """All preference pairs of a source, each checked when it is read, in any layout.
 
     Args:
       source: see `open_source`; not a generated one.
       split: `train` or `validation`.
 
     Raises:
-      UserError: naming file, row and field.
+      UserError: there is no such source, or it has no pairs.
     """
     if source.startswith(GENERATED):
         raise UserError(
@@ -105,23 +167,7 @@ def read_pairs(source: str, split: str) -> Records:
             "'helpfulness' makes pairs of them"
         )
     reader = RowReader()
-    return _read(source, split, True, reader, reader.pairs)
-
-
-def _read(
-    source: str,
-    split: str,
-    pairs: bool,
-    reader: RowReader,
-    read: Callable[[Row], Sequence[tuple[Sample, ...]]],
-) -> Records:
-    opened = open_source(source, split, pairs)
-    entries = [entry for row in opened for entry in read(row)]
-    if not entries:
-        reasons = ", ".join(f"{n:,} {reason}" for reason, n in reader.skipped.items())
-        raise UserError(f"{opened.name}: there is nothing to read in it ({reasons or 'no row'})")
-    reader.used.update(opened.split_columns)
-    return Records(opened.name, entries, opened.skipped + reader.skipped, reader.notes())
+    return Reading(open_source(source, split, True), reader, reader.pairs)
 
 
 def pairs_of_ratings(records: Records, attribute: str) -> Records:

@@ -2,29 +2,28 @@
 
 transformers runs templates in jinja's sandbox, which keeps them from Python's objects and from
 files. It does not keep them from looping for years or from asking for all the memory. So a template
-is run once when a tokenizer is loaded, before there are weights in memory, with a limit to either.
+is run when a tokenizer is loaded, on small conversations, in a process of its own.
+
+Nothing less holds. An allocation of a hundred gigabytes is one call of C, which no thread can
+interrupt. A limit to this process' memory would be one for all its threads, and a GPU reserves
+addresses by the terabyte, so that what is loaded at the same time would fail. Counting steps needs
+an environment that intercepts every operator and filter, and forgets one.
 """
 
-import contextlib
-import ctypes
-import resource
-import threading
-from collections.abc import Iterator
-from pathlib import Path
+import functools
+import json
+import signal
+import subprocess
+import sys
 from typing import Any
 
+from rmjax.data import template_trial
 from rmjax.errors import UserError
 
-_SECONDS = 5.0  # published templates take milliseconds
+_SECONDS = 5  # of computing; published templates take milliseconds
+_WAIT = 120.0  # seconds until the process has ended, on a machine that is busy
 _BYTES = 1 << 30
-_TALKS = [
-    [{"role": role, "content": "x"} for role in roles]
-    for roles in (
-        ("user", "assistant"),
-        ("system", "user", "assistant"),
-        ("user", "assistant", "user", "assistant"),
-    )
-]
+_LONGEST = 1 << 20  # characters; published templates have some thousands
 
 
 def check_template(tokenizer: Any, where: str) -> None:
@@ -37,87 +36,48 @@ def check_template(tokenizer: Any, where: str) -> None:
       where: what messages call it.
 
     Raises:
-      UserError: it computes a power, takes too long, or asks for too much memory.
+      UserError: it computes a power, takes too long, asks for too much memory, is too long, or
+        ends the process that runs it.
     """
-    what = f"{where}: the chat template"
-    _refuse_powers(tokenizer.chat_template, what)
+    special = {
+        name: token
+        for name, token in tokenizer.special_tokens_map.items()
+        if isinstance(token, str)
+    }
+    fault = _fault(tokenizer.chat_template, json.dumps(special, sort_keys=True), _SECONDS)
+    if fault:
+        raise UserError(f"{where}: the chat template {fault}")
+
+
+@functools.lru_cache(maxsize=256)
+def _fault(template: str, special: str, seconds: int) -> str:
+    """What is wrong with a template, in words; empty for nothing. The same one is run once."""
+    if len(template) > _LONGEST:
+        return f"has {len(template):,} characters, more than {_LONGEST:,}"
+    request = {
+        "path": sys.path,
+        "template": template,
+        "special": json.loads(special),
+        "seconds": seconds,
+        "bytes": _BYTES,
+    }
     try:
-        with _limited(what):
-            for talk in _TALKS:
-                for asking in (False, True):
-                    _run(tokenizer, talk, asking)
-    except MemoryError as error:
-        raise UserError(f"{what} asks for more than {_BYTES >> 30} GiB of memory") from error
-
-
-def _run(tokenizer: Any, talk: list[dict[str, str]], asking: bool) -> None:
-    try:
-        tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=asking)
-    except MemoryError:
-        raise
-    except Exception:  # a refusal, or an error of the template's
-        return
-
-
-def _refuse_powers(template: str, what: str) -> None:
-    """`9 ** 9 ** 9` is computed when the template is compiled, and nothing interrupts it."""
-    import jinja2
-    from jinja2 import nodes
-
-    with contextlib.suppress(jinja2.TemplateError, RecursionError):
-        # Without the tags of extensions, whose contents stay.
-        plain = template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-        tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
-        if tree.find(nodes.Pow):
-            raise UserError(f"{what} computes a power (**), which none has to")
-
-
-class _TooLong(BaseException):
-    """Nothing that catches errors catches it."""
-
-
-@contextlib.contextmanager
-def _limited(what: str) -> Iterator[None]:
-    """Limits the time of this thread, and the memory that the process gets beyond what it has."""
-    deciding, thread = threading.Lock(), threading.get_ident()
-    expired = done = False
-
-    def interrupt() -> None:
-        nonlocal expired
-        with deciding:
-            if not done:
-                expired = True
-                kind = ctypes.py_object(_TooLong)
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), kind)
-
-    timer = threading.Timer(_SECONDS, interrupt)
-    timer.daemon = True
-    timer.start()
-    try:
-        with _limited_memory():
-            yield
-        with deciding:
-            done = True
-    except _TooLong as error:
-        raise UserError(f"{what} was not done after {_SECONDS:g} s") from error
-    finally:
-        done = True
-        timer.cancel()
-
-
-@contextlib.contextmanager
-def _limited_memory() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except (OSError, ValueError):  # no Linux: without a limit
-        yield
-        return
-    most = pages * resource.getpagesize() + _BYTES
-    if soft != resource.RLIM_INFINITY:
-        most = min(most, soft)
-    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        ended = subprocess.run(
+            [sys.executable, "-I", template_trial.__file__],
+            input=json.dumps(request).encode(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_WAIT,
+            check=False,
+        ).returncode
+    except subprocess.TimeoutExpired:
+        return f"was not done after {_WAIT:g} s"
+    except (OSError, ValueError) as error:
+        return f"cannot be tried: no process of Python can be begun ({error})"
+    if ended == -signal.SIGXCPU:
+        return f"was not done after {seconds} s"
+    if ended == template_trial.POWER:
+        return "computes a power (**), which none has to"
+    if ended == template_trial.MEMORY:
+        return f"asks for more than {_BYTES >> 30} GiB of memory"
+    return f"ends the process that tries it (status {ended})" if ended else ""

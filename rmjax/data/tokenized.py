@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -92,12 +92,12 @@ class TokenizedData:
     def __len__(self) -> int:
         return len(self.prompt_ids)
 
-    @property
+    @functools.cached_property
     def lengths(self) -> Int64[np.ndarray, "N"]:
         """Tokens of each sample."""
         return np.diff(self.offsets)
 
-    @property
+    @functools.cached_property
     def samples_together(self) -> int:
         """The most samples that cannot be separated: 2 where there are pairs, else 1."""
         return 2 if self.chosen.any() else 1
@@ -110,11 +110,14 @@ class TokenizedData:
         itself, since it has a label of its own.
         """
         found = np.arange(len(self))
-        first: dict[tuple[int, bytes, bytes], int] = {}
+        first: dict[tuple[bytes, bytes], int] = {}
+        prompt = -1
         for sample in np.flatnonzero(self.chosen | np.roll(self.chosen, 1)).tolist():
+            if prompt != self.prompt_ids[sample]:  # a prompt's samples are adjacent
+                prompt = self.prompt_ids[sample]
+                first.clear()
             said = b"" if self.spoken is None else self.spoken_in(sample).tobytes()
-            key = int(self.prompt_ids[sample]), self.sequence(sample).tobytes(), said
-            found[sample] = first.setdefault(key, sample)
+            found[sample] = first.setdefault((self.sequence(sample).tobytes(), said), sample)
         return found
 
     def sequence(self, sample: int) -> Int32[np.ndarray, "L"]:
@@ -162,7 +165,9 @@ def in_memory(
         labels=np.zeros((len(order), 0), np.float32),
         prompt_ids=ids[order],
         prompt_hashes=ids[order].astype(np.int64),
-        shared=shared_prefixes(sequences, ids[order], said),
+        shared=shared_prefixes(
+            sequences.__getitem__, ids[order], said.__getitem__ if said else None
+        ),
         rows=order.astype(np.int32) + 1,
         chosen=np.zeros(len(order), bool),
         strengths=np.full(len(order), np.nan, np.float32),
@@ -175,24 +180,24 @@ def in_memory(
 
 
 def shared_prefixes(
-    tokens: Sequence[np.ndarray],
+    tokens: Callable[[int], np.ndarray],
     prompt_ids: Int[np.ndarray, "N"],
-    spoken: Sequence[np.ndarray] | None = None,
+    spoken: Callable[[int], np.ndarray] | None = None,
 ) -> Int32[np.ndarray, "N"]:
     """Length of the prefix that each sample shares with the other samples of its prompt.
 
     Args:
-      tokens: of each sample.
+      tokens: gives those of a sample.
       prompt_ids: of each sample, ascending.
-      spoken: which tokens of each sample the assistant says, for policies; see `most_shared`.
+      spoken: gives which tokens of a sample the assistant says, for policies; see `most_shared`.
     """
-    bounds = np.flatnonzero(np.diff(prompt_ids)) + 1
     shared = np.zeros(len(prompt_ids), np.int32)
-    for samples in np.split(np.arange(len(prompt_ids)), bounds):
-        length = common_prefix([tokens[i] for i in samples])
+    begins = np.flatnonzero(np.diff(prompt_ids, prepend=-1))
+    for begin, end in zip(begins.tolist(), [*begins[1:].tolist(), len(prompt_ids)]):
+        length = common_prefix([tokens(i) for i in range(begin, end)])
         if spoken:
-            length = min(length, *(most_shared(spoken[i]) for i in samples))
-        shared[samples] = length
+            length = min(length, *(most_shared(spoken(i)) for i in range(begin, end)))
+        shared[begin:end] = length
     return shared
 
 

@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import json
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,19 +164,41 @@ def encode(tokenizer: Tokenizer, conversation: Conversation, asking: bool = Fals
     Raises:
       UserError: the template refuses the conversation, or the text is not valid Unicode.
     """
+    return next(encode_texts(tokenizer, [unicode_text(tokenizer, conversation, asking)]))
+
+
+def unicode_text(tokenizer: Tokenizer, conversation: Conversation, asking: bool = False) -> str:
+    """The text that `encode` makes tokens of, by the chat template.
+
+    Raises:
+      UserError: see `encode`.
+    """
     text = render(tokenizer, conversation, asking)
     check_text(text, "the conversation")
-    ids = tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    bos = tokenizer.bos_token_id
-    if bos is not None:
-        if ids[:1] != [bos] and writes_bos(tokenizer):
-            ids = [bos, *ids]
-        if ids[:2] == [bos, bos]:
-            raise UserError(
-                "the conversation starts with two BOS tokens: the chat template writes one more "
-                "than it should"
-            )
-    return np.asarray(ids, np.int32)
+    return text
+
+
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[np.ndarray]:
+    """The token ids [length] int32 of each text of `unicode_text`.
+
+    Raises:
+      UserError: there are two BOS; when that text's turn comes.
+    """
+    if not texts:
+        return
+    found = tokenizer([*texts], add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    bos, more = tokenizer.bos_token_id, None
+    for ids in found:
+        if bos is not None:
+            if ids[:1] != [bos]:
+                more = writes_bos(tokenizer) if more is None else more
+                ids = [bos, *ids] if more else ids
+            if ids[:2] == [bos, bos]:
+                raise UserError(
+                    "the conversation starts with two BOS tokens: the chat template writes one "
+                    "more than it should"
+                )
+        yield np.asarray(ids, np.int32)
 
 
 def check_text(text: str, what: str) -> None:

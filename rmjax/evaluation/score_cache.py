@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +18,13 @@ from rmjax.data.prefix_groups import prefix_groups
 from rmjax.errors import UserError, write_errors
 from rmjax.evaluation.benchmark_data import BenchmarkData
 from rmjax.evaluation.items import Item
-from rmjax.runtime.files import append, lock_file
+from rmjax.runtime.files import append, check_readable, lock_file
 
 if TYPE_CHECKING:  # heavy to import
     from rmjax.inference.scorer import Encoded, Scorer
     from rmjax.inference.scores import Score
 
+_MOST_BYTES = 8 << 30  # of a file, which is read whole
 _AT_ONCE = 128  # conversations for each shard of rows, after which their scores are written
 
 
@@ -67,6 +69,8 @@ class ScoreCache:
         self.known: dict[str, tuple[list[float], int, int]] = {}
         with write_errors(str(path)):
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                check_readable(path, _MOST_BYTES)
             with open(path, "a+b", buffering=0) as file:
                 lock_file(file, wait=True)
                 complete = 0
@@ -81,8 +85,10 @@ class ScoreCache:
         try:
             for row in json.loads(line):
                 key, scores = row["key"], [float(row["scores"][name]) for name in self.attributes]
+                if not all(map(math.isfinite, scores)):
+                    raise ValueError("a score is not finite")
                 self.known[key] = (scores, int(row["tokens"]), int(row["cut"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(
                 f"{self.path}: not a line of this program's ({line[:80]!r}); delete the file"
             ) from error

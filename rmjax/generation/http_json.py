@@ -18,6 +18,7 @@ from urllib3.exceptions import (
 from urllib3.util import Retry, Timeout, parse_url
 
 from rmjax.errors import UserError, shortened
+from rmjax.generation.http_deadline import POOLS
 
 _BUSY = (408, 429, 500, 502, 503, 504)  # a server says so that may answer later
 _PAUSE = 1.0  # seconds; doubled with each try
@@ -96,6 +97,7 @@ class JsonServer:
         self._pool = urllib3.PoolManager(
             maxsize=connections, timeout=Timeout(connect=min(_CONNECTING, timeout), read=timeout)
         )
+        self._pool.pool_classes_by_scheme = POOLS
 
     def get(self, path: str, what: str) -> dict[str, Any]:
         """What the server answers, tried once; see `post`."""

@@ -1,11 +1,13 @@
 """How programs are compiled: the compiler's options, and its results kept between runs."""
 
+import warnings
 from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
-from rmjax.runtime.cache import cache_root
+from rmjax.errors import UserError
+from rmjax.runtime.cache import cache_directory, programs_fault
 
 # Weights are gathered, and their gradients summed, by the SparseCores, beside what the TensorCore
 # computes. By itself the compiler has the TensorCore wait for them, and makes an all-reduce, with
@@ -62,6 +64,18 @@ def enable_compilation_cache() -> None:
     That is `compiled/` in the cache of `runtime.cache`. JAX's own variable goes first:
     `JAX_COMPILATION_CACHE_DIR` names another directory, and none if it is empty. Process 0 alone
     writes. A file that is missing, cut short or unreadable costs a compilation, never the run.
+
+    A program is code, and nothing shows who wrote it. So a directory that others may write to is
+    not used, which costs a compilation and a warning.
     """
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
+    if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    try:
+        directory = cache_directory("compiled")
+        fault = programs_fault(directory)
+    except UserError as error:
+        fault, directory = str(error), None
+    if fault or directory is None:
+        warnings.warn(f"compiled programs are not kept: {fault}", stacklevel=2)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory))

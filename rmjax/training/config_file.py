@@ -59,6 +59,10 @@ def load_config(given: str) -> Config:
     """
     file, colon, argument = given.partition(":")
     path, what = Path(file), f"--config={given}"
+    try:
+        path.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, a directory of another's
+        raise UserError(f"{what}: cannot be looked at ({error})") from error
     bare = path.parent == Path()
     if bare and not path.is_file() and (packaged := PACKAGED / f"{path.stem}.py").is_file():
         path = packaged

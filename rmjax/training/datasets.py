@@ -10,7 +10,7 @@ import numpy as np
 
 from rmjax.config import Config
 from rmjax.data.batches import Batches
-from rmjax.data.planning import group_length, plan_steps
+from rmjax.data.planning import pair_lengths, plan_steps
 from rmjax.data.row_layout import RowShape
 from rmjax.data.tokenize import load_tokenized
 from rmjax.data.tokenized import TokenizedData, hold_out, join, subset
@@ -162,7 +162,7 @@ def fit_pairs(data: TokenizedData, config: Config, share: bool, align: int = 1) 
     if not config.data.row_length:
         return data
     pairs = np.arange(len(data)).reshape(-1, 2)
-    lengths = np.asarray([group_length(data, pair, align, share) for pair in pairs])
+    lengths = pair_lengths(data, pairs[:, 0], align, share)
     long = np.flatnonzero(lengths > config.data.row_length)
     if not len(long):
         return data

@@ -25,7 +25,7 @@ from rmjax.data.batches import Batches
 from rmjax.errors import UserError
 from rmjax.models.decoder_config import NO_LORA
 from rmjax.models.model import Model
-from rmjax.runtime.cache import cache_errors, cache_root
+from rmjax.runtime.cache import cache_directory, cache_errors
 from rmjax.runtime.files import replace_file
 
 # From batches of one micro-batch to each one's samples and their values, in the order of its slots.
@@ -109,7 +109,7 @@ def cached_values(
         layout.update(f"{step}".encode() + batches.computed(step).astype(np.int64).tobytes())
     made_by |= {"layout": layout.hexdigest()}
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
-    entry = cache_root() / what / key
+    entry = cache_directory(what) / key
     values = np.empty((len(data), width), np.float32)
     compute: Compute | None = None
     for number, start in enumerate(range(0, len(batches), _PART)):
@@ -150,10 +150,13 @@ def _check_finite(what: str, part: np.ndarray, samples: np.ndarray, batches: Bat
 def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """A part, or None if it is not there or not whole."""
     try:
-        part = np.load(file, allow_pickle=False)
+        if file.parent.is_symlink() or file.is_symlink() or not file.is_file():
+            return None
+        part = np.load(file, mmap_mode="r", allow_pickle=False)
     except (FileNotFoundError, ValueError, EOFError):
         return None
-    return part if part.shape == shape and part.dtype == np.float32 else None
+    whole = part.shape == shape and part.dtype == np.float32
+    return np.array(part) if whole and np.isfinite(part).all() else None
 
 
 def _write(file: Path, part: np.ndarray, made_by: dict[str, Any]) -> None:
@@ -161,6 +164,8 @@ def _write(file: Path, part: np.ndarray, made_by: dict[str, Any]) -> None:
     content = io.BytesIO()
     np.save(content, part, allow_pickle=False)
     with cache_errors():
+        if file.parent.is_symlink():
+            raise OSError(f"{file.parent} is a link")
         file.parent.mkdir(parents=True, exist_ok=True)
         described = file.parent / "made_by.json"
         if not described.exists():

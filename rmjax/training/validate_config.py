@@ -91,7 +91,9 @@ def validate(config: Config) -> Config:
         if flat[name] not in choices:
             raise UserError(f"config.{name} = {flat[name]!r}: there are {', '.join(choices)}")
     for name, value in flat.items():
-        if name.startswith("preference.") and isinstance(value, float) and math.isinf(value):
+        numbers = [x for x in (value if isinstance(value, list) else [value]) if type(x) is float]
+        # Ratings may have no limit; they are finite for that.
+        if any(math.isnan(x) or (math.isinf(x) and name != "data.label_range") for x in numbers):
             raise UserError(f"config.{name} = {value!r}: expected a finite number")
     data = config.data
     if (config.steps > 0) == (config.epochs > 0) or min(config.steps, config.epochs) < 0:

@@ -72,11 +72,11 @@ def test_training_reads_what_was_chosen(tmp_path):
     source = tmp_path / "scored.jsonl"
     source.write_text(json.dumps(row(1, 4, 2)) + "\n")
     choose_file(str(source), str(tmp_path / "pairs.jsonl"), Choice("pairs"))
-    ((better, worse),) = read_pairs(str(tmp_path / "pairs.jsonl"), "train").entries
+    ((better, worse),) = read_pairs(str(tmp_path / "pairs.jsonl"), "train").all().entries
     assert better.conversation == Conversation(turns("Why?", "answer 1"))
     assert worse.conversation.response == "answer 0" and better.strength == 3
     # The scored file itself is a ranked list of three.
-    assert len(read_pairs(str(source), "train").entries) == 3
+    assert len(read_pairs(str(source), "train").all().entries) == 3
 
 
 def test_steerlm_tells_the_ratings(tmp_path):

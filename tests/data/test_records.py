@@ -27,13 +27,13 @@ def lines(*rows):
 
 def read(path, split="train", attributes=("helpful",), label_range=(0.0, 4.0)):
     """The samples of a source of ratings."""
-    records = read_samples(str(path), split, attributes, label_range)
+    records = read_samples(str(path), split, attributes, label_range).all()
     return [sample for (sample,) in records.entries]
 
 
 def pairs_in(source, split="train"):
     """The pairs of a source."""
-    return read_pairs(str(source), split).entries
+    return read_pairs(str(source), split).all().entries
 
 
 def labels(samples):
@@ -85,7 +85,7 @@ def test_a_prompt_and_its_completion_are_a_conversation(suffix, tmp_path):
     for prompt, completion in (("x", "x"), ([asked], [said])):
         rows = [{"prompt": prompt, "completion": completion, "helpful": 3}]
         path = write(tmp_path / f"data{suffix}", rows)
-        ((sample,),) = read_responses(str(path), "train").entries
+        ((sample,),) = read_responses(str(path), "train").all().entries
         assert sample.conversation.messages == [asked, said]
         assert labels(read(path)) == [(3.0,)]
 
@@ -101,7 +101,7 @@ PAIRED = {
 def test_pairs_are_not_responses_to_imitate(form, tmp_path):
     path = write(tmp_path / "x.jsonl", [PAIRED[form]])
     with pytest.raises(UserError, match=r"x\.jsonl row 1: .*'sft' .* use 'dpo', or .*'messages'"):
-        read_responses(str(path), "train")
+        read_responses(str(path), "train").all()
 
 
 @pytest.mark.parametrize("value", ["NaN", "null", "-100", "-100.0"])
@@ -248,7 +248,7 @@ def test_a_broken_pair_names_file_row_and_field(bad, said, tmp_path):
 
 def test_there_are_no_generated_pairs():
     with pytest.raises(UserError, match="generated ratings only"):
-        read_pairs("generated:10", "train")
+        read_pairs("generated:10", "train").all()
 
 
 def preference(strength, split="train", **changes):
@@ -309,7 +309,7 @@ def test_ratings_become_pairs_by_their_difference(tmp_path):
         )
     ]
     path = write(tmp_path / "x.jsonl", rows)
-    records = read_samples(str(path), "train", ["helpful"], (0, 4))
+    records = read_samples(str(path), "train", ["helpful"], (0, 4)).all()
     found = pairs_of_ratings(records, "helpful").entries
     said = [(a.conversation.response, b.conversation.response, a.strength) for a, b in found]
     assert said == [("3", "1", 2), ("3 too", "1", 2), ("3", "3 too", 0)]
@@ -323,23 +323,23 @@ def test_what_is_not_used_is_said(tmp_path):
         {"prompt": "p", "chosen": "a", "rejected": "b", "source": "s", "margin": 1},
         {"prompt": marked, "chosen": "a", "rejected": marked, "id": 7},
     ]
-    records = read_pairs(str(write(tmp_path / "x.jsonl", rows)), "train")
+    records = read_pairs(str(write(tmp_path / "x.jsonl", rows)), "train").all()
     unused, marks = records.notes
     assert unused == "columns that are not used: id, source"
     assert "'\\n\\nHuman:'" in marks and "2 conversations; the first: x.jsonl row 2" in marks
     rated = read_samples(
         str(write(tmp_path / "y.jsonl", [row(system="s", other=1)])), "train", ["helpful"], (0, 4)
-    )
+    ).all()
     assert rated.notes == ("columns that are not used: other",)
 
 
 def test_a_column_that_said_the_split_is_used(tmp_path):
     rows = [row(split="train", fold="b"), row(split="test", fold="c")]
     path = str(write(tmp_path / "x.jsonl", rows))
-    assert read_samples(path, "train", ["helpful"], (0, 4)).notes == (
+    assert read_samples(path, "train", ["helpful"], (0, 4)).all().notes == (
         "columns that are not used: fold",
     )
-    assert read_samples(path, "", ["helpful"], (0, 4)).notes == (
+    assert read_samples(path, "", ["helpful"], (0, 4)).all().notes == (
         "columns that are not used: fold, split",
     )
 
@@ -349,9 +349,9 @@ def test_a_rating_that_one_row_lacks_can_be_null(tmp_path):
     del lacks["helpful"]
     path = str(write(tmp_path / "x.jsonl", [row(), lacks]))
     with pytest.raises(UserError, match=r"row 2: field 'helpful' is missing; .*, write null$"):
-        read_samples(path, "train", ["helpful"], (0, 4))
+        read_samples(path, "train", ["helpful"], (0, 4)).all()
     write(tmp_path / "x.jsonl", [row(), lacks | {"helpful": None}])
-    assert len(read_samples(path, "train", ["helpful"], (0, 4)).entries) == 2
+    assert len(read_samples(path, "train", ["helpful"], (0, 4)).all().entries) == 2
 
 
 RANKED = {"prompt": "p", "responses": ["a", "b", "c"]}

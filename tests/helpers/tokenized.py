@@ -19,7 +19,7 @@ def make_data(lengths, groups=None, attributes=2, seed=0):
         labels=labels,
         prompt_ids=groups,
         prompt_hashes=groups.astype(np.int64),
-        shared=shared_prefixes(np.split(tokens, np.cumsum(lengths)[:-1]), groups),
+        shared=shared_prefixes(np.split(tokens, np.cumsum(lengths)[:-1]).__getitem__, groups),
         rows=np.arange(1, len(lengths) + 1, dtype=np.int32),
         chosen=np.zeros(len(lengths), bool),
         strengths=np.full(len(lengths), np.nan, np.float32),

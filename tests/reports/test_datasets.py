@@ -213,7 +213,7 @@ def test_columns_that_may_be_ratings(tmp_path):
 
 
 def test_where_a_preferred_response_stood(both):
-    places = [(a.place, b.place) for a, b in read_pairs(str(both), "train").entries]
+    places = [(a.place, b.place) for a, b in read_pairs(str(both), "train").all().entries]
     assert places == [(1, 2), (2, 1), (2, 1), (2, 1), (1, 2), (1, 2), (2, 1)]
 
 

@@ -13,6 +13,9 @@ from rmjax.checkpoints.pretrained import Pretrained
 from rmjax.checkpoints.tensor_slices import TensorSlice
 from rmjax.errors import UserError
 
+# Bits that are all set where a number is not finite.
+_EXPONENTS = {"bfloat16": (np.uint16, 0x7F80), "float16": (np.uint16, 0x7C00)}
+
 
 class _Work(Protocol):
     """One direction: how a slice is read, written and read back; each time in HF's bytes."""
@@ -67,6 +70,7 @@ def convert_slices(
 
         def copy(part: TensorSlice) -> None:
             block = work.read(part)
+            _check_finite(part, block)
             checksum = _checksum(block)
             work.write(journal.model, part, block)
             journal.record(part.number, checksum)
@@ -76,6 +80,20 @@ def convert_slices(
         for_each_slice(written, lambda part: _verify(work, journal, part), "verifying")
         journal.finish(work.complete)
     return [*notes, f"verified: {len({part.key for part in work.slices})} tensors"]
+
+
+def _check_finite(part: TensorSlice, block: np.ndarray) -> None:
+    """Raises a `UserError` if a weight is NaN or infinite: a model of it says nothing."""
+    kind, exponent = _EXPONENTS.get(block.dtype.name, (None, 0))
+    if kind:  # many times as fast as the function
+        bad = int(np.count_nonzero((block.view(kind) & exponent) == exponent))
+    else:
+        bad = block.size - int(np.isfinite(block).sum())
+    if bad:
+        raise UserError(
+            f"tensor {part.key!r}: {bad:,} of {block.size:,} weights are not finite in "
+            f"{block.dtype}: the source is damaged, or the dtype is too small for it"
+        )
 
 
 def _verify(work: _Work, journal: Journal, part: TensorSlice) -> None:

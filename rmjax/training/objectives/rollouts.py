@@ -6,6 +6,7 @@ docs/online.md.
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
@@ -99,7 +100,7 @@ def parse_ratings(text: str) -> dict[str, float]:
     try:
         parts = [part.split(":") for part in text.split(",")]
         found = {name.strip(): float(rating) for name, rating in parts}
-        if "" in found or len(found) < len(parts):
+        if "" in found or len(found) < len(parts) or not all(map(math.isfinite, found.values())):
             raise ValueError
         return found
     except ValueError as error:
