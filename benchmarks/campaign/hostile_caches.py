@@ -179,7 +179,7 @@ def name_cases() -> Iterator[Case]:
         "5,000 letters in a directory": f"{_LONG}/x.py",
         "terminal codes": "\x1b[2J\u202ex",
         "..": "../../nowhere/x",
-        "a file as a directory": "rows.jsonl/x",
+        "a file as a directory": "./rows.jsonl/x",
     }
     for what, name in names.items():
         for arguments in (
@@ -188,7 +188,7 @@ def name_cases() -> Iterator[Case]:
             ["train", "quickstart", f"--config.data.train={name}"],
             ["train", "quickstart", f"--config.tokenizer={name}"],
             ["convert", "hf-to-orbax", name, "out"], ["convert", "orbax-to-hf", name, "out"],
-            ["score", name, "rows.jsonl", "out.jsonl"], ["evaluate", name],
+            ["score", name, "rows.jsonl", "out.jsonl"], ["evaluate", name, "pairs=rows.jsonl"],
             ["evaluate", "baseline:length", f"pairs={name}"],
             ["sample", name, "rows.jsonl", "out.jsonl"], ["choose", name, "out.jsonl"],
             ["report", name], ["report", f"--data={name}"], ["extrapolate", name, name, "out"],

@@ -238,7 +238,7 @@ def _finite() -> Callable[[dict[str, Any]], Any]:
 
     def finite(items: dict[str, Any]) -> jax.Array:
         leaves = [x for x in jax.tree.leaves(items) if jnp.issubdtype(x.dtype, jnp.inexact)]
-        return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+        return jnp.stack([jnp.isfinite(jnp.asarray(x)).all() for x in [0.0, *leaves]]).all()
 
     return jax.jit(finite)
 
