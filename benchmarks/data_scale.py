@@ -6,8 +6,8 @@ It makes conversations of one turn, two responses to a prompt, whose lengths are
 chats are (log-normal, 20 and 60 words in the middle), and a tokenizer of 4,096 tokens from them.
 Then it does what a run does before its first step: tokens, the plan of an epoch, the choice of
 rows, the rows of every step. Memory is what the process holds of its own (`RssAnon`), looked at
-every 20 ms, less what it held when the data were opened. The tokens are 4 bytes each, on the disk;
-"a sample" is what was held beyond as many bytes. The whole again with tokens in the cache.
+every 20 ms, less what it held when the data were opened; the tokens are on the disk. The whole again
+with tokens in the cache.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
         os.environ["RMJAX_CACHE"] = str(scratch / "cache")
         source = write_data(scratch, args.samples, args.format, args.kind)
         tokenizer = write_tokenizer(scratch / "tokenizer")
-        print("| stage | seconds | CPU s | peak MiB | MiB then | bytes a sample beyond tokens |")
+        print("| stage | seconds | CPU s | peak MiB | MiB then | bytes a sample |")
         print("|---|---:|---:|---:|---:|---:|")
         for again in ("", ", again"):
             for line in begin(source, tokenizer, args.kind, again):
@@ -74,21 +74,21 @@ def begin(source: Path, tokenizer_path: Path, kind: str, again: str) -> Iterator
     base = _held()
     with _watched(base) as seen:
         data, _ = load_data(config, tokenizer, config.data.share_prompts)
-    count, token_bytes = len(data), data.tokens.nbytes
-    yield seen.row(f"tokens{again}", count, token_bytes)
+    count = len(data)
+    yield seen.row(f"tokens{again}", count)
     with _watched(base) as seen:
         plan = plan_steps(data, batch_size=config.batch_size, seed=0, epochs=config.epochs)
-    yield seen.row(f"plan of {len(plan):,} steps{again}", count, 0)
+    yield seen.row(f"plan of {len(plan):,} steps{again}", count)
     with _watched(base) as seen:
         shapes = run_shapes(config, model, data, None)
-    yield seen.row(f"choice of {len(shapes)} shapes{again}", count, 0)
+    yield seen.row(f"choice of {len(shapes)} shapes{again}", count)
     with _watched(base) as seen:
         batches = training_batches(data, plan, *shapes)
-    yield seen.row(f"rows of {len(batches):,} steps{again}", count, 0)
+    yield seen.row(f"rows of {len(batches):,} steps{again}", count)
     with _watched(base) as seen:
         for step in range(min(len(batches), 100)):
             batches[step]
-    yield seen.row(f"arrays of 100 steps{again}", count, 0)
+    yield seen.row(f"arrays of 100 steps{again}", count)
     yield f"| {count:,} samples, {len(data.tokens) / count:.0f} tokens each | | | | | |"
 
 
@@ -119,9 +119,9 @@ class _Seen:
     peak: int = 0
     after: int = 0
 
-    def row(self, name: str, count: int, token_bytes: int) -> str:
-        """A row of the table; of tokens held in memory none is counted."""
-        sample = max(0, self.peak - self.base - token_bytes) / count
+    def row(self, name: str, count: int) -> str:
+        """A row of the table."""
+        sample = max(0, self.peak - self.base) / count
         mib = [(x - self.base) / 2**20 for x in (self.peak, self.after)]
         return (
             f"| {name} | {self.seconds:.1f} | {self.cpu:.1f} | {mib[0]:,.0f} | {mib[1]:,.0f} "
