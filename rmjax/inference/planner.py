@@ -68,7 +68,10 @@ class Planner:
 
     def _halves(self, step: tuple[int, Step]) -> list[tuple[int, Step]]:
         """The prompt groups of a step's row in two steps, or the samples of its only group."""
-        number, (row,) = step
+        number, rows = step
+        if len(rows) > 1:  # for several devices, which compute one step at a time
+            return [step]
+        row = rows[0]
         align = self.shapes[number].align
         units = row if len(row) > 1 else [row[0][i : i + 1] for i in range(len(row[0]))]
         lengths = [group_length(self._data, unit, align, self._share) for unit in units]

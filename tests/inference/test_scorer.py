@@ -337,7 +337,13 @@ def test_sharing_can_be_turned_off(hf, scorer):
         score_array(scorer.score_many(best_of)), score_array(apart.score_many(best_of)), atol=1e-5
     )
     shared, alone = (
-        [len(g) for b in planned(s, best_of) for rows in b._rows for row in rows for g in row]
+        [
+            len(g)
+            for b in planned(s, best_of)
+            for step in b._steps
+            for row in step.unpacked()
+            for g in row
+        ]
         for s in (scorer, apart)
     )
     assert shared == [6] and alone == [1] * 6
