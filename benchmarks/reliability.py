@@ -2,7 +2,8 @@
 
     python benchmarks/reliability.py [--part=hostile] [--minutes=10] [--seed=0]
 
-Parts: kills, signals, storage, hostile files. Each has so many minutes. The exit status is 1 if
+Parts: kills, signals, storage, hostile files, and length, which ends when all of it is done or its
+minutes are over. Each has so many minutes. The exit status is 1 if
 anything was lost. docs/reliability.md has what was measured.
 """
 
@@ -18,7 +19,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Forks are of a process with no threads.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from campaign import hostile, kills, signals, storage
+from campaign import hostile, kills, length, signals, storage
 from campaign.ledger import Row, table
 from campaign.victims import NAMES
 
@@ -38,6 +39,7 @@ OF_COMMANDS = {"kills": kills.run, "signals": signals.run, "storage": storage.ru
 PARTS: dict[str, Part] = {
     **OF_COMMANDS,
     "hostile": hostile.run,
+    "length": length.run,
 }
 
 

@@ -1,5 +1,6 @@
 """What the campaign damages: a tiny model in every form, and small data, all of them good."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,11 @@ def tensors(seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def write_huggingface(directory: Path) -> Path:
+def write_huggingface(directory: Path, longest: int = 128) -> Path:
     """A `LlamaForSequenceClassification` with its tokenizer and `rmjax.json`."""
-    spec = RewardSpec(ATTRIBUTES, {ATTRIBUTES[0]: 1.0}, max_length=128)
-    write_model_files(directory, DECODER, byte_tokenizer(), spec)
+    spec = RewardSpec(ATTRIBUTES, {ATTRIBUTES[0]: 1.0}, max_length=longest)
+    decoder = dataclasses.replace(DECODER, max_position_embeddings=2 * longest)
+    write_model_files(directory, decoder, byte_tokenizer(), spec)
     save_file(tensors(), directory / "model.safetensors", {"format": "pt"})
     return directory
 
