@@ -38,8 +38,9 @@ ARGUMENTS = {
 
 
 _IN_A_FINALIZER = """
-import time
+import signal, time
 from rmjax.errors import answer_interrupts, exit_with_message
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
 class Finalized:
     def __del__(self):
