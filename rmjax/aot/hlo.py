@@ -79,6 +79,9 @@ def parse(text: str) -> Module:
             entry = name if line.startswith("ENTRY") else entry
         elif line.startswith("  ") and current is not None and " = " in line:
             instruction = _instruction(line)
+            for name in instruction.operands:
+                if "#" in name and name not in current:
+                    current[name] = _element(current, name)
             current[instruction.name] = instruction
         elif line.startswith("}"):
             current = None
@@ -110,11 +113,21 @@ def _instruction(line: str) -> Instruction:
         Array(dtype, tuple(int(d) for d in dims.split(",") if d), "S(1)" in (layout or ""))
         for dtype, dims, layout in _ARRAY.findall(shape)
     )
-    operands = tuple(re.findall(r"%[\w.\-<>]+", body[start:stop]))
+    operands = tuple(re.findall(r"%[\w.\-<>]+(?:#\d+)?", body[start:stop]))
     if opcode in ("constant", "parameter"):
         operands = (body[start + 1 : stop - 1],)
     name = head.removeprefix("ROOT ")
     return Instruction(name, opcode, arrays, operands, body[stop:], head.startswith("ROOT "))
+
+
+def _element(computation: Computation, name: str) -> Instruction:
+    """What `%x#3`, as JAX 0.12 writes an operand, stands for: the element 3 of a tuple `%x`."""
+    whole, index = name.split("#")
+    arrays = computation[whole].arrays
+    if int(index) >= len(arrays):
+        raise ValueError(f"{name}: {whole} has {len(arrays)} elements")
+    array = arrays[int(index)]
+    return Instruction(name, "get-tuple-element", (array,), (whole,), f", index={index}", False)
 
 
 def _matching(text: str, start: int) -> int:

@@ -478,3 +478,18 @@ ENTRY %main (a: f32[4,8], b: f32[80,8,16], n: s32[]) -> f32[4,16] {
 }
 """
     assert size_of(text) == 4 * (4 * 8 + 8 * 16 + 4 * 16)
+
+
+def test_an_element_of_a_tuple_may_be_named_in_place():
+    """JAX 0.12 writes `%x#1` where 0.10 has an instruction of its own."""
+    text = """HloModule m
+
+ENTRY %main (x: (f32[], f32[8,16])) -> f32[8,24] {
+  %x = (f32[], f32[8,16]{1,0}) parameter(0)
+  %w = f32[16,24]{1,0} constant({...})
+  ROOT %dot = f32[8,24]{1,0} dot(%x#1, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+"""
+    assert flops(text) == 2 * 8 * 16 * 24
+    element = hlo.parse(text).computations["%main"]["%x#1"]
+    assert (element.opcode, element.attribute("index")) == ("get-tuple-element", "1")
