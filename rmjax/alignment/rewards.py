@@ -16,8 +16,9 @@ from rmjax.data.conversation import Conversation
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.errors import UserError
 from rmjax.evaluation.fit_weights import parse_value
+from rmjax.inference.encoded import Encoded
 from rmjax.inference.load import load
-from rmjax.inference.scorer import Encoded, Scorer
+from rmjax.inference.scorer import Scorer
 from rmjax.runtime.processes import from_first
 from rmjax.runtime.sharding import MeshConfig
 

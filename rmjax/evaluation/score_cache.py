@@ -21,7 +21,8 @@ from rmjax.evaluation.items import Item
 from rmjax.runtime.files import append, check_readable, lock_file
 
 if TYPE_CHECKING:  # heavy to import
-    from rmjax.inference.scorer import Encoded, Scorer
+    from rmjax.inference.encoded import Encoded
+    from rmjax.inference.scorer import Scorer
     from rmjax.inference.scores import Score
 
 _MOST_BYTES = 8 << 30  # of a file, which is read whole

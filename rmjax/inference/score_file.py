@@ -15,7 +15,8 @@ from rmjax.data.readers import Row, Source
 from rmjax.data.row_file import json_line, open_row_file
 from rmjax.data.row_reader import RowReader
 from rmjax.errors import UserError
-from rmjax.inference.scorer import Encoded, Scorer
+from rmjax.inference.encoded import Encoded
+from rmjax.inference.scorer import Scorer
 from rmjax.inference.scores import Score
 
 FIELDS = ("scores", "attributes", "tokens", "cut")  # what a row of the result has beside its own

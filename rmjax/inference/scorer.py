@@ -3,12 +3,12 @@
 import functools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float32, Int32, Int64
+from jaxtyping import Bool, Float32, Int64
 from rich.progress import track
 
 from rmjax.data.batch import Batch
@@ -25,6 +25,7 @@ from rmjax.data.tokenized import in_memory
 from rmjax.data.tokenizer import Tokenizer, encode, truncate_left
 from rmjax.errors import UserError
 from rmjax.inference.batching import ScoringShapes
+from rmjax.inference.encoded import Encoded
 from rmjax.inference.score_step import make_score, score_batch, score_batches
 from rmjax.inference.scores import Comparison, Score, Work
 from rmjax.models.heads import LanguageModelHead
@@ -35,23 +36,6 @@ from rmjax.models.rewards.aggregation import Rule
 from rmjax.models.rewards.spec import RewardSpec
 
 _BAR_FROM = 8  # batches from which on there is a progress bar
-
-
-class Encoded(NamedTuple):
-    """A conversation as tokens.
-
-    Attributes:
-      tokens: int32.
-      cut: how many were cut away in front of them.
-      where: what messages call it.
-      spoken: which of them are the response, whose log-probability is the score of a language
-        model; None for a reward model.
-    """
-
-    tokens: Int32[np.ndarray, "L"]
-    cut: int
-    where: str
-    spoken: Bool[np.ndarray, "L"] | None = None
 
 
 class Scorer:
@@ -334,7 +318,7 @@ class Scorer:
             return []
         # Equal conversations are computed once, so that their scores are equal to the last bit.
         number_of: dict[tuple[bytes, bytes], int] = {}
-        same = [number_of.setdefault(_identity(e), len(number_of)) for e in encoded]
+        same = [number_of.setdefault(e.identity, len(number_of)) for e in encoded]
         first = np.unique(same, return_index=True)[1]
         scores = self._compute([encoded[i] for i in first])[same]
         bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
@@ -394,9 +378,3 @@ class Scorer:
         self.work.computed += int((ids > 0).sum())
         self.work.padded_tokens += computed_places(ids, self.model.options.parts)
         return batch
-
-
-def _identity(encoded: Encoded) -> tuple[bytes, bytes]:
-    """What decides a score."""
-    spoken = b"" if encoded.spoken is None else encoded.spoken.tobytes()
-    return encoded.tokens.tobytes(), spoken

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from rmjax.data.row_layout import common_prefix
 from rmjax.errors import UserError
-from rmjax.inference.scorer import Encoded
+from rmjax.inference.encoded import Encoded
 from rmjax.inference.scores import Score
 from rmjax.serving.metrics import Metrics
 

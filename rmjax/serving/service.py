@@ -16,7 +16,8 @@ from rmjax.data.conversation import Conversation
 from rmjax.data.templated_text import OwnTemplate
 from rmjax.errors import UserError, shortened
 from rmjax.inference.batching import PADDED_TOKENS
-from rmjax.inference.scorer import Encoded, Scorer
+from rmjax.inference.encoded import Encoded
+from rmjax.inference.scorer import Scorer
 from rmjax.serving.admission import Admission, Full
 from rmjax.serving.batcher import Batcher
 from rmjax.serving.metrics import Gauge, Metrics

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rmjax.errors import UserError
-from rmjax.inference.scorer import Encoded
+from rmjax.inference.encoded import Encoded
 from rmjax.inference.scores import Score
 from rmjax.serving.admission import Admission, Full
 from rmjax.serving.batcher import Batcher
