@@ -80,7 +80,10 @@ class Form(NamedTuple):
 
 
 _OURS = Form(
-    "/v1/rewards", lambda body: body, lambda reply: [i["value"] for i in reply["data"]], "ready: "
+    "/v1/rewards",
+    lambda body: body,
+    lambda reply: [item["value"] for item in reply["data"]],
+    "ready after",
 )
 
 
