@@ -58,22 +58,31 @@ def _move_program(wanted: tuple[tuple[str, Any], ...]) -> Any:
     placed = {path: to.sharding for path, to in wanted}
 
     def move(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return {path: _layer_by_layer(path, leaves[path], to) for path, to in wanted}
+        stacked = {path: to for path, to in wanted if TABLE[path].stacked}
+        whole = {path: leaves[path].astype(to.dtype) for path, to in wanted if path not in stacked}
+        return whole | _layer_by_layer({path: leaves[path] for path in stacked}, stacked)
 
     options = compiler_options(wanted[0][1].sharding.mesh)
     return jax.jit(move, out_shardings=placed, compiler_options=options)
 
 
-def _layer_by_layer(path: str, leaf: jax.Array, wanted: Any) -> jax.Array:
-    """Between meshes with little in common, each device may hold all that moves for a while."""
-    if not TABLE[path].stacked:
-        return leaf.astype(wanted.dtype)
-    one = NamedSharding(wanted.sharding.mesh, PartitionSpec(*wanted.sharding.spec[1:]))
+def _layer_by_layer(leaves: dict[str, jax.Array], wanted: Shapes) -> dict[str, jax.Array]:
+    """Between meshes with little in common, each device may hold all that moves for a while.
 
-    def layer(x: jax.Array) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x.astype(wanted.dtype), one)
+    One loop for all of them. XLA's CPU runs loops that need nothing of each other at once, each
+    holds a thread while it waits for other devices, and eight of them on eight devices waited for
+    ever.
+    """
+    if not wanted:
+        return {}
 
-    return jax.lax.map(layer, leaf)
+    def one(leaf: jax.Array, to: Any) -> jax.Array:
+        place = NamedSharding(to.sharding.mesh, PartitionSpec(*to.sharding.spec[1:]))
+        return jax.lax.with_sharding_constraint(leaf.astype(to.dtype), place)
+
+    return jax.lax.map(
+        lambda layer: {path: one(layer[path], to) for path, to in wanted.items()}, leaves
+    )
 
 
 @functools.partial(jax.jit, static_argnums=1)

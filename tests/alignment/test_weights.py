@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from helpers.models import tiny_llama
-from rmjax.alignment.weights import changes, copied, moved
+from rmjax.alignment.weights import changes, copied, move_program, moved
 from rmjax.models.heads import LanguageModelHead
 from rmjax.models.layers import ModelOptions
 from rmjax.models.model import Model
@@ -53,6 +53,13 @@ def test_weights_that_move_are_the_same(before, after):
         array, expected = found[path], np.asarray(flatten(params)[path])
         assert array.dtype == to.dtype and array.sharding.is_equivalent_to(to.sharding, array.ndim)
         np.testing.assert_array_equal(np.asarray(array), expected.astype(to.dtype), err_msg=path)
+
+
+def test_weights_move_in_one_loop():
+    """Several at once waited for each other on eight devices of a CPU, until XLA gave up."""
+    params, wanted = flatten(some(on(fsdp=2, tensor=4))), shapes(on(data=8, fsdp=1))
+    program = move_program(changes(params, wanted))
+    assert program.lower(params).compile().as_text().count(" while(") == 1
 
 
 def test_weights_that_are_there_are_not_copied():
