@@ -58,6 +58,7 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp  # takes long to import, and conversions need none
 
         self.directory = workdir / DIRECTORY
+        self._saving: Any = None  # what Orbax answers of the last save
         with_checksums()
         policies = ocp.training.preservation_policies
         context = ocp.Context()
@@ -143,7 +144,8 @@ class Checkpoints:
         metadata = {"format_version": FORMAT_VERSION, "position": position, "config": config}
         self._check_there()
         with _save_errors(f"checkpoint {step} in {self.directory}"):
-            self._orbax.save_checkpointables_async(
+            self._wait()
+            self._saving = self._orbax.save_checkpointables_async(
                 step,
                 items,
                 metrics=evaluation,
@@ -190,8 +192,17 @@ class Checkpoints:
           UserError: the disk is full or refuses, or the directory is not there any more.
         """
         with _save_errors(f"a checkpoint in {self.directory}"):
-            self._orbax.close()
+            try:
+                self._wait()
+            finally:
+                self._orbax.close()
         self._check_there()
+
+    def _wait(self) -> None:
+        """For the last save. Orbax ends the save's thread when it is asked for what came of it."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
 
 
 @contextlib.contextmanager
