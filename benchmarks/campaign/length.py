@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from campaign import forks, good
 from campaign.ledger import Row
 from campaign.victims import TRAIN
@@ -26,7 +27,8 @@ CONVERSATIONS, STEPS, REQUESTS = 20_000, 2_000, 20_000
 _LONGEST = 2048  # tokens
 _EVERY = 0.25  # seconds between two looks
 _WARM = 1 / 3  # of the time, after which nothing grows
-# What the median of the last tenth may be above that of the tenth after the warm-up.
+# What the median of the last tenth may be above that of the tenth after the warm-up, and the most
+# of the time's last third above the most of its second.
 _GROWTH, _MORE_BYTES, _MORE_FILES = 1.05, 16 << 20, 2
 _CLIENTS = 8
 
@@ -78,10 +80,15 @@ def _growth(looks: Sequence[Look]) -> str:
     before, after = middle(early, "bytes"), middle(late, "bytes")
     if after > max(before * _GROWTH, before + _MORE_BYTES):
         return f"memory grew from {before / 2**20:.1f} to {after / 2**20:.1f} MiB"
+    # These go up and down with every save and every batch.
+    half = (begins + len(looks)) // 2
     for field, most in (("files", _MORE_FILES), ("threads", _MORE_FILES), ("programs", 0)):
-        before, after = middle(early, field), middle(late, field)
+        before, after = (
+            max((getattr(look, field) for look in part), default=0)
+            for part in (looks[begins:half], looks[half:])
+        )
         if after > before + most:
-            return f"{field}: {before:g} after a third of the time, {after:g} at the end"
+            return f"{field}: at most {before} in the middle of the time, then {after}"
     return ""
 
 
@@ -96,6 +103,11 @@ def _look(process: int, seconds: float) -> Look:
         int(fields["Threads"]),
         sum(path.name.endswith("-cache") for path in compiled.glob("*")),
     )
+
+
+def _keep_programs() -> None:
+    """All of them, that they can be counted; those that compile within a second are not kept."""
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _watch(looks: list[Look]) -> Callable[[int, float], bool]:
@@ -122,7 +134,9 @@ def _scored(rng: random.Random, directory: Path, looks: list[Look], limit: float
     data = good.write_rows(directory / "rows.jsonl", rows)
     model = good.write_huggingface(directory / "model", _LONGEST)
     arguments = ["score", str(model), str(data), "out.jsonl"]
-    ended = forks.run(arguments, directory, seconds=limit, when=_watch(looks))
+    ended = forks.run(
+        arguments, directory, seconds=limit, when=_watch(looks), prepare=_keep_programs
+    )
     if ended.code != 0:
         return f"ended by {ended.limit or ended.code}: {ended.text[-200:]}"
     count = (directory / "out.jsonl").read_bytes().count(b"\n")
@@ -131,7 +145,9 @@ def _scored(rng: random.Random, directory: Path, looks: list[Look], limit: float
 
 def _trained(rng: random.Random, directory: Path, looks: list[Look], limit: float) -> str:
     more = [f"--config.steps={STEPS}", "--config.checkpoint_every=200", "--config.eval_every=200"]
-    ended = forks.run([*TRAIN, *more], directory, seconds=limit, when=_watch(looks))
+    ended = forks.run(
+        [*TRAIN, *more], directory, seconds=limit, when=_watch(looks), prepare=_keep_programs
+    )
     if ended.code != 0:
         return f"ended by {ended.limit or ended.code}: {ended.text[-200:]}"
     lines = (directory / "out" / "metrics.jsonl").read_text().splitlines()
@@ -144,7 +160,8 @@ def _served(rng: random.Random, directory: Path, looks: list[Look], limit: float
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     log, began, watch = directory / "server.txt", time.monotonic(), _watch(looks)
-    server = forks.start(["serve", str(model), f"--port={port}"], directory, log)
+    arguments = ["serve", str(model), f"--port={port}"]
+    server = forks.start(arguments, directory, log, prepare=_keep_programs)
     clients = [_client(port, n, rng.random()) for n in range(_CLIENTS)]
     try:
         failed = 0
