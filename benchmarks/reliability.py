@@ -21,12 +21,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from campaign import hostile, kills, length, signals, storage
 from campaign.ledger import Row, table
-from campaign.victims import NAMES
+from campaign.tries import Tries, prepared
+from campaign.victims import NAMES, SERVED
 
 import rmjax.align
 import rmjax.choose
 import rmjax.convert
 import rmjax.evaluate
+import rmjax.extrapolate
 import rmjax.report
 import rmjax.sample
 import rmjax.score
@@ -34,13 +36,14 @@ import rmjax.serve
 import rmjax.train  # noqa: F401
 
 Part = Callable[[int, float, Path, Callable[[str], None]], list[Row]]
-# Those that try commands one after the other.
-OF_COMMANDS = {"kills": kills.run, "signals": signals.run, "storage": storage.run}
-PARTS: dict[str, Part] = {
-    **OF_COMMANDS,
-    "hostile": hostile.run,
-    "length": length.run,
+# Those that try commands one after the other, and the others.
+OF_COMMANDS: dict[str, Callable[[Tries], list[Row]]] = {
+    "kills": kills.run,
+    "signals": signals.run,
+    "storage": storage.run,
 }
+OTHERS: dict[str, Part] = {"hostile": hostile.run, "length": length.run}
+PARTS = (*OF_COMMANDS, *OTHERS)
 
 
 def main() -> None:
@@ -48,13 +51,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--part", action="append", choices=[*PARTS], help="repeatable; else all")
+    parser.add_argument("--part", action="append", choices=PARTS, help="repeatable; else all")
     parser.add_argument("--minutes", type=float, default=10.0, help="that each part has")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--command",
         action="append",
-        choices=(*NAMES, "a served load"),
+        choices=(*NAMES, SERVED),
         default=[],
         help="that is killed, stopped or given bad storage; repeatable; else all",
     )
@@ -62,13 +65,16 @@ def main() -> None:
     args = parser.parse_args()
     show = (lambda line: print(line, flush=True)) if args.verbose else (lambda line: None)
     rows: list[Row] = []
-    for name, part in PARTS.items():
+    for name in PARTS:
         if not args.part or name in args.part:
             with tempfile.TemporaryDirectory() as scratch:
                 os.environ["RMJAX_CACHE"] = f"{scratch}/cache"
                 began = time.monotonic()
-                more = {"only": args.command} if name in OF_COMMANDS else {}
-                rows += part(args.seed, args.minutes, Path(scratch), show, **more)
+                given = (args.seed, args.minutes, Path(scratch), show)
+                if name in OF_COMMANDS:
+                    rows += OF_COMMANDS[name](prepared(*given, args.command))
+                else:
+                    rows += OTHERS[name](*given)
                 show(f"{name}: {time.monotonic() - began:.0f} s")
     print(table(rows))
     sys.exit(any(row.lost for row in rows))

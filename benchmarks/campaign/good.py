@@ -40,12 +40,12 @@ def tensors(seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def write_huggingface(directory: Path, longest: int = 128) -> Path:
+def write_huggingface(directory: Path, longest: int = 128, seed: int = 0) -> Path:
     """A `LlamaForSequenceClassification` with its tokenizer and `rmjax.json`."""
     spec = RewardSpec(ATTRIBUTES, {ATTRIBUTES[0]: 1.0}, max_length=longest)
     decoder = dataclasses.replace(DECODER, max_position_embeddings=2 * longest)
     write_model_files(directory, decoder, byte_tokenizer(), spec)
-    save_file(tensors(), directory / "model.safetensors", {"format": "pt"})
+    save_file(tensors(seed), directory / "model.safetensors", {"format": "pt"})
     return directory
 
 

@@ -1,4 +1,4 @@
-"""A served load whose server is killed and begun anew: in the end all is answered, and rightly.
+"""A served load whose server is disturbed and begun anew: in the end all is answered, and rightly.
 
 A client that has no reply asks again, as docs/serving.md says. A reply is acknowledged when its
 client has written it down.
@@ -13,91 +13,143 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Iterator
 from pathlib import Path
 
 from campaign import forks, good
 
-_CLIENTS = 4
-_REQUESTS = 160
+CLIENTS = 4
+REQUESTS = 160
 _ALIKE = 1e-5  # docs/serving.md: whatever the load
 _SECONDS = 120.0  # that all of it may take
 
 
-def served_load(
-    scratch: Path, rng: random.Random, show: Callable[[str], None]
-) -> Generator[str, None, None]:
-    """For each kill of a server under load, what went wrong, if anything did."""
-    directory = scratch / "served"
-    directory.mkdir()
-    model = good.write_huggingface(directory / "model")
-    wanted: dict[str, float] = {}
-    while True:
-        replies = directory / "replies.jsonl"
-        replies.unlink(missing_ok=True)
-        fault = _once(directory, model, replies, 1 if wanted else 0, rng)
-        found: dict[str, float] = {}
-        twice = 0
-        for line in replies.read_text().splitlines():
-            [(number, value)] = json.loads(line).items()
-            twice += number in found
-            found[number] = value
-        if not wanted:  # the first one is not killed
-            if fault or len(found) != _REQUESTS:
-                raise SystemExit(f"serving fails undisturbed: {fault} {len(found)}")
-            wanted = found
-            continue
-        wrong = [n for n in wanted if abs(found.get(n, 1e9) - wanted[n]) > _ALIKE]
-        if not fault and (wrong or twice):
-            fault = f"{len(wrong)} replies of {_REQUESTS} are wrong or missing, {twice} twice"
-        show(f"a served load: {fault or 'all answered'}")
-        yield fault
+class Load:
+    """Requests whose right scores are known: those of a server that nothing happened to."""
+
+    def __init__(self, scratch: Path):
+        """Asks for all of them once.
+
+        Args:
+          scratch: a directory.
+        """
+        self.directory = scratch / "served"
+        self.directory.mkdir()
+        self.model = good.write_huggingface(self.directory / "model")
+        self.wanted: dict[str, float] = {}
+        with self.served() as server:
+            fault = server.result()
+        self.wanted, _ = server.replies()
+        if fault or len(self.wanted) != REQUESTS:
+            raise SystemExit(f"serving fails undisturbed: {fault} {len(self.wanted)}")
+
+    @contextlib.contextmanager
+    def served(self) -> "Iterator[Server]":
+        """A server that clients ask; what is left of either at the end is killed."""
+        server = Server(self)
+        try:
+            yield server
+        finally:
+            server.kill()
 
 
-def _once(directory: Path, model: Path, replies: Path, kills: int, rng: random.Random) -> str:
-    """Serves until all requests are answered, the server killed meanwhile; what went wrong."""
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
-    arguments = ["serve", str(model), f"--port={port}"]
-    log = directory / "server.txt"
-    server = forks.start(arguments, directory, log)
-    clients = os.fork()
-    if not clients:
-        _ask(port, replies)
-    until = time.monotonic() + _SECONDS
-    try:
-        while kills:
-            answered = rng.randrange(_REQUESTS * 3 // 4)  # so that the next one has work, too
-            while _count(replies) < answered and time.monotonic() < until:
-                time.sleep(0.005)
-            os.kill(server, signal.SIGKILL)
-            os.waitpid(server, 0)
-            server = forks.start(arguments, directory, log)
-            kills -= 1
-        while not (ended := os.waitpid(clients, os.WNOHANG))[0]:
+class Server:
+    """A server, its clients, and what they were given.
+
+    Attributes:
+      port: it listens on.
+      directory: of its log, and of the replies.
+    """
+
+    def __init__(self, load: Load):
+        """Begins both."""
+        with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
+            self.port = free.getsockname()[1]
+        self.arguments = ["serve", str(load.model), f"--port={self.port}"]
+        self.directory, self._load = load.directory, load
+        self._log, self._replies = load.directory / "server.txt", load.directory / "replies.jsonl"
+        self._replies.unlink(missing_ok=True)
+        self._until = time.monotonic() + _SECONDS
+        self.begin()
+        self._clients = os.fork()
+        if not self._clients:
+            _ask(self.port, self._replies)
+
+    def begin(self) -> None:
+        """Begins a server, where none is any more."""
+        self._process = forks.start(self.arguments, self.directory, self._log)
+
+    def wait_for(self, rng: random.Random) -> int:
+        """Until a random number of requests is answered, not the last of them: how many."""
+        answered = rng.randrange(REQUESTS * 3 // 4)  # so that there is work for the next one, too
+        while self.answered() < answered and time.monotonic() < self._until:
+            time.sleep(0.005)
+        return answered
+
+    def answered(self) -> int:
+        """How many requests are."""
+        return self._replies.read_bytes().count(b"\n") if self._replies.exists() else 0
+
+    def signal(self, number: int) -> None:
+        """Sends the server a signal."""
+        os.kill(self._process, number)
+
+    def end(self, seconds: float = 60.0) -> int | None:
+        """Waits for the server's end: its status, or None if it had to be killed after so long."""
+        until = time.monotonic() + seconds
+        while not (ended := os.waitpid(self._process, os.WNOHANG))[0]:
             if time.monotonic() > until:
-                os.kill(clients, signal.SIGKILL)
-                ended = os.waitpid(clients, 0)
-                return f"{_count(replies)} of {_REQUESTS} answered after {_SECONDS:g} s"
+                os.kill(self._process, signal.SIGKILL)
+                os.waitpid(self._process, 0)
+                self._process = 0
+                return None
             time.sleep(0.01)
+        self._process = 0
+        return os.waitstatus_to_exitcode(ended[1])
+
+    def said(self) -> str:
+        """What the server that was begun last has printed."""
+        return self._log.read_text(errors="replace")
+
+    def result(self) -> str:
+        """Waits until all is answered, and ends the server; what went wrong, if anything did."""
+        while not (ended := os.waitpid(self._clients, os.WNOHANG))[0]:
+            if time.monotonic() > self._until:
+                return f"{self.answered()} of {REQUESTS} answered after {_SECONDS:g} s"
+            time.sleep(0.01)
+        self._clients = 0
+        self.signal(signal.SIGTERM)
+        status, text = self.end(), self.said()
         if ended[1]:
             return "a client was given something else than a reply"
-    finally:
-        os.kill(server, signal.SIGTERM)
-        status = os.waitstatus_to_exitcode(os.waitpid(server, 0)[1])
-    text = log.read_text()
-    if status or "Traceback" in text:
-        return f"the server ended with status {status}: {text[-300:]!r}"
-    return ""
+        if status or "Traceback" in text:
+            return f"the server ended with status {status}: {text[-300:]!r}"
+        (found, twice), wanted = self.replies(), self._load.wanted
+        wrong = [n for n in wanted if abs(found.get(n, 1e9) - wanted[n]) > _ALIKE]
+        if not wrong and not twice:
+            return ""
+        return f"{len(wrong)} replies of {REQUESTS} are wrong or missing, {twice} twice"
 
+    def replies(self) -> tuple[dict[str, float], int]:
+        """The scores that clients have written down, and how many of them twice."""
+        pairs = [
+            pair
+            for line in self._replies.read_text().splitlines()
+            for pair in json.loads(line).items()
+        ]
+        return dict(pairs), len(pairs) - len(dict(pairs))
 
-def _count(replies: Path) -> int:
-    return replies.read_bytes().count(b"\n") if replies.exists() else 0
+    def kill(self) -> None:
+        """Ends what still runs."""
+        for process in (self._process, self._clients):
+            if process:
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
 
 
 def _ask(port: int, replies: Path) -> None:
     """In a process of its own: asks for every score until each is there."""
-    numbers, lock, failed = iter(range(_REQUESTS)), threading.Lock(), threading.Event()
+    numbers, lock, failed = iter(range(REQUESTS)), threading.Lock(), threading.Event()
 
     def client() -> None:
         while not failed.is_set():
@@ -113,7 +165,7 @@ def _ask(port: int, replies: Path) -> None:
             with lock, open(replies, "a") as file:
                 file.write(json.dumps({str(number): value}) + "\n")
 
-    threads = [threading.Thread(target=client) for _ in range(_CLIENTS)]
+    threads = [threading.Thread(target=client) for _ in range(CLIENTS)]
     for thread in threads:
         thread.start()
     for thread in threads:

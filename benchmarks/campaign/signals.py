@@ -1,67 +1,46 @@
 """Signals, and a second command on the same files: the first one ends well, or says why not."""
 
 import os
-import random
 import signal
-import time
-from collections.abc import Callable, Collection
-from pathlib import Path
 
-from campaign import forks
+from campaign import forks, served_signals
 from campaign.ledger import Row
-from campaign.victims import Victim, fresh, is_there, made, undisturbed
+from campaign.served import Load
+from campaign.tries import Tries, at
 
-_PART = "signals"
+PART = "signals"
 # By promise, the signals, and with which status a command may end beside 0.
 _SENT: dict[str, tuple[list[int], tuple[int, ...]]] = {
     "Ctrl-C": ([signal.SIGINT], (130,)),
     "SIGTERM twice": ([signal.SIGTERM, signal.SIGTERM], (-signal.SIGTERM,)),
     "SIGSTOP and SIGCONT": ([signal.SIGSTOP, signal.SIGCONT], ()),
 }
+_TWO = "two at once"
 _BETWEEN = 0.2  # seconds between two signals
 
 
-def run(
-    seed: int,
-    minutes: float,
-    scratch: Path,
-    show: Callable[[str], None],
-    only: Collection[str] = (),
-) -> list[Row]:
+def run(tries: Tries) -> list[Row]:
     """Sends each signal to each command in turn, until the minutes are over."""
-    rng = random.Random(seed)
-    victims = made(scratch, only)
-    whole = undisturbed(scratch, victims)
-    end = time.monotonic() + 60 * minutes
-    rows = {(p, name): Row(_PART, f"{p}: {name}") for name in victims for p in [*_SENT, "two"]}
-    for name in victims:
-        rows["two", name].promise = f"two at once: {name}"
-    while time.monotonic() < end:
-        for name, victim in victims.items():
-            wanted, seconds = whole[name]
+    names = [(promise, name) for name in tries.victims for promise in (*_SENT, _TWO)]
+    rows = {(promise, name): Row(PART, f"{promise}: {name}") for promise, name in names}
+    load = Load(tries.scratch) if tries.served else None
+    of_server = served_signals.rows(PART)
+    while not tries.over():
+        for name, _ in tries.each(1):
             for promise, (sent, codes) in _SENT.items():
-                moment = rng.random() * seconds
-                fault = _sent(victim, fresh(scratch, name), wanted, moment, sent, codes)
-                rows[promise, name].count(f"at {moment:.2f} s: {fault}" if fault else "")
-                show(f"{'LOST' if fault else 'ok':<4} {promise}: {name} at {moment:.2f} s {fault}")
-            fault = _twice(victim, scratch, name, wanted, rng.random() * seconds)
-            rows["two", name].count(fault)
-            show(f"{'LOST' if fault else 'ok':<4} two at once: {name} {fault}")
-            if time.monotonic() > end:
-                break
-    return [row for row in rows.values() if row.tried]
+                moment = tries.moment(name)
+                fault = _sent(tries, name, moment, sent, codes)
+                tries.count(rows[promise, name], f"at {moment:.2f} s", fault)
+            moment = tries.moment(name)
+            tries.count(rows[_TWO, name], f"at {moment:.2f} s", _twice(tries, name, moment))
+        if load is not None:
+            served_signals.run(tries, load, of_server)
+    return [row for row in (*rows.values(), *of_server.values()) if row.tried]
 
 
-def _sent(
-    victim: Victim,
-    directory: Path,
-    wanted: dict[str, str],
-    moment: float,
-    sent: list[int],
-    codes: tuple[int, ...],
-) -> str:
+def _sent(tries: Tries, name: str, moment: float, sent: list[int], codes: tuple[int, ...]) -> str:
     """Sends signals to a command and continues it; what went wrong, if anything did."""
-    left = [*sent]
+    directory, left = tries.fresh(name), [*sent]
 
     def when(process: int, now: float) -> bool:
         if now < moment + _BETWEEN * (len(sent) - len(left)):
@@ -69,40 +48,35 @@ def _sent(
         os.kill(process, left.pop(0))
         return not left
 
-    ended = forks.run(victim.arguments, directory, when=when)
-    said = [line for line in ended.text.splitlines() if line.startswith("interrupted")]
-    if ended.code not in (*codes, 0):
-        return f"status {ended.code}: {ended.text[-300:]!r}"
-    if "Traceback" in ended.text or "Exception ignored" in ended.text:
-        return f"a traceback: {ended.text[-300:]!r}"
-    if ended.code == 130 and len(said) != 1:
-        return f"{len(said)} lines: {ended.text[-300:]!r}"
-    return _continued(victim, directory, wanted)
+    ended = forks.run(tries.victims[name].arguments, directory, when=when)
+    fault = unlike(ended.code, ended.text, codes)
+    return fault or tries.again(name, directory)
 
 
-def _continued(victim: Victim, directory: Path, wanted: dict[str, str]) -> str:
-    again = forks.run(victim.arguments, directory)
-    if again.code != 0 and not is_there(again):
-        return f"not continued: {again.text[-300:]!r}"
-    found = forks.call(victim.result, directory)
-    return "" if found == wanted else "not the same bits"
+def unlike(code: int | None, text: str, codes: tuple[int, ...]) -> str:
+    """What is wrong with how a command ended that got a signal; nothing if all is right."""
+    said = [line for line in text.splitlines() if line.startswith("interrupted")]
+    if code not in (*codes, 0):
+        return f"status {code}: {text[-300:]!r}"
+    if "Traceback" in text or "Exception ignored" in text:
+        return f"a traceback: {text[-300:]!r}"
+    if code == 130 and len(said) != 1:
+        return f"{len(said)} lines: {text[-300:]!r}"
+    return ""
 
 
-def _twice(victim: Victim, scratch: Path, name: str, wanted: dict[str, str], moment: float) -> str:
+def _twice(tries: Tries, name: str, moment: float) -> str:
     """Gives a command again while it runs; the first must end well, the second well or in a line.
 
     Either may be the one that is refused, where the second was faster.
     """
-    directory, logs = fresh(scratch, name), fresh(scratch, "logs")
-    second: list[int] = []
-
-    def when(process: int, now: float) -> bool:
-        if now < moment:
-            return False
-        second.append(forks.start(victim.arguments, directory, logs / "second.txt"))
-        return True
-
-    first = forks.run(victim.arguments, directory, when=when, log=logs / "first.txt")
+    directory, logs = tries.fresh(name), tries.fresh("logs")
+    arguments, second = tries.victims[name].arguments, []
+    begin = at(
+        moment,
+        lambda process: second.append(forks.start(arguments, directory, logs / "second.txt")),
+    )
+    first = forks.run(arguments, directory, when=begin, log=logs / "first.txt")
     codes = [first.code]
     if second:
         codes.append(os.waitstatus_to_exitcode(os.waitpid(second[0], 0)[1]))
@@ -112,4 +86,4 @@ def _twice(victim: Victim, scratch: Path, name: str, wanted: dict[str, str], mom
         return f"status {codes}: {[text[-200:] for text in texts]!r}"
     if any("Traceback" in text or text.count("error: ") != 1 for text in refused):
         return f"no line: {refused[0][-300:]!r}"
-    return _continued(victim, directory, wanted)
+    return tries.again(name, directory)

@@ -41,8 +41,10 @@ TRAIN = [
     "--config.checkpoint_every=2",
     "--config.workdir=out",
 ]
+SERVED = "a served load"  # no command that ends: see `served.py`
 NAMES = (
     *("training", "alignment", "probing", "conversion to Orbax", "conversion to Hugging Face"),
+    "extrapolation",
     *("evaluation", "scoring a file", "sampling", "choosing", "a report"),
 )
 # Configs of models that lie in the campaign's own directory.
@@ -127,6 +129,8 @@ def made(scratch: Path, only: Collection[str] = ()) -> dict[str, Victim]:
     if "a report" in only:
         _done([*TRAIN[:-1], f"--config.workdir={run}"], scratch)
     convert = ["convert", "orbax-to-hf", str(orbax), "out"]
+    strong = good.write_huggingface(scratch / "strong", seed=1)
+    extrapolate = ["extrapolate", str(model), str(strong), "out", "--alpha=1.5"]
     sample = ["sample", str(policy), str(prompts), "out.jsonl", "--n=16", "--max-tokens=12"]
     found = {
         "training": Victim(TRAIN, of_run),
@@ -134,6 +138,7 @@ def made(scratch: Path, only: Collection[str] = ()) -> dict[str, Victim]:
         "probing": Victim(["probe", f"--config={probe}", "out"], of_files),
         "conversion to Orbax": Victim(["convert", "hf-to-orbax", str(model), "out"], of_files),
         "conversion to Hugging Face": Victim(convert, of_files),
+        "extrapolation": Victim(extrapolate, of_files),
         "evaluation": Victim(["evaluate", str(model), f"pairs={rows}", "--out=out"], of_evaluation),
         "scoring a file": Victim(["score", str(model), str(rows), "out.jsonl"], of_files),
         "sampling": Victim(sample, of_files),
