@@ -4,8 +4,8 @@
 
 MODEL is whatever `rmjax.load` takes. docs/serving.md has the endpoints, with a request and a reply
 of each. Requests that come together are computed together. `/health` says 200 when every program is
-compiled, and 503 before. SIGTERM ends the server when what it has begun is answered. With the
-environment variable RMJAX_API_KEY, requests need that key as a bearer token.
+compiled, and 503 before. SIGTERM ends the server when what it has begun is answered, a second one
+at once. With the environment variable RMJAX_API_KEY, requests need that key as a bearer token.
 """
 
 import argparse
@@ -102,8 +102,8 @@ def serve(
     server = make_server(service, rmjax.__version__, key)
     watch = threading.Thread(target=_watch, args=(service, server, listener), daemon=True)
     watch.start()
-    # uvicorn ends in good order and then raises the signal again.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    # uvicorn ends in good order, and raises the signal again; which may come before it begins, too.
+    signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
     server.run(sockets=[listener])
     if service.batcher.compiling:  # which cannot be interrupted, nor waited for; nothing is lost
         sys.stdout.flush()

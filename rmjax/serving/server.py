@@ -1,5 +1,10 @@
 """The uvicorn server that the application runs in."""
 
+import os
+import signal
+import sys
+from types import FrameType
+
 import uvicorn
 
 from rmjax.serving.app import make_app
@@ -7,6 +12,23 @@ from rmjax.serving.connections import Connection, check_uvicorn, in_connections
 from rmjax.serving.service import Service
 
 _KEEP_ALIVE = 75  # seconds: longer than clients keep idle connections, so that they close them
+
+
+class _Server(uvicorn.Server):
+    """Ends in good order at the first signal, and at once at the second.
+
+    uvicorn itself takes a second SIGTERM for nothing, and at a second Ctrl-C cancels what it
+    answers, with a traceback of each.
+    """
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            return super().handle_exit(sig, frame)
+        if sig != signal.SIGINT:
+            signal.signal(sig, signal.SIG_DFL)
+            return signal.raise_signal(sig)
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(130)
 
 
 def make_server(service: Service, version: str, key: str = "") -> uvicorn.Server:
@@ -33,4 +55,4 @@ def make_server(service: Service, version: str, key: str = "") -> uvicorn.Server
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=int(service.limits.seconds) + 1,
     )
-    return uvicorn.Server(config)
+    return _Server(config)

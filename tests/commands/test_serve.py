@@ -105,6 +105,25 @@ def test_it_ends_while_it_compiles(model, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)]
+)
+def test_a_second_signal_ends_it_at_once(number, code, model, tmp_path):
+    """Whose first one waits for a body that is still coming, up to 30 s."""
+    process = Process(tmp_path, model)
+    with socket.create_connection(("127.0.0.1", process.port)) as client:
+        head = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json"
+        client.sendall(head + b"\r\nContent-Length: 9\r\n\r\n{")
+        httpx.get(f"http://127.0.0.1:{process.port}/health")  # it has begun with both
+        process.signal(number)
+        time.sleep(0.3)
+        assert process.process.exitcode is None
+        process.signal(number)
+        assert forked.wait(process.process, 5) == code
+    text = process.out.read_text()
+    assert "Traceback" not in text and ("interrupted\n" in text) == (code == 130)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--max-length=257"], "made for up to 256 tokens"),
