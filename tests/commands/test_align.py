@@ -495,3 +495,18 @@ def test_a_function_that_raises_on_one_process_ends_both(files, tmp_path):
     assert (first.code, second.code) == (1, 1)
     assert "function.py:broken raised RuntimeError: the judge is ill" in first.err
     assert "judge" not in second.err + second.out
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_processes(files, tmp_path):
+    """Both save after the same step and end well."""
+    config = config_of(files, tmp_path / "run", rows_per_device=4, steps=60)
+    with started(command(config, tmp_path), devices=1) as both:
+        both[0].wait_for("step 3/60")
+        both[1].process.terminate()
+        ended = [one.wait() for one in both]
+    assert [one.code for one in ended] == [0, 0], ended
+    saved = int(steps_kept(tmp_path / "run")[-1])
+    assert f"stopped by SIGTERM, step {saved} of 60 is saved" in ended[0].out
+    assert 3 <= saved < 60 and "step" not in ended[1].out
+    assert [x["step"] for x in metrics(tmp_path / "run") if "loss" in x] == [*range(1, saved + 1)]
