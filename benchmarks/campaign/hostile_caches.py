@@ -1,5 +1,6 @@
 """Caches that somebody else wrote, and names that no file should have."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from campaign import good
 from campaign.hostile_models import nested
+
+from rmjax.data.token_cache import with_checksum
 
 Case = tuple[str, Callable[[Path], object], list[str]]
 
@@ -59,6 +62,7 @@ def token_cases(filled: Path, outside: Path) -> Iterator[Case]:
             cache.chmod(0o700)
             (entry,) = (cache / "tokens").iterdir()
             spoil(entry)
+            _sign(entry)
 
         return make
 
@@ -82,6 +86,15 @@ def token_cases(filled: Path, outside: Path) -> Iterator[Case]:
     yield "tokens: anybody may write", spoiled(lambda e: e.parent.chmod(0o777)), TRAIN
     yield "cache: anybody may write", spoiled(lambda e: cache.chmod(0o777)), TRAIN
     yield "tokens: a link", spoiled(lambda e: _link(e.parent, outside)), TRAIN
+
+
+def _sign(entry: Path) -> None:
+    """Gives a summary the checksum of what is there now, as whoever means harm would."""
+    summary = entry / "summary.json"
+    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
+        if summary.is_file() and not summary.is_symlink():
+            text = json.dumps(with_checksum(entry, json.loads(summary.read_text())))
+            summary.write_text(text)
 
 
 def _array_spoils(name: str, outside: Path) -> dict[str, Callable[[Path], object]]:

@@ -3,47 +3,70 @@
 import json
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from rmjax.data.token_files import TokenFiles
 from rmjax.data.tokenized import TokenizedData
 from rmjax.errors import UserError
-from rmjax.runtime.files import read_json
+from rmjax.runtime.files import read_json, remove_abandoned
 
 _SUMMARY = "summary.json"
+_BLOCK = 1 << 24  # bytes of a file that are read at once
+_CHECKSUM = "checksum"  # a field of the summary
 _PER_TOKEN = ("tokens", "spoken")
 
 
 def is_whole(entry: Path) -> bool:
-    """Whether the cache has this; what is cut short there, as by a crash, is removed."""
+    """Whether the cache has this; what is damaged there is removed, and a warning says so.
+
+    Every byte is read, once a run: a flipped bit would be another token, in every epoch.
+    """
     if not (entry / _SUMMARY).exists():
         return False
-    if _has_links(entry) or not (entry / _SUMMARY).is_file():
+    if _is_strange(entry):
         return True  # which `read_entry` refuses
     try:
-        json.loads((entry / _SUMMARY).read_text())
-        for file in entry.glob("*.npy"):
-            np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, RecursionError):
-        shutil.rmtree(entry)
-        return False
-    return True
+        summary = json.loads((entry / _SUMMARY).read_text())
+        if summary == with_checksum(entry, summary):
+            return True
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        pass
+    warnings.warn(f"{entry}: damaged, or of another version; it is made again", stacklevel=2)
+    shutil.rmtree(entry, ignore_errors=True)
+    return False
 
 
-def _has_links(entry: Path) -> bool:
-    return any(path.is_symlink() for path in (entry, *entry.iterdir()))
+def _is_strange(entry: Path) -> bool:
+    """Whether it is a link, or something else than files is there: a link, a pipe."""
+    links = entry.is_symlink() or any(path.is_symlink() for path in entry.iterdir())
+    return links or not all(path.is_file() for path in entry.iterdir())
+
+
+def with_checksum(entry: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary with the checksum of itself and of an entry's arrays."""
+    rest = {name: value for name, value in summary.items() if name != _CHECKSUM}
+    found = xxhash.xxh3_128(json.dumps(rest, sort_keys=True).encode())
+    for file in sorted(entry.glob("*.npy")):
+        found.update(file.name.encode())
+        with open(file, "rb", buffering=0) as stream:
+            while block := stream.read(_BLOCK):
+                found.update(block)
+    return rest | {_CHECKSUM: found.hexdigest()}
 
 
 def write_entry(entry: Path, files: TokenFiles, summary: dict[str, Any]) -> None:
     """Writes an entry, which has its name when it is whole."""
+    remove_abandoned(entry.parent)
     # Not named by the process: its number may be the same on another host with the same disk.
     partial = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=".partial", dir=entry.parent))
     try:
         files.write(partial)
-        (partial / _SUMMARY).write_text(json.dumps(summary))
+        (partial / _SUMMARY).write_text(json.dumps(with_checksum(partial, summary)))
         partial.rename(entry)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -59,8 +82,8 @@ def read_entry(entry: Path, attributes: tuple[str, ...], source: str, key: str) 
       UserError: it is not what `write_entry` writes.
     """
     try:
-        if _has_links(entry):
-            raise ValueError("a link")
+        if _is_strange(entry):
+            raise ValueError("a link, or something else than a file")
         arrays = {
             file.stem: np.load(file, mmap_mode="r", allow_pickle=False)
             for file in entry.glob("*.npy")

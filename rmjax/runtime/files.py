@@ -1,11 +1,16 @@
 """Small files: read or replaced whole, added to, and locked."""
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
+import re
 import secrets
+import shutil
 import stat
+import time
+import warnings
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +18,9 @@ from rmjax.errors import UserError, shortened
 
 _MOST_BYTES = 64 << 20  # of a JSON object that is read whole
 PARTIAL = ".partial"  # the suffix of a file that is not whole yet
+# Of a name by which no other program continues it, as one continues `DST.partial`.
+_HALF_WRITTEN = re.compile(rf"\.[a-z0-9_]{{8}}{re.escape(PARTIAL)}$")
+_ABANDONED_SECONDS = 24 * 3600.0
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -57,6 +65,26 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_abandoned(directory: Path) -> None:
+    """Removes what killed programs left half written in a directory; a warning says how much.
+
+    These are the files of `replace_file`, and directories that are named likewise. Somebody, on
+    another host too, may be writing such a one: so what was written to within a day stays.
+    """
+    count = 0
+    for path in directory.glob(f"*{PARTIAL}"):
+        if not _HALF_WRITTEN.search(path.name) or path.is_symlink():
+            continue
+        with contextlib.suppress(OSError):  # somebody else was first
+            written = max(part.stat().st_mtime for part in (path, *path.glob("*")))
+            if time.time() - written > _ABANDONED_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                count += 1
+    if count:
+        what = f"{count:,} half-written files or directories of killed runs are removed"
+        warnings.warn(f"{directory}: {what}", stacklevel=2)
 
 
 def append(file: IO[bytes], content: bytes, *, sync: bool = True) -> None:

@@ -1,8 +1,10 @@
 import json
+import os
 
 import numpy as np
 import pytest
 
+from rmjax.data.token_cache import with_checksum
 from rmjax.data.tokenize import load_tokenized
 from rmjax.data.tokenizer import byte_tokenizer
 from rmjax.errors import UserError
@@ -29,7 +31,7 @@ def load(tmp_path, monkeypatch):
             max_length=100,
             over_long="drop",
         )
-        (entry,) = (tmp_path / "cache" / "tokens").iterdir()
+        (entry,) = (tmp_path / "cache" / "tokens").glob("*[!l]")
         return entry
 
     return load
@@ -37,6 +39,12 @@ def load(tmp_path, monkeypatch):
 
 def save(name, change):
     return lambda entry: np.save(entry / f"{name}.npy", change(np.load(entry / f"{name}.npy")))
+
+
+def sign(entry):
+    """As whoever damages it on purpose would."""
+    file = entry / "summary.json"
+    file.write_text(json.dumps(with_checksum(entry, json.loads(file.read_text()))))
 
 
 def link(entry):
@@ -61,7 +69,9 @@ def link(entry):
     ),
 )
 def test_a_cache_that_somebody_else_wrote_is_refused(load, spoil):
-    spoil(load())
+    entry = load()
+    spoil(entry)
+    sign(entry)
     with pytest.raises(UserError, match=r"summary\.json|not what this program keeps there"):
         load()
 
@@ -71,7 +81,36 @@ def test_a_cache_that_somebody_else_wrote_is_refused(load, spoil):
 def test_what_is_cut_short_is_made_again(load, name, content):
     whole = (load() / name).read_bytes()
     (load() / name).write_bytes(content)
-    assert (load() / name).read_bytes() == whole
+    with pytest.warns(match="damaged.* it is made again"):
+        assert (load() / name).read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ("tokens.npy", "labels.npy", "summary.json"))
+def test_a_flipped_bit_is_found(load, name):
+    whole = (load() / name).read_bytes()
+    at = whole.index(b'"kept": 6') + 8 if name == "summary.json" else len(whole) - 3
+    (load() / name).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.warns(match="damaged.* it is made again"):
+        assert (load() / name).read_bytes() == whole
+
+
+def test_what_killed_runs_left_is_removed_when_it_is_old(load, tmp_path):
+    cache = tmp_path / "cache" / "tokens"
+    cache.mkdir(parents=True, mode=0o700)
+    (cache.parent).chmod(0o700)
+    for name, days in (("key.abcdefg_", 2), ("key.01234567", 0), ("other", 2)):
+        left = cache / f"{name}.partial"
+        left.mkdir()
+        (left / "tokens.npy").touch()
+        then = left.stat().st_mtime - days * 86400 - 1
+        for path in (left / "tokens.npy", left):
+            os.utime(path, (then, then))
+    with pytest.warns(match="1 half-written files or directories of killed runs are removed"):
+        load()
+    assert {path.name for path in cache.glob("*.partial")} == {
+        "key.01234567.partial",  # another process may be writing it
+        "other.partial",  # no name of ours
+    }
 
 
 def test_a_cache_that_anybody_may_write_to_is_refused(load):

@@ -77,14 +77,6 @@ def test_the_cache_gives_the_same_without_reading_again(tmp_path, cache, monkeyp
     assert not list(cache.rglob("*.partial"))
 
 
-def test_what_is_cut_short_in_the_cache_is_made_again(tmp_path, cache):
-    source = write(tmp_path / "x.jsonl", [row("p", "r")])
-    tokens = np.array(load(source).tokens)
-    (file,) = (cache / "tokens").glob("*/tokens.npy")
-    file.write_bytes(file.read_bytes()[:-3])
-    np.testing.assert_array_equal(load(source).tokens, tokens)
-
-
 def test_the_cache_is_keyed_by_everything_that_made_it(tmp_path):
     path = tmp_path / "x.jsonl"
     source = write(path, [row(), row(response="longer")])
