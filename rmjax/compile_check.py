@@ -62,7 +62,7 @@ from rmjax.aot.program import Workload, architecture, check_program, topology_de
 from rmjax.aot.sampling import SamplingLoad, check_sampling, parse_sampling, sampling_mesh
 from rmjax.aot.search import search_meshes
 from rmjax.config import AlignConfig, Config
-from rmjax.errors import UserError
+from rmjax.errors import UserError, end_when_interrupted
 from rmjax.runtime.sharding import make_mesh, parse_mesh
 from rmjax.training.objectives.objective import is_policy
 from rmjax.training.rows import longest_row
@@ -198,4 +198,5 @@ if __name__ == "__main__":
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")  # what is there is not what is asked about
+    end_when_interrupted()
     run_with_config(run, together=False)

@@ -176,6 +176,27 @@ def answer_interrupts() -> None:
     atexit.register(_flush_output)
 
 
+def end_when_interrupted() -> None:
+    """Makes Ctrl-C end the program wherever it is, for a command that has nothing to finish.
+
+    Python raises `KeyboardInterrupt` in the main thread alone, when it next runs Python: that of a
+    compiler may be minutes later. So a thread answers here.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return  # as of a command in the background, which is told to ignore it
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def answer() -> None:
+        os.read(reading, 1)
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.set_wakeup_fd(writing)
+    threading.Thread(target=answer, daemon=True).start()
+
+
 def _flush_output() -> None:
     """Writes what is left, as Python does at its end, where it would complain of a closed pipe."""
     try:

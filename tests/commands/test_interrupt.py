@@ -61,6 +61,23 @@ def test_in_a_finalizer_it_is_not_swallowed():
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+_IN_C = """
+import hashlib, os, signal, threading
+from rmjax.errors import end_when_interrupted
+signal.signal(signal.SIGINT, signal.default_int_handler)
+end_when_interrupted()
+threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+hashlib.pbkdf2_hmac("sha256", b"x", b"y", 100_000_000)  # about a minute, as a compiler
+"""
+
+
+def test_where_no_python_runs():
+    done = subprocess.run(
+        [sys.executable, "-c", _IN_C], cwd=ROOT, capture_output=True, text=True, timeout=20
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 _SAID = """
 from rmjax.errors import answer_interrupts, exit_with_message
 answer_interrupts()
