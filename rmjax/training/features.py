@@ -26,7 +26,7 @@ from rmjax.errors import UserError
 from rmjax.models.decoder_config import NO_LORA
 from rmjax.models.model import Model
 from rmjax.runtime.cache import cache_directory, cache_errors
-from rmjax.runtime.files import replace_file
+from rmjax.runtime.files import remove_abandoned, replace_file
 
 # From batches of one micro-batch to each one's samples and their values, in the order of its slots.
 Compute = Callable[[Iterable[Batch]], Iterator[tuple[np.ndarray, np.ndarray]]]
@@ -34,6 +34,7 @@ _VERSION = 1  # of this module's result; part of the cache's key
 _PART = 16  # micro-batches of a part
 _CHUNK_BYTES = 16 << 20  # read at once for a fingerprint
 _THREADS = 4
+_CHECKSUM_BYTES = 16  # XXH3 of a part's other bytes, behind them
 
 
 def fingerprint_weights(source: Pretrained) -> str:
@@ -148,25 +149,31 @@ def _check_finite(what: str, part: np.ndarray, samples: np.ndarray, batches: Bat
 
 
 def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """A part, or None if it is not there or not whole."""
+    """A part, or None if it is not there, not whole, or not what was written."""
     try:
         if file.parent.is_symlink() or file.is_symlink() or not file.is_file():
             return None
-        part = np.load(file, mmap_mode="r", allow_pickle=False)
+        content = file.read_bytes()
+        values, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
+        if xxhash.xxh3_128_digest(values) != checksum:
+            return None
+        part = np.load(io.BytesIO(values), allow_pickle=False)
     except (FileNotFoundError, ValueError, EOFError):
         return None
     whole = part.shape == shape and part.dtype == np.float32
-    return np.array(part) if whole and np.isfinite(part).all() else None
+    return part if whole and np.isfinite(part).all() else None
 
 
 def _write(file: Path, part: np.ndarray, made_by: dict[str, Any]) -> None:
     """Writes a part, and beside the first one what it was made by, for people who look."""
     content = io.BytesIO()
     np.save(content, part, allow_pickle=False)
+    content.write(xxhash.xxh3_128_digest(content.getvalue()))  # which `np.load` does not look at
     with cache_errors():
         if file.parent.is_symlink():
             raise OSError(f"{file.parent} is a link")
         file.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(file.parent)
         described = file.parent / "made_by.json"
         if not described.exists():
             described.write_text(json.dumps(made_by, indent=2) + "\n")

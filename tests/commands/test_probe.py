@@ -267,8 +267,9 @@ def test_a_killed_extraction_goes_on(base, tmp_path, own_features, calls):
             probe.probe(config, str(tmp_path / "model"))
     assert calls == [0, 1, 2, 3]
     (entry,) = own_features.iterdir()
-    torn = entry / "00000.npy"  # as a full disk would leave it, were it not put there whole
-    torn.write_bytes(torn.read_bytes()[:200])
+    flipped = bytearray((entry / "00000.npy").read_bytes())
+    flipped[200] ^= 1  # of a number, which is then another one, and finite
+    (entry / "00000.npy").write_bytes(flipped)
     probe.probe(config, str(tmp_path / "model"))
     assert calls[4:8] == [0, 1, 4, 5] and calls.count(2) == 2  # the held-out data's, once
     whole = head_of(tmp_path / "model")
