@@ -129,6 +129,7 @@ def align_in(workdir: Path, config: AlignConfig) -> None:
                 evaluation = {"validation_loss": loss, "attributes": {}} | found
                 saving, best = saving or loss < best, min(best, loss)
             if saving:
+                report.sync()
                 checkpoints.save(
                     step,
                     parts.items(state),

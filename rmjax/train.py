@@ -157,6 +157,7 @@ def train_in(workdir: Path, config: Config) -> None:
                 evaluation = found.record()
                 saving, best = saving or found.loss < best, min(best, found.loss)
             if saving:
+                report.sync()
                 checkpoints.save(
                     step,
                     state.items(),

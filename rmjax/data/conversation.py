@@ -11,6 +11,7 @@ from typing import Any
 
 from rmjax.data.messages import SAYS, Message, message_text, parse_messages
 from rmjax.data.turn_marks import has_marks, is_open_dialogue, split_turns
+from rmjax.runtime.json_object import unique_keys
 
 _MESSAGES = ("messages", "conversations", "conversation")  # what a mapping may call them
 _BESIDE = ("system", "tools")  # what it may have beside them
@@ -236,7 +237,11 @@ def _unwrapped(value: Any, system: Any, tools: Any) -> tuple[Any, Any, Any]:
 
 
 def _from_json(text: str) -> Any:
-    """The messages that a text is JSON of; the text if it is anything else."""
+    """The messages that a text is JSON of; the text if it is anything else.
+
+    Raises:
+      ValueError: a message has a key twice.
+    """
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -246,7 +251,7 @@ def _from_json(text: str) -> Any:
         and ({"role", "content"} <= set(item) or {"from", "value"} <= set(item))
         for item in found
     )
-    return found if found and messages else text
+    return json.loads(text, object_pairs_hook=unique_keys) if found and messages else text
 
 
 def _with_system(messages: list[Message], system: Any) -> list[Message]:
@@ -286,7 +291,7 @@ def _check_prompt(messages: Sequence[Message]) -> None:
 def _parse_tools(value: Any) -> list[Any]:
     if isinstance(value, str):
         try:
-            value = json.loads(value) if value.strip() else None
+            value = json.loads(value, object_pairs_hook=unique_keys) if value.strip() else None
         except ValueError as error:
             raise ValueError(f"has beside it 'tools' that are no JSON ({error})") from error
     if value is not None and not isinstance(value, list | tuple):

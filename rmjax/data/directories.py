@@ -9,6 +9,7 @@ from typing import Any
 from rmjax.data.file_formats import SUFFIXES, suffix_of
 from rmjax.data.splits import Wanted, find_place, find_split, standard_name
 from rmjax.errors import UserError, listed
+from rmjax.runtime.json_object import unique_keys
 
 PREFERENCE = "preference"  # HelpSteer2's pairs of both splits; its rows name their split
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?")
@@ -173,6 +174,7 @@ def _listed_files(directory: Path) -> Files:
 
 def _field(path: Path, name: str) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))[name]
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text, object_pairs_hook=unique_keys)[name]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: cannot be read ({error!r})") from error

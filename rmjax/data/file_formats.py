@@ -14,11 +14,12 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rmjax.errors import UserError, shortened
+from rmjax.errors import UserError
+from rmjax.runtime.json_object import unique_keys
 
 Fields = dict[str, Any]
 
@@ -89,7 +90,7 @@ def _decoded_values(values: list[Any], decode: Callable[[Any], Any] | None) -> l
 
 def _decoders(fields: Iterable[Any]) -> dict[str, Callable[[Any], Any] | None]:
     """For each column, or each part of a struct, what `_decoder` says."""
-    return _unique([(field.name, _decoder(field)) for field in fields])
+    return unique_keys([(field.name, _decoder(field)) for field in fields])
 
 
 def _decoder(field: Any) -> Callable[[Any], Any] | None:
@@ -218,19 +219,7 @@ def _opened(path: Path, compression: str) -> Iterator[io.BufferedIOBase]:
 # ---- JSON ----------------------------------------------------------------------------------------
 
 
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of its keys and values; a `ValueError` if a key is there twice.
-
-    Python would take the last one, and a row's first `chosen` would be lost.
-    """
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the key {shortened(twice)!r} is there twice")
-    return found
-
-
-_JSON = json.JSONDecoder(object_pairs_hook=_unique)
+_JSON = json.JSONDecoder(object_pairs_hook=unique_keys)
 # What stands around the entries of a list.
 _OPEN = re.compile(r"\s*\[\s*", re.ASCII)
 _COMMA = re.compile(r"\s*,\s*", re.ASCII)

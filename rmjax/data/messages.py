@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from rmjax.runtime.json_object import unique_keys
+
 Message = dict[str, Any]
 
 # ShareGPT's names of roles.
@@ -88,7 +90,7 @@ def _sharegpt(item: Mapping[str, Any], where: str) -> Message:
     if name != "function_call":
         return {"role": _SHAREGPT[name], "content": text, **others}
     try:
-        calls = json.loads(text)
+        calls = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where} from 'function_call' that is no JSON ({error})") from error
     calls = calls if isinstance(calls, list) else [calls]

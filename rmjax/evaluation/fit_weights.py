@@ -15,6 +15,7 @@ from rmjax.evaluation.benchmark_metrics import ScoredBenchmark
 from rmjax.evaluation.items import Item
 from rmjax.models.rewards.aggregation import parse_rule
 from rmjax.runtime.files import replace_file
+from rmjax.runtime.json_object import unique_keys
 
 WEIGHTS_FORMAT = "rmjax.weights/1"
 _RIDGE = 1e-3  # on standardised attributes: a weight that does not matter stays at 0
@@ -103,7 +104,7 @@ def read_weights(path: Path) -> FittedWeights:
       UserError: it cannot be read, or is another file.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
         if fields.pop("format") != WEIGHTS_FORMAT:
             raise ValueError("another format")
         weights = {str(k): float(v) for k, v in fields["weights"].items()}

@@ -16,6 +16,7 @@ from rmjax.evaluation.benchmark_data import BenchmarkData
 from rmjax.evaluation.items import Item
 from rmjax.evaluation.score_cache import ItemScores, ScoreCache, score_items
 from rmjax.models.rewards.aggregation import Rule, scalar_rule
+from rmjax.runtime.json_object import unique_keys
 from rmjax.runtime.sharding import MeshConfig
 
 LENGTH_BASELINE = "baseline:length"
@@ -185,7 +186,7 @@ def _keys(benchmark: str, subset: str, id: str) -> tuple[tuple[str, str, str], .
 
 def _score_row(line: bytes, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=unique_keys)
         scores = [s if isinstance(s, dict) else {"score": s} for s in row["scores"]]
         row["scores"] = [{str(k): float(v) for k, v in score.items()} for score in scores]
         row["id"] = str(row["id"])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rmjax.errors import UserError, shortened
+from rmjax.runtime.json_object import unique_keys
 
 _MOST_BYTES = 64 << 20  # of a JSON object that is read whole
 PARTIAL = ".partial"  # the suffix of a file that is not whole yet
@@ -27,7 +28,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object; anything else is a `UserError` that names the file."""
     try:
         check_readable(path, _MOST_BYTES)
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text, object_pairs_hook=unique_keys)
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file") from error
     except (ValueError, OSError, RecursionError) as error:
@@ -55,13 +57,14 @@ def check_readable(path: Path, most_bytes: int) -> None:
 
 
 def replace_file(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file whole or not at all: a full disk or a kill leaves the old one as it was.
+    """Writes a file whole or not at all: a full disk, a kill or a power cut leaves the old one.
 
     Several processes may write the same file, on several hosts too: the last one wins.
     """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
-        partial.write_bytes(content)
+        with open(partial, "wb", buffering=0) as file:
+            append(file, content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -87,7 +90,7 @@ def remove_abandoned(directory: Path) -> None:
         warnings.warn(f"{directory}: {what}", stacklevel=2)
 
 
-def append(file: IO[bytes], content: bytes, *, sync: bool = True) -> None:
+def append(file: IO[bytes], content: bytes | memoryview, *, sync: bool = True) -> None:
     """Adds to a file that is open without a buffer.
 
     A full disk leaves the beginning of `content`. With a buffer the rest would be written once more

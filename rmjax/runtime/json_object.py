@@ -1,14 +1,31 @@
-"""JSON of which nothing is passed over: an object in which no key is there twice."""
+"""JSON of which nothing is passed over: objects in which no key is there twice.
+
+Of two equal keys json alone takes the last and says nothing, and other programs take the first.
+"""
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from rmjax.errors import UserError, shortened
 
 
+def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of its keys and values, as the `object_pairs_hook` of json.
+
+    Raises:
+      ValueError: a key is there twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the key {shortened(twice)!r} is there twice")
+    return found
+
+
 def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
-    """Reads an object; of two equal keys, json alone would take the last and say nothing.
+    """Reads an object.
 
     Args:
       text: of the object.
@@ -17,15 +34,8 @@ def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
     Raises:
       UserError: broken JSON, no object, or a key that is there twice.
     """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
-            ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-            raise UserError(f"{where} has the key {shortened(twice)!r} twice")
-        return found
-
     try:
-        found = json.loads(text, object_pairs_hook=once)
+        found = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: broken JSON ({error})") from error
     if not isinstance(found, dict):

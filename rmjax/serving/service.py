@@ -5,7 +5,6 @@ in the line, is scored by the batcher, and is written. The event loop only waits
 """
 
 import asyncio
-import collections
 import concurrent.futures
 import json
 import math
@@ -18,6 +17,7 @@ from rmjax.errors import UserError, shortened
 from rmjax.inference.batching import PADDED_TOKENS
 from rmjax.inference.encoded import Encoded
 from rmjax.inference.scorer import Scorer
+from rmjax.runtime.json_object import unique_keys
 from rmjax.serving.admission import Admission, Full
 from rmjax.serving.batcher import Batcher
 from rmjax.serving.metrics import Gauge, Metrics
@@ -209,7 +209,7 @@ def _parsed(body: bytes) -> Any:
     try:
         parsed = json.loads(
             body,
-            object_pairs_hook=_of_pairs,
+            object_pairs_hook=unique_keys,
             parse_constant=_no_constant,
             parse_float=_finite,
         )
@@ -218,15 +218,6 @@ def _parsed(body: bytes) -> Any:
     if not isinstance(parsed, dict):
         raise Refusal(f"the body is {type(parsed).__name__}, expected an object")
     return parsed
-
-
-def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, none of whose fields is there twice: programs differ in which of them counts."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        (twice, _), *_ = collections.Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the field {twice!r} is there twice")
-    return found
 
 
 def _no_constant(name: str) -> Any:

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 import zlib
@@ -119,6 +120,16 @@ class MetricsLogger:
             f"step {step}: validation loss {metrics.loss:.4f}{accuracy} ({seconds:.1f} s)"
         )
         self._restart_clock()
+
+    def sync(self) -> None:
+        """Waits until all lines are on the disk.
+
+        Before a checkpoint is saved, so that a run that continues it, also after a power cut, has
+        the numbers of every step before.
+        """
+        if self._active:
+            with write_errors("the run's metrics"):
+                os.fsync(self._jsonl.fileno())
 
     def _restart_clock(self) -> None:
         """Whatever took time until now counts for no step."""

@@ -32,7 +32,7 @@ from rmjax.evaluation.metrics import mean_ratings
 from rmjax.models.model import Model
 from rmjax.models.rewards.ordinal import OrdinalScale
 from rmjax.models.rewards.spec import RewardSpec
-from rmjax.runtime.files import PARTIAL, lock_file, read_json, replace_file
+from rmjax.runtime.files import PARTIAL, lock_file, read_json, remove_abandoned, replace_file
 from rmjax.runtime.processes import barrier, broadcast, from_first
 from rmjax.training.experiment import config_objective
 from rmjax.training.rows import Recorded
@@ -63,6 +63,8 @@ def open_workdir(config: Config) -> Iterator[Path]:
         if jax.process_index() == 0:
             _check_workdir(workdir, config)
             stack.enter_context(_locked(workdir))
+            for directory in (workdir, *filter(Path.is_dir, workdir.iterdir())):
+                remove_abandoned(directory)
         _check_shared(workdir)
         yield workdir
 

@@ -279,7 +279,7 @@ def test_broken_json_of_a_head_is_an_error():
     for parse, option in ((parse_head, "--head"), (parse_rule, "--value")):
         with pytest.raises(UserError, match=option + r"=\{Yes: 1\}: broken JSON"):
             parse("{Yes: 1}")
-        with pytest.raises(UserError, match=option + r"=.* has the key 'Yes' twice"):
+        with pytest.raises(UserError, match=option + r"=.*the key 'Yes' is there twice"):
             parse('{"Yes": 1, "Yes": 2}')
         with pytest.raises(UserError, match=option + r"=.*broken JSON \(maximum recursion"):
             parse('{"a":' * 100_000)

@@ -125,6 +125,20 @@ def test_messages_may_be_json_in_a_text():
     assert parse_response("[1, 2]", "x") == Conversation(turns("[1, 2]", "x"))
 
 
+def test_a_key_that_is_twice_in_a_json_text_is_named():
+    """Programs differ in which of them counts."""
+    said = '{"role": "user", "content": "a", "content": "b"}'
+    call = '{"name": "f", "name": "g"}'
+    for make in (
+        lambda: parse_conversation(f'[{said}, {{"role": "assistant", "content": "c"}}]'),
+        lambda: parse_response("a", "b", tools=f"[{call}]"),
+        lambda: parse_response("a", [{"from": "function_call", "value": call}]),
+    ):
+        with pytest.raises(ValueError, match="the key '(content|name)' is there twice"):
+            make()
+    assert parse_response("a", '{"b": 1, "b": 2}').messages[-1]["content"] == '{"b": 1, "b": 2}'
+
+
 def test_a_response_may_be_several_turns():
     rest = [
         {"role": "assistant", "content": "Let me see.", "tool_calls": CALL},

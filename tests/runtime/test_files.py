@@ -1,11 +1,11 @@
 import errno
 import os
 import stat
-from pathlib import Path
 
 import pytest
 
 from rmjax.errors import UserError
+from rmjax.runtime import files
 from rmjax.runtime.cache import cache_errors, cache_root
 from rmjax.runtime.files import lock_file, replace_file
 
@@ -13,14 +13,13 @@ from rmjax.runtime.files import lock_file, replace_file
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "file.json"
     replace_file(path, b"old")
-    write = Path.write_bytes
 
-    def half(self, content):
-        write(self, content[:2])
+    def half(file, content):
+        file.write(content[:2])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", half)
+        patch.setattr(files, "append", half)
         with pytest.raises(OSError, match="No space"):
             replace_file(path, b"newer")
     assert path.read_bytes() == b"old"

@@ -302,7 +302,7 @@ BAD = {
     "a field twice": (
         "/classify",
         b'{"user": "a", "user": "b"}',
-        "the field 'user' is there tw",
+        "the key 'user' is there tw",
     ),
     "deep": ("/classify", b"[" * 100_000, "the body is no JSON"),
     "no text": ("/classify", b"\xff", "the body is no JSON"),
