@@ -24,6 +24,7 @@ from helpers.runs import (
     tiny_config,
 )
 from helpers.targets import regression
+from rmjax.checkpoints.manager import Checkpoints
 from rmjax.checkpoints.pretrained import open_pretrained
 from rmjax.checkpoints.provenance import provenance
 from rmjax.data.batch import BATCH_AXES
@@ -51,6 +52,20 @@ def finished(tmp_path_factory):
     config = tiny_config(workdir, steps=0, epochs=1.0, data__train="generated:60", eval_every=2)
     run(config, iterate=seen_samples(samples))
     return config, workdir, samples
+
+
+def test_numbers_are_on_the_disk_before_their_checkpoint(tmp_path, monkeypatch):
+    """Else a power cut could leave a checkpoint whose run lacks steps."""
+    synced, save = [], Checkpoints.save
+
+    def note_and_save(self, step, *rest, **more):
+        assert synced[-1][-1]["step"] == step
+        save(self, step, *rest, **more)
+
+    monkeypatch.setattr(MetricsLogger, "sync", lambda self: synced.append(metrics(tmp_path)))
+    monkeypatch.setattr(Checkpoints, "save", note_and_save)
+    run(tiny_config(tmp_path, steps=4, epochs=0.0, eval_every=4, checkpoint_every=2))
+    assert [[line["step"] for line in lines] for lines in synced] == [[1, 2], [1, 2, 3, 4, 4]]
 
 
 def test_an_epoch_shows_every_sample_once(finished):

@@ -134,7 +134,7 @@ def test_a_key_that_is_twice_in_a_json_text_is_named():
         lambda: parse_response("a", "b", tools=f"[{call}]"),
         lambda: parse_response("a", [{"from": "function_call", "value": call}]),
     ):
-        with pytest.raises(ValueError, match="the key '(content|name)' is there twice"):
+        with pytest.raises(ValueError, match=r"the key '(content|name)' is there twice"):
             make()
     assert parse_response("a", '{"b": 1, "b": 2}').messages[-1]["content"] == '{"b": 1, "b": 2}'
 
