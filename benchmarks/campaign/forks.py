@@ -98,6 +98,7 @@ def start(
     prepare: Callable[[], None] | None = None,
 ) -> int:
     """Begins a command; see `run`. Returns its process, which the caller waits for."""
+    log.write_bytes(b"")  # here, since the command may be killed before it begins
     process = os.fork()
     if not process:
         _become(arguments, directory, log, forbidden, prepare)
@@ -133,7 +134,7 @@ def _become(
     """In the new process: is what `python -m rmjax.ARGUMENTS` would be."""
     code = 70
     try:
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        file = os.open(log, os.O_WRONLY)
         for descriptor in (1, 2):
             os.dup2(file, descriptor)
         os.chdir(directory)
