@@ -58,7 +58,7 @@ class _Fault:
     words: tuple[str, ...] = ()
     rounds: int = 3
     harm: Callable[[Path], object] = lambda directory: None
-    prepare: Callable[[float], object] = lambda moment: None
+    prepare: Callable[[float], None] = lambda moment: None
     mend: Callable[[Path], object] = lambda directory: None
 
 
