@@ -134,6 +134,11 @@ class Rewards:
                 values = (values - standard.mean) / standard.deviation
             if self._configs[name].weight:
                 total += self._configs[name].weight * values
+        if np.isinf(total).any():
+            raise UserError(
+                f"the weighted sum of {', '.join(self._rewards)} is infinite for "
+                f"{int(np.isinf(total).sum())} responses: lower the rewards or their weights"
+            )
         if np.isnan(total).all():
             raise UserError(
                 f"no response has a reward of each of {', '.join(self._rewards)}: an empty one, or "

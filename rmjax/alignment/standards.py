@@ -6,6 +6,7 @@ The numbers are computed once, and kept with the run: a run that is continued ha
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,8 @@ def measured(reward: Any, source: str, where: str) -> Standard:
             f"{where} = {source!r}: {len(known)} of its {len(values)} responses have a reward, and "
             "these do not differ; give a source whose responses differ"
         )
+    if not np.isfinite([known.mean(), known.std()]).all():
+        raise UserError(f"{where} = {source!r}: rewards so large that their mean is not finite")
     return Standard(
         source, float(known.mean()), float(known.std()), len(known), len(values) - len(known)
     )
@@ -99,7 +102,9 @@ def kept_standard(workdir: Path, name: str, reward: Any, source: str) -> Standar
     if name in kept:
         try:
             standard = Standard(**kept[name])
-        except TypeError as error:
+            if not (math.isfinite(standard.mean) and 0 < standard.deviation < math.inf):
+                raise ValueError("its numbers are none")
+        except (TypeError, ValueError) as error:
             raise UserError(f"{path}: damaged ({error}); restore it") from error
         if standard.source == source:
             return standard
@@ -108,5 +113,5 @@ def kept_standard(workdir: Path, name: str, reward: Any, source: str) -> Standar
         return standard
     with write_errors(str(path)):
         kept[name] = dataclasses.asdict(standard)
-        replace_file(path, (json.dumps(kept, indent=2) + "\n").encode())
+        replace_file(path, (json.dumps(kept, indent=2, allow_nan=False) + "\n").encode())
     return standard

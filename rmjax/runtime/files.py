@@ -12,6 +12,8 @@ from typing import IO, Any
 from rmjax.errors import UserError, shortened
 
 _MOST_BYTES = 64 << 20  # of a JSON object that is read whole
+# Whatever reading JSON raises that has other fields, types or numbers than were expected.
+BAD_JSON = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 PARTIAL = ".partial"  # the suffix of a file that is not whole yet
 
 
