@@ -4,7 +4,6 @@ A case is a command on tiny models or files. It stops with one line that names t
 what it left out, or its numbers are those of float64.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Collection

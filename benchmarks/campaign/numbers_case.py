@@ -73,7 +73,7 @@ def _end_fault(case: Case, ended: forks.Ended, directory: Path) -> str:
             return f"it went on: {last!r}"
         if case.says and not re.search(case.says, text):
             return f"does not say {case.says!r}: {last!r}"
-        if found := _NO_NUMBER.search(text):
+        if (found := _NO_NUMBER.search(text)) and not case.says:
             return f"prints {text[max(0, found.start() - 60) : found.end() + 20]!r}"
         return case.found(directory) if case.found else ""
     lines = [line for line in text.splitlines() if "error: " in line]

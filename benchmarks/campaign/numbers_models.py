@@ -275,4 +275,3 @@ def sampling_cases() -> Iterator[Case]:
                    found=lambda d: "")  # fmt: skip
     for option in ("temperature=nan", "temperature=inf", "top-p=nan"):
         yield Case(f"sample: --{option}", policy(), [*sample, f"--{option}"], option[:5])
-

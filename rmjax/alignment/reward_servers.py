@@ -166,8 +166,8 @@ class ServerReward:
             is_number(x) and abs(x) <= LARGEST for x in found
         ):
             raise BadReply(
-                f"{what}: {self._url} replies {shortened(repr(reply), 200)}, expected a number up to {LARGEST:.3g} "
-                f"where {self._kind.name} /{self._path} has it"
+                f"{what}: {self._url} replies {shortened(repr(reply), 200)}, expected a number "
+                f"up to {LARGEST:.3g} where {self._kind.name} /{self._path} has it"
             )
         if self._place is None and len(found) == 1:
             return float(found[0])

@@ -300,5 +300,5 @@ def _json(value: dict[str, Any]) -> bytes:
     try:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
-        raise UserError(f"the model's files would have a number that is no JSON ({error})") from error
+        raise UserError(f"the model's files would have numbers that are none ({error})") from error
     return (text + "\n").encode()

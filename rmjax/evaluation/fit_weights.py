@@ -92,7 +92,7 @@ def write_weights(path: Path, fitted: FittedWeights) -> None:
     fields = dataclasses.asdict(fitted) | {"prompts": sorted(fitted.prompts)}
     with write_errors(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"format": WEIGHTS_FORMAT} | fields, indent=1) + "\n"
+        text = json.dumps({"format": WEIGHTS_FORMAT} | fields, indent=1, allow_nan=False) + "\n"
         replace_file(path, text.encode())
 
 
