@@ -1,0 +1,125 @@
+"""Scores over HTTP whose numbers are at their edges: replies are JSON, or say why there is none."""
+
+import base64
+import contextlib
+import http.client
+import json
+import math
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from campaign import forks
+from campaign.ledger import Row
+from campaign.numbers_case import strict
+from campaign.numbers_models import Change, changed, put, times
+
+_SAID = {"prompt": "Name a prime.", "responses": ["Seven.", "Nine."]}
+_CHAT = [{"role": "user", "content": "A prime?"}, {"role": "assistant", "content": "Seven."}]
+_TEXT = "<|im_start|>user\nA prime?<|im_end|>\n<|im_start|>assistant\nSeven.<|im_end|>\n"
+_BODIES: dict[str, dict[str, Any]] = {
+    "/v1/rewards": _SAID,
+    "/get_reward": {"query": [_TEXT]},
+    "/classify": {"messages": _CHAT},
+    "/pooling": {"messages": _CHAT},
+    "/pooling as base64": {"messages": _CHAT, "encoding_format": "base64"},
+    "/score": {"queries": "A prime?", "documents": ["Seven.", "Nine."]},
+    "/rerank": {"query": "A prime?", "documents": ["Nine.", "Seven."]},
+    "/v1/chat/completions": {"messages": _CHAT},
+}
+_BROKEN = ("NaN", "Infinity", "-Infinity", "1e400", "-1e400", "1.5", "1e300", '"1"')
+
+
+def run(scratch: Path, show: Callable[[str], None]) -> Row:
+    """Asks servers of three models."""
+    row = Row("numbers", "served scores")
+
+    def tell(name: str, fault: str) -> None:
+        row.count(f"{name}: {fault}" if fault else "")
+        show(f"{'LOST' if fault else 'ok':<4} served: {name}: {fault}")
+
+    large = ["--value", '{"wit": 1e29}']
+    for name, change, more, status in (
+        ("scores of 1e37", times("score", 1e37), [], 200),
+        ("values of 1e66", times("score", 1e37), large, 200),
+        ("weights that are NaN", put("score", 0, math.nan), [], 500),
+    ):
+        with _served(scratch / "served numbers", change, more) as port:
+            for path, body in _BODIES.items():
+                fault = _fault(port, path.split()[0], json.dumps(body), status)
+                if "base64" in path and "values" in name:  # which float32 does not have
+                    fault = _fault(port, "/pooling", json.dumps(body), 400)
+                tell(f"{name}: {path}", fault)
+            tell(f"{name}: /metrics", _fault(port, "/metrics", "", 200))
+    with _served(scratch / "served numbers", None, []) as port:
+        for text in _BROKEN:
+            body = json.dumps(_BODIES["/rerank"])[:-1] + f', "top_n": {text}}}'
+            status = 200 if text == "1e300" else 400
+            tell(f"top_n of {text}", _fault(port, "/rerank", body, status))
+            tell(f"a token of {text}", _fault(port, "/pooling", f'{{"input": [1, {text}]}}', 400))
+            body = json.dumps(_SAID)[:-1] + f', "unknown": {{"a": [{text}]}}}}'
+            status = 200 if text in ("1.5", "1e300", '"1"') else 400
+            tell(f"a field that is not known of {text}", _fault(port, "/v1/rewards", body, status))
+    return row
+
+
+@contextlib.contextmanager
+def _served(directory: Path, change: Change | None, more: list[str]) -> Iterator[int]:
+    """The port of a server of a changed model."""
+    directory.mkdir(exist_ok=True)
+    changed(change)(directory)
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    log = directory / "server.txt"
+    server = forks.start(["serve", "model", f"--port={port}", *more], directory, log)
+    try:
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if _asked(port, "/health", "")[0] == 200:
+                    break
+            time.sleep(0.05)
+        yield port
+    finally:
+        os.kill(server, signal.SIGTERM)
+        os.waitpid(server, 0)
+
+
+def _asked(port: int, path: str, body: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    with contextlib.closing(connection):
+        kind = {"Content-Type": "application/json"}
+        connection.request("POST" if body else "GET", path, body or None, kind)
+        reply = connection.getresponse()
+        return reply.status, reply.read()
+
+
+def _fault(port: int, path: str, body: str, status: int) -> str:
+    """What is wrong with a reply."""
+    found, text = _asked(port, path, body)
+    said = text.decode(errors="replace")
+    if found != status:
+        return f"status {found}, expected {status}: {said[:200]!r}"
+    if path == "/metrics":
+        lines = [line for line in said.splitlines() if not line.startswith("#")]
+        values = [line.rpartition(" ")[2] for line in lines]
+        return "" if all(math.isfinite(float(v)) for v in values) else said[-200:]
+    try:
+        reply = strict(text)
+    except ValueError as error:
+        return f"no JSON ({error}): {said[:200]!r}"
+    if status != 200:
+        message = reply.get("error", {}).get("message", "")
+        return "" if message and "its log" not in message else f"does not say why: {said[:200]!r}"
+    for item in reply.get("data", ()) if path == "/pooling" else ():
+        values = item["data"]
+        if isinstance(values, str):
+            values = np.frombuffer(base64.b64decode(values), "<f4")
+        if not np.isfinite(values).all():
+            return f"packs {values}"
+    return ""
