@@ -9,13 +9,12 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from campaign import forks
-from campaign.ledger import Row
 from campaign.numbers_case import strict
 from campaign.numbers_models import Change, changed, put, times
 
@@ -35,37 +34,31 @@ _BODIES: dict[str, dict[str, Any]] = {
 _BROKEN = ("NaN", "Infinity", "-Infinity", "1e400", "-1e400", "1.5", "1e300", '"1"')
 
 
-def run(scratch: Path, show: Callable[[str], None]) -> Row:
-    """Asks servers of three models."""
-    row = Row("numbers", "served scores")
-
-    def tell(name: str, fault: str) -> None:
-        row.count(f"{name}: {fault}" if fault else "")
-        show(f"{'LOST' if fault else 'ok':<4} served: {name}: {fault}")
-
+def replies(scratch: Path) -> Generator[tuple[str, str], None, None]:
+    """What was asked of servers of four models, and what was wrong with each reply, if anything."""
     large = ["--value", '{"wit": 1e29}']
+    directory = scratch / "served numbers"
     for name, change, more, status in (
         ("scores of 1e37", times("score", 1e37), [], 200),
         ("values of 1e66", times("score", 1e37), large, 200),
         ("weights that are NaN", put("score", 0, math.nan), [], 500),
     ):
-        with _served(scratch / "served numbers", change, more) as port:
+        with _served(directory, change, more) as port:
             for path, body in _BODIES.items():
-                fault = _fault(port, path.split()[0], json.dumps(body), status)
-                if "base64" in path and "values" in name:  # which float32 does not have
-                    fault = _fault(port, "/pooling", json.dumps(body), 400)
-                tell(f"{name}: {path}", fault)
-            tell(f"{name}: /metrics", _fault(port, "/metrics", "", 200))
-    with _served(scratch / "served numbers", None, []) as port:
+                # Float32, which is packed, does not have such values.
+                wanted = 400 if more and "base64" in path else status
+                fault = _fault(port, path.split()[0], json.dumps(body), wanted)
+                yield f"{name}: {path}", fault
+            yield f"{name}: /metrics", _fault(port, "/metrics", "", 200)
+    with _served(directory, None, []) as port:
         for text in _BROKEN:
             body = json.dumps(_BODIES["/rerank"])[:-1] + f', "top_n": {text}}}'
             status = 200 if text == "1e300" else 400
-            tell(f"top_n of {text}", _fault(port, "/rerank", body, status))
-            tell(f"a token of {text}", _fault(port, "/pooling", f'{{"input": [1, {text}]}}', 400))
+            yield f"top_n of {text}", _fault(port, "/rerank", body, status)
+            yield f"a token of {text}", _fault(port, "/pooling", f'{{"input": [1, {text}]}}', 400)
             body = json.dumps(_SAID)[:-1] + f', "unknown": {{"a": [{text}]}}}}'
             status = 200 if text in ("1.5", "1e300", '"1"') else 400
-            tell(f"a field that is not known of {text}", _fault(port, "/v1/rewards", body, status))
-    return row
+            yield f"an unknown field of {text}", _fault(port, "/v1/rewards", body, status)
 
 
 @contextlib.contextmanager
