@@ -135,7 +135,7 @@ def training_cases() -> Iterator[Case]:
     for text in ("eps=0.0", "eps=1e-45", "clip_norm=1e38", "weight_decay=1e38", "b1=0.0, b2=0.0",
                  "moments='bfloat16', clip_norm=1e30"):  # fmt: skip
         optimizer = f"learning_rate=1e-3, {text}"
-        yield case(text, _STOPPED + "|optimizer", either=True, optimizer=optimizer)
+        yield case(text, rf"{_STOPPED}|config\.optimizer", either=True, optimizer=optimizer)
     lora = "lora=LoraConfig(rank=2),"
     yield case("adapters, a learning rate of 1e38", optimizer=fast, more=lora)
     for key in ("score", "model.norm", "model.layers.0.mlp.up_proj"):
@@ -151,7 +151,9 @@ def training_cases() -> Iterator[Case]:
         ("centering by 1e39", "bradley_terry", "center_rewards_coefficient=1e39"),
         ("a strength of 1e39", "rpo_sq", "strength_scale=1e39"),
     ):  # fmt: skip
-        yield case(name, f"{_STOPPED}|beta", True, objective=objective, preference=setting)
+        yield case(
+            name, rf"{_STOPPED}|config\.preference", True, objective=objective, preference=setting
+        )
     held = {"objective": "bradley_terry", "held": "held.jsonl", "optimizer": "learning_rate=1e-3"}
     yield case("metrics that are not defined", "", **held)
 
@@ -208,7 +210,7 @@ def alignment_cases() -> Iterator[Case]:
         )
     for setting in ("length_penalty=1e308", "unended_penalty=1e308"):
         more = f"shaping=ShapingConfig({setting}),"
-        yield case(setting, r"step 1: ", True, more=more)
+        yield case(setting, r"config\.shaping", more=more)
     yield case("kl of 1e38", r"step \d: ", True, gradient="kl=1e38")
     for returns, stops in (("[3e38] * n", "differ"), ("[1e-320 * i for i in range(n)]", "differ"),
                            ("[3e38 * (i % 2) for i in range(n)]", ""),

@@ -149,9 +149,11 @@ def described(rollout: Rollout, data: TokenizedData, known: Known) -> dict[str, 
     """A step's numbers, before penalties and distances."""
     ratio = known.old.astype(np.float64) - known.reference
     tokens, gap = rollout.lengths.sum(), np.abs(known.old - known.sampled)
+    with np.errstate(over="ignore"):  # a number that is infinite stops the run
+        reward, deviation = np.nanmean(rollout.rewards), np.nanstd(rollout.rewards)
     return {
-        "reward": float(np.nanmean(rollout.rewards)),
-        "reward_deviation": float(np.nanstd(rollout.rewards)),
+        "reward": float(reward),
+        "reward_deviation": float(deviation),
         "kl": float(ratio.sum() / rollout.rewards.size),
         "kl_per_token": float(ratio.sum() / tokens),
         "entropy": float(known.entropy.sum() / tokens),
