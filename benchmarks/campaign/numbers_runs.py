@@ -206,7 +206,7 @@ def alignment_cases() -> Iterator[Case]:
     for weight in ("1e300", "-1e308"):
         reward = f'function="judge.py:reward", weight={weight}'
         yield case(
-            f"a weight of {weight}", r"step 1: |infinite", returns="[1e30] * n", reward=reward
+            f"a weight of {weight}", r"config\.rewards\.r", returns="[1e30] * n", reward=reward
         )
     for setting in ("length_penalty=1e308", "unended_penalty=1e308"):
         more = f"shaping=ShapingConfig({setting}),"

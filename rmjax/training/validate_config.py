@@ -96,8 +96,8 @@ def validate(config: Config) -> Config:
         numbers = [x for x in (value if isinstance(value, list) else [value]) if type(x) is float]
         if not all(x == 0 or _SMALLEST <= abs(x) <= LARGEST for x in numbers):
             raise UserError(
-                f"config.{name} = {value!r}: expected a number of float32, which is finite and "
-                f"either 0 or from {_SMALLEST:.2g} to {LARGEST:.2g}, or as far below 0"
+                f"config.{name} = {value!r}: expected a finite number that float32 has (0, or from "
+                f"{_SMALLEST:.2g} to {LARGEST:.2g})"
             )
     data = config.data
     if (config.steps > 0) == (config.epochs > 0) or min(config.steps, config.epochs) < 0:
