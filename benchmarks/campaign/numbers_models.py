@@ -230,7 +230,7 @@ def conversion_cases() -> Iterator[Case]:
     for alpha, stops in {"nan": "alpha", "inf": "alpha", "1e39": "alpha", "1e38": "not finite",
                          "-1e38": "not finite", "0": "", "1": "", "1.5": ""}.items():  # fmt: skip
         arguments = ["extrapolate", "model", "strong", "out", f"--alpha={alpha}"]
-        yield Case(f"extrapolate: alpha {alpha}", _two(times("proj", 2)), arguments, stops)
+        yield Case(f"extrapolate: alpha {alpha}", _two(times("proj", 1e4)), arguments, stops)
     arguments = ["extrapolate", "model", "strong", "out", "--alpha=0.5"]
     opposite = put("model.norm", 0, -3.4e38)
     yield Case("extrapolate: 3.4e38 to -3.4e38", _two(opposite, put("model.norm", 0, 3.4e38)),
@@ -271,7 +271,7 @@ def sampling_cases() -> Iterator[Case]:
         yield Case(f"sample: lm_head times {factor:g}", make, sample, "not finite",
                    found=lambda d: "")  # fmt: skip
     for option in ("temperature=1e-40", "temperature=1e-300", "temperature=1e30", "top-p=1e-300"):
-        yield Case(f"sample: --{option}", policy(), [*sample, f"--{option}"], option[:5],
+        yield Case(f"sample: --{option}", policy(), [*sample, f"--{option}"], option[:3],
                    found=lambda d: "")  # fmt: skip
     for option in ("temperature=nan", "temperature=inf", "top-p=nan"):
-        yield Case(f"sample: --{option}", policy(), [*sample, f"--{option}"], option[:5])
+        yield Case(f"sample: --{option}", policy(), [*sample, f"--{option}"], option[:3])

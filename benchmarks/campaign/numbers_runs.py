@@ -80,7 +80,7 @@ def _train(
     (directory / "tiny.py").write_text(config)
     for name, own in (("rows.jsonl", label), ("held.jsonl", label if held else "1")):
         rows: list[dict[str, Any]] = [
-            {"prompt": f"{n}?", "wit": n % 5, "care": 1} for n in range(8)
+            {"prompt": f"{name} {n}?", "wit": n % 5, "care": 1} for n in range(8)
         ]
         said = {"chosen": "Yes.", "rejected": "No", "margin": 2}
         for n, row in enumerate(rows):

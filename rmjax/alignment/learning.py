@@ -132,7 +132,8 @@ def expected_by_critic(
     if there.any():
         advantages -= advantages[there].mean()
         advantages /= advantages[there].std() + 1e-8
-    values = [np.where(there, x, 0.0).astype(np.float32) for x in (advantages, returns)]
+    with np.errstate(over="ignore"):  # as in `_by_token`
+        values = [np.where(there, x, 0.0).astype(np.float32) for x in (advantages, returns)]
     error, spread = np.square(expected - returns)[there], returns[there]
     numbers = {
         "value": float(expected[there].mean()) if there.any() else np.nan,
@@ -168,4 +169,5 @@ def described(rollout: Rollout, data: TokenizedData, known: Known) -> dict[str, 
 def _by_token(data: TokenizedData, values: Float64[np.ndarray, "P n"]) -> Tokens:
     """Each sample's value at its tokens, 0 at those of prompts."""
     assert data.spoken is not None
-    return np.where(data.spoken, np.repeat(values.ravel(), data.lengths), 0).astype(np.float32)
+    with np.errstate(over="ignore"):  # a loss that is infinite for it stops the run
+        return np.where(data.spoken, np.repeat(values.ravel(), data.lengths), 0).astype(np.float32)
