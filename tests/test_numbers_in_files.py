@@ -170,6 +170,17 @@ def test_a_sum_of_rewards_is_finite():
         Rewards({"r": RewardConfig("m", weight=1e300)}, {"r": large})(_ASKED, [["b"]])
 
 
+def test_a_standard_of_rewards_that_hardly_differ_is_none(tmp_path):
+    rows = [{"prompt": "a?", "response": "b" * n} for n in (1, 2)]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def tiny(prompts, responses):
+        return np.asarray([[1e-320 * len(text) for text in texts] for texts in responses]), None
+
+    with pytest.raises(UserError, match="these do not differ"):
+        kept_standard(tmp_path, "r", tiny, f"{tmp_path}/r.jsonl")
+
+
 @pytest.mark.parametrize(("mean", "deviation"), (("NaN", "1"), ("Infinity", "1"), ("0", "0")))
 def test_a_standard_on_disk_is_of_numbers(tmp_path, mean, deviation):
     kept = f'{{"r": {{"source": "s", "mean": {mean}, "deviation": {deviation}, '

@@ -160,7 +160,7 @@ def training_cases() -> Iterator[Case]:
 
 def _align(
     directory: Path,
-    returns: str = "1.0",
+    returns: str = "[len(r) / 10 for r in responses]",
     objective: str = "reinforce",
     change: Change | None = None,
     **fields: Any,
@@ -252,7 +252,7 @@ def _server(reply: str) -> Iterator[str]:
         def log_message(self, *unused: Any) -> None:
             pass
 
-    with contextlib.closing(HTTPServer(("127.0.0.1", 0), Handler)) as server:
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
         process = os.fork()
         if not process:
             server.serve_forever()

@@ -77,7 +77,8 @@ def measured(reward: Any, source: str, where: str) -> Standard:
         rewarded()
     values = np.concatenate([np.zeros(0), *found])
     known = values[~np.isnan(values)]
-    if not len(known) or known.min() == known.max():  # of which rounding leaves a deviation
+    # Of equal ones rounding leaves a deviation, and of those that hardly differ none.
+    if not len(known) or known.min() == known.max() or not known.std():
         raise UserError(
             f"{where} = {source!r}: {len(known)} of its {len(values)} responses have a reward, and "
             "these do not differ; give a source whose responses differ"
