@@ -45,14 +45,14 @@ def score_cases() -> Iterator[Case]:
                "NaN is written as null")  # fmt: skip
     evaluate = ["evaluate", "scores.jsonl", "pairs=pairs.jsonl", "--out=out"]
     for text in _NO_SCORE:
-        make = _scored(text, "1")
-        yield Case(f"evaluate: a score of {text[:20]}", make, evaluate, r"scores\.jsonl row 1")
+        given, stops = _scored(text, "1"), r"scores\.jsonl row 1"
+        yield Case(f"evaluate: a score of {text[:20]}", given, evaluate, stops)
     for one, other, wanted in (
         ("3e38", "-3e38", 1.0), ("-0.0", "0", 0.5), ("1e-320", "0", 1.0), ('"0.5"', "0", 1.0),
         ("true", "0", 1.0),
     ):  # fmt: skip
-        make = _scored(one, other)
-        yield Case(f"evaluate: {one} and {other}", make, evaluate, found=_accuracy(wanted))
+        given = _scored(one, other)
+        yield Case(f"evaluate: {one} and {other}", given, evaluate, found=_accuracy(wanted))
     fit = ["evaluate", "scores.jsonl", "pairs=pairs.jsonl", "--out=out", "--fit=pairs.jsonl"]
     for one, other in (("3e38", "-3e38"), ("1e-320", "0"), ("1e-30", "0")):
         yield Case(f"evaluate --fit: {one} and {other}", _scored(one, other), fit,

@@ -90,7 +90,7 @@ def as_float64(precision: str) -> Callable[[Path], str]:
             row = strict(line)
             for text, own in zip((row["chosen"], row["rejected"]), row["attributes"]):
                 said = parse_response(row["prompt"], text)
-                wanted = reference.scores(tensors, encoder.encode(said, "a row"))
+                wanted = reference.scores(tensors, encoder.encode(said, "a row").tolist())
                 head = tensors["score.weight"].astype(np.float64)
                 norm = np.abs(tensors["model.norm.weight"].astype(np.float64))
                 most = np.linalg.norm(head * norm, axis=1) * math.sqrt(head.shape[1])
@@ -195,7 +195,7 @@ def rule_cases() -> Iterator[Case]:
         "temperature below 0": {"temperature": {"value": -1.0, "rule": "wit", "pairs": 1}},
     }.items():
         yield Case(f"rmjax.json: {what}", changed(**fields), _SCORE, r"rmjax\.json")
-    edges = {"ordinal": scale | {"thresholds": [[-1e30, 1e30]]}}
+    edges: dict[str, Any] = {"ordinal": scale | {"thresholds": [[-1e30, 1e30]]}}
     yield Case("rmjax.json: thresholds of 1e30", changed(**edges), _SCORE)
 
 

@@ -154,7 +154,11 @@ def training_cases() -> Iterator[Case]:
         yield case(
             name, rf"{_STOPPED}|config\.preference", True, objective=objective, preference=setting
         )
-    held = {"objective": "bradley_terry", "held": "held.jsonl", "optimizer": "learning_rate=1e-3"}
+    held: dict[str, Any] = {
+        "objective": "bradley_terry",
+        "held": "held.jsonl",
+        "optimizer": "learning_rate=1e-3",
+    }
     yield case("metrics that are not defined", "", **held)
 
 
@@ -201,7 +205,7 @@ def alignment_cases() -> Iterator[Case]:
     for objective in ("reinforce", "rloo", "grpo", "rejection_sampling", "online_dpo"):
         yield case(f"{objective}: 3e38 and -3e38", "step 1: ", True,
                    objective=objective, returns=far)  # fmt: skip
-    ppo = {"objective": "ppo", "more": 'critic=CriticConfig(init="model"),'}
+    ppo: dict[str, Any] = {"objective": "ppo", "more": 'critic=CriticConfig(init="model"),'}
     yield case("ppo: 3e38 and -3e38", "step 1: ", True, returns=far, **ppo)
     for weight in ("1e300", "-1e308"):
         reward = f'function="judge.py:reward", weight={weight}'
