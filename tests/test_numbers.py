@@ -25,6 +25,7 @@ from rmjax.evaluation.score_cache import ScoreCache
 from rmjax.models import quantization
 from rmjax.models.attention import cpu_flash
 from rmjax.models.layers import rms_norm
+from rmjax.models.rewards.general_preference import GeneralPreference
 from rmjax.models.rewards.ordinal import OrdinalScale
 from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.training.config_file import load_config
@@ -178,6 +179,15 @@ def test_a_norm_of_numbers_of_any_size(factor):
 def test_a_norm_whose_squares_are_no_float32_is_nan_and_not_0(value, dtype):
     found = rms_norm(jnp.asarray([1.0, value], dtype), jnp.ones(2), 1e-5)
     assert np.isnan(np.asarray(found, np.float32)).all()
+
+
+@pytest.mark.optimized
+def test_vectors_too_long_for_float32_are_not_as_good_as_each_other():
+    margins = jax.jit(GeneralPreference().margins)
+    one, other = np.asarray([[1.0, 0.0]]), np.asarray([[0.0, 1.0]])
+    for factor, expected in ((1e-3, 10.0), (1e18, 10.0), (1e20, math.nan)):
+        found = margins(jnp.float32(factor * one), jnp.float32(factor * other))
+        np.testing.assert_allclose(found, [expected], rtol=1e-5)
 
 
 def test_logits_below_those_of_unseen_tokens_show_nothing_of_them():
