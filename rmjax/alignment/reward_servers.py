@@ -167,7 +167,7 @@ class ServerReward:
         ):
             raise BadReply(
                 f"{what}: {self._url} replies {shortened(repr(reply), 200)}, expected a number "
-                f"up to {LARGEST:.3g} where {self._kind.name} /{self._path} has it"
+                f"where {self._kind.name} /{self._path} has it, and up to {LARGEST:.3g}"
             )
         if self._place is None and len(found) == 1:
             return float(found[0])
