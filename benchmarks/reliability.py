@@ -2,8 +2,8 @@
 
     python benchmarks/reliability.py [--part=hostile] [--minutes=10] [--seed=0]
 
-Parts: kills, signals, storage, hostile files, and length, which ends when all of it is done or its
-minutes are over. Each has so many minutes. The exit status is 1 if
+Parts: kills, signals, storage, hostile files, numbers at their edges, and length, which ends when
+all of it is done or its minutes are over. Each has so many minutes. The exit status is 1 if
 anything was lost. docs/reliability.md has what was measured.
 """
 
@@ -19,7 +19,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Forks are of a process with no threads.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from campaign import hostile, kills, length, signals, storage
+from campaign import hostile, kills, length, numbers, signals, storage
 from campaign.ledger import Row, table
 from campaign.tries import Tries, prepared
 from campaign.victims import NAMES, SERVED
@@ -42,7 +42,11 @@ OF_COMMANDS: dict[str, Callable[[Tries], list[Row]]] = {
     "signals": signals.run,
     "storage": storage.run,
 }
-OTHERS: dict[str, Part] = {"hostile": hostile.run, "length": length.run}
+OTHERS: dict[str, Part] = {
+    "hostile": hostile.run,
+    "numbers": numbers.run,
+    "length": length.run,
+}
 PARTS = (*OF_COMMANDS, *OTHERS)
 
 

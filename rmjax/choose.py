@@ -86,11 +86,16 @@ def _written(
             raise UserError(f"{partial}: another command is writing it; wait for it, or end it")
         for row in rows(counts):
             try:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
             except UnicodeEncodeError as error:
                 raise UserError(
                     f"{source}: half of a letter (a lone surrogate) is in row {counts['read']}, "
                     "which no file can hold"
+                ) from error
+            except ValueError as error:
+                raise UserError(
+                    f"{source}: NaN or infinity is in row {counts['read']}, which JSON does not "
+                    "have; write null"
                 ) from error
     if not counts["written"]:
         partial.unlink()

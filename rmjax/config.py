@@ -5,6 +5,7 @@ line: `--config.optimizer.learning_rate=1e-6`. Importing this is quick: it loads
 """
 
 import dataclasses
+import math
 from typing import Any
 
 from rmjax.models.decoder_config import ADAPTED, DecoderConfig, LoraConfig
@@ -339,6 +340,9 @@ def as_flat_dict(config: Config) -> dict[str, Any]:
                 for name, item in value.items()
                 for k, v in flat(item, f"{path}.{name}").items()
             }
+        if path == ".data.label_range" and isinstance(value, tuple):
+            # Ratings may have no limit, and JSON has no infinity.
+            return {path[1:]: [str(x) if x in (math.inf, -math.inf) else x for x in value]}
         return {path[1:]: list(value) if isinstance(value, tuple) else value}
 
     return flat(dataclasses.asdict(config), "")

@@ -12,19 +12,28 @@ import pytest
 import torch
 
 from helpers.hf_models import edit_tensors, save_hf
+from helpers.layouts import make_layout
 from rmjax.checkpoints.conversion.engine import _check_finite
 from rmjax.checkpoints.manager import Checkpoints
 from rmjax.config import PreferenceConfig
 from rmjax.convert import hf_to_orbax
 from rmjax.data.batch import Pairs
 from rmjax.data.fields import rating_field
+from rmjax.data.tokenized import in_memory
 from rmjax.errors import UserError
 from rmjax.evaluation.score_cache import ScoreCache
 from rmjax.models import quantization
+from rmjax.models.attention import cpu_flash
+from rmjax.models.layers import rms_norm
+from rmjax.models.rewards.general_preference import GeneralPreference
+from rmjax.models.rewards.ordinal import OrdinalScale
+from rmjax.runtime.sharding import MeshConfig, Sharding, make_mesh
 from rmjax.training.config_file import load_config
+from rmjax.training.objectives.objective import make_objective
 from rmjax.training.objectives.pairs import OF_MARGINS
 from rmjax.training.objectives.policies import OF_POLICY_PAIRS
 from rmjax.training.validate_config import validate
+from rmjax.training.validation import validation_metrics
 
 
 @pytest.mark.parametrize("dtype", (np.float32, np.float16, ml_dtypes.bfloat16, np.float64))
@@ -77,7 +86,7 @@ def test_every_number_of_a_config_is_finite(name):
     places = [*_floats(config, ())]
     assert len(places) > 15
     for place in places:
-        for value in (math.nan, math.inf, -math.inf):
+        for value in (math.nan, math.inf, -math.inf, 1e39, 1e-46):
             if place == ("data", "label_range") and value == math.inf:
                 continue
             with pytest.raises(UserError, match=place[-1]):
@@ -142,3 +151,70 @@ def test_8_bits_hide_no_number_that_is_none(kind, value):
     found = np.asarray(qwix.dequantize(array))
     assert np.isfinite(found[:, 0]).all() == math.isfinite(value)
     np.testing.assert_array_equal(found[:, 1], 0.0)
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("kind", ("int8", "fp8"))
+@pytest.mark.parametrize("value", (math.nan, -math.inf))
+def test_8_bits_hide_no_channel_that_is_none(kind, value):
+    """XLA's largest of a column of NaN is -inf on a CPU, for some shapes and if it is optimized."""
+    pytest.importorskip("qwix")
+    weight = jnp.ones((2, 64, 32)).at[:, :, 0].set(value)
+    rounded = jax.jit(quantization._rounded, static_argnums=(1, 2))
+    scale = np.asarray(rounded(weight, kind, (0, 2))[1])
+    assert np.isnan(scale[..., 0]).all() and np.isfinite(scale[..., 1:]).all()
+
+
+@pytest.mark.parametrize("factor", (1e-30, 1.0, 1e18))
+def test_a_norm_of_numbers_of_any_size(factor):
+    x = np.linspace(-1, 2, 8, dtype=np.float32) * np.float32(factor)
+    wide = x.astype(np.float64)
+    expected = wide / np.sqrt(np.square(wide).mean() + 1e-5)
+    found = rms_norm(jnp.asarray(x), jnp.ones(8), 1e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16))
+@pytest.mark.parametrize("value", (1e20, 3e38, math.inf, math.nan))
+def test_a_norm_whose_squares_are_no_float32_is_nan_and_not_0(value, dtype):
+    found = rms_norm(jnp.asarray([1.0, value], dtype), jnp.ones(2), 1e-5)
+    assert np.isnan(np.asarray(found, np.float32)).all()
+
+
+@pytest.mark.optimized
+def test_vectors_too_long_for_float32_are_not_as_good_as_each_other():
+    margins = jax.jit(GeneralPreference().margins)
+    one, other = np.asarray([[1.0, 0.0]]), np.asarray([[0.0, 1.0]])
+    for factor, expected in ((1e-3, 10.0), (1e18, 10.0), (1e20, math.nan)):
+        found = margins(jnp.float32(factor * one), jnp.float32(factor * other))
+        np.testing.assert_allclose(found, [expected], rtol=1e-5)
+
+
+def test_logits_below_those_of_unseen_tokens_show_nothing_of_them():
+    """A logit of -1e35 is still one, and what comes later weighs nothing beside it."""
+    layout, _ = make_layout([[(0, [64])]], 64, 1)
+    sharding = Sharding(make_mesh(MeshConfig(), jax.devices()[:1]))
+    plan = cpu_flash.make_plan(jax.tree.map(jnp.asarray, layout), sharding)
+    q, k = jnp.full((1, 64, 1, 2), 1e17), jnp.full((1, 64, 1, 2), -1e18)
+    v = jnp.arange(128.0).reshape(1, 64, 1, 2)
+    found = np.asarray(plan.attend(q, k, v))[0, :, 0]
+    expected = np.cumsum(np.asarray(v)[0, :, 0], axis=0) / np.arange(1, 65)[:, None]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_thresholds_far_apart_are_continued():
+    scale = OrdinalScale(0, 3, ("a",), ((-1e4, 0.0, 2e3),))
+    raw = scale.raw(("a",))
+    assert np.isfinite(raw).all()
+    np.testing.assert_allclose(scale.with_raw(raw, ("a",)).thresholds, scale.thresholds, atol=1e-2)
+
+
+def test_a_held_out_loss_that_is_infinite_stops():
+    data = dataclasses.replace(
+        in_memory([np.arange(3, dtype=np.int32)], [0])[0],
+        attributes=("a",),
+        labels=np.asarray([[1e30]], np.float32),
+    )
+    objective = make_objective("regression", ("a",), PreferenceConfig())
+    with pytest.raises(UserError, match="loss of 1 held-out samples is inf"):
+        validation_metrics(np.zeros((1, 1), np.float32), data, np.zeros(1), objective)

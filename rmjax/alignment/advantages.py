@@ -89,5 +89,6 @@ def _deviation(rewards: Rewards, known: Bool[np.ndarray, "P n"]) -> Float64[np.n
     """The sample deviation of a prompt's rewards, by n - 1; 0 of fewer than two."""
     count = known.sum(1, keepdims=True)
     mean = np.where(known, rewards, 0.0).sum(1, keepdims=True) / np.maximum(count, 1)
-    squares = np.where(known, np.square(rewards - mean), 0.0).sum(1, keepdims=True)
+    with np.errstate(over="ignore"):  # then the step's `reward_deviation` is infinite, too
+        squares = np.where(known, np.square(rewards - mean), 0.0).sum(1, keepdims=True)
     return np.sqrt(squares / np.maximum(count - 1, 1))

@@ -132,7 +132,8 @@ def expected_by_critic(
     if there.any():
         advantages -= advantages[there].mean()
         advantages /= advantages[there].std() + 1e-8
-    values = [np.where(there, x, 0.0).astype(np.float32) for x in (advantages, returns)]
+    with np.errstate(over="ignore"):  # as in `_by_token`
+        values = [np.where(there, x, 0.0).astype(np.float32) for x in (advantages, returns)]
     error, spread = np.square(expected - returns)[there], returns[there]
     numbers = {
         "value": float(expected[there].mean()) if there.any() else np.nan,
@@ -149,9 +150,11 @@ def described(rollout: Rollout, data: TokenizedData, known: Known) -> dict[str, 
     """A step's numbers, before penalties and distances."""
     ratio = known.old.astype(np.float64) - known.reference
     tokens, gap = rollout.lengths.sum(), np.abs(known.old - known.sampled)
+    with np.errstate(over="ignore"):  # a number that is infinite stops the run
+        reward, deviation = np.nanmean(rollout.rewards), np.nanstd(rollout.rewards)
     return {
-        "reward": float(np.nanmean(rollout.rewards)),
-        "reward_deviation": float(np.nanstd(rollout.rewards)),
+        "reward": float(reward),
+        "reward_deviation": float(deviation),
         "kl": float(ratio.sum() / rollout.rewards.size),
         "kl_per_token": float(ratio.sum() / tokens),
         "entropy": float(known.entropy.sum() / tokens),
@@ -166,4 +169,5 @@ def described(rollout: Rollout, data: TokenizedData, known: Known) -> dict[str, 
 def _by_token(data: TokenizedData, values: Float64[np.ndarray, "P n"]) -> Tokens:
     """Each sample's value at its tokens, 0 at those of prompts."""
     assert data.spoken is not None
-    return np.where(data.spoken, np.repeat(values.ravel(), data.lengths), 0).astype(np.float32)
+    with np.errstate(over="ignore"):  # a loss that is infinite for it stops the run
+        return np.where(data.spoken, np.repeat(values.ravel(), data.lengths), 0).astype(np.float32)

@@ -4,7 +4,6 @@ import asyncio
 import inspect
 import itertools
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from rmjax.data.conversation import Conversation
+from rmjax.data.fields import LARGEST
 from rmjax.errors import UserError, shortened
 from rmjax.runtime.python_files import as_user_error, load_python_file
 from rmjax.runtime.time_limit import time_limit
@@ -89,9 +89,9 @@ class FunctionReward:
             return math.nan
         if getattr(value, "ndim", None) == 0:  # numpy's, JAX's or PyTorch's
             value = value.item()
-        if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        if not isinstance(value, int | float) or not abs(value) <= LARGEST:
             raise UserError(
-                f"{self._address}: a reward is {shortened(repr(value))}, expected a number, or "
-                "None for none"
+                f"{self._address}: a reward is {shortened(repr(value))}, expected a number up "
+                f"to {LARGEST:.3g}, or None for none"
             )
         return float(value)

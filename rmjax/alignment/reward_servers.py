@@ -6,7 +6,6 @@ server that is busy, breaks off or replies with something else is asked again a 
 
 import dataclasses
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from rmjax.data.conversation import Conversation
-from rmjax.data.fields import is_number
+from rmjax.data.fields import LARGEST, is_number
 from rmjax.data.tokenizer import Tokenizer, render
 from rmjax.errors import UserError, shortened
 from rmjax.generation.http_json import BadReply, JsonServer
@@ -164,11 +163,11 @@ class ServerReward:
         except (LookupError, TypeError):
             found = None
         if not isinstance(found, list) or not all(
-            is_number(x) and abs(x) <= sys.float_info.max for x in found
+            is_number(x) and abs(x) <= LARGEST for x in found
         ):
             raise BadReply(
                 f"{what}: {self._url} replies {shortened(repr(reply), 200)}, expected a number "
-                f"where {self._kind.name} /{self._path} has it"
+                f"where {self._kind.name} /{self._path} has it, and up to {LARGEST:.3g}"
             )
         if self._place is None and len(found) == 1:
             return float(found[0])

@@ -129,11 +129,18 @@ class Rewards:
                 parts = own[row][sample] if own else None
                 for part, value in (parts or {}).items():
                     attributes[row][sample][f"{name}/{part}"] = value
-            if name in self._standards:
-                standard = self._standards[name]
-                values = (values - standard.mean) / standard.deviation
-            if self._configs[name].weight:
-                total += self._configs[name].weight * values
+            with np.errstate(over="ignore"):  # which is an error below
+                if name in self._standards:
+                    standard = self._standards[name]
+                    values = (values - standard.mean) / standard.deviation
+                if self._configs[name].weight:
+                    values = self._configs[name].weight * values
+                    total += values
+            if np.isinf(values).any() or np.isinf(total).any():
+                raise UserError(
+                    f"config.rewards.{name}: as it is standardized and weighted it is too large "
+                    "for a number; lower it, or its weight"
+                )
         if np.isnan(total).all():
             raise UserError(
                 f"no response has a reward of each of {', '.join(self._rewards)}: an empty one, or "

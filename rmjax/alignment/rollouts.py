@@ -21,7 +21,7 @@ from rmjax.alignment.prompts import Prompts
 from rmjax.data.tokenized import TokenizedData, in_memory
 from rmjax.errors import UserError, write_errors
 from rmjax.generation.completions import Completion
-from rmjax.runtime.files import replace_file
+from rmjax.runtime.files import BAD_JSON, replace_file
 from rmjax.runtime.processes import barrier, from_first
 
 DIRECTORY = "rollouts"
@@ -125,7 +125,7 @@ def write_rollout(path: Path, rollout: Rollout, prompts: Prompts, made_by: dict[
             fields["scores"] = [None if np.isnan(value) else value for value in rewards]
         if rollout.attributes:
             fields["attributes"] = rollout.attributes[row]
-        lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
+        lines.append(json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n")
     with write_errors(str(path)):
         path.parent.mkdir(exist_ok=True)
         replace_file(path, "".join(lines).encode())
@@ -171,9 +171,11 @@ def read_rollout(path: Path, made_by: dict[str, Any], numbers: Sequence[int]) ->
         unknown = [[None] * len(samples) for samples in completions]
         scores = [row["scores"] for row in rows] if rewarded else unknown
         rewards, weights = np.asarray(scores, np.float64), rows[0]["weights"]
+        if np.isinf(rewards).any():
+            raise ValueError("a score is not finite")
         attributes = [row["attributes"] for row in rows] if "attributes" in rows[0] else None
         _check_sizes(completions, rewards, attributes)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except BAD_JSON as error:
         raise UserError(
             f"{path}: damaged ({error}); remove it, and the step is made again"
         ) from error

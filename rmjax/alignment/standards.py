@@ -6,6 +6,7 @@ The numbers are computed once, and kept with the run: a run that is continued ha
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def measured(reward: Any, source: str, where: str) -> Standard:
         rewarded()
     values = np.concatenate([np.zeros(0), *found])
     known = values[~np.isnan(values)]
-    if not len(known) or known.min() == known.max():  # of which rounding leaves a deviation
+    # Of equal ones rounding leaves a deviation, and of those that hardly differ none.
+    if not len(known) or known.min() == known.max() or not known.std():
         raise UserError(
             f"{where} = {source!r}: {len(known)} of its {len(values)} responses have a reward, and "
             "these do not differ; give a source whose responses differ"
@@ -99,7 +101,9 @@ def kept_standard(workdir: Path, name: str, reward: Any, source: str) -> Standar
     if name in kept:
         try:
             standard = Standard(**kept[name])
-        except TypeError as error:
+            if not (math.isfinite(standard.mean) and 0 < standard.deviation < math.inf):
+                raise ValueError("its numbers are none")
+        except (TypeError, ValueError) as error:
             raise UserError(f"{path}: damaged ({error}); restore it") from error
         if standard.source == source:
             return standard
@@ -108,5 +112,5 @@ def kept_standard(workdir: Path, name: str, reward: Any, source: str) -> Standar
         return standard
     with write_errors(str(path)):
         kept[name] = dataclasses.asdict(standard)
-        replace_file(path, (json.dumps(kept, indent=2) + "\n").encode())
+        replace_file(path, (json.dumps(kept, indent=2, allow_nan=False) + "\n").encode())
     return standard

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rmjax.data.tokenizer import Tokenizer, pad_token_id
 from rmjax.errors import UserError, shortened
 from rmjax.models.decoder_config import NO_LORA, DecoderConfig, LoraConfig
@@ -72,6 +74,11 @@ def write_model_files(
 
 
 def _write_spec(directory: Path, spec: RewardSpec) -> None:
+    """Writes `rmjax.json`; a `UserError` if `read_spec` would refuse it."""
+    try:
+        _check_spec(spec)
+    except ValueError as error:
+        raise UserError(f"{SPEC_FILE} of what is written: {error}") from error
     fields = {"format": "rmjax", "format_version": FORMAT_VERSION} | dataclasses.asdict(spec)
     if not spec.lora.rank:
         del fields["lora"]
@@ -196,6 +203,9 @@ def _check_spec(spec: RewardSpec) -> None:
     def are_weights(value: object) -> bool:
         return isinstance(value, dict) and all(is_weight(x) for x in value.values())
 
+    def is_above_0(value: Any) -> bool:
+        return is_weight(value) and value > 0
+
     names, temperature = spec.attributes, spec.temperature
     good = {
         "attributes": isinstance(names, list | tuple)
@@ -207,7 +217,10 @@ def _check_spec(spec: RewardSpec) -> None:
         "data": isinstance(spec.data, str),
         "lora": is_whole(spec.lora.rank) and are_weights({"alpha": spec.lora.alpha}),
         "offset": spec.offset is None or are_weights(spec.offset),
-        "temperature": temperature is None or are_weights({"value": temperature.value}),
+        "ordinal": spec.ordinal is None or _is_scale(spec.ordinal),
+        "general_preference": spec.general_preference is None
+        or is_above_0(spec.general_preference.beta),
+        "temperature": temperature is None or is_above_0(temperature.value),
         "suffix_turn": isinstance(spec.suffix_turn, str),
         "folded": spec.folded is None or are_weights(spec.folded),
     }
@@ -215,6 +228,14 @@ def _check_spec(spec: RewardSpec) -> None:
         if not is_good:
             value = getattr(spec, field)
             raise ValueError(f"field {field!r} is {value!r}, which it cannot be")
+
+
+def _is_scale(scale: OrdinalScale) -> bool:
+    """Whether levels are whole numbers, and thresholds numbers that do not fall."""
+    whole = type(scale.lowest) is int and type(scale.highest) is int
+    rows = [np.asarray(row) for row in scale.thresholds]
+    rising = all(np.isfinite(row).all() and (np.diff(row) >= 0).all() for row in rows)
+    return whole and scale.lowest < scale.highest and rising
 
 
 def _read_scale(raw: dict[str, Any] | None) -> OrdinalScale | None:
@@ -276,4 +297,8 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"the model's files would have numbers that are none ({error})") from error
+    return (text + "\n").encode()

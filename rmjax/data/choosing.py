@@ -6,7 +6,6 @@ nothing is; `WAYS` has them by name.
 
 import dataclasses
 import itertools
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,12 +17,13 @@ from rmjax.data.messages import Message
 from rmjax.data.readers import Row, Source
 from rmjax.data.records import EMPTY, EQUAL, TIE
 from rmjax.data.row_reader import RowReader
-from rmjax.errors import UserError
+from rmjax.errors import UserError, shortened
 
 WITHOUT = "responses without a score"
 NO_SCORE, TOO_CLOSE = "no response with a score", "the best and the worst are too close"
 NO_RATINGS = "a response without ratings ('attributes')"
 UNENDED = "responses that did not end"
+_LARGEST = 1e300  # of a score: differences of two are finite
 _RATINGS_TURN = "Answer with these ratings: "
 
 
@@ -225,8 +225,11 @@ def _scored(row: Row, reader: RowReader, choice: Choice, counts: Counter[str]) -
 
 
 def _finite(value: Any, row: Row, name: str) -> float:
-    if not is_number(value) or not abs(value) <= sys.float_info.max:
-        raise UserError(f"{row.where}: field {name!r} has {value!r} in it, expected a number")
+    if not is_number(value) or not abs(value) <= _LARGEST:
+        raise UserError(
+            f"{row.where}: field {name!r} has {shortened(repr(value))} in it, expected a number up "
+            f"to {_LARGEST:g}"
+        )
     return float(value)
 
 

@@ -1,12 +1,12 @@
 """Single fields of a row: whether they are there, and what numbers they hold."""
 
 import math
-import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from rmjax.errors import UserError
 
+LARGEST = 3.4028234663852886e38  # float32's, in which labels, margins and scores are computed
 _MASKED = -100  # what NeMo's files put where a label is missing
 
 
@@ -23,10 +23,12 @@ def check_fields(
 
 
 def number_field(row: Mapping[str, Any], field: str, where: str) -> float:
-    """A finite number of a row, or a `UserError`."""
+    """A number of a row that float32 has, or a `UserError`."""
     value = row[field]
-    if not is_number(value) or not abs(value) <= sys.float_info.max:
-        raise UserError(f"{where}: field {field!r} is {_brief(value)}, expected a number")
+    if not is_number(value) or not abs(value) <= LARGEST:
+        raise UserError(
+            f"{where}: field {field!r} is {_brief(value)}, expected a number up to {LARGEST:.3g}"
+        )
     return float(value)
 
 

@@ -10,6 +10,7 @@ import datetime
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -100,16 +101,45 @@ def check_new(out: Path) -> None:
         raise UserError(f"{out.parent}: cannot be written; name a file in another directory")
 
 
-def json_line(row: Row, fields: Mapping[str, Any]) -> bytes:
-    """A row's line: these fields.
+def json_line(row: Row, fields: Mapping[str, Any], nulls: Counter[str]) -> bytes:
+    """A row's line: these fields. NaN, which stands for nothing in tables, is null in JSON.
+
+    Args:
+      row: for messages.
+      fields: of it.
+      nulls: counts the fields in which NaN became null; see `said_nulls`.
 
     Raises:
       UserError: JSON has no such value.
     """
     try:
-        return (json.dumps(fields, ensure_ascii=False, default=_text) + "\n").encode()
+        try:
+            text = _dumped(fields)
+        except ValueError:  # for once; looking into each row would cost more than writing it
+            plain = {name: _without_nan(value) for name, value in fields.items()}
+            text = _dumped(plain)
+            nulls.update(name for name, value in plain.items() if value != fields[name])
+        return (text + "\n").encode()
     except (TypeError, ValueError) as error:
         raise UserError(f"{row.where}: cannot be written as JSON ({error})") from error
+
+
+def said_nulls(nulls: Counter[str]) -> list[str]:
+    """What there is to say of these, in words."""
+    counts = ", ".join(f"{name} ({count:,} rows)" for name, count in sorted(nulls.items()))
+    return [f"NaN is written as null: {counts}"] if nulls else []
+
+
+def _dumped(fields: Mapping[str, Any]) -> str:
+    return json.dumps(fields, ensure_ascii=False, allow_nan=False, default=_text)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if value != value else value
 
 
 def _beside(partial: Path) -> Path:

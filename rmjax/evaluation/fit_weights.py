@@ -14,7 +14,7 @@ from rmjax.errors import UserError, write_errors
 from rmjax.evaluation.benchmark_metrics import ScoredBenchmark
 from rmjax.evaluation.items import Item
 from rmjax.models.rewards.aggregation import parse_rule
-from rmjax.runtime.files import replace_file
+from rmjax.runtime.files import BAD_JSON, replace_file
 from rmjax.runtime.json_object import unique_keys
 
 WEIGHTS_FORMAT = "rmjax.weights/1"
@@ -93,7 +93,7 @@ def write_weights(path: Path, fitted: FittedWeights) -> None:
     fields = dataclasses.asdict(fitted) | {"prompts": sorted(fitted.prompts)}
     with write_errors(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"format": WEIGHTS_FORMAT} | fields, indent=1) + "\n"
+        text = json.dumps({"format": WEIGHTS_FORMAT} | fields, indent=1, allow_nan=False) + "\n"
         replace_file(path, text.encode())
 
 
@@ -110,7 +110,7 @@ def read_weights(path: Path) -> FittedWeights:
         weights = {str(k): float(v) for k, v in fields["weights"].items()}
         prompts = frozenset(map(str, fields["prompts"]))
         return FittedWeights(weights, str(fields["source"]), int(fields["pairs"]), prompts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *BAD_JSON) as error:
         raise UserError(
             f"{path}: not a file of weights as `--fit` writes it ({error!r})"
         ) from error

@@ -122,6 +122,6 @@ def write_samples(path: Path, benchmarks: Sequence[ScoredBenchmark], rule: Rule)
                 "cut": scores.cut.tolist(),
                 "keys": list(scores.keys),
             }
-            lines.append(json.dumps(row) + "\n")
+            lines.append(json.dumps(row, allow_nan=False) + "\n")
     with write_errors(str(path)):
         replace_file(path, "".join(lines).encode())

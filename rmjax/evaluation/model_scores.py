@@ -11,11 +11,13 @@ import jax
 import numpy as np
 
 from rmjax.checkpoints.causal_heads import HeadChoice
+from rmjax.data.fields import LARGEST
 from rmjax.errors import UserError
 from rmjax.evaluation.benchmark_data import BenchmarkData
 from rmjax.evaluation.items import Item
 from rmjax.evaluation.score_cache import ItemScores, ScoreCache, score_items
 from rmjax.models.rewards.aggregation import Rule, scalar_rule
+from rmjax.runtime.files import BAD_JSON
 from rmjax.runtime.json_object import unique_keys
 from rmjax.runtime.sharding import MeshConfig
 
@@ -190,7 +192,9 @@ def _score_row(line: bytes, where: str) -> dict[str, Any]:
         scores = [s if isinstance(s, dict) else {"score": s} for s in row["scores"]]
         row["scores"] = [{str(k): float(v) for k, v in score.items()} for score in scores]
         row["id"] = str(row["id"])
-    except (ValueError, KeyError, TypeError) as error:
+        if any(not abs(v) <= LARGEST for score in row["scores"] for v in score.values()):
+            raise ValueError("a score is no number of float32")
+    except BAD_JSON as error:
         raise UserError(
             f"{where}: expected an object with 'id' and 'scores', a list with a number or a "
             f"mapping for each response ({error!r})"

@@ -18,7 +18,7 @@ from rmjax.data.prefix_groups import prefix_groups
 from rmjax.errors import UserError, write_errors
 from rmjax.evaluation.benchmark_data import BenchmarkData
 from rmjax.evaluation.items import Item
-from rmjax.runtime.files import append, check_readable, lock_file
+from rmjax.runtime.files import BAD_JSON, append, check_readable, lock_file
 
 if TYPE_CHECKING:  # heavy to import
     from rmjax.inference.encoded import Encoded
@@ -89,7 +89,7 @@ class ScoreCache:
                 if not all(map(math.isfinite, scores)):
                     raise ValueError("a score is not finite")
                 self.known[key] = (scores, int(row["tokens"]), int(row["cut"]))
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        except BAD_JSON as error:
             raise UserError(
                 f"{self.path}: not a line of this program's ({line[:80]!r}); delete the file"
             ) from error
@@ -107,7 +107,7 @@ class ScoreCache:
             self.known[key] = (list(score.attributes.values()), score.tokens, score.cut)
         with write_errors(str(self.path)), open(self.path, "ab", buffering=0) as file:
             lock_file(file, wait=True)
-            append(file, (json.dumps(rows) + "\n").encode())
+            append(file, (json.dumps(rows, allow_nan=False) + "\n").encode())
 
     def of(self, keys: Sequence[str]) -> ItemScores:
         """The scores of the conversations with these keys."""

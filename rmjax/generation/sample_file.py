@@ -19,7 +19,7 @@ from rmjax.data.choosing import with_ratings
 from rmjax.data.conversation import Conversation, conversation_key
 from rmjax.data.layouts import RESPONSES
 from rmjax.data.readers import Row, Source
-from rmjax.data.row_file import json_line, open_row_file
+from rmjax.data.row_file import json_line, open_row_file, said_nulls
 from rmjax.data.row_reader import RowReader
 from rmjax.errors import UserError
 from rmjax.generation.completions import Completion, Engine, SamplingSettings
@@ -46,7 +46,8 @@ class Sampled:
       no_room: rows of now whose prompt fills the model's context, and which have no response.
       less_room: rows of now whose responses had less room than was asked for.
       again: rows passed over, whose prompt an earlier row has.
-      notes: what of the rows was not used.
+      notes: what of the rows was not used, or not as it was.
+      nulls: fields in which NaN became null now, and in how many rows.
     """
 
     rows: int = 0
@@ -58,6 +59,7 @@ class Sampled:
     less_room: int = 0
     again: int = 0
     notes: tuple[str, ...] = ()
+    nulls: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +136,7 @@ def sample_file(
             f"many rows: {counts}"
         )
     done.again = asked_before.again if asked_before else 0
-    done.notes = (*notes, *reader.notes(), *encoder.notes())
+    done.notes = (*notes, *said_nulls(done.nulls), *reader.notes(), *encoder.notes())
     return done
 
 
@@ -195,7 +197,7 @@ def _sampled(
         done.responses += len(completions)
         done.ended += sum(completion.ended for completion in completions)
         done.tokens += sum(len(completion.tokens) for completion in completions)
-        lines.append(_line(one, completions, log_probabilities))
+        lines.append(_line(one, completions, log_probabilities, done.nulls))
     return lines
 
 
@@ -204,7 +206,9 @@ def _room(engine: Engine, one: _Asked, settings: SamplingSettings) -> int:
     return settings.max_tokens if engine.context is None else engine.context - len(one.tokens)
 
 
-def _line(one: _Asked, completions: list[Completion], log_probabilities: bool) -> bytes:
+def _line(
+    one: _Asked, completions: list[Completion], log_probabilities: bool, nulls: Counter[str]
+) -> bytes:
     own = {name: value for name, value in one.row.fields.items() if name not in _LEFT_OUT}
     fields: dict[str, Any] = {"prompt": one.prompt.messages}
     if one.prompt.tools:
@@ -223,4 +227,4 @@ def _line(one: _Asked, completions: list[Completion], log_probabilities: bool) -
             [float(str(value)) for value in completion.log_probabilities]
             for completion in completions
         ]
-    return json_line(one.row, own | fields)
+    return json_line(one.row, own | fields, nulls)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.progress import Progress, TimeElapsedColumn
 from rmjax.data.conversation import Conversation
 from rmjax.data.layouts import SAMPLED_TOKENS
 from rmjax.data.readers import Row, Source
-from rmjax.data.row_file import json_line, open_row_file
+from rmjax.data.row_file import json_line, open_row_file, said_nulls
 from rmjax.data.row_reader import RowReader
 from rmjax.errors import UserError
 from rmjax.inference.encoded import Encoded
@@ -33,7 +34,8 @@ class Written:
       responses: scored now.
       empty: of these, how many say nothing and so have no score.
       cut: of these, how many lost their first tokens.
-      notes: what of the rows was not used.
+      notes: what of the rows was not used, or not as it was.
+      nulls: fields in which NaN became null now, and in how many rows.
     """
 
     rows: int = 0
@@ -42,6 +44,7 @@ class Written:
     empty: int = 0
     cut: int = 0
     notes: tuple[str, ...] = ()
+    nulls: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
 def score_file(
@@ -88,7 +91,7 @@ def score_file(
             bar.update(task, completed=written.rows)
         if not written.rows:
             raise UserError(f"{source.name}: there is no row in it")
-    written.notes = reader.notes()
+    written.notes = (*reader.notes(), *said_nulls(written.nulls))
     return written
 
 
@@ -134,7 +137,7 @@ def _scored(scorer: Scorer, part: list[_Scored], written: Written) -> list[bytes
         written.responses += len(own)
         written.empty += own.count(None)
         written.cut += sum(bool(score and score.cut) for score in own)
-        lines.append(_line(row, own))
+        lines.append(_line(row, own, written.nulls))
     return lines
 
 
@@ -160,11 +163,11 @@ def _encoded(
     return scorer.encode(conversation, where)
 
 
-def _line(row: Row, scores: list[Score | None]) -> bytes:
+def _line(row: Row, scores: list[Score | None], nulls: Counter[str]) -> bytes:
     fields = {
         "scores": [s.value if s and np.isfinite(s.value) else None for s in scores],
         "attributes": [s.attributes if s else None for s in scores],
         "tokens": [s.tokens if s else None for s in scores],
         "cut": [s.cut if s else None for s in scores],
     }
-    return json_line(row, row.fields | fields)
+    return json_line(row, row.fields | fields, nulls)

@@ -59,11 +59,16 @@ def rms_norm(
       scale: what it is multiplied by then.
       eps: added to the mean square.
       offset: whether it is multiplied by 1 + `scale` instead.
+
+    Returns:
+      NaN where the mean square is no float32.
     """
     x32 = x.astype(jnp.float32)
     if offset:
         scale = 1.0 + scale.astype(jnp.float32)
-    normal = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+    # Squares beyond float32 would make all of `x` 0, and a wrong score of it that looks like one.
+    normal = x32 * jnp.where(square < jnp.inf, jax.lax.rsqrt(square + eps), jnp.nan)
     return (normal * jnp.broadcast_to(scale.astype(jnp.float32), x.shape)).astype(x.dtype)
 
 

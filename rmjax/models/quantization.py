@@ -124,7 +124,11 @@ def product(equation: str, x: jax.Array, weight: Any, mesh: Mesh | AbstractMesh)
 
 
 def _rounded(x: jax.Array, kind: str, kept: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """`x` in 8 bits and its scales, one for each place along the axes `kept`."""
+    """`x` in 8 bits and its scales, one for each place along the axes `kept`.
+
+    A scale is NaN where a number is not finite: compiled for a CPU, the largest of NaN and others
+    may be one of the others.
+    """
     # In float32 throughout: bfloat16's own rounding would add to that of 8 bits.
     rounded = _qwix().quantize(
         x.astype(jnp.float32),
@@ -132,7 +136,9 @@ def _rounded(x: jax.Array, kind: str, kept: tuple[int, ...]) -> tuple[jax.Array,
         channelwise_axes=kept,
         calibration_method=_CALIBRATION[kind],
     )
-    return rounded.qvalue, rounded.scale
+    others = tuple(axis for axis in range(x.ndim) if axis not in kept)
+    finite = jnp.isfinite(x).all(axis=others, keepdims=True)
+    return rounded.qvalue, jnp.where(finite, rounded.scale, jnp.nan)
 
 
 def _qwix() -> Any:

@@ -18,6 +18,8 @@ from rmjax.errors import UserError, shortened
 from rmjax.runtime.json_object import unique_keys
 
 _MOST_BYTES = 64 << 20  # of a JSON object that is read whole
+# Whatever reading JSON raises that has other fields, types or numbers than were expected.
+BAD_JSON = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 PARTIAL = ".partial"  # the suffix of a file that is not whole yet
 # Of a name by which no other program continues it, as one continues `DST.partial`.
 _HALF_WRITTEN = re.compile(rf"\.[a-z0-9_]{{8}}{re.escape(PARTIAL)}$")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rmjax.data.conversation import parse_conversation
+from rmjax.data.fields import LARGEST
 from rmjax.serving.questions import (
     Asked,
     Body,
@@ -108,6 +109,12 @@ def _parse_pooling(body: Body, served: Served) -> Asked:
     def write(results: list[Result], notes: list[str]) -> Any:
         data: list[Any] = [numbers(result, every) for result in results]
         if packed:  # float32 in the machine's order, as vLLM has it
+            if not all(abs(value) <= LARGEST for each in data for value in each):
+                raise Refusal(
+                    f"a value is larger than float32's {LARGEST:.3g}: ask for encoding_format "
+                    "'float'",
+                    param="encoding_format",
+                )
             data = [base64.b64encode(np.asarray(x, "<f4").tobytes()).decode() for x in data]
         found = head("pool", body, served) | {"object": "list", "usage": usage(results)}
         return found | {

@@ -166,8 +166,8 @@ def policy_table(title: str, metrics: PolicyMetrics) -> Table:
         ("implicit reward, chosen", metrics.chosen_reward),
         ("implicit reward, rejected", metrics.rejected_reward),
     ):
-        if not math.isnan(value):
-            view.add_row(label, _decimal(value))
+        if (shown := _decimal(value)) != "-":
+            view.add_row(label, shown)
     return view
 
 
@@ -175,5 +175,6 @@ def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
-def _decimal(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
+def _decimal(value: float | None) -> str:
+    """The number; a checkpoint has None for NaN."""
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"

@@ -147,9 +147,15 @@ class MetricsLogger:
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         if not self._active:
             return
+        if infinite := [f"{name} {v}" for name, v in values.items() if math.isinf(v)]:
+            raise UserError(
+                f"step {step}: {', '.join(infinite)}: larger than numbers are here. Stopped before "
+                "anything was saved: lower config.optimizer.learning_rate, or look at the step's "
+                "samples and their rewards"
+            )
         finite = {k: None if math.isnan(v) else v for k, v in values.items()}
         with write_errors("the run's metrics"):
-            line = json.dumps({"step": step, **finite}) + "\n"
+            line = json.dumps({"step": step, **finite}, allow_nan=False) + "\n"
             append(self._jsonl, line.encode(), sync=False)
             self._board.write(step, {k: v for k, v in finite.items() if v is not None})
         if self._wandb is not None:

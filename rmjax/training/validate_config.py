@@ -20,6 +20,7 @@ from rmjax.config import (
     RewardConfig,
     as_flat_dict,
 )
+from rmjax.data.fields import LARGEST
 from rmjax.data.tokenize import OVER_LONG, TURNS
 from rmjax.errors import UserError, differing
 from rmjax.generation.completions import SamplingSettings
@@ -32,6 +33,7 @@ from rmjax.training.objectives.objective import is_policy, objective_of
 from rmjax.training.objectives.rollouts import has_critic, parse_ratings
 
 # Fields that name one of a few things. (Config overrides cannot be typed as `Literal`.)
+_SMALLEST = 1.1754943508222875e-38  # that float32 has with all its digits
 _CHOICES = {
     "data.over_long": OVER_LONG,
     "data.turns": TURNS,
@@ -92,9 +94,11 @@ def validate(config: Config) -> Config:
             raise UserError(f"config.{name} = {flat[name]!r}: there are {', '.join(choices)}")
     for name, value in flat.items():
         numbers = [x for x in (value if isinstance(value, list) else [value]) if type(x) is float]
-        # Ratings may have no limit; they are finite for that.
-        if any(math.isnan(x) or (math.isinf(x) and name != "data.label_range") for x in numbers):
-            raise UserError(f"config.{name} = {value!r}: expected a finite number")
+        if not all(x == 0 or _SMALLEST <= abs(x) <= LARGEST for x in numbers):
+            raise UserError(
+                f"config.{name} = {value!r}: expected a finite number that float32 has (0, or from "
+                f"{_SMALLEST:.2g} to {LARGEST:.2g})"
+            )
     data = config.data
     if (config.steps > 0) == (config.epochs > 0) or min(config.steps, config.epochs) < 0:
         raise UserError(

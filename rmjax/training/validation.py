@@ -46,11 +46,15 @@ class ValidationMetrics(NamedTuple):
     policy: PolicyMetrics | None = None
 
     def record(self) -> dict[str, Any]:
-        """The metrics in JSON's types, for a checkpoint."""
-        rated = {name: dataclasses.asdict(row) for name, row in self.attributes.items()}
-        pairs = dataclasses.asdict(self.pairs) if self.pairs else None
-        policy = {"policy": dataclasses.asdict(self.policy)} if self.policy else {}
+        """The metrics in JSON's types, for a checkpoint: None for NaN."""
+        rated = {name: _plain(row) for name, row in self.attributes.items()}
+        pairs = _plain(self.pairs) if self.pairs else None
+        policy = {"policy": _plain(self.policy)} if self.policy else {}
         return {"validation_loss": self.loss, "attributes": rated, "pairs": pairs} | policy
+
+
+def _plain(metrics: Any) -> dict[str, Any]:
+    return {k: None if v != v else v for k, v in dataclasses.asdict(metrics).items()}
 
 
 def evaluate(
@@ -96,6 +100,11 @@ def validation_metrics(
             f"{data.where(int(bad[0]))}; nothing was saved"
         )
     loss = objective_value(objective, scores, data, params)
+    if not np.isfinite(loss):
+        raise UserError(
+            f"the loss of {len(data)} held-out samples is {loss}, though their scores are finite; "
+            "nothing was saved: lower config.optimizer.learning_rate, or look at their labels"
+        )
     if objective.policy:
         return _of_policy(loss, objective, scores, data)
     ratings = _as_ratings(objective, scores, params, constants, data.attributes)

@@ -262,4 +262,4 @@ def describe_data(data: TokenizedData) -> dict[str, Any]:
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    replace_file(path, (json.dumps(value, indent=2) + "\n").encode())
+    replace_file(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())

@@ -69,7 +69,8 @@ def convert_slices(
             notes.append(f"continued: {done / 1e9:.3f} GB were converted already")
 
         def copy(part: TensorSlice) -> None:
-            block = work.read(part)
+            with np.errstate(over="ignore", invalid="ignore"):  # which the next line tells
+                block = work.read(part)
             _check_finite(part, block)
             checksum = _checksum(block)
             work.write(journal.model, part, block)

@@ -21,7 +21,7 @@ from rmjax.models.attention.mask import RESULT, Keys, Layout, sees, soft_capped
 from rmjax.runtime.sharding import Sharding
 
 _TILE = 64  # queries, and keys; from 32 to 128 measured, see docs/benchmarks.md
-_UNSEEN = -1e30  # in place of a logit
+_UNSEEN = float(jnp.finfo(jnp.float32).min)  # in place of a logit; no logit is less
 _NOWHERE = 2**31 - 1  # behind all positions and segments
 
 _ROWS, _LENGTH, _HEADS = ("data", "fsdp"), "context", "tensor"  # as sharding.ACTIVATION_AXES says

@@ -73,5 +73,6 @@ class GeneralPreference:
 
 
 def _of_length_one(vectors: Float[Array, "... A"]) -> Float[jax.Array, "... A"]:
+    """NaN of vectors whose squared length is beyond their dtype, which would become 0."""
     squared = (vectors * vectors).sum(-1, keepdims=True)
-    return vectors * (squared + _LEAST) ** -0.5
+    return vectors * ((squared + _LEAST) ** -0.5 + 0 * squared)

@@ -65,7 +65,9 @@ class OrdinalScale:
         for name, row in zip(self.attributes, self.thresholds):
             theta = np.asarray(row)
             gaps = np.maximum(np.diff(theta) - _LEAST_GAP, 1e-6)
-            column = [theta[0] + (self.count - 1) / 2, *np.log(np.expm1(gaps)) - _AT_ZERO]
+            # That is log(expm1(gaps)), and finite for large ones.
+            parts = gaps + np.log(-np.expm1(-gaps)) - _AT_ZERO
+            column = [theta[0] + (self.count - 1) / 2, *parts]
             found[:, names.index(name)] = column
         return found
 

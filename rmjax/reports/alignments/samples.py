@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rmjax.data.messages import message_text
+from rmjax.runtime.files import BAD_JSON
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _answers(path: Path, changed: int, size: int) -> tuple[Answers, ...]:
         for number, line in enumerate(file, start=1):
             try:
                 found.append(_row(json.loads(line)))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except BAD_JSON as error:
                 raise ValueError(f"row {number}: {type(error).__name__}: {error}") from error
     if not found:
         raise ValueError("there is no row in it")

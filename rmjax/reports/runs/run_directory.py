@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from rmjax.alignment.rollouts import DIRECTORY as ROLLOUTS
 from rmjax.checkpoints.manager import DIRECTORY
+from rmjax.data.fields import LARGEST
 from rmjax.errors import UserError
 from rmjax.evaluation.metrics import PolicyMetrics
 from rmjax.runtime.files import read_json
@@ -177,13 +178,17 @@ def _read_lines(path: Path, going_on: bool | None) -> tuple[list[dict[str, Any]]
     for text in written.splitlines():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             line = None
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
+        if isinstance(line, dict) and _is_step(line.get("step")):
             lines.append(line)
         else:
             unread += 1
     return lines, unread
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
 
 
 def _evaluation(line: Mapping[str, Any]) -> LoggedEvaluation:
@@ -208,7 +213,9 @@ def _evaluation(line: Mapping[str, Any]) -> LoggedEvaluation:
 
 
 def _float(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+    """A number that a run may have written: float32's, and finite."""
+    known = isinstance(value, int | float) and abs(value) <= LARGEST
+    return float(value) if known else math.nan
 
 
 def _is_locked(lock: Path) -> bool | None:
