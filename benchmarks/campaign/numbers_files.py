@@ -144,9 +144,10 @@ def report_cases() -> Iterator[Case]:
 
         arguments = ["report", "--data=rows.jsonl", "--attributes=wit", "--out=out"]
         yield Case(f"report --data: a label of {text}", data, arguments, stops)
+    for text, stops in {"null": "", "1e38": "", "-1e60": "", "NaN": "judge", "Infinity": "judge",
+                        "1e400": "judge", "1e308": "judge", '"4"': "judge"}.items():  # fmt: skip
         arguments = ["report", "--rounds", "r0", "r1", "--out=out"]
-        name = f"report --rounds: a score of {text}"
-        yield Case(name, _rounds(text), arguments, stops and "judge|scores")
+        yield Case(f"report --rounds: a score of {text}", _rounds(text), arguments, stops)
 
 
 def _rounds(text: str) -> Callable[[Path], None]:
@@ -163,7 +164,10 @@ def _rounds(text: str) -> Callable[[Path], None]:
             good.write_rows(own / "answers.jsonl", rows)
             scores = [float(np.sin(n + number)) for n in range(4)]
             lines = [
-                json.dumps(row | {"scores": ["HERE" if n == number == 0 else scores[n]]})
+                json.dumps(
+                    row
+                    | {"attributes": [None], "scores": ["HERE" if not n + number else scores[n]]}
+                )
                 for n, row in enumerate(rows)
             ]
             whole = "".join(f"{line}\n" for line in lines).replace('"HERE"', text)

@@ -17,6 +17,7 @@ from rmjax.errors import UserError
 ANSWERS = "answers.jsonl"
 START = "start"  # the name of scores that are log-probabilities by the policy of the start
 _SCORES = "scores-"
+_LARGEST = 1e100  # of a score, so that squares and sums are finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _number(value: Any, row: Row) -> float:
     """A score; NaN where there is none."""
     if value is None:
         return np.nan
-    if not is_number(value) or not np.isfinite(value):
+    if not is_number(value) or not abs(value) <= _LARGEST:
         raise UserError(f"{row.where}: a score is {value!r}, expected a number or null")
     return float(value)
 
