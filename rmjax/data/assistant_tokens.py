@@ -66,6 +66,26 @@ def assistant_tokens(
     return AssistantTokens(tokens, spoken)
 
 
+def most_shared(spoken: Bool[np.ndarray, "L"]) -> int:
+    """How much of a sample other samples may share, if the assistant's tokens are predicted.
+
+    A token is predicted by the one before it. The last token of a prompt predicts each response's
+    first one, and so every response needs its own: what is shared ends one token before the prompt.
+
+    Raises:
+      UserError: there is no such token, or nothing before the first of them.
+    """
+    if not spoken.any():
+        raise UserError("none of the sample's tokens are the assistant's")
+    first = int(np.argmax(spoken))
+    if first == 0:
+        raise UserError(
+            "the assistant's tokens begin with the sample's first one, which nothing predicts: a "
+            "BOS or a prompt must stand before it"
+        )
+    return first - 1
+
+
 def _marked(
     tokenizer: Tokenizer, conversation: Conversation, tokens: Int32[np.ndarray, "L"]
 ) -> Bool[np.ndarray, "L"]:

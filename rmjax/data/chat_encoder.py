@@ -7,10 +7,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from rmjax.data.assistant_tokens import AssistantTokens, assistant_tokens
+from rmjax.data.assistant_tokens import AssistantTokens, assistant_tokens, most_shared
 from rmjax.data.conversation import Conversation
 from rmjax.data.messages import SAYS, Message
-from rmjax.data.tokenized import most_shared
 from rmjax.data.tokenizer import Tokenizer, encode_texts, render, unicode_text
 from rmjax.errors import UserError
 

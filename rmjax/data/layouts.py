@@ -1,6 +1,7 @@
 """The layouts of rows that are read, by their fields. docs/data.md shows a row of each."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -45,6 +46,11 @@ class Layout:
     def fields(self) -> set[str]:
         """All fields that a row of this layout may have."""
         return {*self.required, *filter(None, [self.prompt, self.scores])}
+
+    @functools.cached_property
+    def needed(self) -> frozenset[str]:
+        """Those of `required`; every row is asked for those of every layout."""
+        return frozenset(self.required)
 
 
 _CHOSEN = ("chosen", "rejected")
@@ -116,7 +122,7 @@ def _fitting(row: Mapping[str, Any]) -> list[Layout]:
     filled = {field for field, value in row.items() if value is not None}
     fitting = []
     for fields in (filled, set(row)):  # tables write null where a row lacks a field
-        fitting += [layout for layout in LAYOUTS if set(layout.required) <= fields]
+        fitting += [layout for layout in LAYOUTS if layout.needed <= fields]
     return fitting
 
 

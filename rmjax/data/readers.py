@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,10 +130,24 @@ class Source:
                 count += 1
                 yield Row(f"{part.name} row {number}", count, fields)
 
+    def decide(self, watched: Callable[[Iterator[Row]], Iterator[Row]]) -> None:
+        """Finds out which rows are of the split, which takes reading all of them.
+
+        Args:
+          watched: gives the rows on, and shows how many there were.
+
+        Raises:
+          UserError: as iterating does.
+        """
+        self.__dict__["_choice"] = self._chosen(watched(self._all_rows()))
+
     @functools.cached_property
     def _choice(self) -> Choice | None:
+        return self._chosen(self._all_rows())
+
+    def _chosen(self, rows: Iterable[Row]) -> Choice | None:
         seen, count = SplitNames(), 0
-        for row in self._all_rows():
+        for row in rows:
             seen.add(row.fields, row.where)
             count = row.number
         if not count:

@@ -75,6 +75,10 @@ class Reading:
             )
         self._reader.used.update(self._opened.split_columns)
 
+    def decide(self, watched: Callable[[Iterator[Row]], Iterator[Row]]) -> None:
+        """Finds out which rows are of the split; see `Source.decide`."""
+        self._opened.decide(watched)
+
     @property
     def skipped(self) -> Mapping[str, int]:
         """Rows that were left out, by reason, when all have been read."""

@@ -14,8 +14,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from rmjax.data.portion import Found
 from rmjax.data.records import Entry
-from rmjax.data.token_stream import Found
 from rmjax.data.tokenized import shared_prefixes
 from rmjax.runtime.cache import cache_errors
 
@@ -57,16 +57,15 @@ class TokenFiles:
         """How many different ones there are."""
         return len(self._prompts)
 
-    def add(self, prompt: str, entry: Entry, found: list[Found]) -> None:
+    def add(self, prompt: bytes, entry: Entry, found: list[Found]) -> None:
         """Keeps an entry.
 
         Args:
-          prompt: a text that is the same for all entries that belong together.
+          prompt: a digest that is the same for all entries that belong together.
           entry: as it was read.
           found: each sample's tokens, and which of them the assistant says.
         """
-        digest = hashlib.sha256(prompt.encode()).digest()
-        number = self._prompts.setdefault(digest, len(self._prompts))
+        number = self._prompts.setdefault(prompt, len(self._prompts))
         self.kept += 1
         self._paired = len(entry) == 2
         for sample, (tokens, spoken) in zip(entry, found):

@@ -1,18 +1,21 @@
 """Samples to tokens: tokenized once, then read from a cache that is keyed by all that made it."""
 
+import contextlib
+import functools
 import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from rmjax.data.chat_encoder import ChatEncoder
-from rmjax.data.conversation import prompt_key
+from rmjax.data.portion import PortionEncoder
 from rmjax.data.readers import open_source
 from rmjax.data.records import (
     EQUAL,
@@ -25,12 +28,13 @@ from rmjax.data.records import (
 )
 from rmjax.data.token_cache import is_whole, read_entry, write_entry
 from rmjax.data.token_files import TokenFiles
-from rmjax.data.token_stream import EncodedEntry, encoded_entries
+from rmjax.data.token_stream import encoded_entries
 from rmjax.data.tokenized import TokenizedData
 from rmjax.data.tokenizer import Tokenizer, truncate_left
 from rmjax.errors import UserError
 from rmjax.runtime.cache import cache_directory, cache_errors
 
+_Item = TypeVar("_Item")
 _SHOWN_AFTER, _SHOWN_EVERY = 3.0, 256  # seconds; entries
 OVER_LONG = ("drop", "truncate_left", "error")
 TURNS = ("last", "all")
@@ -100,24 +104,26 @@ def load_tokenized(
         whole = is_whole(entry)
     if not whole:
         if compare:
-            rated = read_samples(source, split, [compare], label_range).all()
-            records = pairs_of_ratings(rated, compare)
+            rated = read_samples(source, split, [compare], label_range)
+            rated.decide(_looked_at)
+            records = pairs_of_ratings(rated.all(), compare)
         elif pairs:
             records = read_pairs(source, split)
         elif policy:
             records = read_responses(source, split)
         else:
             records = read_samples(source, split, attributes, label_range, unrated)
+        if isinstance(records, Reading):
+            records.decide(_looked_at)
+        encoder = ChatEncoder(tokenizer)
         _tokenize(
             entry,
             records,
             len(attributes),
-            ChatEncoder(tokenizer),
+            PortionEncoder(encoder, policy, every_turn=turns == "all"),
             max_length,
             over_long,
             drop_ties=ties == "drop",
-            policy=policy,
-            every_turn=turns == "all",
         )
     return read_entry(entry, tuple(attributes), opened.name, key)
 
@@ -137,22 +143,22 @@ def _tokenize(
     entry: Path,
     records: Records | Reading,
     columns: int,
-    encoder: ChatEncoder,
+    encode: PortionEncoder,
     max_length: int,
     over_long: str,
     drop_ties: bool,
-    policy: bool,
-    every_turn: bool,
 ) -> None:
     """Writes an entry of the cache. The two samples of a pair stay together."""
-    bos = encoder.tokenizer.bos_token_id
+    bos = encode.encoder.tokenizer.bos_token_id
     counts: Counter[str] = Counter(read=0)
-    with TokenFiles(entry.parent, columns) as files:
-        encoded = encoded_entries(
-            records, encoder, drop_ties=drop_ties, policy=policy, every_turn=every_turn
-        )
+    with (
+        TokenFiles(entry.parent, columns) as files,
+        # Closed at an error, too, so that no process that helps is left.
+        contextlib.closing(encoded_entries(records, encode, drop_ties=drop_ties)) as encoded,
+        contextlib.closing(_shown(encoded, "tokenized")) as shown,
+    ):
         paired = False
-        for read, reason, found in _shown(encoded):
+        for read, reason, prompt, found in shown:
             counts["read"] += 1
             paired = len(read) == 2
             longest = max((len(tokens) for tokens, _ in found), default=0)
@@ -172,7 +178,7 @@ def _tokenize(
             if reason:
                 counts[f"dropped: {reason}"] += 1
                 continue
-            files.add(prompt_key([sample.conversation for sample in read]), read, found)
+            files.add(prompt, read, found)
         skipped = {f"skipped: {reason}": n for reason, n in records.skipped.items()}
         found = {"read": counts.pop("read")} | skipped | counts
         found |= {"kept": files.kept, "prompts": files.prompts} | files.repetitions()
@@ -182,13 +188,13 @@ def _tokenize(
                 f"{found['read']} "
                 f"({', '.join(f'{n} {reason}' for reason, n in found.items() if n)})"
             )
-        summary = {"counts": found, "notes": [*records.notes, *encoder.notes()]}
+        summary = {"counts": found, "notes": [*records.notes, *encode.encoder.notes()]}
         with cache_errors():
             write_entry(entry, files, summary)
 
 
-def _shown(entries: Iterable[EncodedEntry]) -> Iterator[EncodedEntry]:
-    """The entries; if they take long, a line says on how far it is."""
+def _shown(entries: Iterable[_Item], what: str) -> Generator[_Item, None, None]:
+    """The entries or rows; if they take long, a line says how many of them were so far `what`."""
     began = time.monotonic()
     columns = (TextColumn("{task.description}"), "{task.completed:,}", TimeElapsedColumn())
     progress, task = Progress(*columns, transient=True), None
@@ -199,8 +205,11 @@ def _shown(entries: Iterable[EncodedEntry]) -> Iterator[EncodedEntry]:
                 continue
             if task is None and jax.process_index() == 0:
                 progress.start()
-                task = progress.add_task("tokenized")
+                task = progress.add_task(what)
             if task is not None:
                 progress.update(task, completed=count)
     finally:
         progress.stop()
+
+
+_looked_at = functools.partial(_shown, what="looked for splits")

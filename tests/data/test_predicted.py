@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rmjax.data.assistant_tokens import most_shared
 from rmjax.data.batches import make_batch
 from rmjax.data.planning import plan_rows, row_shape
 from rmjax.data.predicted import at_predecessors, predicting
 from rmjax.data.row_layout import RowShape, Segment, make_rows
-from rmjax.data.tokenized import TokenizedData, in_memory, join, most_shared, subset
+from rmjax.data.tokenized import TokenizedData, in_memory, join, subset
 from rmjax.errors import UserError
 from rmjax.models.attention.mask import Layout, allowed
 from rmjax.models.inputs import Rows
