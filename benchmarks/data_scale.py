@@ -6,8 +6,9 @@ It makes conversations of one turn, two responses to a prompt, whose lengths are
 chats are (log-normal, 20 and 60 words in the middle), and a tokenizer of 4,096 tokens from them.
 Then it does what a run does before its first step: tokens, the plan of an epoch, the choice of
 rows, the rows of every step. Memory is what the process holds of its own (`RssAnon`), looked at
-every 20 ms, less what it held when the data were opened; the tokens are on the disk. The whole
-again with tokens in the cache.
+every 20 ms, less what it held when the data were opened; the tokens are on the disk. Memory and
+CPU seconds of processes that help with tokens are not counted. The whole again with tokens in the
+cache.
 """
 
 import argparse
