@@ -50,7 +50,9 @@ def write(path, count=COUNT, **at):
 
 def load(source, tmp_path, monkeypatch, cache, **changes):
     monkeypatch.setenv("RMJAX_CACHE", str(tmp_path / cache))
-    options: dict[str, Any] = dict(attributes=("a",), label_range=(0.0, 4.0), max_length=45, over_long="drop")
+    options: dict[str, Any] = dict(
+        attributes=("a",), label_range=(0.0, 4.0), max_length=45, over_long="drop"
+    )
     tokenizer = changes.pop("tokenizer", None) or byte_tokenizer()
     load_tokenized(source, "train", tokenizer, **(options | changes))
     (entry,) = (tmp_path / cache / "tokens").iterdir()
