@@ -1,5 +1,6 @@
 """Conversations to tokens, with an account of what the chat template does not show of them."""
 
+import contextlib
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from rmjax.errors import UserError
 
 _Tokens = TypeVar("_Tokens")
 _Shape = tuple[str, tuple[str, ...], bool, bool, bool, bool]
+Kinds = dict[_Shape | None, frozenset[str]]
 _MOST_KINDS = 4096  # of messages that are remembered: a server's clients may name any fields
 
 
@@ -28,14 +30,14 @@ class ChatEncoder:
       tokenizer: the model's.
       suffix_turn: what a user asks after the response of every conversation; see `RewardSpec`.
       unread: of how many conversations the template does not show something, by what it is.
+      kinds: what it does not show of each kind of message that was tried; None stands for tools.
     """
 
     def __init__(self, tokenizer: Tokenizer, suffix_turn: str = ""):
         """Nothing has been seen."""
         self.tokenizer, self.suffix_turn = tokenizer, suffix_turn
         self.unread: Counter[str] = Counter()
-        self._hidden: dict[_Shape, frozenset[str]] = {}
-        self._tools_hidden: bool | None = None
+        self.kinds: Kinds = {}
 
     def encode(self, conversation: Conversation, where: str, asking: bool = False) -> np.ndarray:
         """Token ids [length] int32; the reward is read at the last one.
@@ -134,6 +136,16 @@ class ChatEncoder:
             for i in turns
         )
 
+    def learn(self, conversation: Conversation) -> None:
+        """Tries what is new in a conversation, so that others need not, and find something else.
+
+        An error is left to whoever encodes it.
+        """
+        with contextlib.suppress(UserError):
+            self._hidden_fields(self._with_suffix(conversation))
+            if conversation.tools:
+                self._hides_tools(conversation)
+
     def notes(self) -> list[str]:
         """What the template does not show, in words, from how many conversations have it."""
         return [
@@ -155,11 +167,11 @@ class ChatEncoder:
                 number > last_user,
                 bool(conversation.tools),
             )
-            if shape not in self._hidden:
-                if len(self._hidden) >= _MOST_KINDS:
-                    self._hidden.clear()
-                self._hidden[shape] = self._try(conversation, number)
-            found.append(self._hidden[shape])
+            if shape not in self.kinds:
+                if len(self.kinds) >= _MOST_KINDS:
+                    self.kinds.clear()
+                self.kinds[shape] = self._try(conversation, number)
+            found.append(self.kinds[shape])
         return found
 
     def _try(self, conversation: Conversation, number: int) -> frozenset[str]:
@@ -182,10 +194,10 @@ class ChatEncoder:
         return self._reads_same(conversation, Conversation(changed, conversation.tools))
 
     def _hides_tools(self, conversation: Conversation) -> bool:
-        if self._tools_hidden is None:
-            bare = Conversation(conversation.messages)
-            self._tools_hidden = self._reads_same(conversation, bare)
-        return self._tools_hidden
+        if None not in self.kinds:
+            same = self._reads_same(conversation, Conversation(conversation.messages))
+            self.kinds[None] = frozenset({"tools"} if same else ())
+        return bool(self.kinds[None])
 
     def _reads_same(self, one: Conversation, other: Conversation) -> bool:
         try:

@@ -35,7 +35,7 @@ def _answer_all(asked: BinaryIO, answers: BinaryIO) -> None:
     encode = pickle.load(asked)
     unread = encode.encoder.unread
     while True:
-        entries = pickle.load(asked)
+        entries, encode.encoder.kinds = pickle.load(asked)
         unread.clear()
         try:
             answer = Answer(encode(entries), unread)

@@ -43,8 +43,15 @@ class Workers:
         self._threads = ThreadPoolExecutor(self.count, "tokenize")
 
     def submit(self, entries: Sequence[Said]) -> Future[Answer]:
-        """Has the tokens of a portion made; see `tokens`."""
-        return self._threads.submit(self._ask, entries)
+        """Has the tokens of a portion made; see `tokens`.
+
+        What a template shows is tried here, in the order of the rows, and sent along: it may
+        depend on the message that it is tried with, and must not on which process had it first.
+        """
+        encoder = self._encode.encoder
+        for conversation, _ in (said for entry in entries for said in entry):
+            encoder.learn(conversation)
+        return self._threads.submit(self._ask, _pickled((entries, encoder.kinds)))
 
     def tokens(self, asked: Future[Answer]) -> list[Encoded]:
         """The tokens of a portion, when they are made.
@@ -64,11 +71,11 @@ class Workers:
         """Waits for no answer; the processes have been killed."""
         self._threads.shutdown(cancel_futures=True)
 
-    def _ask(self, entries: Sequence[Said]) -> Answer:
+    def _ask(self, portion: bytes) -> Answer:
         process, start = self._free.get()
         assert process.stdin and process.stdout
         try:
-            process.stdin.write(start + _pickled(entries))
+            process.stdin.write(start + portion)
             process.stdin.flush()
             return pickle.load(process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError) as error:

@@ -13,6 +13,7 @@ import pytest
 from helpers.paths import ROOT
 from rmjax.data import token_stream, token_workers
 from rmjax.data.chat_encoder import ChatEncoder
+from rmjax.data.conversation import Conversation
 from rmjax.data.portion import PortionEncoder
 from rmjax.data.tokenize import load_tokenized
 from rmjax.data.tokenizer import byte_tokenizer
@@ -145,6 +146,26 @@ def _runs(pid: int) -> bool:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     return False
+
+
+def test_what_a_template_shows_is_the_same_for_all(monkeypatch):
+    """It is tried with the first message of a kind, whichever process has that."""
+    monkeypatch.setattr(token_workers, "_cores", lambda: 2)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% if m.name == 'a' %}a{% endif %}{% endfor %}"
+    )
+    encode = PortionEncoder(ChatEncoder(tokenizer), policy=False, every_turn=False)
+    with token_workers.begun_workers(encode) as workers:
+        assert workers
+        asked = []
+        for name in "abbbb":
+            messages: Any = [{"role": "user", "content": "x", "name": name}]
+            messages += [{"role": "assistant", "content": "y"}]
+            asked.append(workers.submit([((Conversation(messages), "x"),)]))
+        for each in asked:
+            workers.tokens(each)
+    assert not encode.encoder.unread
 
 
 def test_what_cannot_be_sent_is_made_here(monkeypatch):
