@@ -74,10 +74,7 @@ def _growth(looks: Sequence[Look]) -> str:
     begins = int(len(looks) * _WARM)
     early, late = looks[begins : begins + tenth], looks[-tenth:]
 
-    def middle(part: Sequence[Look], field: str) -> float:
-        return statistics.median(getattr(look, field) for look in part)
-
-    before, after = middle(early, "bytes"), middle(late, "bytes")
+    before, after = (statistics.median(look.bytes for look in part) for part in (early, late))
     if after > max(before * _GROWTH, before + _MORE_BYTES):
         return f"memory grew from {before / 2**20:.1f} to {after / 2**20:.1f} MiB"
     # These go up and down with every save and every batch.

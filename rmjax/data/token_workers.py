@@ -1,4 +1,4 @@
-"""Processes that make tokens at once: of a sample, Python works about as long as the tokenizer.
+"""Processes that make tokens at once, where there are more cores than the tokenizer's threads fill.
 
 They are begun as `python FILE` with pipes. A fork would copy the locks of JAX's threads, and
 multiprocessing's way without one imports the script that is run again, which then has to be made
